@@ -1,0 +1,1 @@
+"""Intruscope: see what a fine-tune did to a model's weights."""

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: Krylov spaces, certified bounds, low-rank algebra, clusters. Knows no file and no model."""

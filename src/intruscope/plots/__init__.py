@@ -1,0 +1,1 @@
+"""Pictures of records, in one style. Reads records; computes nothing."""

@@ -1,0 +1,1 @@
+"""HTML pages, terminal tables, JSON, Parquet and CSV of records. Renders; computes nothing."""

@@ -1,0 +1,152 @@
+"""What a scan reports. Frozen records; ``to_json`` of the report package writes them as the public schema.
+
+A numerical outcome (borderline, degenerate, unfinished) is data here, not an exception. No field is
+ever NaN or infinite: a value that does not exist is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from intruscope.weights.matrices import CoverageEntry, Finding, Scope
+
+Verdict = Literal["intruder", "aligned", "borderline", "degenerate"]
+Certificate = Literal["proved", "probabilistic", "dense"]
+Side = Literal["left", "right"]
+
+SCHEMA = "intruscope.scan/1"
+EPSILON_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+K_GRID = (1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    """Everything that can change a verdict; part of the plan's hash."""
+
+    k: int | Literal["all"] = 10
+    epsilon: float = 0.5
+    side: Literal["left", "right", "both"] = "left"
+    seed: int = 0
+    null_trials: int = 0
+    maps: int = 0
+    exact_effective_rank: bool = False
+    prove: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure with the interval it is known to lie in, and how that is known."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """The base vector that a tuned vector matches best, when it could be named."""
+
+    base_index: int
+    base_singular_value: float
+    relative_change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCount:
+    """Intruders among the top k at one threshold; ``num_undecided`` are borderline or degenerate there."""
+
+    epsilon: float
+    k: int
+    num_intruders: int
+    num_undecided: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullCount:
+    """Intruders that the same update spectrum makes in random directions, over ``trials`` draws."""
+
+    trials: int
+    mean: float
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityMap:
+    """|U0ᵀU| of the top vectors: rows base, columns tuned, both by falling singular value, in 1/255 steps."""
+
+    num_base: int
+    num_tuned: int
+    levels: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideReport:
+    """One side (left or right) of one matrix; all tuples have one entry per tuned vector, by falling value."""
+
+    side: Side
+    alignment_lower: tuple[float, ...]
+    alignment_upper: tuple[float, ...]
+    verdicts: tuple[Verdict, ...]
+    certificates: tuple[Certificate, ...]
+    alignment_certificates: tuple[Certificate, ...]
+    outside_column_space: tuple[float, ...] | None
+    matches: tuple[Match | None, ...]
+    num_intruders: int
+    grid: tuple[GridCount, ...]
+    tuned_energy_fraction: float | None
+    update_energy_fraction: float | None
+    null: NullCount | None = None
+    similarity: SimilarityMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateReport:
+    """Size and shape of ΔW."""
+
+    frobenius_norm: float
+    spectral_norm: float
+    relative_frobenius_norm: float | None
+    relative_spectral_norm: float | None
+    stable_rank: float | None
+    effective_rank: Estimate | None
+    rank_bound: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixReport:
+    """Everything said of one matrix. ``status`` is ``done``, ``unfinished`` (deadline) or ``refused`` (finding)."""
+
+    name: str
+    shape: tuple[int, int]
+    kind: str
+    layer: int | None
+    scope: Scope
+    status: Literal["done", "unfinished", "refused", "failed"]
+    singular_values: tuple[float, ...]
+    residual_ratio: float | None
+    top_k_failure_probability: float | None
+    sides: tuple[SideReport, ...]
+    update: UpdateReport | None
+    base_frobenius_norm: float | None
+    base_spectral_norm: float | None
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """The whole scan."""
+
+    base: str
+    tuned: str
+    settings: ScanSettings
+    matrices: tuple[MatrixReport, ...]
+    coverage: tuple[CoverageEntry, ...]
+    findings: tuple[Finding, ...]
+    complete: bool
+    environment: dict[str, Any] = field(default_factory=dict)
