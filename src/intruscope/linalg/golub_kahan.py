@@ -1,0 +1,212 @@
+"""Block Golub-Kahan bidiagonalisation with full re-orthogonalisation and a measured residual.
+
+For an operator A (M x N) and a start block in its column space, n steps give orthonormal bases
+U (M x nb) and V (N x nb) with
+
+    A V = U B,        Aᵀ U = V Bᵀ + V₊ C Eₙᵀ,
+
+B block upper bidiagonal, V₊ the next block and Eₙ the last block of unit vectors. In floating point
+both relations hold up to a residual; it is *measured* in float64 on sampled rows, because every bound
+that is built on the relations has to carry it.
+
+Source: Golub & Kahan 1965; block form after Golub, Luk & Overton 1981. Differs in: full
+re-orthogonalisation (two classical Gram-Schmidt passes a block), the measured residual.
+
+Shape suffixes: M rows, N columns, B block, K Krylov dimension (n steps times b).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from intruscope.linalg.operators import Operator
+
+_SAMPLED_ROWS = 192
+
+
+@dataclass(frozen=True, kw_only=True)
+class RitzSystem:
+    """The Krylov space of one run, rotated to its Ritz vectors.
+
+    Attributes:
+        values: s, descending, float64 (K,): singular values of B.
+        left_MK: Basis U, working precision; ``left_MK @ left_rotation_KK`` are the left Ritz vectors.
+        right_NK: Basis V likewise.
+        left_rotation_KK, right_rotation_KK: P and Z of B = P diag(s) Zᵀ, float64.
+        coupling_KB: D = Pᵀ Eₙ Cᵀ, float64: how each Ritz vector leaks into the next block. The
+            residual of Ritz pair j is the norm of row j.
+        start_BB: Upper triangular R of the QR of the start block: start = V₁ R.
+        recurrence_error: Bound on the spectral norm of either residual matrix, measured.
+        orthogonality_error: Bound on ‖VᵀV − I‖ and ‖UᵀU − I‖, measured.
+    """
+
+    values: Tensor
+    left_MK: Tensor
+    right_NK: Tensor
+    left_rotation_KK: Tensor
+    right_rotation_KK: Tensor
+    coupling_KB: Tensor
+    start_BB: Tensor
+    recurrence_error: float
+    orthogonality_error: float
+
+    @property
+    def residuals(self) -> Tensor:
+        """‖Aᵀ p − s z‖ of each Ritz pair (K,), float64; the other residual is zero by construction."""
+        return torch.linalg.vector_norm(self.coupling_KB, dim=1) + self.recurrence_error
+
+    def start_coordinates(self) -> Tensor:
+        """Coordinates of the start block along the right Ritz vectors: (K, b), float64."""
+        block = self.start_BB.shape[0]
+        return self.right_rotation_KK[:block].T @ self.start_BB
+
+    def right_vectors(self, count: int) -> Tensor:
+        """The first ``count`` right Ritz vectors as unit columns (N, count), float64."""
+        return _unit_columns(self.right_NK, self.right_rotation_KK[:, :count])
+
+    def left_vectors(self, count: int) -> Tensor:
+        """The first ``count`` left Ritz vectors as unit columns (M, count), float64."""
+        return _unit_columns(self.left_MK, self.left_rotation_KK[:, :count])
+
+
+def _unit_columns(basis: Tensor, rotation: Tensor) -> Tensor:
+    columns = (basis @ rotation.to(basis.dtype)).double()
+    return columns / torch.linalg.vector_norm(columns, dim=0, keepdim=True)
+
+
+class GolubKahan:
+    """A bidiagonalisation that can be extended step by step.
+
+    Args:
+        operator: A (M x N).
+        start_NB: Start block; its columns must be linearly independent.
+        max_steps: Room that is reserved for the bases.
+    """
+
+    def __init__(self, operator: Operator, start_NB: Tensor, *, max_steps: int) -> None:
+        rows, columns = operator.shape
+        block = start_NB.shape[1]
+        dtype, device = operator.dtype, operator.device
+        self.operator = operator
+        self._transposed = operator.transposed
+        self.block = block
+        self.num_steps = 0
+        self.max_steps = max_steps
+        self._left = torch.empty((max_steps * block, rows), dtype=dtype, device=device).T
+        self._right = torch.empty(((max_steps + 1) * block, columns), dtype=dtype, device=device).T
+        self._diagonal: list[Tensor] = []
+        self._above: list[Tensor] = []
+        first, triangle = torch.linalg.qr(start_NB.double())
+        self.start_BB = triangle
+        self._right[:, :block] = first.to(dtype)
+
+    @property
+    def dimension(self) -> int:
+        """Columns in each basis so far."""
+        return self.num_steps * self.block
+
+    def extend(self, num_steps: int) -> None:
+        """Take steps until ``num_steps`` in all have been taken."""
+        while self.num_steps < num_steps:
+            self._step()
+
+    def _step(self) -> None:
+        block, done = self.block, self.dimension
+        current = self._right[:, done : done + block]
+        image = self.operator.times(current)
+        if self._above:
+            image -= self._left[:, done - block : done] @ self._above[-1].to(image.dtype)
+        new_left, upper = _orthonormalise(image, self._left[:, :done])
+        self._left[:, done : done + block] = new_left
+        back = self._transposed.times(new_left)
+        back -= current @ upper.T.to(back.dtype)
+        new_right, lower = _orthonormalise(back, self._right[:, : done + block])
+        self._right[:, done + block : done + 2 * block] = new_right
+        self._diagonal.append(upper)
+        self._above.append(lower.T)
+        self.num_steps += 1
+
+    def ritz(self, generator: torch.Generator) -> RitzSystem:
+        """Rotate the space built so far to its Ritz vectors, and measure how well the relations hold."""
+        size, block = self.dimension, self.block
+        bidiagonal = torch.zeros((size, size), dtype=torch.float64)
+        for step, diagonal in enumerate(self._diagonal):
+            at = slice(step * block, (step + 1) * block)
+            bidiagonal[at, at] = diagonal
+            if step + 1 < self.num_steps:
+                bidiagonal[at, (step + 1) * block : (step + 2) * block] = self._above[step]
+        left_rotation, values, right_rotation_t = torch.linalg.svd(bidiagonal)
+        # Aᵀ U = V Bᵀ + V₊ C Eₙᵀ: ``above`` holds Cᵀ, so D = Pᵀ Eₙ Cᵀ.
+        coupling = left_rotation[size - block :].T @ self._above[-1]
+        recurrence, orthogonality = self._measured_errors(bidiagonal, generator)
+        return RitzSystem(
+            values=values,
+            left_MK=self._left[:, :size],
+            right_NK=self._right[:, :size],
+            left_rotation_KK=left_rotation,
+            right_rotation_KK=right_rotation_t.T.contiguous(),
+            coupling_KB=coupling,
+            start_BB=self.start_BB,
+            recurrence_error=recurrence,
+            orthogonality_error=orthogonality,
+        )
+
+    def _measured_errors(self, bidiagonal: Tensor, generator: torch.Generator) -> tuple[float, float]:
+        """Spectral norms of the residual matrices, from sampled rows in float64, scaled to all rows.
+
+        Row i of A V − U B depends on row i of A alone, so a sample of rows costs only its share. For a
+        residual E and a uniform sample E_s of its rows, (rows / sampled) E_sᵀ E_s estimates EᵀE, and
+        its largest eigenvalue errs upward (it is convex in the sample). The factor 1.5 covers what
+        rounding that is unevenly spread over rows could hide.
+        """
+        size, block = self.dimension, self.block
+        worst = 0.0
+        for operator, image_basis, source_basis, small in (
+            (self.operator, self._left[:, :size], self._right[:, :size], bidiagonal),
+            (
+                self._transposed,
+                self._right[:, : size + block],
+                self._left[:, :size],
+                _with_tail(bidiagonal, self._above[-1]),
+            ),
+        ):
+            rows = operator.shape[0]
+            picked = torch.randperm(rows, generator=generator)[:_SAMPLED_ROWS]
+            image = operator.rows(picked) @ source_basis.double()
+            image -= image_basis[picked].double() @ small
+            norm = float(torch.linalg.matrix_norm(image, 2)) * (rows / len(picked)) ** 0.5
+            worst = max(worst, 1.5 * norm)
+        right = self._right[:, : size + block]
+        gram = (right.T @ right).double()
+        gram.diagonal().sub_(1.0)
+        left_gram = (self._left[:, :size].T @ self._left[:, :size]).double()
+        left_gram.diagonal().sub_(1.0)
+        orthogonality = max(float(torch.linalg.matrix_norm(gram)), float(torch.linalg.matrix_norm(left_gram)))
+        return worst, orthogonality
+
+
+def _with_tail(bidiagonal: Tensor, above: Tensor) -> Tensor:
+    """The (K + b, K) coefficients of Aᵀ U: Bᵀ with the coupling to the next block below it."""
+    size, block = bidiagonal.shape[0], above.shape[0]
+    whole = torch.zeros((size + block, size), dtype=torch.float64)
+    whole[:size] = bidiagonal.T
+    whole[size:, size - block :] = above.T
+    return whole
+
+
+def _orthonormalise(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns Q ⟂ basis and float64 R with block ≈ Q R (+ what lay in the basis).
+
+    Two passes: the second also turns the arbitrary directions that a rank-deficient block gets
+    from its first QR away from the basis.
+    """
+    block = block - basis @ (basis.T @ block)
+    first, upper = torch.linalg.qr(block)
+    first = first - basis @ (basis.T @ first)
+    second, correction = torch.linalg.qr(first)
+    return second, correction.double() @ upper.double()
