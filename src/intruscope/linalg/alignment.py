@@ -22,6 +22,7 @@ from torch import Tensor
 from intruscope.linalg import clusters
 from intruscope.linalg.certificates import (
     IntervalBounds,
+    TopAccount,
     account_for_top,
     cover,
     smallest_counted_value,
@@ -104,11 +105,12 @@ def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor) -> Alignme
     if base.shape[0] > len(vectors.values):
         outside = (1.0 - cosines_RK.square().sum(dim=0)).clamp(0.0, 1.0)
     count = tuned_left_MK.shape[1]
+    certificate: Certificate = "dense"
     bounded = Alignments(
         lower=lower,
         upper=upper,
         degenerate=ambiguous,
-        certificates=("dense",) * count,
+        certificates=(certificate,) * count,
         best_index=best,
         best_value=vectors.values[best] if len(vectors.values) else torch.zeros(count, dtype=torch.float64),
         outside_fraction=outside,
@@ -183,10 +185,20 @@ def _krylov(
     process = GolubKahan(work, torch.cat([functionals, random], dim=1), max_steps=most)
     ceiling = 1.001 * frobenius_norm(base)
     num_steps = _FIRST_STEPS
+    account: TopAccount | None = None
     while True:
         process.extend(num_steps)
         system = process.ritz(generator)
-        found = _bounds(system, tuned, thresholds, ceiling, count, tall=tall)
+        if account is None or account.count <= count:
+            # What a complete account says of the spectrum stays true as the space grows.
+            account = account_for_top(
+                system,
+                system.start_coordinates()[:, count:],
+                wanted=count + 2,
+                ceiling=ceiling,
+                num_candidates=min(rows, columns),
+            )
+        found = _bounds(system, account, tuned, thresholds, ceiling, tall=tall)
         if found is not None:
             wide, tight = _undecided(found, thresholds, deciding)
             if not bool((wide | tight).any()):
@@ -225,21 +237,21 @@ def _targets(lower: Tensor, thresholds: Sequence[float]) -> Tensor:
 
 def _bounds(
     system: RitzSystem,
+    account: TopAccount,
     tuned: TopTriplets,
     thresholds: Sequence[float],
     ceiling: float,
-    count: int,
     *,
     tall: bool,
 ) -> Alignments | None:
     """Both bounds from one Krylov space; None while a tall base's floor is not yet certified."""
+    count = len(tuned.singular_values)
     coordinates = system.start_coordinates()
     functionals_KF, random_KB = coordinates[:, :count], coordinates[:, count:]
     candidates = min(system.left_MK.shape[0], system.right_NK.shape[0])
     floor = smallest_counted_value(system, random_KB, num_candidates=candidates) if tall else 0.0
     if tall and floor == 0.0:
         return None
-    account = account_for_top(system, random_KB, wanted=count + 2, ceiling=ceiling, num_candidates=candidates)
     cosines_KF = functionals_KF / system.values.unsqueeze(1) if tall else functionals_KF
     lower, best = _lower(system, account.count, account.gap, account.cluster, cosines_KF)
     rounding = _start_rounding(system, floor if tall else float(system.values[0]))

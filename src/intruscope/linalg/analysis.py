@@ -122,7 +122,8 @@ def _operators(
 
 def _power_of_two(base_OI: Tensor, tuned_OI: Tensor | None) -> float:
     """A power of two that brings extreme weights near one; 1 for ordinary ones, which are not copied."""
-    largest = max(float(t.abs().max()) for t in (base_OI, tuned_OI) if t is not None)
+    ends = [end for t in (base_OI, tuned_OI) if t is not None for end in torch.aminmax(t)]
+    largest = max(abs(float(end)) for end in ends)
     if largest == 0.0 or 1e-8 < largest < 1e8:
         return 1.0
     return math.ldexp(1.0, -math.frexp(largest)[1])

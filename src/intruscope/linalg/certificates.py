@@ -77,29 +77,25 @@ class IntervalBounds:
         crossed = system.coupling_KB.unsqueeze(2) * functionals_KF.unsqueeze(1)
         self._crossed_KBF = crossed.reshape(size, block * count)
 
-    def _terms(self, centre_Q: Tensor, reach_Q: Tensor, mix: float, removed_QK: Tensor | None) -> _Terms:
+    def _terms(self, centre_Q: Tensor, reach_Q: Tensor, mix: float) -> _Terms:
         s = self.system.values.unsqueeze(0)
         c = centre_Q.unsqueeze(1)
         kappa = ((1.0 - mix) / reach_Q.square()).unsqueeze(1)
         near = kappa * (c - s).square() + mix
         far = kappa * (c + s).square() + mix
-        inverse_near = 1.0 / near
-        schur_near = mix * inverse_near
-        if removed_QK is not None:
-            inverse_near = inverse_near.masked_fill(removed_QK, 0.0)
-            schur_near = schur_near.masked_fill(removed_QK, 1.0)
-        omega = 0.5 * kappa * (schur_near + mix / far)
+        inverse_near, inverse_far = 1.0 / near, 1.0 / far
+        alpha = 0.5 * (inverse_near + inverse_far)
         block = self.system.coupling_KB.shape[1]
-        schur = (omega @ self._outer_KBB).reshape(-1, block, block)
+        schur = ((mix * kappa * alpha) @ self._outer_KBB).reshape(-1, block, block)
         schur.diagonal(dim1=1, dim2=2).add_(mix)
         return _Terms(
-            alpha_QK=0.5 * (inverse_near + 1.0 / far),
-            phi_QK=0.5 * kappa * ((c - s) * inverse_near - (c + s) / far),
+            alpha_QK=alpha,
+            phi_QK=0.5 * kappa * ((c - s) * inverse_near - (c + s) * inverse_far),
             schur_QBB=schur,
         )
 
     def _reach(self, half_width_Q: Tensor) -> Tensor:
-        """h + η, no less than what keeps the Schur complement well inside float64."""
+        """Half-width + η, no less than what keeps the Schur complement well inside float64."""
         floor = _LEAST_REACH * float(self.system.values[0])
         return (half_width_Q + self.system.recurrence_error).clamp(min=floor)
 
@@ -108,7 +104,8 @@ class IntervalBounds:
         block = terms.schur_QBB.shape[1]
         cross = (terms.phi_QK @ self._crossed_KBF).reshape(len(terms.phi_QK), block, -1)
         factor = torch.linalg.cholesky(terms.schur_QBB)
-        return torch.linalg.solve_triangular(factor, cross, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(factor, cross, upper=False)
+        return solved
 
     def squares(self, centre_Q: Tensor, half_width_Q: Tensor) -> Tensor:
         """Upper bounds on (g · v)² for each interval and functional: (Q, F)."""
@@ -118,56 +115,50 @@ class IntervalBounds:
         for at in _chunks(len(centre_Q), size):
             reach = self._reach(half_width_Q[at])
             for mix in _MIXES:
-                terms = self._terms(centre_Q[at], reach, mix, None)
+                terms = self._terms(centre_Q[at], reach, mix)
                 solved = self._solved(terms)
                 value = terms.alpha_QK @ squared_KF + solved.square().sum(dim=1)
                 best[at] = torch.minimum(best[at], value)
         return 2.0 * (1.0 + self.system.orthogonality_error) * best
 
-    def between_as_column(self, centre_Q: Tensor, half_width_Q: Tensor) -> Tensor:
-        """:meth:`between_ritz_values` as the (Q, 1) array that :func:`cover` takes."""
-        return self.between_ritz_values(centre_Q, half_width_Q).unsqueeze(1)
+    def away_as_column(self, centre_Q: Tensor, half_width_Q: Tensor) -> Tensor:
+        """:meth:`away_from_ritz_values` as the (Q, 1) array that :func:`cover` takes."""
+        return self.away_from_ritz_values(centre_Q, half_width_Q).unsqueeze(1)
 
-    def joint_square(self, centre_Q: Tensor, half_width_Q: Tensor, removed_QK: Tensor | None) -> Tensor:
-        """Upper bounds on ‖Gᵀv‖² over all functionals together, (Q,).
-
-        ``removed_QK`` marks Ritz vectors the singular vector is taken to be orthogonal to.
-        """
-        size = self.functionals_KF.shape[0]
-        best = torch.full((len(centre_Q),), math.inf, dtype=torch.float64)
-        for at in _chunks(len(centre_Q), size * 4):
-            reach = self._reach(half_width_Q[at])
-            for mix in _MIXES:
-                terms = self._terms(centre_Q[at], reach, mix, None if removed_QK is None else removed_QK[at])
-                solved = self._solved(terms)
-                gram = solved.mT @ solved
-                gram += (self.functionals_KF.T * terms.alpha_QK.unsqueeze(1)) @ self.functionals_KF
-                best[at] = torch.minimum(best[at], torch.linalg.eigvalsh(gram)[:, -1])
-        return 2.0 * (1.0 + self.system.orthogonality_error) * best
-
-    def between_ritz_values(self, centre_Q: Tensor, half_width_Q: Tensor) -> Tensor:
-        """Upper bounds on ‖Gᵀv‖² for intervals that hold no Ritz value, (Q,); infinite for those that do.
+    def away_from_ritz_values(
+        self, centre_Q: Tensor, half_width_Q: Tensor, *, ignored: slice = slice(0, 0)
+    ) -> Tensor:
+        """Upper bounds on ‖Gᵀv‖² over intervals that hold no Ritz value but the ignored ones, (Q,).
 
         Away from the Ritz values the coordinates are explicit, ŵ_j = s_j D_j f / (σ² − s_j²) plus the
         effect of e₁ and e₂, and smooth in σ: value and slope at the centre, a bound on the curvature
-        over the interval. Far tighter there than the ellipsoid.
+        over the interval. Far tighter there than the ellipsoid. Infinite where a Ritz value that is
+        not ignored lies in the interval.
+
+        With d Ritz values ignored the bound holds for a unit combination of d + 1 singular vectors
+        with values in the interval, chosen orthogonal to the ignored Ritz vectors; their different σ
+        and errors then add up to a factor √(d + 1).
         """
         system = self.system
-        s = system.values.unsqueeze(0)
+        kept = torch.ones(len(system.values), dtype=torch.bool)
+        kept[ignored] = False
+        spread = math.sqrt(1.0 + float((~kept).sum()))
+        s_K = system.values[kept]
+        crossed = self._crossed_KBF[kept]
         low, high = (centre_Q - half_width_Q).unsqueeze(1), (centre_Q + half_width_Q).unsqueeze(1)
-        c, h = centre_Q.unsqueeze(1), half_width_Q
+        c, h, s = centre_Q.unsqueeze(1), half_width_Q, s_K.unsqueeze(0)
         distance = torch.maximum(low - s, s - high)
         inside = (distance <= 0).any(dim=1)
         distance = distance.clamp_min(torch.finfo(torch.float64).tiny)
         separation = distance * (torch.where(low > s, low, high) + s)
-        weight_K = torch.linalg.vector_norm(self.functionals_KF, dim=1)
-        leak_K = system.values * torch.linalg.vector_norm(system.coupling_KB, dim=1)
+        weight_K = torch.linalg.vector_norm(self.functionals_KF[kept], dim=1)
+        leak_K = s_K * torch.linalg.vector_norm(system.coupling_KB[kept], dim=1)
         difference = c.square() - s.square()
-        value = torch.linalg.vector_norm((s / difference) @ self._crossed_KBF, dim=1)
-        slope = torch.linalg.vector_norm((-2 * c * s / difference.square()) @ self._crossed_KBF, dim=1)
+        value = torch.linalg.vector_norm((s / difference) @ crossed, dim=1)
+        slope = torch.linalg.vector_norm((-2 * c * s / difference.square()) @ crossed, dim=1)
         curvature = (2 / separation.square() + 8 * high.square() / separation.pow(3)) @ (weight_K * leak_K)
         rounding = 2 * system.recurrence_error * (distance.pow(-2) @ weight_K.square()).sqrt()
-        bound = value + h * slope + 0.5 * h.square() * curvature + rounding
+        bound = value + spread * (h * slope + 0.5 * h.square() * curvature + rounding)
         bound = (1.0 + system.orthogonality_error) * bound.square()
         return torch.where(inside, torch.full_like(bound, math.inf), bound)
 
@@ -332,11 +323,9 @@ def _excluded_inside(
     bounds: IntervalBounds, low: float, high: float, first: int, last: int, level: float
 ) -> bool:
     """No further singular direction hides among the Ritz values ``first..last``."""
-    removed = torch.zeros((1, len(bounds.system.values)), dtype=torch.bool)
-    removed[0, first : last + 1] = True
     centre = torch.tensor([(low + high) / 2], dtype=torch.float64)
     half = torch.tensor([(high - low) / 2], dtype=torch.float64)
-    return bool(bounds.joint_square(centre, half, removed)[0] <= level)
+    return bool(bounds.away_from_ritz_values(centre, half, ignored=slice(first, last + 1))[0] <= level)
 
 
 def _excluded_between(bounds: IntervalBounds, low: float, high: float, level: float) -> bool:
@@ -348,7 +337,7 @@ def _excluded_between(bounds: IntervalBounds, low: float, high: float, level: fl
         edges[0], edges[-1] = low, high
 
     resolution = bounds.system.recurrence_error
-    return bool(cover(edges, bounds.between_as_column, target, resolution=resolution)[0] <= level)
+    return bool(cover(edges, bounds.away_as_column, target, resolution=resolution)[0] <= level)
 
 
 def _gaps(
@@ -385,7 +374,7 @@ def smallest_counted_value(system: RitzSystem, random_KB: Tensor, *, num_candida
         target = torch.tensor([level], dtype=torch.float64)
         if candidate <= 10 * system.recurrence_error:
             return 0.0
-        if bool(cover(edges, bounds.between_as_column, target, resolution=candidate / 512)[0] <= level):
+        if bool(cover(edges, bounds.away_as_column, target, resolution=candidate / 512)[0] <= level):
             return candidate
         candidate *= 0.7
     return 0.0

@@ -51,11 +51,15 @@ class Operator:
         return Operator(dense_MN=self.dense_MN.T, left_MR=self.right_RN.T, right_RN=self.left_MR.T)
 
     def times(self, block_NB: Tensor) -> Tensor:
-        """Product with a few columns: (rows, block)."""
-        product_MB = self.dense_MN @ block_NB
+        """Product with a few columns: (rows, block).
+
+        Computed as rows times the transpose: BLAS libraries are about twice as fast at a few long
+        rows as at a few long columns, so blocks live as contiguous rows and are seen as columns.
+        """
+        product_BM = block_NB.T @ self.dense_MN.T
         if self.left_MR is not None and self.right_RN is not None:
-            product_MB.addmm_(self.left_MR, self.right_RN @ block_NB)
-        return product_MB
+            product_BM.addmm_(block_NB.T @ self.right_RN.T, self.left_MR.T)
+        return product_BM.T
 
     def rows(self, index: Tensor) -> Tensor:
         """The named rows in float64: (len(index), columns)."""

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 Certificate = Literal["proved", "probabilistic", "dense"]
 
-RANDOM_COLUMNS = 22
-"""Gaussian columns beside the wanted ones: enough for exclusion levels near 0.1 (see certificates)."""
+RANDOM_COLUMNS = 10
+"""Gaussian columns beside the wanted ones: enough for exclusion levels near 0.001 (see certificates)."""
 
-_CHECKPOINTS = (6, 8, 10, 13, 16, 20, 26, 34)
+_CHECKPOINTS = (7, 10, 13, 17, 22, 28, 36)
 _GOOD_SINE = 1e-3
 DENSE_LIMIT = 640
 """Up to this smaller side two dense float64 decompositions cost no more than the Krylov path."""
@@ -160,7 +160,7 @@ def _finish(
 
 
 def residual_ratio(operator: Operator, left_MK: Tensor, values: Tensor, right_NK: Tensor) -> float:
-    """max residual over ‖A‖ max(M, N) ulp, LAPACK's form; ulp is that of the working precision."""
+    """Largest residual over ‖A‖ max(M, N) ulp, LAPACK's form; ulp is that of the working precision."""
     if len(values) == 0 or float(values[0]) == 0.0:
         return 0.0
     dtype = operator.dtype
