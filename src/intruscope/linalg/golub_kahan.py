@@ -17,6 +17,7 @@ Shape suffixes: M rows, N columns, B block, K Krylov dimension (n steps times b)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,7 @@ def _departure_from_orthonormal(basis: Tensor, generator: torch.Generator) -> fl
     size = basis.shape[1]
     probes = torch.randn((size, _PROBES), generator=generator, dtype=torch.float64).to(basis.dtype)
     departure = basis.T @ (basis @ probes) - probes
-    return 2.0 * float(torch.linalg.matrix_norm(departure.double())) / _PROBES**0.5
+    return 2.0 * float(torch.linalg.matrix_norm(departure.double())) / math.sqrt(_PROBES)
 
 
 def _with_tail(bidiagonal: Tensor, above: Tensor) -> Tensor:
