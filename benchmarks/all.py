@@ -1,0 +1,21 @@
+"""Every benchmark at its smaller default, one after another: ``make bench``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def main() -> None:
+    for module, options in {
+        "verdicts": ["--shapes", "700x700", "700x1400", "1400x700"],
+        "growth": ["--widths", "1024", "2048", "4096"],
+        "speed": ["--matrices", "4", "--repeats", "1"],
+        "llama7b": [],
+    }.items():
+        print(f"== {module}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], check=True)
+
+
+if __name__ == "__main__":
+    main()
