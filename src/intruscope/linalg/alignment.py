@@ -71,6 +71,7 @@ def align(
     base: Operator,
     tuned: TopTriplets,
     tuned_left_MK: Tensor,
+    error_K: Tensor,
     *,
     thresholds: Sequence[float],
     deciding: float,
@@ -81,23 +82,24 @@ def align(
 
     Args:
         base: The base matrix (M x N); no update.
-        tuned: Whose vector errors, clusters and degeneracies enter the bounds.
+        tuned: Whose clusters and degeneracies enter the bounds.
         tuned_left_MK: The vectors, unit columns in float64, on the side of the rows of ``base``.
+        error_K: Sine of the angle by which each of them may be off.
         thresholds: Values that the bounds should separate wherever the truth allows.
         deciding: The threshold of the verdict: undecided here always goes to the dense path.
         seed: Of the Gaussian columns.
         dense: Skip the Krylov path.
     """
-    found = None if dense else _krylov(base, tuned, tuned_left_MK, thresholds, deciding, seed)
+    found = None if dense else _krylov(base, tuned, tuned_left_MK, error_K, thresholds, deciding, seed)
     if found is None:
-        found = _dense(base, tuned, tuned_left_MK)
+        found = _dense(base, tuned, tuned_left_MK, error_K)
     return found
 
 
 # --- the dense path --------------------------------------------------------------------------------
 
 
-def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor) -> Alignments:
+def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor, error_K: Tensor) -> Alignments:
     vectors = dense_base(base)
     cosines_RK = vectors.cosines(tuned_left_MK)
     lower, upper, best, ambiguous = _over_clusters(cosines_RK, vectors)
@@ -115,7 +117,7 @@ def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor) -> Alignme
         best_value=vectors.values[best] if len(vectors.values) else torch.zeros(count, dtype=torch.float64),
         outside_fraction=outside,
     )
-    return _with_tuned_errors(bounded, tuned)
+    return _with_tuned_errors(bounded, tuned, error_K)
 
 
 def _over_clusters(cosines_RK: Tensor, vectors: BaseVectors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,21 +141,23 @@ def _over_clusters(cosines_RK: Tensor, vectors: BaseVectors) -> tuple[Tensor, Te
     return lower, upper, best, (sizes[holder, 0] > 1) & (upper - lower > 1e-6)
 
 
-def _with_tuned_errors(bounded: Alignments, tuned: TopTriplets) -> Alignments:
+def _with_tuned_errors(bounded: Alignments, tuned: TopTriplets, error_K: Tensor) -> Alignments:
     """Widen bounds on the computed vectors to bounds on the exact ones, clusters as whole subspaces."""
     lower, upper = bounded.lower.clone(), bounded.upper.clone()
     for number in torch.unique(tuned.cluster[tuned.degenerate]).tolist():
         members = (tuned.cluster == number) & tuned.degenerate
-        # Any unit vector of the span: its share in u is at most the norm over the members' shares.
-        upper[members] = float(upper[members].square().sum().sqrt().clamp(max=1.0))
+        # Any unit vector of the span: its share in u is at most the norm over the members' shares,
+        # and anything at all when further members were not kept.
+        joint = 1.0 if number == tuned.open_cluster else float(upper[members].square().sum().sqrt())
+        upper[members] = min(joint, 1.0)
         lower[members] = 0.0
-    error = tuned.vector_error
-    straddled = tuned.degenerate & (upper > 1e-6)
+    # Which vector of a cluster was computed matters only where some alignment is there to be split.
+    ambiguous = (tuned.degenerate & (upper > 1e-6)) | (error_K >= 1.0)
     return replace(
         bounded,
-        lower=clusters.sine_lower(lower, error),
-        upper=clusters.sine_upper(upper, error),
-        degenerate=bounded.degenerate | straddled,
+        lower=clusters.sine_lower(lower, error_K),
+        upper=clusters.sine_upper(upper, error_K),
+        degenerate=bounded.degenerate | ambiguous,
     )
 
 
@@ -164,6 +168,7 @@ def _krylov(
     base: Operator,
     tuned: TopTriplets,
     tuned_left_MK: Tensor,
+    error_K: Tensor,
     thresholds: Sequence[float],
     deciding: float,
     seed: int,
@@ -198,7 +203,7 @@ def _krylov(
                 ceiling=ceiling,
                 num_candidates=min(rows, columns),
             )
-        found = _bounds(system, account, tuned, thresholds, ceiling, tall=tall)
+        found = _bounds(system, account, tuned, error_K, thresholds, ceiling, tall=tall)
         if found is not None:
             wide, tight = _undecided(found, thresholds, deciding)
             if not bool((wide | tight).any()):
@@ -239,6 +244,7 @@ def _bounds(
     system: RitzSystem,
     account: TopAccount,
     tuned: TopTriplets,
+    error_K: Tensor,
     thresholds: Sequence[float],
     ceiling: float,
     *,
@@ -255,7 +261,7 @@ def _bounds(
     cosines_KF = functionals_KF / system.values.unsqueeze(1) if tall else functionals_KF
     lower, best = _lower(system, account.count, account.gap, account.cluster, cosines_KF)
     rounding = _start_rounding(system, floor if tall else float(system.values[0]))
-    error = tuned.vector_error + rounding
+    error = error_K + rounding
     target = clusters.sine_lower(_targets(clusters.sine_lower(lower, error), thresholds), error)
     upper = _upper(system, functionals_KF, target, floor, ceiling, tall=tall)
     known = best >= 0
@@ -268,7 +274,7 @@ def _bounds(
         best_value=torch.where(known, system.values[best.clamp(min=0)], torch.zeros_like(lower)),
         outside_fraction=(1.0 - cosines_KF.square().sum(dim=0)).clamp(0.0, 1.0) if tall else None,
     )
-    return _with_tuned_errors(bounded, replace(tuned, vector_error=error))
+    return _with_tuned_errors(bounded, tuned, error)
 
 
 def _start_rounding(system: RitzSystem, smallest: float) -> float:

@@ -88,6 +88,7 @@ def analyse(
             base.transposed if flipped else base,
             spectrum,
             spectrum.right_NK if flipped else spectrum.left_MK,
+            spectrum.right_error if flipped else spectrum.left_error,
             thresholds=thresholds,
             deciding=deciding,
             seed=seed + 1 + flipped,
@@ -126,7 +127,7 @@ def _power_of_two(base_OI: Tensor, tuned_OI: Tensor | None) -> float:
     largest = max(abs(float(end)) for end in ends)
     if largest == 0.0 or 1e-8 < largest < 1e8:
         return 1.0
-    return math.ldexp(1.0, -math.frexp(largest)[1])
+    return math.ldexp(1.0, min(1022, -math.frexp(largest)[1]))
 
 
 @overload

@@ -85,8 +85,11 @@ def _from_gram(matrix: Tensor) -> BaseVectors | None:
 def _assemble(values: Tensor, left: Tensor, errors: Tensor, kept: int) -> BaseVectors:
     groups = clusters.runs(values[:kept], errors[:kept])
     gap = clusters.gaps(values[:kept], groups)
-    if 0 < kept < len(values):
-        gap[-1] = torch.minimum(gap[-1], values[kept - 1])
+    if kept < len(values):
+        gap = torch.minimum(gap, values[:kept] - values[kept])
+    if left.shape[0] > len(values):
+        # Directions outside the column space lie at the value zero.
+        gap = torch.minimum(gap, values[:kept])
     return BaseVectors(
         values=values[:kept],
         left_MR=left[:, :kept],

@@ -39,10 +39,12 @@ class TopTriplets:
     Attributes:
         singular_values: Descending, float64 (K,).
         left_MK, right_NK: Unit columns, float64.
-        vector_error: Bound on the sine of the angle between each computed vector (either side) and
-            the exact one; for members of a cluster, between the computed and exact *subspaces* (K,).
+        left_error, right_error: Bound on the sine of the angle between each computed vector and the
+            exact one; for members of a cluster, between the computed and exact *subspaces* (K,). One
+            where the value cannot be told from the zero of that side's null space.
         cluster: Equal numbers mark vectors that cannot be told apart (K,).
         degenerate: True where a vector shares its cluster, with kept or with further vectors (K,).
+        open_cluster: The cluster that goes on past the kept vectors, −1 if none does.
         residual_ratio: max ‖A v − σ u‖, ‖Aᵀu − σ v‖ over ‖A‖ max(M, N) ulp, the form of LAPACK's tests.
         certificate: How it is known that none was missed.
         failure_probability: Of that knowledge; 0 for ``dense``.
@@ -51,9 +53,11 @@ class TopTriplets:
     singular_values: Tensor
     left_MK: Tensor
     right_NK: Tensor
-    vector_error: Tensor
+    left_error: Tensor
+    right_error: Tensor
     cluster: Tensor
     degenerate: Tensor
+    open_cluster: int
     residual_ratio: float
     certificate: Certificate
     failure_probability: float
@@ -113,6 +117,7 @@ class _Accepted:
     vector_error: Tensor
     cluster: Tensor
     degenerate: Tensor
+    open_cluster: int
     failure_probability: float
 
 
@@ -127,15 +132,19 @@ def _accept(system: RitzSystem, k: int, ceiling: float, num_candidates: int) -> 
     if account.count <= k:
         return None
     # The pair (u, v)/√2 is an eigenvector of [0 A; Aᵀ 0]; its angle bounds either half's up to √2.
-    sine = math.sqrt(2.0) * residuals[:k] / account.gap[:k].clamp_min(1e-300)
+    # The null space of the longer side lies at the value zero.
+    gap = torch.minimum(account.gap[:k], system.values[:k])
+    sine = math.sqrt(2.0) * residuals[:k] / gap.clamp_min(1e-300)
     floored = residuals[:k] <= 3.0 * system.recurrence_error
     if bool(((sine > _GOOD_SINE) & ~floored).any()):
         return None
+    cluster = account.cluster[:k]
     members = torch.bincount(account.cluster[: account.count])
     return _Accepted(
         vector_error=sine.clamp(max=1.0),
-        cluster=account.cluster[:k],
-        degenerate=members[account.cluster[:k]] > 1,
+        cluster=cluster,
+        degenerate=members[cluster] > 1,
+        open_cluster=int(cluster[-1]) if account.cluster[k] == cluster[-1] else -1,
         failure_probability=account.failure_probability,
     )
 
@@ -150,9 +159,11 @@ def _finish(
         singular_values=values,
         left_MK=left,
         right_NK=right,
-        vector_error=found.vector_error,
+        left_error=found.vector_error,
+        right_error=found.vector_error,
         cluster=found.cluster,
         degenerate=found.degenerate,
+        open_cluster=found.open_cluster,
         residual_ratio=residual_ratio(operator, left, values, right),
         certificate="probabilistic",
         failure_probability=found.failure_probability,
@@ -189,18 +200,27 @@ def dense_triplets(operator: Operator, k: int | None) -> TopTriplets:
     groups = clusters.runs(values, torch.full_like(values, error))
     gap = clusters.gaps(values, groups)
     label = clusters.labels(groups, len(values))
-    sine = (2.0 * error / gap).nan_to_num(nan=1.0).clamp(max=1.0)
-    members = torch.bincount(label) if kept else torch.zeros(0, dtype=torch.int64)
+    members = torch.bincount(label)[label[:kept]] if kept else torch.zeros(0)
+    rows, columns = matrix.shape
     left_kept, right_kept = left[:, :kept], right_t[:kept].T
     exact = type(operator)(dense_MN=matrix)
     return TopTriplets(
         singular_values=values[:kept],
         left_MK=left_kept,
         right_NK=right_kept,
-        vector_error=sine[:kept],
+        left_error=_sines(values, gap, error, null_space=rows > columns)[:kept],
+        right_error=_sines(values, gap, error, null_space=columns > rows)[:kept],
         cluster=label[:kept],
-        degenerate=members[label[:kept]] > 1,
+        degenerate=members > 1,
+        open_cluster=int(label[kept]) if 0 < kept < len(values) and label[kept] == label[kept - 1] else -1,
         residual_ratio=residual_ratio(exact, left_kept, values[:kept], right_kept),
         certificate="dense",
         failure_probability=0.0,
     )
+
+
+def _sines(values: Tensor, gap: Tensor, error: float, *, null_space: bool) -> Tensor:
+    """Sine of the turning of each vector out of its cluster, or into the null space of its side."""
+    if null_space:
+        gap = torch.minimum(gap, torch.where(values > clusters.RESOLUTION * error, values, 0.0))
+    return (2.0 * error / gap).nan_to_num(nan=1.0).clamp(max=1.0)
