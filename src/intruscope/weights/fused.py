@@ -1,0 +1,177 @@
+"""Which rows of a fused projection are the query, key, value, gate and up.
+
+Rows are those of the (out, in) matrix. Every rule follows the code that uses the tensor (the model's
+``modeling_*.py`` in transformers 5, or the repository code for baichuan, chatglm, internlm2 and qwen), is
+chosen by ``model_type``, and must explain every row; otherwise the tensor stays one matrix, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intruscope.weights.views import RowSelection
+
+Parts = tuple[tuple[str, RowSelection], ...]
+
+QKV_LEAVES = frozenset(
+    {"c_attn", "query_key_value", "qkv_proj", "Wqkv", "wqkv", "W_pack", "qkv", "in_proj_weight"}
+)
+GATE_UP_LEAVES = frozenset({"gate_up_proj", "input_linear"})
+_THIRDS = {
+    "gpt2": "c_attn",
+    "imagegpt": "c_attn",
+    "decision_transformer": "c_attn",
+    "openai-gpt": "c_attn",
+    "qwen": "c_attn",
+    "mpt": "Wqkv",
+    "modernbert": "Wqkv",
+    "nomic_bert": "Wqkv",
+    "baichuan": "W_pack",
+    "qwen2_vl": "qkv",
+    "qwen2_5_vl": "qkv",
+    "qwen3_vl": "qkv",
+    "qwen3_vl_moe": "qkv",
+}
+_PER_HEAD = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon"})
+_GATE_THEN_UP = frozenset(
+    {"phi3", "phi4_multimodal", "glm", "glm4", "granitemoe", "granitemoeshared", "granitemoehybrid", "jetmoe"}
+)
+
+
+class Config:
+    """Sizes from a foreign ``config.json``: positive integers of sane size, or None.
+
+    A multimodal model keeps those of its language model in ``text_config``.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        nested = [config.get(key) for key in ("text_config", "llm_config")]
+        self._levels = [config, *(level for level in nested if isinstance(level, dict))]
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """``model_type`` of the whole and of its language model."""
+        found = [level.get("model_type") for level in self._levels]
+        return tuple(kind for kind in found if isinstance(kind, str))
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Class names, as text."""
+        found = self._levels[0].get("architectures")
+        return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+    def size(self, *keys: str) -> int | None:
+        """The first of the keys that holds a positive integer below 2^31."""
+        for level in self._levels:
+            for key in keys:
+                value = level.get(key)
+                if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+                    return value
+        return None
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean, or the default when it is absent."""
+        for level in self._levels:
+            if isinstance(level.get(key), bool):
+                return bool(level[key])
+        return default
+
+    @property
+    def num_heads(self) -> int | None:
+        """Attention heads, by any of its names."""
+        return self.size("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
+def _consecutive(*sizes: tuple[str, int]) -> Parts:
+    parts, start = [], 0
+    for name, size in sizes:
+        parts.append((name, RowSelection(start=start, block=size)))
+        start += size
+    return tuple(parts)
+
+
+def _per_group(num_groups: int, *sizes: tuple[str, int]) -> Parts:
+    """Each group of rows holds all parts one after the other."""
+    stride = sum(size for _, size in sizes)
+    parts, start = [], 0
+    for name, size in sizes:
+        parts.append((name, RowSelection(start=start, block=size, num_blocks=num_groups, stride=stride)))
+        start += size
+    return tuple(parts)
+
+
+def _grouped_query(num_rows: int, heads: int | None, groups: int | None) -> tuple[int, int, int] | None:
+    """(heads per group, groups, head size) when rows are made of heads + 2 * groups heads."""
+    if heads is None or groups is None or heads % groups or num_rows % (heads + 2 * groups):
+        return None
+    return heads // groups, groups, num_rows // (heads + 2 * groups)
+
+
+def _qkv_parts(model_type: str, leaf: str, num_rows: int, config: Config) -> Parts | None:
+    if _THIRDS.get(model_type) == leaf or leaf == "in_proj_weight":
+        third = num_rows // 3
+        return _consecutive(("q", third), ("k", third), ("v", third)) if num_rows == 3 * third else None
+    heads = config.num_heads
+    if model_type in _PER_HEAD and leaf == "query_key_value":
+        groups, contiguous = heads, False
+    elif model_type == "falcon" and leaf == "query_key_value":
+        if config.flag("new_decoder_architecture", False):
+            groups, contiguous = config.size("num_kv_heads") or heads, False
+        elif config.flag("multi_query", True):
+            groups, contiguous = 1, True
+        else:
+            groups, contiguous = heads, False
+    elif model_type == "gpt_bigcode" and leaf == "c_attn":
+        multi_query = config.flag("multi_query", True)
+        groups, contiguous = (1, True) if multi_query else (heads, False)
+    elif model_type == "chatglm" and leaf == "query_key_value":
+        multi_query = config.flag("multi_query_attention", False)
+        groups, contiguous = (config.size("multi_query_group_num"), True) if multi_query else (heads, False)
+    elif model_type in ("phi3", "phi4_multimodal") and leaf == "qkv_proj":
+        groups, contiguous = config.size("num_key_value_heads") or heads, True
+    elif model_type == "internlm2" and leaf == "wqkv":
+        groups, contiguous = config.size("num_key_value_heads") or heads, False
+    elif model_type == "codegen" and leaf == "qkv_proj" and num_rows % 12 == 0:
+        # Four shards of the original training, each query, value, key (in this order).
+        return _per_group(4, ("q", num_rows // 12), ("v", num_rows // 12), ("k", num_rows // 12))
+    else:
+        return None
+    sizes = _grouped_query(num_rows, heads, groups)
+    if sizes is None:
+        return None
+    per_group, num_groups, head = sizes
+    if contiguous:
+        q_rows, kv_rows = per_group * num_groups * head, num_groups * head
+        return _consecutive(("q", q_rows), ("k", kv_rows), ("v", kv_rows))
+    return _per_group(num_groups, ("q", per_group * head), ("k", head), ("v", head))
+
+
+def fused_parts(tensor: str, leaf: str, num_rows: int, config: Config) -> Parts | str | None:
+    """Cut a projection into its parts.
+
+    Args:
+        tensor: The stored name, for its surroundings (cross attention has no query in ``c_attn``).
+        leaf: Last word of the module's name.
+        num_rows: Rows of the (out, in) matrix.
+        config: Sizes of the model.
+
+    Returns:
+        The parts; a reason why a fused tensor stays whole; None when it is not fused.
+    """
+    if leaf in GATE_UP_LEAVES:
+        if num_rows % 2 == 0 and _GATE_THEN_UP.intersection(config.model_types):
+            return _consecutive(("gate", num_rows // 2), ("up", num_rows // 2))
+        return "fused gate and up, not split: its order is not known for this model type"
+    if leaf not in QKV_LEAVES:
+        return None
+    if leaf == "c_attn" and ".crossattention." in tensor:
+        half = num_rows // 2
+        return (
+            _consecutive(("k", half), ("v", half)) if num_rows == 2 * half else "fused, not split: odd rows"
+        )
+    for model_type in config.model_types or ("",):
+        parts = _qkv_parts(model_type, leaf, num_rows, config)
+        if parts is not None:
+            return parts
+    shown = " / ".join(config.model_types) or "absent"
+    return f"fused query, key and value, not split: model_type {shown} does not explain {num_rows} rows"

@@ -1,0 +1,278 @@
+"""Stored tensors to named matrices of the (out, in) convention, by the model's type and the tensors' names.
+
+Embeddings are stored (vocabulary, width). An embedding maps a one-hot word to a vector, so its matrix here
+is (width, vocabulary): transposed. Convolutions (out, in, *kernel) are flattened to (out, in x kernel).
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from intruscope.weights.fused import GATE_UP_LEAVES, QKV_LEAVES, Config, Parts, fused_parts
+from intruscope.weights.matrices import CoverageEntry, Scope
+from intruscope.weights.views import RowSelection, TensorView
+
+if TYPE_CHECKING:
+    from intruscope.weights.source import ModelSource
+    from intruscope.weights.stored import StoredTensor
+
+_MAX_EXPERTS = 65_536
+_CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D_CLASSES = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer")
+_CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+# Experts stored (experts, in, out): modeling_gpt_oss, modeling_llama4, modeling_openai_privacy_filter.
+_EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"})
+_EXPERTS_OUT_IN = frozenset(
+    {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "granitemoeshared", "granitemoehybrid"}
+    | {"deepseek_v2", "deepseek_v3", "phimoe", "glm4_moe", "jetmoe", "minimax", "jamba", "ernie4_5_moe"}
+)
+_GATE_UP_ALTERNATE = frozenset({"gpt_oss"})
+
+_BLOCK_CONTAINER = re.compile(r"(layers?|h|blocks?|groups|resblocks|[a-z_]*_(layers?|blocks|layer_groups))$")
+_KIND_OF_LEAF = {
+    **dict.fromkeys(("q_proj", "query", "q", "to_q", "q_lin", "wq", "q_attn", "q_b_proj", "query_proj"), "q"),
+    **dict.fromkeys(("k_proj", "key", "k", "to_k", "k_lin", "wk", "key_proj"), "k"),
+    **dict.fromkeys(("v_proj", "value", "v", "to_v", "v_lin", "wv", "value_proj"), "v"),
+    **dict.fromkeys(("kv_a_proj_with_mqa", "kv_b_proj"), "kv"),
+    "q_a_proj": "q",
+    **dict.fromkeys(("o_proj", "out_proj", "o", "to_out", "out_lin", "wo"), "o"),
+    **dict.fromkeys(("gate_proj", "wi_0", "w1"), "gate"),
+    **dict.fromkeys(("up_proj", "fc1", "c_fc", "lin1", "wi", "wi_1", "w3", "dense_h_to_4h", "fc_in"), "up"),
+    **dict.fromkeys(("down_proj", "fc2", "lin2", "w2", "dense_4h_to_h", "fc_out"), "down"),
+}
+_EMBEDDING = re.compile(
+    r"(^|\.)(wte|wpe|shared|embed_in|embed|tok_embeddings?|word_embeddings?|position_embeddings?|"
+    r"token_type_embeddings?|embed_tokens(_per_layer)?|embed_positions|embedding|embeddings|"
+    r"tokens_embed|positions_embed|[a-z_]*_embeddings?|relative_attention_bias)$"
+)
+_HEAD = re.compile(
+    r"(^|\.)(lm_head|embed_out|score|classifier|pre_classifier|qa_outputs|pooler|decoder|vocab_projector|"
+    r"vocab_transform|output|proj_out|cls|generator_lm_head|predictions|classification_head|transform)(\.|$)"
+)
+_ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.(wg|layer|classifier|weight))?$")
+_SCALES = (
+    ".scales",
+    ".qzeros",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".input_scale",
+    ".absmax",
+    ".SCB",
+    "_scales",
+)
+
+
+class MatrixListing(NamedTuple):
+    """What a model holds.
+
+    Attributes:
+        matrices: Stored tensor name to its matrices; one, or several for fused tensors.
+        skipped: Ledger lines of all other tensors.
+        gaps: Names among the skipped that are weights: the scan cannot be complete without them.
+        notes: Stored tensor name to a remark on how it was read (a fused tensor left whole).
+    """
+
+    matrices: dict[str, tuple[TensorView, ...]]
+    skipped: tuple[CoverageEntry, ...]
+    gaps: frozenset[str]
+    notes: dict[str, str]
+
+
+def base_matrices(source: ModelSource, *, origin: Literal["base", "tuned"] = "base") -> MatrixListing:
+    """Decode every tensor of a model into named matrices, or say why it is none.
+
+    Args:
+        source: From ``open_model``; only headers are used.
+        origin: For the ledger.
+
+    Returns:
+        The listing; every stored tensor is either in ``matrices`` or in ``skipped``.
+    """
+    config = Config(source.config)
+    conv1d = _is_conv1d_family(config, source)
+    matrices: dict[str, tuple[TensorView, ...]] = {}
+    skipped: list[CoverageEntry] = []
+    gaps: set[str] = set()
+    notes: dict[str, str] = {}
+    used: set[str] = set()
+    for name, tensor in source.tensors.items():
+        reason, is_gap = _not_a_matrix(tensor, source.unreadable)
+        if reason is None:
+            views, reason = _views(tensor, config, conv1d=conv1d)
+            if views and used.isdisjoint(view.name for view in views):
+                used.update(view.name for view in views)
+                matrices[name] = views
+                if reason is not None:
+                    notes[name] = reason
+                continue
+            is_gap = True
+            reason = reason or "its name without .weight is that of another tensor"
+        skipped.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason))
+        if is_gap:
+            gaps.add(name)
+    return MatrixListing(matrices, tuple(skipped), frozenset(gaps), notes)
+
+
+def _is_conv1d_family(config: Config, source: ModelSource) -> bool:
+    if config.model_types or config.architectures:
+        return bool(_CONV1D_TYPES.intersection(config.model_types)) or any(
+            name.startswith(_CONV1D_CLASSES) for name in config.architectures
+        )
+    # A single file without config: a fused (n, 3n) c_attn multiplies from the right; as a Linear it would
+    # have at least as many rows as columns.
+    fused = [t.shape for name, t in source.tensors.items() if name.endswith(".attn.c_attn.weight")]
+    return bool(fused) and all(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
+
+
+def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | None, bool]:
+    """Why a tensor is no matrix (None when it is one), and whether it is a weight all the same."""
+    name = tensor.name
+    if not tensor.decodable:
+        packed = tensor.dtype.startswith(("F8_", "F4", "F6_")) or unreadable is not None
+        is_weight = packed and not name.endswith(_SCALES) and len(tensor.shape) > 1
+        if is_weight:
+            return (
+                f"{unreadable or 'quantised'}: {tensor.dtype} numbers mean nothing without their scale",
+                True,
+            )
+        return f"{tensor.dtype} numbers, not floating-point weights", False
+    if unreadable is not None and name.endswith(_SCALES):
+        return "scales of quantised weights", False
+    if len(tensor.shape) < 2:
+        return "a scalar, not a matrix" if not tensor.shape else "a vector, not a matrix", False
+    if name.endswith("bias") and not name.endswith("relative_attention_bias"):
+        return "biases, not a matrix", False
+    if len(tensor.shape) > 2 and not name.endswith(".weight") and ".experts." not in name:
+        return f"a parameter of {len(tensor.shape)} axes, not a matrix", False
+    return None, False
+
+
+def _views(
+    tensor: StoredTensor, config: Config, *, conv1d: bool
+) -> tuple[tuple[TensorView, ...], str | None]:
+    """The matrices of one tensor and a remark; or none and the reason."""
+    module = tensor.name.removesuffix(".weight")
+    leaf = module.rpartition(".")[2]
+    layer, in_block = block_index(module)
+    if len(tensor.shape) == 3 and (".experts." in tensor.name or leaf in ("input_linear", "output_linear")):
+        return _expert_views(tensor, module, leaf, layer, config)
+    if len(tensor.shape) > 2:
+        view = TensorView(name=module, kind="conv", layer=layer, scope="other", tensor=tensor)
+        return (view,), None
+    kind = matrix_kind(module, in_block=in_block)
+    scope: Scope = "paper" if in_block and kind not in ("embedding", "router", "head") else "other"
+    transposed = kind == "embedding" or (conv1d and leaf in _CONV1D_LEAVES)
+    num_rows = tensor.shape[1] if transposed else tensor.shape[0]
+    parts: Parts | str | None = None
+    if in_block and (leaf in QKV_LEAVES or leaf in GATE_UP_LEAVES):
+        sized = Config({"model_type": "gpt2"}) if conv1d and not config.model_types else config
+        parts = fused_parts(tensor.name, leaf, num_rows, sized)
+    if parts is None or isinstance(parts, str):
+        view = TensorView(
+            name=module, kind=kind, layer=layer, scope=scope, tensor=tensor, transposed=transposed
+        )
+        return (view,), parts
+    return tuple(
+        TensorView(
+            name=f"{module}[{part}]",
+            kind=part,
+            layer=layer,
+            scope=scope,
+            tensor=tensor,
+            transposed=transposed,
+            rows=rows,
+        )
+        for part, rows in parts
+    ), None
+
+
+def _expert_views(
+    tensor: StoredTensor, module: str, leaf: str, layer: int | None, config: Config
+) -> tuple[tuple[TensorView, ...], str | None]:
+    """Each expert its own matrix; a fused gate_up_proj gives two for each."""
+    num_experts, first, second = tensor.shape
+    if num_experts > _MAX_EXPERTS:
+        return (), f"{num_experts} experts, more than the {_MAX_EXPERTS} that are read"
+    transposed = _experts_transposed(leaf, first, second, config)
+    if transposed is None:
+        return (), f"fused experts of shape {tensor.shape}: the config does not say which axis is the output"
+    num_out = second if transposed else first
+    parts: Parts = ()
+    if leaf in GATE_UP_LEAVES and num_out % 2 == 0:
+        half = num_out // 2
+        if _GATE_UP_ALTERNATE.intersection(config.model_types):
+            gate = RowSelection(start=0, block=1, num_blocks=half, stride=2)
+            up = RowSelection(start=1, block=1, num_blocks=half, stride=2)
+        else:
+            gate, up = RowSelection(start=0, block=half), RowSelection(start=half, block=half)
+        parts = (("gate", gate), ("up", up))
+    scope: Scope = "paper" if layer is not None else "other"
+    whole_kind = "down" if leaf == "output_linear" else _KIND_OF_LEAF.get(leaf, "other")
+    return tuple(
+        TensorView(
+            name=f"{module}[{expert}]" + (f"[{part}]" if part else ""),
+            kind=part or whole_kind,
+            layer=layer,
+            scope=scope,
+            tensor=tensor,
+            transposed=transposed,
+            expert=expert,
+            rows=rows,
+        )
+        for expert in range(num_experts)
+        for part, rows in (parts or (("", None),))
+    ), None
+
+
+def _experts_transposed(leaf: str, first: int, second: int, config: Config) -> bool | None:
+    """Whether experts are stored (in, out); None when the config does not decide.
+
+    The hidden size is the input of gate and up and the output of down. Some types (qwen3_vl_moe) exist in
+    both orders, so a type that is not listed must show its hidden size on exactly one axis.
+    """
+    if _EXPERTS_IN_OUT.intersection(config.model_types):
+        return True
+    if _EXPERTS_OUT_IN.intersection(config.model_types):
+        return False
+    hidden = config.size("hidden_size", "d_model", "n_embd")
+    if hidden is None or (first == hidden) == (second == hidden):
+        return None
+    hidden_is_out = leaf in ("down_proj", "output_linear", "w2")
+    return (second == hidden) if hidden_is_out else (first == hidden)
+
+
+def block_index(module: str) -> tuple[int | None, bool]:
+    """The index of the repeated block a module belongs to, and whether it lies in one at all."""
+    words = module.split(".")
+    for container, word in pairwise(words):
+        if word.isascii() and word.isdigit() and len(word) < 7 and _BLOCK_CONTAINER.fullmatch(container):
+            return int(word), True
+    return None, words[0] == "mid_block"
+
+
+def matrix_kind(module: str, *, in_block: bool) -> str:
+    """The kind of a linear layer or embedding, from its name alone."""
+    words = module.split(".")
+    leaf = words[-1]
+    if _EMBEDDING.search(module):
+        return "embedding"
+    if not in_block:
+        return "head" if _HEAD.search(module) else "other"
+    if _ROUTER.search(module):
+        return "router"
+    if leaf in QKV_LEAVES:
+        return "qkv"
+    if leaf == "gate_up_proj":
+        return "gate_up"
+    around = ".".join(words[-4:-1]).lower()
+    if leaf == "0" and len(words) > 1 and words[-2] == "to_out":
+        return "o"
+    if leaf == "wo" and "densereludense" in around:
+        return "down"
+    if leaf in ("dense", "c_proj"):
+        if "attention" in around or "attn" in around:
+            return "o"
+        return "up" if "intermediate" in around else "down"
+    return _KIND_OF_LEAF.get(leaf, "other")

@@ -1,0 +1,107 @@
+"""Outputs that appear whole or not at all, and never over an input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+def check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is an input, lies inside one, or is a hard link to one of its files.
+
+    Args:
+        output: File or folder to be written.
+        inputs: Files and folders that are read.
+
+    Raises:
+        OutputConflict: it is, or a folder stands where the file should go, or its parent does not exist.
+    """
+    target = output.resolve()
+    if not target.parent.is_dir():
+        fact = f"got the folder {target.parent}, which does not exist, expected an existing one"
+        raise OutputConflict(fact, remedy="create the folder first", file=output)
+    for given in inputs:
+        source = given.resolve()
+        if source.is_dir():
+            files = [entry for entry in source.rglob("*") if entry.is_file()]
+            inside = target.is_relative_to(source)
+        else:
+            files, inside = [source], target == source
+        linked = target.is_file() and any(_same_file(target, file) for file in files)
+        if inside or linked:
+            how = "lies in" if inside else "is a hard link into"
+            raise OutputConflict(
+                f"got an output that {how} the input {source}, expected a place outside the models",
+                remedy="choose another output",
+                file=output,
+            )
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
+
+
+def write_atomically(path: Path, writer: Callable[[IO[bytes]], None]) -> None:
+    """Write a file beside its target, flush it to disk, and rename it into place.
+
+    Args:
+        path: The target; its folder must exist.
+        writer: Called once with the open temporary file.
+
+    Raises:
+        ResourceExhausted: the disk is full or refuses; the target is as it was.
+        OutputConflict: the target is a folder, or its folder may not be written.
+    """
+    if path.is_dir():
+        fact = "got a folder, expected the name of a file to write"
+        raise OutputConflict(fact, remedy="give a file name", file=path)
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            writer(stream)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o666 & ~_umask())  # mkstemp leaves 0600
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except IntruscopeError:
+        raise
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        fact = f"could not be written ({error.strerror}), expected a folder that exists and may be written"
+        raise OutputConflict(fact, remedy="choose another output", file=path) from error
+    except OSError as error:
+        fact = f"could not be written ({error.strerror}), expected room; what was there before is untouched"
+        raise ResourceExhausted(fact, remedy="free some space or choose another place", file=path) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

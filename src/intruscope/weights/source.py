@@ -1,0 +1,290 @@
+"""A model as a folder or file of named tensors: headers only, nothing loaded.
+
+Raises for what cannot be read at all; what can be read in part (a quantised model, say) is listed and
+left to the coverage ledger.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
+from intruscope.weights.names import ModelName, parse_name
+from intruscope.weights.safetensors_file import read_header
+from intruscope.weights.shards import read_index
+from intruscope.weights.stored import FileStamp, StoredTensor
+from intruscope.weights.strict_json import read_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from intruscope.weights.matrices import Finding
+
+SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+PICKLE_NAMES = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "pytorch_model.pt")
+# Left by training beside the weights; they hold no model and are never opened.
+TRAINING_LEFTOVERS = frozenset(
+    {"optimizer.pt", "optimizer.bin", "optimizer.safetensors", "scheduler.pt", "scheduler.bin", "scaler.pt"}
+    | {"rng_state.pth", "training_args.bin", "sampler.bin"}
+)
+_FOREIGN = {
+    ".gguf": "GGUF",
+    ".ggml": "GGML",
+    ".h5": "Keras / TensorFlow HDF5",
+    ".keras": "Keras",
+    ".msgpack": "Flax msgpack",
+    ".onnx": "ONNX",
+    ".ot": "rust-bert",
+    ".tflite": "TensorFlow Lite",
+    ".mlmodel": "Core ML",
+    ".pb": "TensorFlow graph",
+    ".nemo": "NeMo",
+    ".npz": "NumPy archive",
+    ".ckpt": "checkpoint pickle",
+    ".llamafile": "llamafile",
+}
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_CONVERT = "give the safetensors version of this model, or save one with save_pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model before anything of it is read.
+
+    Attributes:
+        name: As the user gave it.
+        path: Its folder, or its single file.
+        revision: Commit on the hub, when it came from there.
+        config: ``config.json`` as data (nothing in it is ever imported); empty when there is none.
+        tensors: Stored name to record.
+        inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``.
+        findings: What the reader should know of the files themselves.
+        unreadable: Reason why these tensors mean nothing alone (quantised), None when they do.
+    """
+
+    name: str
+    path: Path
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    inputs: tuple[dict[str, object], ...]
+    findings: tuple[Finding, ...] = ()
+    unreadable: str | None = None
+
+
+def open_model(name_or_path: str | Path | ModelName, *, allow_pickle: bool = False) -> ModelSource:
+    """Open a model by name: a path, or a hub id that is downloaded first.
+
+    Args:
+        name_or_path: Folder, file, ``org/name@revision``, or what :func:`parse_name` made of one. An adapter
+            part is not opened here.
+        allow_pickle: Also read PyTorch pickles, with ``weights_only``.
+
+    Raises:
+        UsageError: the name is neither a path nor a hub id.
+        UnsafeInput: pickles without leave, or files outside the folder.
+        UnsupportedFormat: a known format that is not read.
+        MalformedInput: damaged, incomplete or contradictory files.
+    """
+    name = name_or_path if isinstance(name_or_path, ModelName) else parse_name(str(name_or_path))
+    if name.path is not None:
+        return open_folder_or_file(name.path, name=name.given, allow_pickle=allow_pickle)
+    if name.hub_id is None:
+        raise UsageError("got an empty model name, expected a path or a hub id", remedy="name a model")
+    from intruscope.weights.hub import download_model
+
+    folder, revision = download_model(name.hub_id, revision=name.revision, allow_pickle=allow_pickle)
+    return open_folder_or_file(folder, name=name.given, revision=revision, allow_pickle=allow_pickle)
+
+
+def open_folder_or_file(
+    path: Path, *, name: str, revision: str | None = None, allow_pickle: bool = False
+) -> ModelSource:
+    """Open a local model; arguments and errors as :func:`open_model`."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        _refuse_pipeline(path)
+        weights = _weights_file(path, allow_pickle=allow_pickle)
+    else:
+        weights = path
+    config_path = folder / "config.json"
+    config = read_json_object(config_path) if os.path.lexists(config_path) else {}
+    tensors, files = _read_weights(weights, allow_pickle=allow_pickle)
+    stamps = {tensor.path: tensor.stamp for tensor in tensors.values()}
+    inputs = tuple(_input_record(file, stamps.get(file)) for file in files)
+    return ModelSource(
+        name=name,
+        path=path,
+        revision=revision,
+        config=config,
+        tensors=tensors,
+        inputs=inputs,
+        unreadable=_quantisation(config, tensors),
+    )
+
+
+def _input_record(file: Path, stamp: FileStamp | None) -> dict[str, object]:
+    if stamp is None:  # an index, or a file without tensors
+        status = file.stat()
+        stamp = FileStamp(num_bytes=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+    return {
+        "path": str(file),
+        "bytes": stamp.num_bytes,
+        "mtime_ns": stamp.mtime_ns,
+        "inode": stamp.inode,
+    }
+
+
+def _weights_file(folder: Path, *, allow_pickle: bool) -> Path:
+    """Choose the file or index that holds a folder's weights, or say by name what lies there instead."""
+    for stem in SAFETENSORS_NAMES:
+        for candidate in (folder / stem, folder / f"{stem}.index.json"):
+            if os.path.lexists(candidate):
+                if candidate.suffix == ".safetensors":
+                    _refuse_second_truth(candidate)
+                return candidate
+    names = sorted(entry.name for entry in os.scandir(folder))
+    candidates = [n for n in names if n.endswith(".safetensors") and not _is_leftover_or_adapter(n)]
+    indexes = [n for n in names if n.endswith(".safetensors.index.json")]
+    if len(indexes) == 1:
+        return folder / indexes[0]
+    if len(candidates) == 1 and not indexes:
+        return folder / candidates[0]
+    if candidates or indexes:
+        shown = ", ".join(printable(n) for n in [*indexes, *candidates][:6])
+        raise MalformedInput(
+            f"got several weight files without one index ({shown}), expected one model",
+            remedy="name the file to scan, or restore the missing model.safetensors.index.json",
+            file=folder,
+        )
+    pickles = [n for n in PICKLE_NAMES if n in names or f"{n}.index.json" in names]
+    if pickles:
+        found = folder / (pickles[0] if pickles[0] in names else f"{pickles[0]}.index.json")
+        if not allow_pickle:
+            raise _pickle_refused(found)
+        return found
+    raise _nothing_to_read(folder, names)
+
+
+def _is_leftover_or_adapter(name: str) -> bool:
+    return name in TRAINING_LEFTOVERS or name.startswith("adapter_model")
+
+
+def _refuse_second_truth(single: Path) -> None:
+    """A single file and an index beside it must tell of the same tensors."""
+    index = single.with_name(f"{single.name}.index.json")
+    if not os.path.lexists(index):
+        return
+    told = set(read_index(index).shard_of)
+    held = set(read_header(single))
+    if told != held:
+        example = printable(min(told ^ held))
+        raise MalformedInput(
+            f"got {len(held)} tensors in the file and {len(told)} in {index.name} beside it, "
+            f"expected the same ones (first difference: {example})",
+            remedy="remove the file or the index that is out of date",
+            file=single,
+        )
+
+
+def _nothing_to_read(folder: Path, names: Iterable[str]) -> Exception:
+    names = list(names)
+    adapters = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"}
+    if adapters & set(names):
+        return UnsupportedFormat(
+            "got an adapter, expected a whole model",
+            remedy="give it as the tuned model, or as base+adapter",
+            file=folder,
+        )
+    for entry in names:
+        kind = _foreign_kind(folder / entry)
+        if kind is not None:
+            return UnsupportedFormat(
+                f"got {kind} ({printable(entry)}), which is not read", remedy=_CONVERT, file=folder
+            )
+    incomplete = [n for n in names if n.endswith(".incomplete")]
+    if incomplete:
+        return MalformedInput(
+            f"got an unfinished download ({printable(incomplete[0])}), expected model.safetensors",
+            remedy="finish the download",
+            file=folder,
+        )
+    return MalformedInput(
+        f"got {len(names)} files and none with weights, expected model.safetensors or its index",
+        remedy="check that this is the model's folder",
+        file=folder,
+    )
+
+
+def _foreign_kind(path: Path) -> str | None:
+    if path.name.startswith(("flax_model", "tf_model")):
+        return "Flax msgpack" if path.name.startswith("flax") else "TensorFlow"
+    return _FOREIGN.get(path.suffix.lower())
+
+
+def _refuse_pipeline(folder: Path) -> None:
+    if not os.path.lexists(folder / "model_index.json"):
+        return
+    parts = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").exists()]
+    main = next((p for p in ("transformer", "unet") if p in parts), parts[0] if parts else "unet")
+    shown = ", ".join(map(printable, parts[:8]))
+    raise UnsupportedFormat(
+        f"got a diffusers pipeline of {len(parts)} models ({shown}), expected one",
+        remedy=f"give the sub-folder to scan, for instance {folder / main}",
+        file=folder,
+    )
+
+
+def _pickle_refused(path: Path) -> UnsafeInput:
+    return UnsafeInput(
+        "got a PyTorch pickle, which can run code when it is opened, expected safetensors",
+        remedy="use the safetensors version, or pass --allow-pickle if you trust its author",
+        file=path,
+    )
+
+
+def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+    """Tensors of one file or of all shards of an index, and the files that were read for them."""
+    name = path.name
+    if name.endswith(".safetensors.index.json"):
+        index = read_index(path)
+        return index.read(read_header), (path, *index.files)
+    if name.endswith((".bin.index.json", ".pt.index.json")):
+        if not allow_pickle:
+            raise _pickle_refused(path)
+        from intruscope.weights.pickle_file import read_pickle
+
+        index = read_index(path, suffixes=_PICKLE_SUFFIXES)
+        return index.read(read_pickle), (path, *index.files)
+    kind = _foreign_kind(path)
+    if kind is not None:
+        raise UnsupportedFormat(f"got {kind}, which is not read", remedy=_CONVERT, file=path)
+    if name in TRAINING_LEFTOVERS:
+        fact = "got what a training run left beside the weights, expected the weights"
+        raise UnsupportedFormat(fact, remedy="give the model's folder", file=path)
+    if path.suffix in _PICKLE_SUFFIXES:
+        if not allow_pickle:
+            raise _pickle_refused(path)
+        from intruscope.weights.pickle_file import read_pickle
+
+        return read_pickle(path), (path,)
+    return read_header(path), (path,)
+
+
+_QUANTISED_SUFFIXES = (".qweight", ".weight_packed", ".SCB", "_blocks", ".weight_scale_inv", ".absmax")
+
+
+def _quantisation(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> str | None:
+    """Name the quantisation whose scales a plain reading would ignore, or None."""
+    settings = config.get("quantization_config")
+    if isinstance(settings, dict):
+        return f"quantised with {printable(settings.get('quant_method', 'an unnamed method'))}"
+    for name, tensor in tensors.items():
+        if name.endswith(_QUANTISED_SUFFIXES):
+            return f"quantised (it holds {printable(name)})"
+        if tensor.dtype.startswith(("F8_", "F4", "F6_")):
+            return f"quantised to {tensor.dtype}"
+    return None

@@ -1,0 +1,200 @@
+"""Tensors as they lie in files, and the only code that opens an input.
+
+Files are opened read-only, never mapped: a map whose file shrinks kills the process, a read that falls
+short is an error with a name. Each tensor carries the stamp its file had at planning, so that a file
+replaced or cut in the middle of a scan is noticed before and after every read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from intruscope.errors import MalformedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+
+# Bits per element, by the name that safetensors gives the dtype.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStamp:
+    """What a file looked like at planning: bytes, time of last change (ns), inode."""
+
+    num_bytes: int
+    mtime_ns: int
+    inode: int
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[int, FileStamp]]:
+    """Open a regular file read-only and yield its descriptor and stamp.
+
+    Raises:
+        MalformedInput: the path does not exist, may not be read, or is a folder, FIFO, socket or device
+            (none of which is opened, so that nothing can block).
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - Path.stat hides embedded NULs as another error
+        if not stat.S_ISREG(mode):
+            kind = next(
+                (name for test, name in _FILE_KINDS if test(mode)),
+                "special file",
+            )
+            fact = f"got a {kind}, expected a regular file"
+            raise MalformedInput(fact, remedy="give the weights as ordinary files", file=path)
+        # O_NONBLOCK: the path may have become a FIFO since the line above.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        if isinstance(error, MalformedInput):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        fact = f"could not be opened ({reason}), expected a readable file"
+        raise MalformedInput(fact, remedy="check the path and its permissions", file=path) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            fact = "was replaced by a special file, expected a regular file"
+            raise MalformedInput(fact, remedy="give the weights as ordinary files", file=path)
+        yield (
+            descriptor,
+            FileStamp(num_bytes=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino),
+        )
+    finally:
+        os.close(descriptor)
+
+
+_FILE_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "character device"),
+    (stat.S_ISBLK, "block device"),
+)
+
+
+def read_exactly(descriptor: int, offset: int, num_bytes: int, *, path: Path) -> bytearray:
+    """Read ``num_bytes`` from ``offset`` into a fresh buffer.
+
+    Raises:
+        MalformedInput: the file ends before, or the disk fails.
+    """
+    buffer = bytearray(num_bytes)
+    view = memoryview(buffer)
+    done = 0
+    while done < num_bytes:
+        try:
+            got = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            fact = f"could not be read at byte {offset + done} ({error.strerror}), expected {num_bytes} bytes"
+            raise MalformedInput(fact, remedy="check the disk and copy the file again", file=path) from None
+        if got == 0:
+            fact = f"got {done} bytes from offset {offset}, expected {num_bytes}: the file has shrunk"
+            raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=path)
+        done += got
+    return buffer
+
+
+_CHANGED_REMEDY = "leave the inputs alone while they are scanned, then run the scan again"
+
+
+def read_whole_file(path: Path, *, max_bytes: int) -> bytes:
+    """Read a small file entirely.
+
+    Raises:
+        MalformedInput: larger than ``max_bytes``, not a regular file, or not readable.
+    """
+    with open_regular(path) as (descriptor, stamp):
+        if stamp.num_bytes > max_bytes:
+            fact = f"got {stamp.num_bytes} bytes, expected at most {max_bytes}"
+            raise MalformedInput(fact, remedy="check that this is the right file", file=path)
+        return bytes(read_exactly(descriptor, 0, stamp.num_bytes, path=path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor of one file, known from its header alone. Picklable; loads no torch until read.
+
+    Attributes:
+        name: As stored; foreign text, never part of a path.
+        path: The file that holds the bytes.
+        dtype: safetensors' name: ``F32``, ``BF16`` ...
+        shape: As stored.
+        offset: Of the first byte, from the start of the file.
+        num_bytes: Length of the data.
+        stamp: Of the file at planning.
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    stamp: FileStamp
+
+    @property
+    def decodable(self) -> bool:
+        """Whether the numbers mean what they say: float64, float32, float16 or bfloat16."""
+        return self.dtype in _TORCH_NAMES
+
+    def read(self) -> torch.Tensor:
+        """Read the whole tensor in its stored dtype and shape.
+
+        Raises:
+            MalformedInput: the file was replaced, changed or cut since planning, or the dtype is not one
+                that can be decoded alone.
+        """
+        return self.read_leading(0, self.shape[0] if self.shape else 1).reshape(self.shape)
+
+    def read_leading(self, first: int, count: int) -> torch.Tensor:
+        """Read ``count`` slices of the first axis, from ``first``: (count, ...) in the stored dtype.
+
+        Only their bytes are read, so that one expert of a fused tensor costs one expert's memory.
+
+        Raises:
+            MalformedInput: as :meth:`read`.
+        """
+        import torch
+
+        if not self.decodable:
+            fact = f"got dtype {self.dtype}, expected F64, F32, F16 or BF16"
+            remedy = "convert the model to bfloat16 first"
+            raise MalformedInput(fact, remedy=remedy, file=self.path, tensor=self.name)
+        dtype: torch.dtype = getattr(torch, _TORCH_NAMES[self.dtype])
+        inner = self.shape[1:]
+        slice_bytes = math.prod(inner) * DTYPE_BITS[self.dtype] // 8
+        with open_regular(self.path) as (descriptor, stamp):
+            self._check_stamp(stamp)
+            data = read_exactly(
+                descriptor, self.offset + first * slice_bytes, count * slice_bytes, path=self.path
+            )
+        with open_regular(self.path) as (_, stamp):
+            self._check_stamp(stamp)
+        if not data:  # torch.frombuffer refuses an empty buffer
+            return torch.empty((count, *inner), dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).reshape(count, *inner)
+
+    def _check_stamp(self, stamp: FileStamp) -> None:
+        if stamp != self.stamp:
+            what = "size" if stamp.num_bytes != self.stamp.num_bytes else "content or identity"
+            fact = (
+                f"changed {what} since the scan was planned (got {stamp.num_bytes} bytes, "
+                f"expected {self.stamp.num_bytes})"
+            )
+            raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=self.path, tensor=self.name)
