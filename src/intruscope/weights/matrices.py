@@ -64,7 +64,8 @@ class MatrixPair:
             tensor carry a suffix: ``h.0.attn.c_attn[q]``, ``experts.gate_up_proj[3][gate]``.
         kind: ``q k v o gate up down embedding head router conv other`` and the like, lower case.
         layer: Index of the block, None outside the blocks.
-        scope: ``paper`` for linear layers of the blocks; ``other`` for embeddings, head, router, convolutions.
+        scope: ``paper`` for linear layers of the blocks; ``other`` for embeddings, head, router,
+            convolutions.
         estimated_bytes: Peak memory that loading both sides takes, from the headers.
     """
 

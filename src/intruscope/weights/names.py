@@ -58,7 +58,7 @@ def parse_name(given: str) -> ModelName:
     hub_id, at_sign, revision = given.partition("@")
     if not _HUB_ID.fullmatch(hub_id) or (at_sign and not _REVISION.fullmatch(revision)) or ".." in given:
         raise UsageError(
-            f"got the model name '{printable(given)}', expected an existing path or a hub id like org/name@revision",
+            f"got the name '{printable(given)}', expected an existing path or an id like org/name@revision",
             remedy="check the path, or the spelling of the id",
         )
     return ModelName(given=given, hub_id=hub_id, revision=revision or None)

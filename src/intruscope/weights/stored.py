@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from intruscope.errors import MalformedInput
@@ -152,6 +152,11 @@ class StoredTensor:
     def decodable(self) -> bool:
         """Whether the numbers mean what they say: float64, float32, float16 or bfloat16."""
         return self.dtype in _TORCH_NAMES
+
+    def leading(self, count: int) -> StoredTensor:
+        """The first ``count`` slices of the first axis, as a tensor of its own (a resized vocabulary)."""
+        leading_bytes = self.num_bytes // self.shape[0] * count if self.shape[0] else 0
+        return replace(self, shape=(count, *self.shape[1:]), num_bytes=leading_bytes)
 
     def read(self) -> torch.Tensor:
         """Read the whole tensor in its stored dtype and shape.

@@ -1,0 +1,75 @@
+"""Models by their id on the Hugging Face hub: downloaded once, kept in the hub's own cache.
+
+The only code here that may open a connection, and only for a hub id. The endpoint, cache and token come
+from the environment (``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_TOKEN``), as for every tool of the hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intruscope.errors import MalformedInput, UsageError
+
+_NEEDED = ("config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+_PICKLES = ("*.bin", "*.bin.index.json")
+# Training state and other formats' twins: gigabytes that are never read.
+_NEVER = ("optimizer*", "scheduler*", "training_args*", "rng_state*", "scaler*", "checkpoint-*/*", "onnx/*")
+
+
+def download_model(
+    hub_id: str, *, revision: str | None = None, allow_pickle: bool = False
+) -> tuple[Path, str | None]:
+    """Bring a model or adapter into the hub's cache, or find it there.
+
+    Args:
+        hub_id: ``org/name``.
+        revision: Branch, tag or commit.
+        allow_pickle: Also fetch PyTorch pickles.
+
+    Returns:
+        The folder, and the commit it is of.
+
+    Raises:
+        UsageError: no such repository or revision, or it is gated.
+        MalformedInput: the hub cannot be reached and the cache does not hold the files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    shown = f"{hub_id}@{revision}" if revision else hub_id
+    patterns = [*_NEEDED, *(_PICKLES if allow_pickle else ())]
+    try:
+        folder = snapshot_download(
+            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=list(_NEVER)
+        )
+    except GatedRepoError:
+        fact = "got a gated repository, expected one that your token may read"
+        remedy = "accept its terms on the hub and set HF_TOKEN"
+        raise UsageError(fact, remedy=remedy, file=shown) from None
+    except RevisionNotFoundError:
+        fact = f"got no revision '{revision}' on the hub, expected a branch, tag or commit"
+        raise UsageError(fact, remedy="check the part after @", file=shown) from None
+    except RepositoryNotFoundError:
+        fact = "got no such path and no such public repository on the hub, expected one of both"
+        remedy = "check the spelling, or set HF_TOKEN for a private one"
+        raise UsageError(fact, remedy=remedy, file=shown) from None
+    except HFValidationError as error:
+        raise UsageError(
+            f"got an id that the hub does not allow ({error})", remedy="check its spelling", file=shown
+        ) from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        # Every failure of the connection: offline, refused, timed out, a server error.
+        reason = type(error.__cause__ or error).__name__
+        raise MalformedInput(
+            f"got no complete copy in the cache and no answer from the hub ({reason}), expected either",
+            remedy="check the connection and run again: a download resumes where it stopped",
+            file=shown,
+        ) from error
+    path = Path(folder)
+    return path, path.name if path.parent.name == "snapshots" else None

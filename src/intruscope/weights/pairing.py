@@ -1,0 +1,247 @@
+"""Two checkpoints side by side: which matrices are the same one before and after, and what is left over.
+
+Names are matched exactly, up to one prefix that a whole side carries (``bert.``, ``model.``,
+``base_model.model.``). Every tensor of both sides ends in the coverage ledger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from intruscope.errors import MalformedInput, ShapeMismatch, printable
+from intruscope.weights.layout import base_matrices
+from intruscope.weights.matrices import (
+    CoverageEntry,
+    DenseUpdate,
+    Finding,
+    MatrixPair,
+    Pairing,
+    StoredUpdate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from intruscope.weights.source import ModelSource
+    from intruscope.weights.views import TensorView
+
+_MAX_PREFIX_WORDS = 3
+_WORD_HEADS = ("lm_head", "embed_out", "decoder", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointUpdate(StoredUpdate):
+    """The tuned matrix lies whole in another file."""
+
+    tuned: TensorView
+
+    def load(self, base_OI: torch.Tensor) -> DenseUpdate:  # noqa: ARG002 - a whole matrix needs no base
+        """Read the tuned matrix in its stored dtype.
+
+        Raises:
+            MalformedInput: its file changed since planning.
+        """
+        return DenseUpdate(tuned_OI=self.tuned.load())
+
+
+def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
+    """Plan the comparison of two whole checkpoints, from their headers.
+
+    Args:
+        base: The model before.
+        tuned: The model after. Where only one of both has a config, it is used for both.
+
+    Returns:
+        The plan. ``complete`` is False when weights of the blocks, or quantised weights, exist on one side
+        only or cannot be decoded.
+
+    Raises:
+        MalformedInput: nothing matches.
+        ShapeMismatch: a matrix has another shape on the other side and is neither embedding nor head.
+    """
+    base_listing = base_matrices(base if base.config else replace(base, config=tuned.config))
+    tuned_listing = base_matrices(
+        tuned if tuned.config else replace(tuned, config=base.config), origin="tuned"
+    )
+    base_prefix, tuned_prefix = _find_prefixes(base_listing.matrices, tuned_listing.matrices)
+    tuned_of = {name.removeprefix(tuned_prefix): name for name in tuned_listing.matrices}
+    plan = _Plan()
+    if base_prefix or tuned_prefix:
+        plan.findings.append(_prefix_finding(base_prefix, tuned_prefix))
+    matched: set[str] = set()
+    for name, base_views in base_listing.matrices.items():
+        tuned_name = tuned_of.get(name.removeprefix(base_prefix))
+        if tuned_name is None:
+            plan.add_lonely(name, base_views, "base")
+            continue
+        matched.add(tuned_name)
+        notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(tuned_name, ""))
+        plan.add_match(name, base_views, tuned_name, tuned_listing.matrices[tuned_name], notes)
+    if not matched:
+        raise _no_match(base, tuned)
+    for name, views in tuned_listing.matrices.items():
+        if name not in matched:
+            plan.add_lonely(name, views, "tuned")
+    for listing in (base_listing, tuned_listing):
+        plan.coverage.extend(listing.skipped)
+    gaps = plan.num_gaps + len(base_listing.gaps) + len(tuned_listing.gaps)
+    if gaps:
+        message = f"{gaps} tensors that hold weights could not be compared; the ledger names them"
+        plan.findings.append(Finding(code="incomplete-coverage", severity="warning", message=message))
+    return Pairing(
+        base=_full_name(base),
+        tuned=_full_name(tuned),
+        pairs=tuple(plan.pairs),
+        coverage=tuple(plan.coverage),
+        findings=(*base.findings, *tuned.findings, *plan.findings),
+        inputs=(*base.inputs, *tuned.inputs),
+        complete=gaps == 0,
+    )
+
+
+def _full_name(source: ModelSource) -> str:
+    return f"{source.name} ({source.revision})" if source.revision else source.name
+
+
+class _Plan:
+    """The lines of a plan while it grows."""
+
+    def __init__(self) -> None:
+        self.pairs: list[MatrixPair] = []
+        self.coverage: list[CoverageEntry] = []
+        self.findings: list[Finding] = []
+        self.num_gaps = 0
+
+    def skip(self, name: str, origin: Literal["base", "tuned"], reason: str) -> None:
+        self.coverage.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason))
+
+    def add_lonely(self, name: str, views: tuple[TensorView, ...], origin: Literal["base", "tuned"]) -> None:
+        """A matrix that only one side has: a gap, unless it is a head (often tied, replaced or dropped)."""
+        other = "tuned" if origin == "base" else "base"
+        if views[0].kind == "head":
+            self.skip(name, origin, f"a head that the {other} model does not store (tied, dropped or new)")
+            return
+        self.num_gaps += 1
+        self.skip(name, origin, f"no such tensor in the {other} model")
+
+    def add_match(
+        self,
+        base_name: str,
+        base_views: tuple[TensorView, ...],
+        tuned_name: str,
+        tuned_views: tuple[TensorView, ...],
+        notes: tuple[str, str],
+    ) -> None:
+        """Pair the parts of two tensors of one name."""
+        base_shape, tuned_shape = base_views[0].tensor.shape, tuned_views[0].tensor.shape
+        reason = "; ".join(dict.fromkeys(note for note in notes if note))
+        if base_shape != tuned_shape:
+            kind = base_views[0].kind
+            if kind not in ("embedding", "head"):
+                raise ShapeMismatch(
+                    f"got the shape {list(tuned_shape)}, expected {list(base_shape)} as in the base",
+                    remedy="check that the tuned model was made from this base",
+                    file=tuned_views[0].tensor.path,
+                    tensor=tuned_name,
+                )
+            is_words = kind == "embedding" or base_views[0].name.rpartition(".")[2] in _WORD_HEADS
+            if not is_words or len(base_shape) != 2 or base_shape[1:] != tuned_shape[1:]:
+                sizes = f"{list(base_shape)} in the base, {list(tuned_shape)} in the tuned model"
+                self.skip(base_name, "base", f"a {kind} of another size: {sizes}")
+                self.skip(tuned_name, "tuned", f"a {kind} of another size: {sizes}")
+                return
+            common = min(base_shape[0], tuned_shape[0])
+            base_views = tuple(replace(v, tensor=v.tensor.leading(common)) for v in base_views)
+            tuned_views = tuple(replace(v, tensor=v.tensor.leading(common)) for v in tuned_views)
+            reason = f"resized from {base_shape[0]} to {tuned_shape[0]} rows; the first {common} are compared"
+            self.findings.append(
+                Finding(code="resized", severity="info", message=f"{printable(base_name)}: {reason}")
+            )
+        if [v.shape for v in base_views] != [v.shape for v in tuned_views]:
+            raise ShapeMismatch(
+                f"got {len(tuned_views)} matrices in this tensor, expected {len(base_views)} as in the base",
+                remedy="check that both config.json are of the same model type and head counts",
+                file=tuned_views[0].tensor.path,
+                tensor=tuned_name,
+            )
+        for base_view, tuned_view in zip(base_views, tuned_views, strict=True):
+            self.pairs.append(
+                MatrixPair(
+                    name=base_view.name,
+                    kind=base_view.kind,
+                    layer=base_view.layer,
+                    scope=base_view.scope,
+                    base=base_view,
+                    update=CheckpointUpdate(tuned=tuned_view),
+                    estimated_bytes=base_view.estimated_bytes + tuned_view.estimated_bytes,
+                )
+            )
+        matrices = tuple(view.name for view in base_views)
+        sides: tuple[tuple[str, Literal["base", "tuned"]], ...] = ((base_name, "base"), (tuned_name, "tuned"))
+        for name, side in sides:
+            self.coverage.append(
+                CoverageEntry(tensor=name, origin=side, status="compared", reason=reason, matrices=matrices)
+            )
+
+
+def _find_prefixes(base: Iterable[str], tuned: Iterable[str]) -> tuple[str, str]:
+    """The prefix to take off each side so that the most names agree; none when names agree as they are.
+
+    Candidates are the first one to three words of the names. Taking off a prefix must leave every name
+    of that side unique. One side is tried before both.
+    """
+    base_names, tuned_names = list(base), list(tuned)
+    base_candidates, tuned_candidates = _candidates(base_names), _candidates(tuned_names)
+    one_side = [("", ""), *((p, "") for p in base_candidates), *(("", p) for p in tuned_candidates)]
+    both = [(b, t) for b in base_candidates for t in tuned_candidates]
+    for tries in (one_side, both):
+        stripped_base = {b: _stripped(base_names, b) for b, _ in tries}
+        stripped_tuned = {t: _stripped(tuned_names, t) for _, t in tries}
+        counts = {pair: len(stripped_base[pair[0]] & stripped_tuned[pair[1]]) for pair in tries}
+        best = max(tries, key=lambda pair: counts[pair], default=("", ""))
+        if counts.get(best):
+            return best
+    return "", ""
+
+
+def _candidates(names: list[str]) -> list[str]:
+    """Dotted prefixes of one to three words, the most common first, at most sixteen."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        words = name.split(".")[:-1]
+        for length in range(1, min(_MAX_PREFIX_WORDS, len(words)) + 1):
+            if not any(word.isdigit() for word in words[:length]):
+                counts[".".join(words[:length]) + "."] += 1
+    return [prefix for prefix, _ in counts.most_common(16)]
+
+
+def _stripped(names: list[str], prefix: str) -> set[str]:
+    stripped = {name.removeprefix(prefix) for name in names}
+    return stripped if len(stripped) == len(names) else set()
+
+
+def _prefix_finding(base_prefix: str, tuned_prefix: str) -> Finding:
+    carried = [
+        f"the {side} model's names begin with '{printable(prefix)}'"
+        for side, prefix in (("base", base_prefix), ("tuned", tuned_prefix))
+        if prefix
+    ]
+    message = f"{' and '.join(carried)}; this prefix was taken off to match them"
+    return Finding(code="prefix", severity="info", message=message)
+
+
+def _no_match(base: ModelSource, tuned: ModelSource) -> MalformedInput:
+    def common(listed: ModelSource) -> str:
+        counts = Counter(".".join(name.split(".")[:2]) for name in listed.tensors)
+        shown = ", ".join(f"{printable(prefix)} ({count})" for prefix, count in counts.most_common(3))
+        return shown or "no tensors"
+
+    return MalformedInput(
+        f"got no tensor name in common: tuned has {common(tuned)}, expected the base's {common(base)}",
+        remedy="check that the tuned model was made from this base",
+        file=tuned.path,
+    )
