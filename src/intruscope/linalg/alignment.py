@@ -54,6 +54,7 @@ class Alignments:
         certificates: How the bounds of each vector are known.
         best_index: Index of the base vector that attains the alignment, −1 where unknown (K,).
         best_value: Its singular value, 0 where unknown (K,).
+        base_norm: Largest singular value of the base.
         outside_fraction: Share of ‖y‖² outside the base's column space (K,), or None where the column
             space is everything. From Krylov an upper bound, tight to the shown digits when converged.
     """
@@ -64,6 +65,7 @@ class Alignments:
     certificates: tuple[Certificate, ...]
     best_index: Tensor
     best_value: Tensor
+    base_norm: float
     outside_fraction: Tensor | None
 
 
@@ -115,6 +117,7 @@ def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor, error_K: T
         certificates=(certificate,) * count,
         best_index=best,
         best_value=vectors.values[best] if len(vectors.values) else torch.zeros(count, dtype=torch.float64),
+        base_norm=float(vectors.values[0]) if len(vectors.values) else 0.0,
         outside_fraction=outside,
     )
     return _with_tuned_errors(bounded, tuned, error_K)
@@ -272,6 +275,7 @@ def _bounds(
         certificates=tuple("probabilistic" if tall or float(low) > 0.0 else "proved" for low in lower),
         best_index=best,
         best_value=torch.where(known, system.values[best.clamp(min=0)], torch.zeros_like(lower)),
+        base_norm=float(system.values[0]),
         outside_fraction=(1.0 - cosines_KF.square().sum(dim=0)).clamp(0.0, 1.0) if tall else None,
     )
     return _with_tuned_errors(bounded, tuned, error)

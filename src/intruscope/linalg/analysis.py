@@ -138,4 +138,4 @@ def _rescaled(result: TopTriplets | Alignments, scale: float) -> TopTriplets | A
     """Undo the scaling in the singular values that leave this module."""
     if isinstance(result, TopTriplets):
         return replace(result, singular_values=result.singular_values / scale)
-    return replace(result, best_value=result.best_value / scale)
+    return replace(result, best_value=result.best_value / scale, base_norm=result.base_norm / scale)

@@ -1,1 +1,5 @@
-"""The notions of the paper: alignment and intruders, similarity maps, effective rank, energy, null model, and the scan that applies them to every pair."""
+"""The notions of the paper, and the scan that applies them to every pair.
+
+Alignment and intruders, similarity maps, effective rank, energy shares, the null model. Reads weights
+and adapters, computes over linalg, runs through engine; prints nothing.
+"""

@@ -1,0 +1,321 @@
+"""One matrix pair, from stored tensors to its report: what a worker process runs.
+
+Inputs are checked for non-finite values before any decomposition; a matrix with one is a finding, not
+a crash. Nothing here knows where the tensors came from.
+
+Shape suffixes: O out, I in, R rank, K kept vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from intruscope.linalg.analysis import Analysis, analyse
+from intruscope.linalg.operators import Operator
+from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
+from intruscope.linalg.topk import TopTriplets, dense_triplets, frobenius_norm, top_triplets
+from intruscope.spectra.records import (
+    EPSILON_GRID,
+    MatrixReport,
+    NullCount,
+    ScanSettings,
+    Side,
+    SimilarityMap,
+)
+from intruscope.spectra.sides import side_report
+from intruscope.spectra.updates import update_report
+from intruscope.weights.matrices import DenseUpdate, Finding, LowRankUpdate, MatrixPair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_THIN = 4
+"""A low-rank update is used as such while its rank is below a quarter of the smaller side."""
+
+
+def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
+    """Load, check, decompose and report one pair.
+
+    Args:
+        payload: The pair and the settings.
+
+    Returns:
+        The fields of a :class:`MatrixReport` as plain data.
+
+    Raises:
+        IntruscopeError: the files no longer hold what was planned.
+    """
+    pair, settings = payload
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(settings.threads)
+    started = time.monotonic()
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            report = asdict(_report(pair, settings))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    report["seconds"] = round(time.monotonic() - started, 4)
+    return report
+
+
+def seed_for(settings: ScanSettings, name: str, purpose: str) -> int:
+    """A seed that depends on the run's seed, the matrix and the purpose, and on nothing else."""
+    digest = hashlib.sha256(f"{settings.seed}\0{name}\0{purpose}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
+    stored = pair.base.load()
+    found = _non_finite(stored, pair.name, "base")
+    if found is not None:
+        return _refused(pair, found)
+    base = _working(stored)
+    update = pair.update.load(base)
+    for label, tensor in _tensors(update).items():
+        found = _non_finite(tensor, pair.name, label)
+        if found is not None:
+            return _refused(pair, found)
+    if 0 in base.shape:
+        message = f"has the shape {tuple(base.shape)}: there is nothing to decompose"
+        return _refused(
+            pair, Finding(code="empty-matrix", severity="info", message=message, matrix=pair.name)
+        )
+    base, form = _in_one_dtype(base, update)
+    unchanged = _unchanged(pair, base, form)
+    change = _Change(base, form)
+    result = _analyse(change, pair, settings, "")
+    null = _null_counts(change, pair, settings)
+    maps = _similarity_maps(change, result.spectrum, pair, settings)
+    tuned_norm = frobenius_norm(change.tuned_operator)
+    sides = tuple(
+        side_report(
+            side,
+            alignments,
+            result.spectrum,
+            settings,
+            tuned_frobenius_norm=tuned_norm,
+            update=change.for_share,
+            null=null.get(side),
+            similarity=maps.get(side),
+        )
+        for side, alignments in result.sides.items()
+    )
+    base_norm = float(torch.linalg.vector_norm(base.double()))
+    spectral = next(iter(result.sides.values())).base_norm
+    facts, noise = update_report(
+        change.for_share,
+        shape=(base.shape[0], base.shape[1]),
+        base_frobenius_norm=base_norm,
+        base_spectral_norm=spectral,
+        stored_dtype=None if change.low_rank else stored.dtype,
+        exact=settings.exact_effective_rank,
+        seed=seed_for(settings, pair.name, "rank"),
+        name=pair.name,
+    )
+    return MatrixReport(
+        name=pair.name,
+        shape=pair.base.shape,
+        kind=pair.kind,
+        layer=pair.layer,
+        scope=pair.scope,
+        status="done",
+        singular_values=tuple(result.spectrum.singular_values.tolist()),
+        residual_ratio=result.spectrum.residual_ratio,
+        top_k_failure_probability=result.spectrum.failure_probability,
+        sides=sides,
+        update=facts,
+        base_frobenius_norm=base_norm,
+        base_spectral_norm=spectral,
+        findings=(*unchanged, *noise),
+    )
+
+
+class _Change:
+    """A base and its update in the forms that the steps below need, made once."""
+
+    def __init__(self, base_OI: Tensor, form: tuple[Tensor, Tensor] | Tensor) -> None:
+        self.base_OI = base_OI
+        self.factors = form if isinstance(form, tuple) else None
+        self.low_rank = self.factors is not None
+        self.tuned_OI: Tensor | None = None
+        if self.factors is None:
+            assert isinstance(form, Tensor)
+            self.tuned_OI = form
+        elif self.factors[0].shape[1] * _THIN > min(base_OI.shape):
+            self.tuned_OI = base_OI + self.factors[0] @ self.factors[1]
+        self.for_share: Tensor | tuple[Tensor, Tensor] = (
+            self.factors if self.factors is not None else form - base_OI  # type: ignore[operator]
+        )
+
+    @property
+    def keywords(self) -> Mapping[str, Tensor]:
+        """How :func:`intruscope.linalg.analysis.analyse` takes the update."""
+        if self.tuned_OI is not None:
+            return {"tuned_OI": self.tuned_OI}
+        assert self.factors is not None
+        return {"left_OR": self.factors[0], "right_RI": self.factors[1]}
+
+    @property
+    def tuned_operator(self) -> Operator:
+        """The tuned matrix through its products."""
+        if self.tuned_OI is not None:
+            return Operator(dense_MN=self.tuned_OI)
+        assert self.factors is not None
+        return Operator(dense_MN=self.base_OI, left_MR=self.factors[0], right_RN=self.factors[1])
+
+    def rotated(self, seed: int) -> _Change:
+        """The same base with a randomly rotated update."""
+        if self.factors is not None:
+            return _Change(self.base_OI, rotate_low_rank(*self.factors, seed=seed))
+        assert isinstance(self.for_share, Tensor)
+        return _Change(self.base_OI, self.base_OI + rotate_dense(self.for_share, seed=seed))
+
+
+def _sides(settings: ScanSettings) -> tuple[Side, ...]:
+    return ("left", "right") if settings.side == "both" else (settings.side,)
+
+
+def _analyse(change: _Change, pair: MatrixPair, settings: ScanSettings, purpose: str) -> Analysis:
+    return analyse(
+        change.base_OI,
+        **change.keywords,
+        k=None if settings.k == "all" else settings.k,
+        sides=_sides(settings),
+        thresholds=sorted({*EPSILON_GRID, settings.epsilon}),
+        deciding=settings.epsilon,
+        seed=seed_for(settings, pair.name, purpose),
+        dense=settings.prove,
+    )
+
+
+def _null_counts(change: _Change, pair: MatrixPair, settings: ScanSettings) -> dict[Side, NullCount]:
+    """Intruders of the rotated update, over the trials."""
+    counts: dict[Side, list[int]] = {side: [] for side in _sides(settings)}
+    for trial in range(settings.null_trials):
+        purpose = f"null {trial}"
+        rotated = change.rotated(seed_for(settings, pair.name, purpose))
+        for side, alignments in _analyse(rotated, pair, settings, purpose).sides.items():
+            counts[side].append(int((alignments.upper < settings.epsilon).sum()))
+    if not settings.null_trials:
+        return {}
+    result: dict[Side, NullCount] = {}
+    for side, seen in counts.items():
+        ordered = torch.tensor(seen, dtype=torch.float64)
+        result[side] = NullCount(
+            trials=settings.null_trials,
+            mean=float(ordered.mean()),
+            low=float(ordered.quantile(0.025)),
+            high=float(ordered.quantile(0.975)),
+            counts=tuple(seen),
+        )
+    return result
+
+
+def _similarity_maps(
+    change: _Change, spectrum: TopTriplets, pair: MatrixPair, settings: ScanSettings
+) -> dict[Side, SimilarityMap]:
+    """|U0ᵀU| (and |V0ᵀV|) of the top vectors, in 1/255 steps."""
+    count = min(settings.maps, *change.base_OI.shape)
+    if not count:
+        return {}
+    seed = seed_for(settings, pair.name, "map")
+    base = _triplets(Operator(dense_MN=change.base_OI), count, seed)
+    tuned = (
+        spectrum if len(spectrum.singular_values) >= count else _triplets(change.tuned_operator, count, seed)
+    )
+    result: dict[Side, SimilarityMap] = {}
+    for side in _sides(settings):
+        first, second = (base.left_MK, tuned.left_MK) if side == "left" else (base.right_NK, tuned.right_NK)
+        levels = (
+            (first[:, :count].T @ second[:, :count]).abs().clamp(max=1.0).mul(255).round().to(torch.uint8)
+        )
+        result[side] = SimilarityMap(num_base=count, num_tuned=count, levels=tuple(levels.flatten().tolist()))
+    return result
+
+
+def _triplets(operator: Operator, count: int, seed: int) -> TopTriplets:
+    found = top_triplets(operator, count, seed=seed) if 32 * count < min(operator.shape) else None
+    return found if found is not None else dense_triplets(operator, count)
+
+
+def _working(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def _in_one_dtype(
+    base: Tensor, update: LowRankUpdate | DenseUpdate
+) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:
+    """Both sides in the wider of their working precisions; nothing is ever rounded down."""
+    tensors = [base, *_tensors(update).values()]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    if isinstance(update, LowRankUpdate):
+        return base.to(dtype), (update.left_OR.to(dtype), update.right_RI.to(dtype))
+    return base.to(dtype), update.tuned_OI.to(dtype)
+
+
+def _tensors(update: LowRankUpdate | DenseUpdate) -> dict[str, Tensor]:
+    if isinstance(update, LowRankUpdate):
+        return {"left factor of the update": update.left_OR, "right factor of the update": update.right_RI}
+    return {"tuned": update.tuned_OI}
+
+
+def _non_finite(tensor: Tensor, name: str, label: str) -> Finding | None:
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return None
+    bad = torch.nonzero(~finite)
+    first = tuple(int(i) for i in bad[0])
+    return Finding(
+        code="non-finite",
+        severity="error",
+        message=f"{len(bad)} entries of the {label} are NaN or infinite, the first at {first}; not decomposed",
+        matrix=name,
+    )
+
+
+def _unchanged(pair: MatrixPair, base: Tensor, form: tuple[Tensor, Tensor] | Tensor) -> tuple[Finding, ...]:
+    if isinstance(form, tuple):
+        if bool((form[0] == 0).all()) or bool((form[1] == 0).all()):
+            return (
+                _info(
+                    "never-trained", "the adapter changes nothing here: one of its factors is all zero", pair
+                ),
+            )
+    elif torch.equal(form, base):
+        return (_info("unchanged", "tuned and base are equal", pair),)
+    return ()
+
+
+def _info(code: str, message: str, pair: MatrixPair) -> Finding:
+    return Finding(code=code, severity="info", message=message, matrix=pair.name)
+
+
+def _refused(pair: MatrixPair, finding: Finding) -> MatrixReport:
+    return unfinished_report(pair, "refused" if finding.severity == "error" else "done", finding)
+
+
+def unfinished_report(pair: MatrixPair, status: Any, finding: Finding) -> MatrixReport:
+    """A report without figures: refused, unfinished or failed, with the reason."""
+    return MatrixReport(
+        name=pair.name,
+        shape=pair.base.shape,
+        kind=pair.kind,
+        layer=pair.layer,
+        scope=pair.scope,
+        status=status,
+        singular_values=(),
+        residual_ratio=None,
+        top_k_failure_probability=None,
+        sides=(),
+        update=None,
+        base_frobenius_norm=None,
+        base_spectral_norm=None,
+        findings=(finding,),
+    )
