@@ -1,96 +1,183 @@
-"""One short training loop for the demonstration: blocks of tokens in, a trained model out.
+"""One short training loop on plain torch, used to pre-train the shipped model and to fine-tune it live.
 
-The product's trainer is elsewhere; this is only what the demonstration needs, offline and readable.
+Import only inside functions: this module brings torch.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
-    from torch import Tensor
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
+    from tokenizers import Tokenizer
+    from torch import Tensor, nn
 
+    from intruscope.demo.texts import Text
 
-def blocks_of(documents: Sequence[str], tokenizer: Any, block: int) -> Tensor:
-    """Tokenise documents, join them with the end token and cut the stream into rows of ``block``."""
-    import torch
+Precision = Literal["float32", "bfloat16"]
 
-    stream: list[int] = []
-    for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
-        stream += [*ids, tokenizer.eos_token_id]
-    usable = len(stream) // block * block
-    return torch.tensor(stream[:usable], dtype=torch.int64).view(-1, block)
+END_OF_TEXT = "<|endoftext|>"
+WARMUP_FRACTION = 0.06
+MAX_GRADIENT_NORM = 1.0
 
 
-def use_bfloat16(model: Any, blocks: Tensor) -> bool:
-    """Whether bfloat16 autocast is faster than float32 here: one timed step of each, after one to warm up.
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """Everything a training run depends on besides model and tokens.
 
-    Recent x86 CPUs run bfloat16 products about four times faster; older ones emulate them.
+    Attributes:
+        learning_rate: Peak rate of AdamW.
+        schedule: ``linear``: 6% warm-up, then down to 0. ``one-cycle``: 10% up, cosine down.
+        context: Predicted tokens per sequence.
     """
-    seconds = {}
-    for bfloat16 in (False, True):
-        for _ in range(2):
-            started = time.perf_counter()
-            _loss(model, blocks, bfloat16).backward()
-            seconds[bfloat16] = time.perf_counter() - started
-    model.zero_grad(set_to_none=True)
-    return seconds[True] < seconds[False]
+
+    learning_rate: float
+    num_steps: int = 250
+    batch: int = 16
+    context: int = 128
+    schedule: Literal["linear", "one-cycle"] = "linear"
+    weight_decay: float = 0.0
+    seed: int = 0
 
 
-def _loss(model: Any, blocks: Tensor, bfloat16: bool) -> Tensor:
-    import torch
+def encode(tokenizer: Tokenizer, texts: Iterable[Text]) -> Tensor:
+    """All texts as one stream of token ids, each closed by the end-of-text token; int64, one axis."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    ids: list[int] = []
+    for text in texts:
+        ids.extend(tokenizer.encode(text.content).ids)
+        ids.append(end)
+    return torch.tensor(ids, dtype=torch.int64)
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        loss: Tensor = model(input_ids=blocks, labels=blocks).loss
-    return loss
+
+def autocast(precision: Precision) -> AbstractContextManager[object]:
+    """The numeric mode of the forward pass; weights and optimiser stay float32 either way."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def train_steps(
-    model: Any,
-    blocks: Tensor,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
+def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
+    """Mean loss in nats of predicting each token from those before it.
+
+    Args:
+        model: Causal LM whose output has ``logits``.
+        windows: (batch, context + 1) token ids; the last token is only predicted, the first only read.
+    """
+    logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+    return cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+
+def train(
+    model: nn.Module,
+    tokens: Tensor,
+    settings: LoopSettings,
     *,
-    steps: int,
-    batch: int,
-    seed: int,
-    bfloat16: bool,
-    on_step: Callable[[int, float], None],
-) -> None:
-    """Train in place on batches drawn without replacement, epoch after epoch."""
-    import torch
+    precision: Precision,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train every parameter that requires a gradient, in place, on random windows of a token stream.
 
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(blocks), generator=generator)
-    at = 0
+    Args:
+        model: Causal LM in float32.
+        tokens: The stream; longer than one window.
+        settings: Steps, rate, batch, seed. The seed chooses the windows; no global seed is set.
+        precision: Numeric mode of the forward pass.
+        on_step: Called after each step with its number (from 1) and its loss in nats.
+
+    Returns:
+        The loss of each step, in nats per token.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    scheduler = _scheduler(optimizer, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    losses = []
     model.train()
-    for step in range(steps):
-        if at + batch > len(order):
-            order, at = torch.randperm(len(blocks), generator=generator), 0
-        loss = _loss(model, blocks[order[at : at + batch]], bfloat16)
-        at += batch
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    for step in range(1, settings.num_steps + 1):
+        starts = torch.randint(len(tokens) - settings.context, (settings.batch, 1), generator=generator)
+        windows = tokens[starts + torch.arange(settings.context + 1)]
+        with autocast(precision):
+            loss = next_token_loss(model, windows)
         optimizer.zero_grad(set_to_none=True)
-        on_step(step + 1, float(loss.detach()))
-
-
-def mean_loss(model: Any, blocks: Tensor, *, batch: int = 32) -> tuple[float, int]:
-    """Mean next-token cross-entropy in float32, and how many predicted tokens it is over (nats, count)."""
-    import torch
-
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+        if on_step is not None:
+            on_step(step, losses[-1])
     model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for rows in blocks.split(batch):
-            predicted = rows.shape[0] * (rows.shape[1] - 1)
-            total += float(model(input_ids=rows, labels=rows).loss) * predicted
-            count += predicted
-    return total / count, count
+    return losses
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, settings: LoopSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over time."""
+    if settings.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=settings.learning_rate, total_steps=settings.num_steps + 1, pct_start=0.1
+        )
+    warmup = max(1, round(WARMUP_FRACTION * settings.num_steps))
+
+    def linear(step: int) -> float:
+        """Up over the warm-up, then down to zero after the last step."""
+        return min((step + 1) / warmup, (settings.num_steps - step) / max(1, settings.num_steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, linear)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: Tensor, *, batch: int = 32) -> float:
+    """Mean loss in nats per token over fixed windows, always in float32.
+
+    Args:
+        model: Causal LM.
+        windows: (sequences, context + 1) token ids, as ``evaluation_windows`` makes them.
+        batch: Sequences at a time.
+    """
+    model.eval()
+    total = sum(next_token_loss(model, part).item() * len(part) for part in windows.split(batch))
+    return total / len(windows)
+
+
+def evaluation_windows(tokens: Tensor, *, context: int, max_windows: int) -> Tensor:
+    """At most ``max_windows`` windows without overlap of predicted tokens, spread evenly over a stream.
+
+    Returns:
+        (windows, context + 1) token ids.
+    """
+    num_windows = (len(tokens) - 1) // context
+    chosen = torch.linspace(0, num_windows - 1, min(max_windows, num_windows)).long()
+    return tokens[chosen[:, None] * context + torch.arange(context + 1)]
+
+
+def faster_precision(*, batch: int, context: int, width: int, outputs: int, num_timed: int = 2) -> Precision:
+    """Time a forward and backward pass of the model's widest layer in each numeric mode and name the faster.
+
+    CPUs with native bfloat16 products run them about four times faster than float32; others emulate them, up to
+    ten times slower, which is why only one layer is tried.
+    """
+    layer = torch.nn.Linear(width, outputs, bias=False)
+    inputs = torch.zeros((batch * context, width), requires_grad=True)
+    modes: Sequence[Precision] = ("float32", "bfloat16")
+    seconds: dict[Precision, float] = {}
+    for mode in modes:
+        times = []
+        for _ in range(num_timed + 1):
+            start = time.perf_counter()
+            with autocast(mode):
+                total = layer(inputs).sum()
+            total.backward()
+            times.append(time.perf_counter() - start)
+        seconds[mode] = min(times[1:])  # the first pass also pays for buffers and kernels
+    return min(modes, key=seconds.__getitem__)

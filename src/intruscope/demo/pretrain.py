@@ -1,152 +1,246 @@
-"""The recipe of the shipped model: a small causal language model of Python's standard library.
+"""The recipe of the shipped model: ``python -m intruscope.demo.pretrain --out DIR``.
 
-``python -m intruscope.demo.pretrain --out DIR`` makes it again: a byte-level BPE of 4,096 tokens, a
-Llama of 4 layers, 256 wide, tied embeddings, 1,500 steps of 32 x 128 tokens with AdamW and one cycle
-to 3e-3. On another Python version the text differs, and so does the model.
+A 4.2M-parameter Llama on the source of the standard library; see the README that it writes beside the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import logging
 import platform
-import sys
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from intruscope.demo.texts import TextSplit, library_source
+from intruscope.demo.texts import Text, digest, library_texts
+from intruscope.errors import OutputConflict
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from collections.abc import Sequence
 
-VOCABULARY = 4096
-BLOCK = 128
-END = "<|end|>"
+    from tokenizers import Tokenizer
+
+    from intruscope.demo.finetune import LoopSettings
+
+log = logging.getLogger(__name__)
+
+NUM_EVALUATION_WINDOWS = 256
+_REPORT_EVERY = 25
 
 
-def make_tokenizer(documents: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the documents."""
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Shape of the shipped model."""
+
+    vocabulary: int = 4096
+    num_layers: int = 4
+    width: int = 256
+    feed_forward: int = 688
+    num_heads: int = 4
+    max_positions: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole recipe; equal recipes on equal text, machine and thread count give equal weights."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    num_steps: int = 2000
+    batch: int = 8
+    context: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def loop(self) -> LoopSettings:
+        """The part that the training loop reads."""
+        from intruscope.demo.finetune import LoopSettings
+
+        return LoopSettings(
+            learning_rate=self.learning_rate,
+            num_steps=self.num_steps,
+            batch=self.batch,
+            context=self.context,
+            schedule="one-cycle",
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+        )
+
+
+def train_tokenizer(texts: Sequence[Text], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE: any text goes in and comes back unchanged.
+
+    Args:
+        texts: What the merges are learned from.
+        vocabulary: Number of tokens, the end-of-text token included.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    from intruscope.demo.finetune import END_OF_TEXT
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END],
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, pad_token=END)
+    tokenizer.train_from_iterator((text.content for text in texts), trainer=trainer)
+    return tokenizer
 
 
-def make_model(seed: int) -> LlamaForCausalLM:
-    """A fresh model of the demonstration's shape, 4.2 million parameters."""
+def new_model(architecture: Architecture, *, seed: int) -> Any:
+    """A freshly initialised ``LlamaForCausalLM`` in float32; the caller's random state is left as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=512,
+        vocab_size=architecture.vocabulary,
+        hidden_size=architecture.width,
+        intermediate_size=architecture.feed_forward,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_heads,
+        max_position_embeddings=architecture.max_positions,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
-        pad_token_id=0,
     )
-    return LlamaForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
 
 
-def pretrain(out: Path, *, steps: int, batch: int, peak_rate: float, seed: int) -> dict[str, object]:
-    """Train tokenizer and model, write both to ``out``, and return the record of the run."""
+def pretrain(out: Path, recipe: Recipe) -> dict[str, Any]:
+    """Train tokenizer and model, and save them with a card that says how.
+
+    Args:
+        out: New or empty folder.
+        recipe: What to train.
+
+    Returns:
+        The figures written to ``recipe.json``.
+
+    Raises:
+        OutputConflict: ``out`` holds something already.
+        UsageError: this Python does not carry its library as source.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise OutputConflict("the folder is not empty", remedy="name a new folder with --out", file=out)
     import torch
-    from torch.optim.lr_scheduler import OneCycleLR
 
-    from intruscope.demo.finetune import blocks_of, mean_loss, train_steps, use_bfloat16
+    from intruscope.demo.finetune import encode, evaluate, evaluation_windows, faster_precision, train
 
-    source = library_source()
-    tokenizer = make_tokenizer(source.train)
-    train, held_out = blocks_of(source.train, tokenizer, BLOCK), blocks_of(source.held_out, tokenizer, BLOCK)
-    model = make_model(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = OneCycleLR(optimizer, max_lr=peak_rate, total_steps=steps, pct_start=0.1)
-    bfloat16 = use_bfloat16(model, train[:batch])
-    started = time.monotonic()
+    train_texts, held_out_texts = library_texts(held_out=False), library_texts(held_out=True)
+    tokenizer = train_tokenizer(train_texts, recipe.architecture.vocabulary)
+    tokens, held_out_tokens = encode(tokenizer, train_texts), encode(tokenizer, held_out_texts)
+    model = new_model(recipe.architecture, seed=recipe.seed)
+    shape = recipe.architecture
+    precision = faster_precision(
+        batch=recipe.batch, context=recipe.context, width=shape.width, outputs=shape.vocabulary
+    )
+    log.info("%d tokens to train on, %d held out, %s", len(tokens), len(held_out_tokens), precision)
+
+    start = time.perf_counter()
 
     def report(step: int, loss: float) -> None:
-        if step % 50 == 0:
-            spent = time.monotonic() - started
-            sys.stderr.write(f"step {step}/{steps} loss {loss:.3f} after {spent:.0f} s\n")
+        """One line now and then."""
+        if step % _REPORT_EVERY == 0:
+            log.info("step %d: loss %.3f, %.0f s", step, loss, time.perf_counter() - start)
 
-    train_steps(
-        model,
-        train,
-        optimizer,
-        schedule,
-        steps=steps,
-        batch=batch,
-        seed=seed,
-        bfloat16=bfloat16,
-        on_step=report,
-    )
+    losses = train(model, tokens, recipe.loop(), precision=precision, on_step=report)
     model = model.to(torch.bfloat16)
-    stored = model.to(torch.float32)
-    loss, num_tokens = mean_loss(stored, held_out[:512])
-    out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    record = _record(source, steps, batch, peak_rate, seed, bfloat16, loss, num_tokens)
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    return record
-
-
-def _record(
-    source: TextSplit,
-    steps: int,
-    batch: int,
-    peak_rate: float,
-    seed: int,
-    bfloat16: bool,
-    loss: float,
-    num_tokens: int,
-) -> dict[str, object]:
-    import torch
-    import transformers
-
-    return {
-        "text": source.name,
-        "text_sha256": source.sha256,
+    windows = evaluation_windows(
+        held_out_tokens, context=recipe.context, max_windows=NUM_EVALUATION_WINDOWS
+    )
+    # Measured on the weights as they are stored, that is after rounding to bfloat16.
+    held_out_loss = evaluate(model.float(), windows)
+    figures = {
+        "recipe": asdict(recipe),
+        "precision": precision,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "steps": steps,
-        "batch": batch,
-        "block": BLOCK,
-        "peak_learning_rate": peak_rate,
-        "seed": seed,
-        "bfloat16_autocast": bfloat16,
-        "held_out_files": list(source.held_out_names),
-        "held_out_loss_nats_per_token": round(loss, 4),
-        "held_out_tokens": num_tokens,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_train_files": len(train_texts),
+        "num_train_tokens": len(tokens),
+        "train_sha256": digest(train_texts),
+        "held_out_files": [text.name for text in held_out_texts],
+        "held_out_sha256": digest(held_out_texts),
+        "num_held_out_tokens": windows[:, 1:].numel(),
+        "held_out_loss": round(held_out_loss, 4),
+        "last_train_loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
+        "seconds": round(time.perf_counter() - start),
     }
+    _save(out, model.to(torch.bfloat16), tokenizer, figures)
+    return figures
+
+
+def _save(out: Path, model: Any, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
+    """Weights, tokenizer, figures, and last the card that names them."""
+    from transformers import PreTrainedTokenizerFast
+
+    from intruscope.demo.finetune import END_OF_TEXT
+
+    out.mkdir(parents=True, exist_ok=True)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    ).save_pretrained(out)
+    model.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)  # nobody generates with this model
+    figures["weights_sha256"] = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    (out / "recipe.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(model_card(figures), encoding="utf-8")
+
+
+def model_card(figures: dict[str, Any]) -> str:
+    """The model card, from the figures of ``pretrain``."""
+    recipe, shape = figures["recipe"], figures["recipe"]["architecture"]
+    return f"""# The small model of the Intruscope demonstration
+
+A causal language model of Python source, small enough to fine-tune in a minute on a laptop. It has no other use.
+
+| | |
+|---|---|
+| architecture | Llama, {shape["num_layers"]} layers, {shape["width"]} wide, feed-forward {shape["feed_forward"]}, {shape["num_heads"]} heads, tied embeddings |
+| parameters | {figures["num_parameters"]:,}, stored in bfloat16 |
+| tokenizer | byte-level BPE, {shape["vocabulary"]} tokens, learned from the same training files |
+| data | source of the standard library of Python {figures["python"]}: {figures["num_train_files"]} files, {figures["num_train_tokens"]:,} tokens |
+| left out | tests, `idlelib`, `lib2to3`, `turtledemo`, `encodings`, `pydoc_data`; and {len(figures["held_out_files"])} held-out files, listed in `recipe.json` |
+| training | {recipe["num_steps"]} steps of {recipe["batch"]} x {recipe["context"]} tokens, AdamW, one cycle to {recipe["learning_rate"]:g}, weight decay {recipe["weight_decay"]:g}, {figures["precision"]}, seed {recipe["seed"]} |
+| held-out loss | {figures["held_out_loss"]:.3f} nats per token over {figures["num_held_out_tokens"]:,} tokens |
+| training text, SHA-256 | `{figures["train_sha256"]}` |
+| held-out text, SHA-256 | `{figures["held_out_sha256"]}` |
+| weights, SHA-256 | `{figures["weights_sha256"]}` |
+
+Made by `python -m intruscope.demo.pretrain --out DIR`. The same text, seed, torch build, processor and thread count
+give the same weights; elsewhere the last digits differ.
+
+Held out are the files whose path within the library has a SHA-256 with a first byte divisible by 16, so that every
+Python version leaves out the same ones.
+
+## Licence
+
+The code that made it is Apache-2.0. The weights are derived from the Python standard library's source, which is
+Copyright (c) Python Software Foundation and licensed under the PSF License Agreement version 2
+(<https://docs.python.org/3/license.html>); parts of the library carry further notices of their own.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m intruscope.demo.pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the model")
+    parser.add_argument("--steps", type=int, default=Recipe.num_steps, help="optimiser steps")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    figures = pretrain(options.out, Recipe(num_steps=options.steps, seed=options.seed))
+    log.info("held-out loss %.3f nats per token; saved to %s", figures["held_out_loss"], options.out)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--peak-rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    made = pretrain(
-        given.out, steps=given.steps, batch=given.batch, peak_rate=given.peak_rate, seed=given.seed
-    )
-    sys.stderr.write(f"held-out loss {made['held_out_loss_nats_per_token']} nats per token\n")
+    main()

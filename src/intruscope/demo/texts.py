@@ -1,108 +1,140 @@
-"""The texts of the demonstration: the standard library's source, and the language reference.
+"""The texts of the demonstration, all of them carried by every Python: its library's source and its language reference.
 
-Both travel with Python itself, so they vary with its version: whoever reports a figure measured on
-them names the version and the hash.
+The source is split by a rule on each file's path, not by chance: the shipped model was trained elsewhere, and
+a reader's Python must leave out the same files that the training left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import random
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from intruscope.errors import MalformedInput
+from intruscope.errors import UsageError
 
-_LEFT_OUT = {
-    "pydoc_data",
-    "test",
-    "tests",
-    "idlelib",
-    "site-packages",
-    "lib2to3",
-    "__pycache__",
-    "turtledemo",
-}
-_HELD_OUT_ONE_IN = 25
-_TRAIN_FRACTION = 0.85
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HELD_OUT_SHARE = 16  # one file in sixteen, by hash of its path, is never trained on
+MIN_FILE_BYTES = 512  # smaller ones are empty packages and re-exports
+REFERENCE_TRAIN_FRACTION = 0.85
+
+# Not trained on and not held out: installed packages, tests, generated tables, and the language reference itself.
+EXCLUDED_FOLDERS = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "encodings",
+        "pydoc_data",
+        "_bundled",
+        "__pycache__",
+    }
+)
+_MIN_LIBRARY_FILES = 100
+_MIN_REFERENCE_TOPICS = 20
+_INSTALL_PYTHON = "run this with a Python that carries it, such as a python.org build or your system's full python3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSplit:
-    """A corpus cut in two by a fixed rule.
-
-    Attributes:
-        name: What the text is, for people.
-        train, held_out: Documents; no document is in both.
-        train_names, held_out_names: Where each came from.
-        sha256: Of all documents in order, with their names.
-    """
+class Text:
+    """One document: its name within its collection (a relative path, or a topic) and what it says."""
 
     name: str
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-    train_names: tuple[str, ...]
-    held_out_names: tuple[str, ...]
-    sha256: str
+    content: str
 
 
-def library_source() -> TextSplit:
-    """The Python standard library's source files, one in 25 held out by the hash of its path.
+def is_held_out(relative_path: str) -> bool:
+    """Whether a library file is left out of pre-training: a fixed rule on its path, the same in every Python.
 
-    ``pydoc_data`` (the fine-tuning text), the test suites and installed packages are left out.
+    Args:
+        relative_path: Path within the library, with forward slashes, such as ``json/decoder.py``.
+    """
+    return hashlib.sha256(relative_path.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def library_texts(*, held_out: bool, root: Path | None = None) -> tuple[Text, ...]:
+    """Source files of the standard library, sorted by path: those trained on, or those held out.
+
+    Args:
+        held_out: Which of the two disjoint parts.
+        root: The library's folder; that of the running Python if None.
 
     Raises:
-        MalformedInput: this Python carries no source of its library.
+        UsageError: this Python does not carry its library as source.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = {}
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _LEFT_OUT.isdisjoint(relative.parts):
-            documents[relative.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
-    if len(documents) < 100:
-        raise MalformedInput(
-            f"found {len(documents)} source files of the standard library, expected several hundred",
-            remedy="run the demonstration with a Python that ships its library as source",
+    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    names = sorted(name for name in _library_names(root))
+    if len(names) < _MIN_LIBRARY_FILES:
+        raise UsageError(
+            f"this Python has {len(names)} source files of its standard library, expected at least {_MIN_LIBRARY_FILES}",
+            remedy=_INSTALL_PYTHON,
             file=root,
         )
-    held_out = {name for name in documents if _bucket(name) == 0}
-    return _split("Python standard library source", documents, held_out)
+    chosen = (name for name in names if is_held_out(name) == held_out)
+    return tuple(
+        Text(name=name, content=(root / name).read_text(encoding="utf-8", errors="replace")) for name in chosen
+    )
 
 
-def language_reference() -> TextSplit:
-    """The topics of Python's own language reference, 85% of them for training.
+def _library_names(root: Path) -> Iterable[str]:
+    """Relative paths of the files that belong to either part."""
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        machine_specific = relative.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
+        configuration = relative.parts[0].startswith("config-")
+        if EXCLUDED_FOLDERS.isdisjoint(relative.parts) and not machine_specific and not configuration:
+            if path.is_file() and path.stat().st_size >= MIN_FILE_BYTES:
+                yield relative.as_posix()
+
+
+def language_reference(*, seed: int = 0) -> tuple[tuple[Text, ...], tuple[Text, ...]]:
+    """The chapters of the language reference that ``help()`` shows, split into train and test by chapter.
+
+    Args:
+        seed: Chooses which chapters are tested on.
+
+    Returns:
+        (train, test): disjoint, each sorted by name; 85% of the chapters train.
 
     Raises:
-        MalformedInput: this Python was stripped of ``pydoc_data``.
+        UsageError: this Python was packaged without ``pydoc_data``.
     """
     try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise MalformedInput(
-            "this Python has no pydoc_data.topics, the text that the demonstration fine-tunes on",
-            remedy="run the demonstration with a complete Python installation",
-        ) from error
-    names = sorted(topics, key=lambda name: hashlib.sha256(name.encode()).digest())
-    held_out = set(names[int(_TRAIN_FRACTION * len(names)) :])
-    return _split("Python language reference", {name: topics[name] for name in sorted(topics)}, held_out)
-
-
-def _bucket(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % _HELD_OUT_ONE_IN
-
-
-def _split(name: str, documents: dict[str, str], held_out: set[str]) -> TextSplit:
-    digest = hashlib.sha256()
-    for key, text in documents.items():
-        digest.update(f"{key}\0{text}\0".encode())
-    train = [key for key in documents if key not in held_out]
-    kept = [key for key in documents if key in held_out]
-    return TextSplit(
-        name=name,
-        train=tuple(documents[key] for key in train),
-        held_out=tuple(documents[key] for key in kept),
-        train_names=tuple(train),
-        held_out_names=tuple(kept),
-        sha256=digest.hexdigest(),
+        topics: dict[str, str] = dict(importlib.import_module("pydoc_data.topics").topics)
+    except ImportError:
+        topics = {}
+    if len(topics) < _MIN_REFERENCE_TOPICS:
+        raise UsageError(
+            f"this Python has {len(topics)} chapters of the language reference (module pydoc_data.topics), "
+            f"expected at least {_MIN_REFERENCE_TOPICS}",
+            remedy=_INSTALL_PYTHON,
+        )
+    names = sorted(topics)
+    random.Random(seed).shuffle(names)  # noqa: S311 - a split, not a secret
+    num_train = round(REFERENCE_TRAIN_FRACTION * len(names))
+    train, test = sorted(names[:num_train]), sorted(names[num_train:])
+    return (
+        tuple(Text(name=name, content=topics[name]) for name in train),
+        tuple(Text(name=name, content=topics[name]) for name in test),
     )
+
+
+def digest(texts: Iterable[Text]) -> str:
+    """SHA-256 over names and contents, so that a figure can name exactly the text it was measured on."""
+    state = hashlib.sha256()
+    for text in texts:
+        for part in (text.name, text.content):
+            data = part.encode("utf-8", "surrogatepass")
+            state.update(len(data).to_bytes(8, "little"))
+            state.update(data)
+    return state.hexdigest()
