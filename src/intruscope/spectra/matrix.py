@@ -275,7 +275,7 @@ def _non_finite(tensor: Tensor, name: str, label: str) -> Finding | None:
     return Finding(
         code="non-finite",
         severity="error",
-        message=f"{len(bad)} entries of the {label} are NaN or infinite, the first at {first}; not decomposed",
+        message=f"{len(bad)} entries of the {label} are NaN or infinite (first at {first}); not decomposed",
         matrix=name,
     )
 

@@ -7,9 +7,10 @@ ever NaN or infinite: a value that does not exist is None.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.weights.matrices import CoverageEntry, Finding, Scope
+if TYPE_CHECKING:
+    from intruscope.weights.matrices import CoverageEntry, Finding, Scope
 
 Verdict = Literal["intruder", "aligned", "borderline", "degenerate"]
 Certificate = Literal["proved", "probabilistic", "dense"]
@@ -86,7 +87,7 @@ class SimilarityMap:
 
 @dataclass(frozen=True, kw_only=True)
 class SideReport:
-    """One side (left or right) of one matrix; all tuples have one entry per tuned vector, by falling value."""
+    """One side of one matrix; all tuples have one entry per tuned vector, by falling singular value."""
 
     side: Side
     alignment_lower: tuple[float, ...]
@@ -119,7 +120,10 @@ class UpdateReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixReport:
-    """Everything said of one matrix. ``status`` is ``done``, ``unfinished`` (deadline) or ``refused`` (finding)."""
+    """Everything said of one matrix.
+
+    ``status``: ``done``, ``unfinished`` (deadline), ``refused`` (a finding forbids it) or ``failed``.
+    """
 
     name: str
     shape: tuple[int, int]

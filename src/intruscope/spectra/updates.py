@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _ROUNDING_SHARE = 0.21
-"""Root mean square of rounding to nearest, in units of eps |x|: uniform over one ulp, averaged over a binade."""
+"""Root mean square of rounding to nearest in units of eps |x|, averaged over a binade."""
 
 
 def update_report(
@@ -92,7 +92,7 @@ def _noise(frobenius: float, base: float, dtype: torch.dtype | None, name: str) 
     if frobenius > 2.0 * noise:
         return ()
     message = (
-        f"the update ({frobenius:.3g}) is no larger than what rounding to {str(dtype).removeprefix('torch.')} "
-        f"makes ({noise:.3g}): its directions are mostly storage noise"
+        f"the update ({frobenius:.3g}) is hardly larger than what rounding to "
+        f"{str(dtype).removeprefix('torch.')} makes ({noise:.3g}): its directions are mostly storage noise"
     )
     return (Finding(code="storage-noise", severity="warning", message=message, matrix=name),)
