@@ -1,1 +1,5 @@
-"""Many independent tasks, durably: executors (local processes now; others behind the same interface), journal, resume, deadlines, progress. Knows nothing of models."""
+"""Many independent tasks, durably: executors, journal, resume, deadlines, progress.
+
+Executors are local processes now; others can stand behind the same interface. Knows nothing of
+models, prints nothing, and never imports torch: workers import what their function needs.
+"""

@@ -1,0 +1,255 @@
+"""Where tasks run: in local worker processes, or in this one.
+
+Workers are plain child processes, not a pool: a decomposition that LAPACK will not interrupt can be
+killed, and a worker that dies takes only its own task with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from intruscope.engine.worker import receive, send
+from intruscope.errors import ResourceExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from intruscope.engine.tasks import Task
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_TRIES = 2
+
+
+class Event(NamedTuple):
+    """What an executor says of one task: ``started``, ``done``, ``retried``, ``unfinished`` or ``failed``."""
+
+    kind: str
+    key: str
+    detail: Any = None
+
+
+class Executor(ABC):
+    """Runs one function over many payloads."""
+
+    @abstractmethod
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Run the tasks, in any order, and say what happens to each.
+
+        Raises:
+            Exception: whatever the function raised.
+        """
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin what takes time before the first task, while the caller still plans."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+class InlineExecutor(Executor):
+    """Runs everything in this process, one after another. No deadline can be kept here."""
+
+    def __init__(self, function: str) -> None:
+        self._path = function
+
+    def start(self) -> None:
+        """Nothing to begin."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """See :class:`Executor`."""
+        module, _, name = self._path.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        for task in tasks:
+            yield Event("started", task.key)
+            yield Event("done", task.key, function(task.payload))
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    task: Task | None = None
+    deadline: float = float("inf")
+
+
+class LocalExecutor(Executor):
+    """Runs tasks in worker processes of this machine.
+
+    Args:
+        function: ``package.module:name`` of a function of one picklable argument.
+        num_workers: Processes at most.
+        threads_per_worker: Of the numerical libraries; part of what makes results repeatable.
+        deadline_seconds: Per task; a task past it is killed and reported as unfinished.
+        memory_bytes: Running tasks are estimated to stay below it together.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *,
+        num_workers: int,
+        threads_per_worker: int = 1,
+        deadline_seconds: float | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self._function = function
+        self._num_workers = max(1, num_workers)
+        self._threads = threads_per_worker
+        self._deadline = deadline_seconds
+        self._memory = memory_bytes if memory_bytes is not None else int(0.8 * physical_memory())
+        self._workers: list[_Worker] = []
+
+    def start(self) -> None:
+        """Start all workers now; they import their function while the caller plans."""
+        while len(self._workers) < self._num_workers:
+            self._workers.append(self._spawn())
+
+    def _spawn(self) -> _Worker:
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "intruscope.engine.worker", self._function],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+        )
+        return _Worker(process=process, errors=errors)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """See :class:`Executor`."""
+        self._check_memory(tasks)
+        waiting = list(reversed(tasks))
+        tries = dict.fromkeys((task.key for task in tasks), 0)
+        self._num_workers = min(self._num_workers, len(tasks))
+        for surplus in self._workers[self._num_workers :]:
+            self._end(surplus)
+        self._workers = self._workers[: self._num_workers]
+        with contextlib.closing(self):
+            while waiting or any(worker.task for worker in self._workers):
+                yield from self._hand_out(waiting, tries)
+                for worker in self._ready():
+                    yield from self._collect(worker, waiting, tries)
+
+    def _check_memory(self, tasks: Sequence[Task]) -> None:
+        largest = max(tasks, key=lambda task: task.estimated_bytes, default=None)
+        if largest is not None and largest.estimated_bytes > self._memory:
+            raise ResourceExhausted(
+                f"needs about {largest.estimated_bytes / 2**30:.1f} GiB, "
+                f"the limit is {self._memory / 2**30:.1f} GiB",
+                remedy="raise --memory, or run on a machine with more",
+                tensor=largest.key,
+            )
+
+    def _hand_out(self, waiting: list[Task], tries: dict[str, int]) -> Iterator[Event]:
+        used = sum(worker.task.estimated_bytes for worker in self._workers if worker.task)
+        idle = [worker for worker in self._workers if worker.task is None]
+        while waiting and (idle or len(self._workers) < self._num_workers):
+            task = waiting[-1]
+            if used and used + task.estimated_bytes > self._memory:
+                return
+            if idle:
+                worker = idle.pop()
+            else:
+                worker = self._spawn()
+                self._workers.append(worker)
+            waiting.pop()
+            tries[task.key] += 1
+            used += task.estimated_bytes
+            worker.task = task
+            worker.deadline = time.monotonic() + self._deadline if self._deadline else float("inf")
+            yield Event("started", task.key)
+            with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when it is read
+                assert worker.process.stdin is not None
+                send(worker.process.stdin, task.payload)
+
+    def _ready(self) -> list[_Worker]:
+        """Workers with something to say, or past their deadline."""
+        busy = [worker for worker in self._workers if worker.task]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                assert worker.process.stdout is not None
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            nearest = min((worker.deadline for worker in busy), default=float("inf"))
+            timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
+            found = [key.data for key, _ in selector.select(timeout)]
+        late = [w for w in busy if w not in found and time.monotonic() >= w.deadline]
+        return found + late
+
+    def _collect(self, worker: _Worker, waiting: list[Task], tries: dict[str, int]) -> Iterator[Event]:
+        task = worker.task
+        assert task is not None
+        if time.monotonic() >= worker.deadline and not _has_output(worker):
+            self._discard(worker)
+            yield Event("unfinished", task.key, f"not finished within {self._deadline:g} s")
+            return
+        try:
+            assert worker.process.stdout is not None
+            kind, value = receive(worker.process.stdout)
+        except EOFError:
+            reason = self._discard(worker)
+            if tries[task.key] < _TRIES:
+                waiting.append(task)
+                yield Event("retried", task.key, reason)
+            else:
+                yield Event("failed", task.key, reason)
+            return
+        worker.task = None
+        if kind == "error":
+            raise value
+        yield Event("done", task.key, value)
+
+    def _discard(self, worker: _Worker) -> str:
+        """Kill a worker and say how it ended."""
+        self._workers.remove(worker)
+        return self._end(worker)
+
+    def _end(self, worker: _Worker) -> str:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        code = worker.process.wait()
+        for stream in (worker.process.stdin, worker.process.stdout):
+            with contextlib.suppress(OSError):
+                assert stream is not None
+                stream.close()
+        worker.errors.seek(0, os.SEEK_END)
+        worker.errors.seek(max(0, worker.errors.tell() - 2000))
+        last = worker.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        worker.errors.close()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"its worker ended with {how}" + (f" ({last[0]})" if last else "")
+
+    def close(self) -> None:
+        """Kill all workers, idle or not: nothing that they hold is worth a wait."""
+        for worker in self._workers:
+            self._end(worker)
+        self._workers = []
+
+
+def _has_output(worker: _Worker) -> bool:
+    with selectors.DefaultSelector() as selector:
+        assert worker.process.stdout is not None
+        selector.register(worker.process.stdout, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

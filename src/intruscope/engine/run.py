@@ -1,0 +1,74 @@
+"""Tasks through an executor, each result journaled before it counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from intruscope.engine.tasks import Outcome, Progress, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from intruscope.engine.executors import Executor
+    from intruscope.engine.journal import Journal
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    executor: Executor,
+    *,
+    journal: Journal | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> list[Outcome]:
+    """Run what the journal does not hold yet, and return everything in the order of the tasks.
+
+    A record that comes from the journal is the same plain data as one that was just computed, so a
+    resumed run and an uninterrupted one give equal results. Tasks that did not finish are not
+    journaled: the next run tries them again.
+
+    Args:
+        tasks: With unique keys.
+        executor: Where they run; closed on return, whatever happens.
+        journal: Open; None to keep nothing.
+        on_progress: Called in this process for every event.
+
+    Raises:
+        Exception: whatever the function raised; what was journaled before is kept.
+    """
+    records = dict(journal.records) if journal is not None else {}
+    outcomes = {
+        task.key: Outcome(key=task.key, status="done", record=records[task.key])
+        for task in tasks
+        if task.key in records
+    }
+    weights = {task.key: task.weight for task in tasks}
+    total = sum(weights.values())
+
+    def report(event: str, key: str | None) -> None:
+        on_progress(
+            Progress(
+                event=cast("Literal['resumed', 'started', 'done', 'retried', 'unfinished', 'failed']", event),
+                key=key,
+                num_done=len(outcomes),
+                num_tasks=len(tasks),
+                weight_done=sum(weights[done] for done in outcomes),
+                weight_total=total,
+            )
+        )
+
+    try:
+        report("resumed", None)
+        missing = [task for task in tasks if task.key not in outcomes]
+        for kind, key, detail in executor.run(missing) if missing else ():
+            if kind == "done":
+                if journal is not None:
+                    journal.append(key, detail)
+                    detail = journal.records[key]
+                outcomes[key] = Outcome(key=key, status="done", record=detail)
+            elif kind in {"unfinished", "failed"}:
+                status: Literal["unfinished", "failed"] = "unfinished" if kind == "unfinished" else "failed"
+                outcomes[key] = Outcome(key=key, status=status, reason=detail)
+            report(kind, key)
+    finally:
+        executor.close()
+    return [outcomes[task.key] for task in tasks]

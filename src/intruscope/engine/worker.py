@@ -1,0 +1,77 @@
+"""A worker process: reads tasks from its standard input, writes results to a private copy of its output.
+
+Started as ``python -m intruscope.engine.worker FUNCTION``. It dies with its parent: the kernel is asked
+to see to that (Linux), and end of input means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import pickle
+import signal
+import struct
+import sys
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def send(stream: IO[bytes], message: Any) -> None:
+    """Write one length-prefixed pickle."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(struct.pack("<Q", len(body)) + body)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one length-prefixed pickle; raises EOFError at the end of the stream."""
+    head = stream.read(8)
+    if len(head) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", head)
+    body = stream.read(length)
+    if len(body) < length:
+        raise EOFError
+    return pickle.loads(body)  # noqa: S301 - only ever from our own parent or child process
+
+
+def main() -> None:
+    """Serve tasks until the input ends."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever the function prints must not reach the protocol: it keeps a private copy of the pipe.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    module, _, name = sys.argv[1].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    source = sys.stdin.buffer
+    while True:
+        try:
+            payload = receive(source)
+        except EOFError:
+            return
+        send(output, _answer(function, payload))
+
+
+def _answer(function: Any, payload: Any) -> tuple[str, Any]:
+    try:
+        return ("done", function(payload))
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, to see that it survives
+        except Exception:
+            return ("error", RuntimeError(f"{type(error).__name__}: {error}"))
+        return ("error", error)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
