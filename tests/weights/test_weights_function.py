@@ -319,7 +319,7 @@ def test_parts_reassemble_the_stored_tensor_and_cut_a_left_factor_alike(saved, n
 
 @pytest.mark.parametrize("name", MODELS)
 def test_scope_is_the_linear_layers_of_the_blocks(saved, name):
-    model, listing, _ = saved(name)
+    _, listing, _ = saved(name)
     for stored, views in listing.matrices.items():
         for view in views:
             in_block = any(

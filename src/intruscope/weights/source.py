@@ -203,7 +203,7 @@ def _nothing_to_read(folder: Path, names: Iterable[str]) -> Exception:
         kind = _foreign_kind(folder / entry)
         if kind is not None:
             return UnsupportedFormat(
-                f"got {kind} ({printable(entry)}), which is not read", remedy=_CONVERT, file=folder
+                f"got {kind} ({printable(entry)}), expected safetensors", remedy=_CONVERT, file=folder
             )
     incomplete = [n for n in names if n.endswith(".incomplete")]
     if incomplete:
@@ -261,7 +261,7 @@ def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
         return index.read(read_pickle), (path, *index.files)
     kind = _foreign_kind(path)
     if kind is not None:
-        raise UnsupportedFormat(f"got {kind}, which is not read", remedy=_CONVERT, file=path)
+        raise UnsupportedFormat(f"got {kind}, expected safetensors", remedy=_CONVERT, file=path)
     if name in TRAINING_LEFTOVERS:
         fact = "got what a training run left beside the weights, expected the weights"
         raise UnsupportedFormat(fact, remedy="give the model's folder", file=path)
