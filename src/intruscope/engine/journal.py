@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from intruscope.errors import OutputConflict, ResourceExhausted, printable
+from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted, printable
 
 
 def plan_hash(plan: dict[str, Any]) -> str:
@@ -57,11 +57,10 @@ class Journal:
             self._claim(folder)
             self._check_plan(plan)
             self._load()
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise _cannot_write(folder, error) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError) and not isinstance(error, IntruscopeError):
+                raise _cannot_write(folder, error) from error
             raise
 
     _lock: int = -1
