@@ -1,1 +1,1 @@
-"""The shipped small model, the recipe that made it, and the demonstration that fine-tunes it twice and scans both."""
+"""The demonstration: a shipped small model, its recipe, and two live fine-tunes of it, scanned."""

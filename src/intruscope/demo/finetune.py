@@ -5,10 +5,11 @@ Import only inside functions: this module brings torch.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -50,7 +51,7 @@ class LoopSettings:
 
 def encode(tokenizer: Tokenizer, texts: Iterable[Text]) -> Tensor:
     """All texts as one stream of token ids, each closed by the end-of-text token; int64, one axis."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end: int = tokenizer.token_to_id(END_OF_TEXT)  # type: ignore[assignment]
     ids: list[int] = []
     for text in texts:
         ids.extend(tokenizer.encode(text.content).ids)
@@ -96,7 +97,11 @@ def train(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     scheduler = _scheduler(optimizer, settings)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -146,7 +151,8 @@ def evaluate(model: nn.Module, windows: Tensor, *, batch: int = 32) -> float:
         batch: Sequences at a time.
     """
     model.eval()
-    total = sum(next_token_loss(model, part).item() * len(part) for part in windows.split(batch))
+    parts: tuple[Tensor, ...] = torch.split(windows, batch)
+    total = math.fsum(float(next_token_loss(model, part)) * len(part) for part in parts)
     return total / len(windows)
 
 
@@ -161,14 +167,14 @@ def evaluation_windows(tokens: Tensor, *, context: int, max_windows: int) -> Ten
     return tokens[chosen[:, None] * context + torch.arange(context + 1)]
 
 
-def faster_precision(*, batch: int, context: int, width: int, outputs: int, num_timed: int = 2) -> Precision:
+def faster_precision(*, width: int, outputs: int, num_rows: int = 64, num_timed: int = 3) -> Precision:
     """Time a forward and backward pass of the model's widest layer in each numeric mode and name the faster.
 
-    CPUs with native bfloat16 products run them about four times faster than float32; others emulate them, up to
-    ten times slower, which is why only one layer is tried.
+    CPUs with native bfloat16 products run them about four times faster than float32; others emulate them,
+    many times slower, which is why one layer on a few rows is timed and not a whole step.
     """
     layer = torch.nn.Linear(width, outputs, bias=False)
-    inputs = torch.zeros((batch * context, width), requires_grad=True)
+    inputs = torch.zeros((num_rows, width), requires_grad=True)
     modes: Sequence[Precision] = ("float32", "bfloat16")
     seconds: dict[Precision, float] = {}
     for mode in modes:
@@ -176,8 +182,32 @@ def faster_precision(*, batch: int, context: int, width: int, outputs: int, num_
         for _ in range(num_timed + 1):
             start = time.perf_counter()
             with autocast(mode):
-                total = layer(inputs).sum()
-            total.backward()
+                result = layer(inputs)
+            result.backward(torch.ones_like(result))
             times.append(time.perf_counter() - start)
         seconds[mode] = min(times[1:])  # the first pass also pays for buffers and kernels
     return min(modes, key=seconds.__getitem__)
+
+
+def train_linear_weights(model: Any) -> Any:
+    """Mark the linear weights of the blocks as trained, and nothing else: no embedding, norm or head."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            module.requires_grad_(True)
+    return model
+
+
+def with_lora(model: Any, *, rank: int, seed: int) -> Any:
+    """Wrap a model with a LoRA adapter on all linear layers of the blocks; alpha = 2 rank, as in the paper.
+
+    Args:
+        model: The base, whose weights stay as they are.
+        rank: Of the adapter.
+        seed: Of the adapter's random half; the caller's random state is left as it was.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)

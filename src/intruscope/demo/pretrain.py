@@ -1,6 +1,7 @@
 """The recipe of the shipped model: ``python -m intruscope.demo.pretrain --out DIR``.
 
-A 4.2M-parameter Llama on the source of the standard library; see the README that it writes beside the weights.
+A 4.2M-parameter Llama on the source of the standard library; the card that it writes beside the weights
+says more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.demo.card import model_card
 from intruscope.demo.texts import Text, digest, library_texts
 from intruscope.errors import OutputConflict
 
@@ -48,7 +50,7 @@ class Recipe:
     """The whole recipe; equal recipes on equal text, machine and thread count give equal weights."""
 
     architecture: Architecture = field(default_factory=Architecture)
-    num_steps: int = 2000
+    num_steps: int = 1500
     batch: int = 8
     context: int = 128
     learning_rate: float = 3e-3
@@ -140,10 +142,7 @@ def pretrain(out: Path, recipe: Recipe) -> dict[str, Any]:
     tokenizer = train_tokenizer(train_texts, recipe.architecture.vocabulary)
     tokens, held_out_tokens = encode(tokenizer, train_texts), encode(tokenizer, held_out_texts)
     model = new_model(recipe.architecture, seed=recipe.seed)
-    shape = recipe.architecture
-    precision = faster_precision(
-        batch=recipe.batch, context=recipe.context, width=shape.width, outputs=shape.vocabulary
-    )
+    precision = faster_precision(width=recipe.architecture.width, outputs=recipe.architecture.vocabulary)
     log.info("%d tokens to train on, %d held out, %s", len(tokens), len(held_out_tokens), precision)
 
     start = time.perf_counter()
@@ -155,9 +154,7 @@ def pretrain(out: Path, recipe: Recipe) -> dict[str, Any]:
 
     losses = train(model, tokens, recipe.loop(), precision=precision, on_step=report)
     model = model.to(torch.bfloat16)
-    windows = evaluation_windows(
-        held_out_tokens, context=recipe.context, max_windows=NUM_EVALUATION_WINDOWS
-    )
+    windows = evaluation_windows(held_out_tokens, context=recipe.context, max_windows=NUM_EVALUATION_WINDOWS)
     # Measured on the weights as they are stored, that is after rounding to bfloat16.
     held_out_loss = evaluate(model.float(), windows)
     figures = {
@@ -194,40 +191,6 @@ def _save(out: Path, model: Any, tokenizer: Tokenizer, figures: dict[str, Any]) 
     figures["weights_sha256"] = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     (out / "recipe.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(model_card(figures), encoding="utf-8")
-
-
-def model_card(figures: dict[str, Any]) -> str:
-    """The model card, from the figures of ``pretrain``."""
-    recipe, shape = figures["recipe"], figures["recipe"]["architecture"]
-    return f"""# The small model of the Intruscope demonstration
-
-A causal language model of Python source, small enough to fine-tune in a minute on a laptop. It has no other use.
-
-| | |
-|---|---|
-| architecture | Llama, {shape["num_layers"]} layers, {shape["width"]} wide, feed-forward {shape["feed_forward"]}, {shape["num_heads"]} heads, tied embeddings |
-| parameters | {figures["num_parameters"]:,}, stored in bfloat16 |
-| tokenizer | byte-level BPE, {shape["vocabulary"]} tokens, learned from the same training files |
-| data | source of the standard library of Python {figures["python"]}: {figures["num_train_files"]} files, {figures["num_train_tokens"]:,} tokens |
-| left out | tests, `idlelib`, `lib2to3`, `turtledemo`, `encodings`, `pydoc_data`; and {len(figures["held_out_files"])} held-out files, listed in `recipe.json` |
-| training | {recipe["num_steps"]} steps of {recipe["batch"]} x {recipe["context"]} tokens, AdamW, one cycle to {recipe["learning_rate"]:g}, weight decay {recipe["weight_decay"]:g}, {figures["precision"]}, seed {recipe["seed"]} |
-| held-out loss | {figures["held_out_loss"]:.3f} nats per token over {figures["num_held_out_tokens"]:,} tokens |
-| training text, SHA-256 | `{figures["train_sha256"]}` |
-| held-out text, SHA-256 | `{figures["held_out_sha256"]}` |
-| weights, SHA-256 | `{figures["weights_sha256"]}` |
-
-Made by `python -m intruscope.demo.pretrain --out DIR`. The same text, seed, torch build, processor and thread count
-give the same weights; elsewhere the last digits differ.
-
-Held out are the files whose path within the library has a SHA-256 with a first byte divisible by 16, so that every
-Python version leaves out the same ones.
-
-## Licence
-
-The code that made it is Apache-2.0. The weights are derived from the Python standard library's source, which is
-Copyright (c) Python Software Foundation and licensed under the PSF License Agreement version 2
-(<https://docs.python.org/3/license.html>); parts of the library carry further notices of their own.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

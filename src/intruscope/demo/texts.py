@@ -1,4 +1,4 @@
-"""The texts of the demonstration, all of them carried by every Python: its library's source and its language reference.
+"""The texts of the demonstration, carried by every Python: its library's source and language reference.
 
 The source is split by a rule on each file's path, not by chance: the shipped model was trained elsewhere, and
 a reader's Python must leave out the same files that the training left out.
@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 16  # one file in sixteen, by hash of its path, is never traine
 MIN_FILE_BYTES = 512  # smaller ones are empty packages and re-exports
 REFERENCE_TRAIN_FRACTION = 0.85
 
-# Not trained on and not held out: installed packages, tests, generated tables, and the language reference itself.
+# Neither trained on nor held out: installed packages, tests, generated tables, the language reference.
 EXCLUDED_FOLDERS = frozenset(
     {
         "site-packages",
@@ -42,7 +42,9 @@ EXCLUDED_FOLDERS = frozenset(
 )
 _MIN_LIBRARY_FILES = 100
 _MIN_REFERENCE_TOPICS = 20
-_INSTALL_PYTHON = "run this with a Python that carries it, such as a python.org build or your system's full python3"
+_INSTALL_PYTHON = (
+    "run this with a Python that carries it, such as a python.org build or your system's full python3"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +78,15 @@ def library_texts(*, held_out: bool, root: Path | None = None) -> tuple[Text, ..
     names = sorted(name for name in _library_names(root))
     if len(names) < _MIN_LIBRARY_FILES:
         raise UsageError(
-            f"this Python has {len(names)} source files of its standard library, expected at least {_MIN_LIBRARY_FILES}",
+            f"this Python has {len(names)} source files of its standard library, "
+            f"expected at least {_MIN_LIBRARY_FILES}",
             remedy=_INSTALL_PYTHON,
             file=root,
         )
     chosen = (name for name in names if is_held_out(name) == held_out)
     return tuple(
-        Text(name=name, content=(root / name).read_text(encoding="utf-8", errors="replace")) for name in chosen
+        Text(name=name, content=(root / name).read_text(encoding="utf-8", errors="replace"))
+        for name in chosen
     )
 
 
@@ -92,9 +96,9 @@ def _library_names(root: Path) -> Iterable[str]:
         relative = path.relative_to(root)
         machine_specific = relative.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
         configuration = relative.parts[0].startswith("config-")
-        if EXCLUDED_FOLDERS.isdisjoint(relative.parts) and not machine_specific and not configuration:
-            if path.is_file() and path.stat().st_size >= MIN_FILE_BYTES:
-                yield relative.as_posix()
+        excluded = not EXCLUDED_FOLDERS.isdisjoint(relative.parts) or machine_specific or configuration
+        if not excluded and path.is_file() and path.stat().st_size >= MIN_FILE_BYTES:
+            yield relative.as_posix()
 
 
 def language_reference(*, seed: int = 0) -> tuple[tuple[Text, ...], tuple[Text, ...]]:

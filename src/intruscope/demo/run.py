@@ -1,0 +1,443 @@
+"""The demonstration: one small model, fine-tuned twice to about the same task loss, and both scanned.
+
+Everything is offline: the model is in the package and the texts are in Python itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from intruscope.demo.folder import SCHEMA, replaced_whole
+from intruscope.demo.texts import digest, language_reference, library_texts
+from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from intruscope.demo.finetune import Precision
+    from intruscope.spectra.records import ScanReport, SideReport
+
+MODEL = Path(__file__).parent / "model"
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
+
+NUM_STEPS = 250
+BATCH = 4
+CONTEXT = 128
+NUM_EVALUATION_WINDOWS = 96
+FULL_LEARNING_RATE = 2e-4
+LORA_LEARNING_RATE = 2e-3
+LORA_RANK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What the demonstration is doing: ``done`` of ``total`` units of a stage, and the latest loss."""
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredText:
+    """A text that losses were measured or trained on; texts vary with the Python version."""
+
+    name: str
+    role: Literal["train", "task", "source"]
+    num_documents: int
+    num_tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Mean loss in nats per token, on the task's test text and on held-out text like the pre-training's."""
+
+    task: float
+    source: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune:
+    """One fine-tune and what it did.
+
+    Attributes:
+        name: ``full`` or ``lora``; also the folder it was saved in.
+        forgetting: Source loss after minus before, in nats per token.
+        num_vectors: How many tuned singular vectors were examined.
+    """
+
+    name: Literal["full", "lora"]
+    method: str
+    learning_rate: float
+    num_trained_parameters: int
+    num_steps: int
+    losses: Losses
+    forgetting: float
+    num_intruders: int
+    num_vectors: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """All figures of one demonstration.
+
+    Attributes:
+        out: The folder; ``report.html``, ``base``, ``full``, ``lora`` and the JSON files are in it.
+        texts: What was trained and measured on, by hash.
+        reports: The scans of ``runs``, in the same order.
+    """
+
+    out: Path
+    python: str
+    precision: str
+    base: Losses
+    runs: tuple[FineTune, ...]
+    texts: tuple[MeasuredText, ...]
+    reports: tuple[ScanReport, ...]
+    seconds: float
+
+    @property
+    def report_path(self) -> Path:
+        """The page to look at."""
+        return self.out / "report.html"
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures without the scans, which have files of their own."""
+        content = asdict(replace(self, reports=()))
+        del content["reports"]
+        return {"schema": SCHEMA, **content, "out": str(self.out)}
+
+    def sentence(self) -> str:
+        """What was seen, in one sentence, without claiming more than these two runs show."""
+        full, lora = self.runs
+        return (
+            f"At task losses of {full.losses.task:.2f} (full) and {lora.losses.task:.2f} (LoRA), full "
+            f"fine-tuning made {full.num_intruders} intruder dimensions among {full.num_vectors} top "
+            f"singular vectors and LoRA {lora.num_intruders}; held-out source loss moved by "
+            f"{full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Material:
+    """What both fine-tunes share: tokens to train on, windows to measure on, and the mode to compute in."""
+
+    train_tokens: Tensor
+    task_windows: Tensor
+    source_windows: Tensor
+    precision: Precision
+    num_steps: int
+    seed: int
+
+
+def run_demo(
+    out: Path,
+    *,
+    steps: int = NUM_STEPS,
+    seed: int = 0,
+    precision: Precision | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> DemoResult:
+    """Fine-tune the shipped model fully and with LoRA, measure both, scan both, and write a report.
+
+    Args:
+        out: Folder to make; an earlier demonstration in it is replaced, anything else is refused.
+        steps: Optimiser steps of each fine-tune.
+        seed: Chooses windows, the test chapters and the adapter's start.
+        precision: Numeric mode of training; the faster one on this processor if None.
+        on_event: Told of progress; called in this process.
+
+    Returns:
+        Every figure. The same are in ``figures.json``.
+
+    Raises:
+        UsageError: transformers or peft is missing, the texts are missing, or ``steps`` is not positive.
+        OutputConflict: ``out`` holds something that is not an earlier demonstration.
+    """
+    if steps < 1:
+        raise UsageError(f"got {steps} steps, expected at least 1", remedy="ask for more steps")
+    missing = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the demonstration trains with {' and '.join(missing)}, not installed here",
+            remedy="install the extra that brings them: pip install 'intruscope[lab]'",
+        )
+    start = time.perf_counter()
+    tell = on_event or (lambda _event: None)
+    with replaced_whole(out) as building, _quiet_transformers():
+        return _run(building, Path(out).absolute(), steps, seed, precision, tell, start)
+
+
+def _run(
+    building: Path,
+    out: Path,
+    steps: int,
+    seed: int,
+    precision: Precision | None,
+    tell: Callable[[Event], None],
+    start: float,
+) -> DemoResult:
+    """The demonstration inside its temporary folder ``building``, which will become ``out``."""
+    tell(Event(stage="preparing", done=0, total=1))
+    material, texts = _material(steps, seed, precision)
+    _save_base(building / "base")
+    tell(Event(stage="preparing", done=1, total=1))
+    base_losses = _measure(_load_base(), material, "measuring the base", tell)
+
+    names: tuple[Literal["full", "lora"], ...] = ("full", "lora")
+    runs, reports = [], []
+    for name in names:
+        run = _fine_tune(name, building / name, out, material, base_losses, tell)
+        report = _scan(building, name, tell)
+        runs.append(replace(run, num_intruders=_num_intruders(report), num_vectors=_num_vectors(report)))
+        reports.append(report)
+    result = DemoResult(
+        out=out,
+        python=platform.python_version(),
+        precision=material.precision,
+        base=base_losses,
+        runs=tuple(runs),
+        texts=texts,
+        reports=tuple(reports),
+        seconds=time.perf_counter() - start,
+    )
+    _write_report(building, result)
+    return result
+
+
+def _material(
+    steps: int, seed: int, precision: Precision | None
+) -> tuple[_Material, tuple[MeasuredText, ...]]:
+    """Tokenise the texts with the shipped tokenizer."""
+    from tokenizers import Tokenizer
+
+    from intruscope.demo.finetune import encode, evaluation_windows, faster_precision
+
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    train, task = language_reference(seed=seed)
+    source = library_texts(held_out=True)
+    train_tokens, task_tokens, source_tokens = (encode(tokenizer, part) for part in (train, task, source))
+    task_windows, source_windows = (
+        evaluation_windows(tokens, context=CONTEXT, max_windows=NUM_EVALUATION_WINDOWS)
+        for tokens in (task_tokens, source_tokens)
+    )
+    if precision is None:
+        shape = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
+        precision = faster_precision(width=shape["hidden_size"], outputs=shape["vocab_size"])
+    parts: tuple[tuple[str, Literal["train", "task", "source"], Any, int], ...] = (
+        ("language reference, training chapters", "train", train, len(train_tokens)),
+        ("language reference, test chapters", "task", task, task_windows[:, 1:].numel()),
+        ("standard library source, held-out files", "source", source, source_windows[:, 1:].numel()),
+    )
+    texts = tuple(
+        MeasuredText(
+            name=name, role=role, num_documents=len(part), num_tokens=num_tokens, sha256=digest(part)
+        )
+        for name, role, part, num_tokens in parts
+    )
+    material = _Material(
+        train_tokens=train_tokens,
+        task_windows=task_windows,
+        source_windows=source_windows,
+        precision=precision,
+        num_steps=steps,
+        seed=seed,
+    )
+    return material, texts
+
+
+def _save_base(folder: Path) -> None:
+    """Copy the shipped model next to what is trained from it, so that the reader can scan the three."""
+    folder.mkdir()
+    for name in MODEL_FILES:
+        shutil.copyfile(MODEL / name, folder / name)
+
+
+def _load_base() -> Any:
+    """The shipped model in float32, with nothing to be trained yet."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, local_files_only=True)
+    return model.requires_grad_(False)
+
+
+def _measure(model: Any, material: _Material, stage: str, tell: Callable[[Event], None]) -> Losses:
+    """Both losses of a model."""
+    from intruscope.demo.finetune import evaluate
+
+    tell(Event(stage=stage, done=0, total=2))
+    task = evaluate(model, material.task_windows)
+    tell(Event(stage=stage, done=1, total=2, loss=task))
+    source = evaluate(model, material.source_windows)
+    tell(Event(stage=stage, done=2, total=2, loss=source))
+    return Losses(task=task, source=source)
+
+
+def _fine_tune(
+    name: Literal["full", "lora"],
+    folder: Path,
+    out: Path,
+    material: _Material,
+    base: Losses,
+    tell: Callable[[Event], None],
+) -> FineTune:
+    """Train a fresh copy of the base, measure it and save it as its users would."""
+    from intruscope.demo.finetune import LoopSettings, train, train_linear_weights, with_lora
+
+    model = _load_base()
+    if name == "full":
+        method, learning_rate = "full fine-tuning", FULL_LEARNING_RATE
+        model = train_linear_weights(model)
+    else:
+        method, learning_rate = f"LoRA, rank {LORA_RANK}", LORA_LEARNING_RATE
+        model = with_lora(model, rank=LORA_RANK, seed=material.seed)
+    settings = LoopSettings(
+        learning_rate=learning_rate,
+        num_steps=material.num_steps,
+        batch=BATCH,
+        context=CONTEXT,
+        seed=material.seed,
+    )
+    start = time.perf_counter()
+    tell(Event(stage=method, done=0, total=material.num_steps))
+    train(
+        model,
+        material.train_tokens,
+        settings,
+        precision=material.precision,
+        on_step=lambda step, loss: tell(Event(stage=method, done=step, total=material.num_steps, loss=loss)),
+    )
+    losses = _measure(model, material, f"measuring {method}", tell)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    _save(model, folder, base=out / "base")
+    return FineTune(
+        name=name,
+        method=method,
+        learning_rate=learning_rate,
+        num_trained_parameters=num_trained,
+        num_steps=material.num_steps,
+        losses=losses,
+        forgetting=losses.source - base.source,
+        num_intruders=0,
+        num_vectors=0,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _save(model: Any, folder: Path, *, base: Path) -> None:
+    """A full checkpoint with its tokenizer, or an adapter that names its base by path."""
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        # Embeddings are untouched; asked to find that out itself, PEFT would look the base up by name.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(MODEL / name, folder / name)
+
+
+def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanReport:
+    """Scan one fine-tune against the base; names in the report are relative to the output folder."""
+    from intruscope.spectra.scan import scan
+
+    stage = f"scanning {name}"
+    tell(Event(stage=stage, done=0, total=1))
+    work = building / "work"
+    report = scan(str(building / "base"), str(building / name), work_dir=work)
+    shutil.rmtree(work, ignore_errors=True)
+    tell(Event(stage=stage, done=1, total=1))
+    return replace(report, base="base", tuned=name)
+
+
+def _num_intruders(report: ScanReport) -> int:
+    """Left intruders in the paper's scope."""
+    return sum(side.num_intruders for side in _left_sides(report))
+
+
+def _num_vectors(report: ScanReport) -> int:
+    """Tuned left singular vectors examined in the paper's scope."""
+    return sum(len(side.verdicts) for side in _left_sides(report))
+
+
+def _left_sides(report: ScanReport) -> Iterator[SideReport]:
+    """The left side of each linear layer of the blocks."""
+    return (
+        side
+        for matrix in report.matrices
+        if matrix.scope == "paper"
+        for side in matrix.sides
+        if side.side == "left"
+    )
+
+
+def _write_report(building: Path, result: DemoResult) -> None:
+    """The page, one JSON file per scan, and the figures."""
+    from intruscope.report.html import write_html
+    from intruscope.report.json import to_json
+
+    for run, report in zip(result.runs, result.reports, strict=True):
+        _write_json(building / f"scan-{run.name}.json", to_json(report))
+    _write_json(building / "figures.json", result.to_json())
+    write_html(
+        result.reports,
+        building / "report.html",
+        title="Full fine-tuning and LoRA of the same small model",
+        notes=notes(result),
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented, and never with NaN."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def notes(result: DemoResult) -> list[str]:
+    """What the page says above the scans: what was seen, and on which texts."""
+    lines = [result.sentence()]
+    lines.append(
+        f"Before: task loss {result.base.task:.3f}, held-out source loss {result.base.source:.3f} "
+        "nats per token."
+    )
+    lines.extend(
+        f"{run.method}, learning rate {run.learning_rate:g}, {run.num_steps} steps: task loss "
+        f"{run.losses.task:.3f}, held-out source loss {run.losses.source:.3f}, "
+        f"forgetting {run.forgetting:+.3f}."
+        for run in result.runs
+    )
+    lines.extend(
+        f"{text.name} of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
+        f"SHA-256 {text.sha256}."
+        for text in result.texts
+    )
+    lines.append(
+        "One seed of a small model: a demonstration of what the scan shows, not evidence about either method."
+    )
+    return lines
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide transformers' own progress bars, which would break into ours, and put them back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
