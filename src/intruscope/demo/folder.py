@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intruscope.errors import OutputConflict
+from intruscope.errors import OutputConflict, ResourceExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,18 +59,34 @@ def replaced_whole(out: Path) -> Iterator[Path]:
         out: The folder to make or replace; checked by ``require_own_or_free`` before and after.
 
     Raises:
-        OutputConflict: ``out`` is not ours to replace.
+        OutputConflict: ``out`` is not ours to replace, or its parent may not be written.
+        ResourceExhausted: the disk is full.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link and replace its target
     require_own_or_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OutputConflict(
+            f"the folder cannot be made here ({error.strerror})",
+            remedy="name another folder with --out",
+            file=out,
+        ) from error
     try:
         yield building
         _write_manifest(building)
         building.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner may read
         require_own_or_free(out)
         _swap(building, out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhausted(
+            f"the disk is full ({error.strerror}); the demonstration needs about 100 MB",
+            remedy="free some space, or name a folder on another disk with --out",
+            file=out,
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

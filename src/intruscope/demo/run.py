@@ -34,6 +34,7 @@ NUM_STEPS = 250
 BATCH = 4
 CONTEXT = 128
 NUM_EVALUATION_WINDOWS = 96
+NUM_MAPPED_VECTORS = 24
 FULL_LEARNING_RATE = 2e-4
 LORA_LEARNING_RATE = 2e-3
 LORA_RANK = 8
@@ -352,14 +353,21 @@ def _save(model: Any, folder: Path, *, base: Path) -> None:
 
 def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanReport:
     """Scan one fine-tune against the base; names in the report are relative to the output folder."""
-    from intruscope.spectra.scan import scan
+    from intruscope.spectra.records import ScanSettings
+    from intruscope.spectra.scan import RunOptions, scan
 
     stage = f"scanning {name}"
-    tell(Event(stage=stage, done=0, total=1))
     work = building / "work"
-    report = scan(str(building / "base"), str(building / name), work_dir=work)
+    report = scan(
+        str(building / "base"),
+        str(building / name),
+        settings=ScanSettings(maps=NUM_MAPPED_VECTORS),
+        options=RunOptions(work_dir=work),
+        on_progress=lambda progress: tell(
+            Event(stage=stage, done=progress.num_done, total=progress.num_tasks)
+        ),
+    )
     shutil.rmtree(work, ignore_errors=True)
-    tell(Event(stage=stage, done=1, total=1))
     return replace(report, base="base", tuned=name)
 
 
@@ -387,7 +395,7 @@ def _left_sides(report: ScanReport) -> Iterator[SideReport]:
 def _write_report(building: Path, result: DemoResult) -> None:
     """The page, one JSON file per scan, and the figures."""
     from intruscope.report.html import write_html
-    from intruscope.report.json import to_json
+    from intruscope.report.json_report import to_json
 
     for run, report in zip(result.runs, result.reports, strict=True):
         _write_json(building / f"scan-{run.name}.json", to_json(report))
