@@ -20,6 +20,7 @@ from intruscope.linalg.analysis import Analysis, analyse
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.linalg.topk import TopTriplets, dense_triplets, frobenius_norm, top_triplets
+from intruscope.spectra.findings import without_figures
 from intruscope.spectra.records import (
     EPSILON_GRID,
     MatrixReport,
@@ -298,24 +299,4 @@ def _info(code: str, message: str, pair: MatrixPair) -> Finding:
 
 
 def _refused(pair: MatrixPair, finding: Finding) -> MatrixReport:
-    return unfinished_report(pair, "refused" if finding.severity == "error" else "done", finding)
-
-
-def unfinished_report(pair: MatrixPair, status: Any, finding: Finding) -> MatrixReport:
-    """A report without figures: refused, unfinished or failed, with the reason."""
-    return MatrixReport(
-        name=pair.name,
-        shape=pair.base.shape,
-        kind=pair.kind,
-        layer=pair.layer,
-        scope=pair.scope,
-        status=status,
-        singular_values=(),
-        residual_ratio=None,
-        top_k_failure_probability=None,
-        sides=(),
-        update=None,
-        base_frobenius_norm=None,
-        base_spectral_norm=None,
-        findings=(finding,),
-    )
+    return without_figures(pair, "refused" if finding.severity == "error" else "done", finding)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Verdict = Literal["intruder", "aligned", "borderline", "degenerate"]
 Certificate = Literal["proved", "probabilistic", "dense"]
 Side = Literal["left", "right"]
+Status = Literal["done", "unfinished", "refused", "failed"]
 
 SCHEMA = "intruscope.scan/1"
 EPSILON_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -130,7 +131,7 @@ class MatrixReport:
     kind: str
     layer: int | None
     scope: Scope
-    status: Literal["done", "unfinished", "refused", "failed"]
+    status: Status
     singular_values: tuple[float, ...]
     residual_ratio: float | None
     top_k_failure_probability: float | None

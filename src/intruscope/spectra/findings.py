@@ -1,0 +1,64 @@
+"""What is said of a model as a whole, from the reports of its matrices."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from intruscope.spectra.records import MatrixReport, Status
+from intruscope.weights.matrices import Finding, MatrixPair
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WRONG_BASE_THRESHOLD = 1.0
+"""Median ‖ΔW‖_F / ‖W_base‖_F over the matrices of a full checkpoint from which the base is doubted.
+
+Two independent weights of equal size give √2. See ``benchmarks/wrong_base.py`` for the measurement.
+"""
+
+
+def model_findings(matrices: Sequence[MatrixReport]) -> tuple[Finding, ...]:
+    """Findings that need all matrices: nothing changed, nothing trained, another base."""
+    done = [matrix for matrix in matrices if matrix.status == "done" and matrix.update is not None]
+    found = []
+    for code, message in (
+        ("never-trained", "this adapter changes nothing: every update in it is zero (was it ever trained?)"),
+        ("unchanged", "tuned equals base in every matrix that was compared"),
+    ):
+        if done and all(any(finding.code == code for finding in matrix.findings) for matrix in done):
+            found.append(Finding(code=f"model-{code}", severity="warning", message=message))
+    sizes = [
+        matrix.update.relative_frobenius_norm
+        for matrix in done
+        if matrix.update is not None and matrix.update.relative_frobenius_norm is not None
+    ]
+    full = any(m.update is not None and m.update.rank_bound == min(m.shape) for m in done)
+    if full and sizes and statistics.median(sizes) > WRONG_BASE_THRESHOLD:
+        message = (
+            f"the update is {statistics.median(sizes):.2f} times as large as the base itself (median over "
+            f"matrices; a fine-tune of it stays below {WRONG_BASE_THRESHOLD:g}, unrelated weights give about "
+            "1.41): is this the right base?"
+        )
+        found.append(Finding(code="wrong-base-suspected", severity="warning", message=message))
+    return tuple(found)
+
+
+def without_figures(pair: MatrixPair, status: Status, finding: Finding) -> MatrixReport:
+    """A report that has only a reason: refused, unfinished, failed, or nothing to decompose."""
+    return MatrixReport(
+        name=pair.name,
+        shape=pair.base.shape,
+        kind=pair.kind,
+        layer=pair.layer,
+        scope=pair.scope,
+        status=status,
+        singular_values=(),
+        residual_ratio=None,
+        top_k_failure_probability=None,
+        sides=(),
+        update=None,
+        base_frobenius_norm=None,
+        base_spectral_norm=None,
+        findings=(finding,),
+    )

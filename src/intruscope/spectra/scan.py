@@ -1,0 +1,251 @@
+"""A whole scan: names to a plan, the plan through the engine, the records to one report.
+
+The calling process never imports torch: workers do, and they start while the plan is made.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from intruscope.adapters.folder import find_adapter, open_adapter
+from intruscope.adapters.pairing import pair_adapter
+from intruscope.engine.executors import LocalExecutor
+from intruscope.engine.journal import Journal, clear, default_folder, plan_hash
+from intruscope.engine.run import run_tasks
+from intruscope.engine.tasks import Outcome, Progress, Task
+from intruscope.errors import ResourceExhausted, UsageError
+from intruscope.spectra.codec import matrix_report_from_dict
+from intruscope.spectra.findings import model_findings, without_figures
+from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
+from intruscope.weights.matrices import Finding, MatrixPair, Pairing
+from intruscope.weights.names import ModelName, parse_name
+from intruscope.weights.pairing import pair_checkpoints
+from intruscope.weights.source import open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
+_RUNTIME_BYTES = 350 << 20
+_BASIS_COLUMNS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a scan runs; nothing here changes a verdict.
+
+    Attributes:
+        workers: Processes at most; the number of cores by default.
+        deadline_seconds: Per matrix; past it the matrix is reported unfinished.
+        memory_bytes: What the running matrices may take together.
+        work_dir: Where the journal lies; a folder per plan in the user's cache by default.
+        fresh: Forget what the journal holds.
+    """
+
+    workers: int | None = None
+    deadline_seconds: float | None = None
+    memory_bytes: int | None = None
+    work_dir: Path | None = None
+    fresh: bool = False
+
+
+def plan(
+    base: str, tuned: str | None = None, *, allow_pickle: bool = False, lora_alpha: float | None = None
+) -> Pairing:
+    """Say what a scan would compare, from names and headers alone.
+
+    Args:
+        base: Model before: a path, ``org/name@revision``, or ``base+adapter``. An adapter alone names its
+            base itself.
+        tuned: Model after: a full checkpoint or an adapter.
+        allow_pickle: Also read PyTorch files, restricted to tensors.
+        lora_alpha: For adapter formats that do not store it.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+    """
+    before, after = _resolve(base, tuned)
+    options: dict[str, Any] = {"allow_pickle": allow_pickle}
+    folder = find_adapter(after, **options)
+    if folder is None:
+        if before is None:
+            raise UsageError(
+                f"{base} is a model, not an adapter: there is nothing to compare it with",
+                remedy="name two models: intruscope scan BASE TUNED",
+            )
+        return pair_checkpoints(open_model(before, **options), open_model(after, **options))
+    adapter = open_adapter(folder, name=after.given, lora_alpha=lora_alpha, **options)
+    if before is None:
+        if adapter.base_name is None:
+            raise UsageError(
+                "the adapter does not say which base it was trained on",
+                remedy="name the base: intruscope scan BASE ADAPTER",
+                file=folder,
+            )
+        before = parse_name(adapter.base_name)
+    return pair_adapter(open_model(before, **options), adapter)
+
+
+def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]:
+    """Which model comes before (None: the adapter knows) and which after."""
+    first = parse_name(base)
+    if tuned is None:
+        if first.adapter is not None:
+            return replace(first, adapter=None), first.adapter
+        return None, first
+    second = parse_name(tuned)
+    if first.adapter is not None:
+        raise UsageError(
+            f"the base {base} carries an adapter, expected a model alone",
+            remedy="merge the adapter into its base first, or scan BASE ADAPTER",
+        )
+    if second.adapter is not None:
+        if (second.path, second.hub_id, second.revision) != (first.path, first.hub_id, first.revision):
+            raise UsageError(
+                f"{tuned} is an adapter on another base than {base}",
+                remedy="merge the adapter first, or give the same base on both sides",
+            )
+        return first, second.adapter
+    return first, second
+
+
+def scan(
+    base: str,
+    tuned: str | None = None,
+    *,
+    settings: ScanSettings | None = None,
+    options: RunOptions | None = None,
+    allow_pickle: bool = False,
+    lora_alpha: float | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> ScanReport:
+    """Scan a base and what was trained from it.
+
+    Args:
+        base: Model before, see :func:`plan`.
+        tuned: Model after, see :func:`plan`.
+        settings: What is computed.
+        options: How it runs.
+        allow_pickle: See :func:`plan`.
+        lora_alpha: See :func:`plan`.
+        on_progress: Called for every event of the engine.
+        on_notice: Called with sentences that the user should see at once.
+
+    Returns:
+        The report; ``complete`` says whether everything that should be compared was.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+    """
+    settings, options = settings or ScanSettings(), options or RunOptions()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    executor = LocalExecutor(
+        _WORKER_FUNCTION,
+        num_workers=options.workers or max(1, cores // settings.threads),
+        threads_per_worker=settings.threads,
+        deadline_seconds=options.deadline_seconds,
+        memory_bytes=options.memory_bytes,
+    )
+    executor.start()
+    try:
+        pairing = plan(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+        return scan_pairing(
+            pairing, settings, options, executor=executor, on_progress=on_progress, on_notice=on_notice
+        )
+    finally:
+        executor.close()
+
+
+def scan_pairing(
+    pairing: Pairing,
+    settings: ScanSettings,
+    options: RunOptions,
+    *,
+    executor: LocalExecutor,
+    on_progress: Callable[[Progress], None],
+    on_notice: Callable[[str], None],
+) -> ScanReport:
+    """Run a plan; see :func:`scan`."""
+    tasks = [
+        Task(
+            key=pair.name,
+            payload=(pair, settings),
+            estimated_bytes=_memory(pair),
+            weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
+        )
+        for pair in pairing.pairs
+    ]
+    identity = {
+        "version": version("intruscope"),
+        "settings": asdict(settings),
+        "inputs": list(pairing.inputs),
+        "matrices": [task.key for task in tasks],
+    }
+    journal = _open_journal(identity, options, on_notice)
+    try:
+        outcomes = run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
+    finally:
+        if journal is not None:
+            journal.close()
+    matrices = tuple(map(_matrix_report, pairing.pairs, outcomes))
+    finished = all(matrix.status == "done" for matrix in matrices)
+    return ScanReport(
+        base=pairing.base,
+        tuned=pairing.tuned,
+        settings=settings,
+        matrices=matrices,
+        coverage=pairing.coverage,
+        findings=(*pairing.findings, *model_findings(matrices)),
+        complete=pairing.complete and finished,
+        environment=environment(),
+    )
+
+
+def _memory(pair: MatrixPair) -> int:
+    """Peak bytes of a worker on this pair: what is read, four working copies, Krylov bases, the runtime."""
+    rows, columns = pair.base.shape
+    return pair.estimated_bytes + 16 * rows * columns + 4 * _BASIS_COLUMNS * (rows + columns) + _RUNTIME_BYTES
+
+
+def _open_journal(
+    identity: dict[str, Any], options: RunOptions, on_notice: Callable[[str], None]
+) -> Journal | None:
+    folder = options.work_dir or default_folder(plan_hash(identity))
+    if options.fresh:
+        clear(folder)
+    try:
+        journal = Journal(folder, identity)
+    except ResourceExhausted as error:
+        if options.work_dir is not None:
+            raise
+        on_notice(f"this scan cannot be resumed if it is interrupted: {error.fact}")
+        return None
+    if journal.num_damaged:
+        on_notice(f"{journal.num_damaged} damaged records of an earlier run are computed again")
+    return journal
+
+
+def _matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
+    if outcome.record is not None:
+        return matrix_report_from_dict(outcome.record)
+    assert outcome.status != "done"
+    finding = Finding(
+        code=outcome.status, severity="error", message=outcome.reason or "no result", matrix=pair.name
+    )
+    return without_figures(pair, outcome.status, finding)
+
+
+def environment() -> dict[str, Any]:
+    """Versions that a figure depends on."""
+    packages = ("intruscope", "torch", "numpy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **{package: version(package) for package in packages},
+    }

@@ -1,0 +1,36 @@
+"""Functions that worker processes import by name."""
+
+import os
+import signal
+import time
+
+
+def work(payload):
+    """Do as the payload says; print on the way, which must not reach the protocol."""
+    print("noise on standard output")
+    what, value = payload
+    if what == "square":
+        time.sleep(0.01)
+        return {"value": value * value, "half": value / 2, "threads": os.environ["OMP_NUM_THREADS"]}
+    if what == "big":
+        return {"text": "x" * value}
+    if what == "sleep":
+        time.sleep(value)
+        return {"slept": value}
+    if what == "die":
+        os._exit(3)
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "die-once":
+        marker = value
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"second": True}
+    if what == "malformed":
+        from intruscope.errors import MalformedInput
+
+        raise MalformedInput("got rubbish, expected sense", remedy="send sense", file="a", tensor="b")
+    if what == "unpicklable":
+        raise type("Local", (Exception,), {})("from nowhere")
+    raise AssertionError(what)

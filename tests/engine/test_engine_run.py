@@ -1,0 +1,131 @@
+"""Executors: one table of behaviours over both, then what only processes can do."""
+
+import os
+import time
+
+import pytest
+
+from intruscope.engine.executors import InlineExecutor, LocalExecutor
+from intruscope.engine.run import run_tasks
+from intruscope.engine.tasks import Task
+from intruscope.errors import MalformedInput, ResourceExhausted
+
+FUNCTION = "engine_functions:work"
+
+
+@pytest.fixture(params=["inline", "local"])
+def executor(request, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if request.param == "inline":
+        return InlineExecutor(FUNCTION)
+    return LocalExecutor(FUNCTION, num_workers=2)
+
+
+def squares(count):
+    return [Task(key=f"t{i}", payload=("square", i), weight=i + 1.0) for i in range(count)]
+
+
+def test_results_come_in_the_order_of_the_tasks(executor):
+    outcomes = run_tasks(squares(12), executor)
+    assert [o.key for o in outcomes] == [f"t{i}" for i in range(12)]
+    assert [o.record["value"] for o in outcomes] == [i * i for i in range(12)]
+    assert {o.status for o in outcomes} == {"done"}
+
+
+def test_progress_adds_up(executor):
+    seen = []
+    run_tasks(squares(5), executor, on_progress=seen.append)
+    assert seen[0].event == "resumed"
+    assert seen[0].num_done == 0
+    done = [event for event in seen if event.event == "done"]
+    assert [event.num_done for event in done] == [1, 2, 3, 4, 5]
+    assert done[-1].weight_done == done[-1].weight_total == 15.0
+
+
+def test_an_error_of_ours_arrives_as_itself(executor):
+    with pytest.raises(MalformedInput) as caught:
+        run_tasks([Task(key="a", payload=("malformed", None))], executor)
+    assert (caught.value.fact, caught.value.file, caught.value.tensor) == (
+        "got rubbish, expected sense",
+        "a",
+        "b",
+    )
+
+
+def test_a_megabyte_comes_back_whole(executor):
+    (outcome,) = run_tasks([Task(key="a", payload=("big", 1_000_000))], executor)
+    assert outcome.record == {"text": "x" * 1_000_000}
+
+
+def test_no_tasks_is_no_work(executor):
+    assert run_tasks([], executor) == []
+
+
+def test_threads_are_fixed_in_the_workers():
+    (outcome,) = run_tasks(squares(1), LocalExecutor(FUNCTION, num_workers=1, threads_per_worker=3))
+    assert outcome.record["threads"] == "3"
+
+
+def test_an_unpicklable_error_still_tells_its_name():
+    with pytest.raises(RuntimeError, match="Local: from nowhere"):
+        run_tasks([Task(key="a", payload=("unpicklable", None))], LocalExecutor(FUNCTION, num_workers=1))
+
+
+def test_a_killed_worker_costs_one_retry(tmp_path):
+    events = []
+    task = Task(key="a", payload=("die-once", str(tmp_path / "marker")))
+    (outcome,) = run_tasks([task], LocalExecutor(FUNCTION, num_workers=1), on_progress=events.append)
+    assert outcome.record == {"second": True}
+    assert [event.event for event in events] == ["resumed", "started", "retried", "started", "done"]
+
+
+@pytest.mark.parametrize(("how", "reason"), [("killed", "SIGKILL"), ("die", "exit code 3")])
+def test_a_worker_that_always_dies_fails_only_its_task(how, reason):
+    tasks = [*squares(3), Task(key="bad", payload=(how, None)), *[Task(key="z", payload=("square", 9))]]
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2))
+    assert [o.status for o in outcomes] == ["done"] * 3 + ["failed", "done"]
+    assert reason in outcomes[3].reason
+
+
+def test_a_deadline_leaves_its_task_unfinished_and_no_other():
+    tasks = [*squares(3), Task(key="slow", payload=("sleep", 60)), Task(key="z", payload=("square", 7))]
+    started = time.monotonic()
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2, deadline_seconds=2.0))
+    assert time.monotonic() - started < 20
+    assert [o.status for o in outcomes] == ["done"] * 3 + ["unfinished", "done"]
+    assert "2 s" in outcomes[3].reason
+    assert outcomes[4].record["value"] == 49
+
+
+def test_memory_is_refused_with_the_figure_and_the_flag():
+    task = Task(key="huge", payload=("square", 1), estimated_bytes=3 << 30)
+    with pytest.raises(ResourceExhausted, match=r"3\.0 GiB.*limit is 1\.0 GiB.*--memory"):
+        run_tasks([task], LocalExecutor(FUNCTION, num_workers=2, memory_bytes=1 << 30))
+
+
+def test_memory_keeps_tasks_apart_that_do_not_fit_together():
+    tasks = [Task(key=str(i), payload=("sleep", 0.2), estimated_bytes=600) for i in range(3)]
+    running, most = set(), 0
+
+    def watch(event):
+        nonlocal most
+        if event.event == "started":
+            running.add(event.key)
+        if event.event == "done":
+            running.discard(event.key)
+        most = max(most, len(running))
+
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=3, memory_bytes=1000), on_progress=watch)
+    assert most == 1
+    assert all(outcome.status == "done" for outcome in outcomes)
+
+
+def test_nothing_is_left_running_after_an_error():
+    executor = LocalExecutor(FUNCTION, num_workers=2)
+    executor.start()
+    pids = [worker.process.pid for worker in executor._workers]
+    with pytest.raises(MalformedInput):
+        run_tasks([Task(key="a", payload=("malformed", None))], executor)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
