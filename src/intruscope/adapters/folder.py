@@ -1,0 +1,211 @@
+"""Adapter folders and files: what lies in them, from headers alone.
+
+Read: PEFT folders (safetensors, or pickle on request), the old ``enable_lora`` format, loralib checkpoints
+(whose alpha is not in the file and must be given), and diffusers' old attention processors.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from intruscope.adapters.config import AdapterConfig, read_config
+from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
+from intruscope.weights.names import ModelName, parse_name
+from intruscope.weights.safetensors_file import read_header
+from intruscope.weights.stored import StoredTensor, open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG_NAME = "adapter_config.json"
+SAFETENSORS_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+PICKLE_NAMES = ("adapter_model.bin", "pytorch_lora_weights.bin")
+_MAX_LISTED = 8
+AdapterFormat = Literal["peft", "loralib", "diffusers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSource:
+    """An adapter before anything of it is read.
+
+    Attributes:
+        name: As the user gave it.
+        path: The file with the tensors.
+        revision: Commit on the hub, when it came from there.
+        format: How its keys are spelled.
+        config: Of PEFT; None for the others.
+        lora_alpha: Given by the user, for loralib.
+        tensors: Stored key to record.
+        inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``.
+    """
+
+    name: str
+    path: Path
+    revision: str | None = None
+    format: AdapterFormat
+    config: AdapterConfig | None
+    lora_alpha: float | None = None
+    tensors: Mapping[str, StoredTensor]
+    inputs: tuple[dict[str, object], ...]
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a local path looks like an adapter rather than a whole model, from names alone."""
+    if path.is_dir():
+        return any(os.path.lexists(path / n) for n in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES))
+    return path.name in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES) or "lora" in path.name.lower()
+
+
+def open_adapter(
+    name_or_path: str | Path | ModelName, *, allow_pickle: bool = False, lora_alpha: float | None = None
+) -> AdapterSource:
+    """Open an adapter by name: a folder, its weights file, or a hub id that is downloaded first.
+
+    Args:
+        name_or_path: Where it is.
+        allow_pickle: Also read PyTorch pickles, with ``weights_only``.
+        lora_alpha: alpha of a loralib checkpoint, which does not store it; refused elsewhere.
+
+    Raises:
+        UsageError: no such adapter, or ``lora_alpha`` where the adapter tells it.
+        UnsafeInput: a pickle without leave.
+        UnsupportedFormat: a known format that is not read, by name.
+        MalformedInput: damaged, incomplete or contradictory files.
+    """
+    name = name_or_path if isinstance(name_or_path, ModelName) else parse_name(str(name_or_path))
+    path, revision = name.path, None
+    if path is None:
+        if name.hub_id is None:
+            raise UsageError(
+                "got an empty adapter name, expected a path or a hub id", remedy="name an adapter"
+            )
+        from intruscope.weights.hub import download_model
+
+        path, revision = download_model(name.hub_id, revision=name.revision, allow_pickle=allow_pickle)
+    weights = _weights_file(path)
+    tensors = _read_tensors(weights, allow_pickle=allow_pickle)
+    config_path = weights.parent / CONFIG_NAME
+    config = read_config(config_path) if os.path.lexists(config_path) else None
+    found: AdapterFormat = "peft" if config is not None else _format_without_config(weights, tensors)
+    if found == "loralib" and lora_alpha is None:
+        raise UnsupportedFormat(
+            "got a loralib checkpoint, which does not store its alpha, expected a PEFT adapter or an alpha",
+            remedy="give the alpha it was trained with (lora_alpha)",
+            file=weights,
+        )
+    if lora_alpha is not None and (found != "loralib" or not 0 < lora_alpha < 1e12):
+        raise UsageError(
+            f"got lora_alpha {lora_alpha} for a {found} adapter, expected a positive one for loralib only",
+            remedy="leave lora_alpha out where the adapter tells it",
+            file=weights,
+        )
+    return AdapterSource(
+        name=name.given,
+        path=weights,
+        revision=revision,
+        format=found,
+        config=config,
+        lora_alpha=lora_alpha,
+        tensors=tensors,
+        inputs=tuple(_input_record(file) for file in ([config_path] if config else []) + [weights]),
+    )
+
+
+def adapter_base_name(adapter: AdapterSource) -> str | None:
+    """The base that the adapter's config names, for a scan of the adapter alone; None when it names none."""
+    return adapter.config.base_name if adapter.config is not None else None
+
+
+def _weights_file(path: Path) -> Path:
+    if path.name == CONFIG_NAME:
+        path = path.parent
+    if not path.is_dir():
+        return path
+    for name in (*SAFETENSORS_NAMES, *PICKLE_NAMES):
+        if os.path.lexists(path / name):
+            return _inside(path / name, path)
+    below = sorted(
+        entry.name
+        for entry in os.scandir(path)
+        if entry.is_dir()
+        and any(os.path.lexists(Path(entry) / n) for n in (*SAFETENSORS_NAMES, *PICKLE_NAMES))
+    )
+    if below:
+        shown = ", ".join(printable(n) for n in below[:_MAX_LISTED])
+        raise MalformedInput(
+            f"got {len(below)} adapters in sub-folders ({shown}), expected one",
+            remedy=f"name one of them, for instance {path / below[0]}",
+            file=path,
+        )
+    loose = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
+    if len(loose) == 1:
+        return _inside(path / loose[0], path)
+    raise MalformedInput(
+        f"got {len(loose)} weight files and no adapter_model.safetensors, expected one adapter",
+        remedy="name the adapter's file, or check that this is its folder",
+        file=path,
+    )
+
+
+def _inside(file: Path, folder: Path) -> Path:
+    """Refuse a link out of the folder, except into the hub cache's blobs beside its snapshots."""
+    target, home = file.resolve(), folder.resolve()
+    is_blob = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+    if not target.is_relative_to(home) and not is_blob:
+        raise UnsafeInput(
+            "got a link out of the adapter's folder, expected a file inside it",
+            remedy="copy the file there, or name it directly",
+            file=file,
+        )
+    return file
+
+
+def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, StoredTensor]:
+    if path.suffix not in (".bin", ".pt", ".pth"):
+        return read_header(path)
+    if not allow_pickle:
+        raise UnsafeInput(
+            "got a PyTorch pickle, which can run code when it is opened, expected safetensors",
+            remedy="use the safetensors version, or pass --allow-pickle if you trust its author",
+            file=path,
+        )
+    from intruscope.weights.pickle_file import read_pickle
+
+    return read_pickle(path)
+
+
+def _format_without_config(path: Path, tensors: Mapping[str, StoredTensor]) -> AdapterFormat:
+    if any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
+        raise UnsupportedFormat(
+            "got kohya keys, whose module names are ambiguous, expected PEFT or diffusers keys",
+            remedy="convert it with diffusers' save_lora_adapter",
+            file=path,
+        )
+    if any(".processor." in key and key.endswith("_lora.down.weight") for key in tensors):
+        return "diffusers"
+    if any(key.endswith((".lora_A", ".lora_B")) for key in tensors):
+        return "loralib"
+    if any(".lora_A." in key or ".lora_embedding_A" in key for key in tensors):
+        raise MalformedInput(
+            f"got PEFT keys without {CONFIG_NAME} beside them, expected it: rank and alpha are there",
+            remedy=f"put the adapter's {CONFIG_NAME} into the same folder",
+            file=path,
+        )
+    raise UnsupportedFormat(
+        f"got {len(tensors)} tensors and no LoRA key that is known, expected PEFT, loralib or diffusers keys",
+        remedy="convert it with the tool that made it to a PEFT adapter, or merge it and scan the checkpoint",
+        file=path,
+    )
+
+
+def _input_record(file: Path) -> dict[str, object]:
+    with open_regular(file) as (_, stamp):
+        return {
+            "path": str(file),
+            "bytes": stamp.num_bytes,
+            "mtime_ns": stamp.mtime_ns,
+            "inode": stamp.inode,
+        }

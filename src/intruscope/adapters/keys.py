@@ -1,0 +1,122 @@
+"""Adapter keys sorted by the module they belong to, in every spelling that is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from intruscope.errors import MalformedInput, UnsupportedFormat, printable
+
+if TYPE_CHECKING:
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.weights.stored import StoredTensor
+
+PEFT_PREFIX = "base_model.model."
+_ROLES = {
+    "lora_A": "down",
+    "lora_B": "up",
+    "lora_embedding_A": "down",
+    "lora_embedding_B": "up",
+    "lora_magnitude_vector": "magnitude",
+}
+
+
+@dataclass(kw_only=True)
+class AdaptedModule:
+    """The tensors of one module: by role ``down up magnitude saved replaced tokens``, and its biases."""
+
+    name: str
+    roles: dict[str, StoredTensor] = field(default_factory=dict)
+    is_embedding: bool = False
+
+
+def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[str, str]]:
+    """Group an adapter's tensors.
+
+    Returns:
+        Module name to its tensors, and stored key to the reason why it is in no matrix.
+
+    Raises:
+        UnsupportedFormat: factors of a nested parameter wrapper.
+        MalformedInput: two tensors in one role, or one factor without the other.
+    """
+    modules: dict[str, AdaptedModule] = {}
+    skipped: dict[str, str] = {}
+    for key, tensor in adapter.tensors.items():
+        module_name, role, is_embedding = _parse(key, adapter)
+        if role == "bias":
+            skipped[key] = "biases, not a matrix"
+            continue
+        if role == "saved" and len(tensor.shape) < 2:
+            skipped[key] = "a vector, not a matrix"
+            continue
+        module = modules.setdefault(module_name, AdaptedModule(name=module_name))
+        if role in module.roles:
+            fact = f"got a second tensor for {role} of {printable(module_name)}, expected one adapter in the file"
+            remedy = "save each adapter to its own folder"
+            raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=key)
+        module.roles[role] = tensor
+        module.is_embedding |= is_embedding
+    for module in modules.values():
+        _check_roles(module, adapter)
+    return modules, skipped
+
+
+def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
+    roles = module.roles.keys()
+    present = "down" if "down" in roles else "up"
+    tensor = module.roles.get(present) or next(iter(module.roles.values()))
+    if ("down" in roles) != ("up" in roles) or ("magnitude" in roles and "down" not in roles):
+        fact = f"got {', '.join(sorted(roles))} of {printable(module.name)} alone, expected both factors"
+        raise MalformedInput(fact, remedy="save the adapter again", file=adapter.path, tensor=tensor.name)
+    if len(roles - {"magnitude", "replaced", "up"}) > 1:
+        fact = f"got {', '.join(sorted(roles))} for one module, expected one way to train it"
+        remedy = "merge it with PEFT's merge_and_unload and scan that checkpoint"
+        raise UnsupportedFormat(fact, remedy=remedy, file=adapter.path, tensor=tensor.name)
+
+
+def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
+    """Module, role and whether it is an embedding's factor."""
+    words = key.removeprefix(PEFT_PREFIX).split(".")
+    if adapter.format == "diffusers":
+        return _parse_diffusers(words)
+    at = next((i for i, word in enumerate(words) if word in _ROLES), None)
+    if at is not None:
+        tail = words[at + 1 :]
+        if len(tail) > 2 or "base_layer" in words[:at]:
+            raise UnsupportedFormat(
+                "got the factors of a parameter inside a module (target_parameters), which is not read, "
+                "expected those of a whole module",
+                remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
+                file=adapter.path,
+                tensor=key,
+            )
+        role = "bias" if tail[-1:] == ["bias"] else _ROLES[words[at]]
+        return ".".join(words[:at]), role, words[at].startswith("lora_embedding")
+    if words[-1] == "trainable_tokens_delta" or words[-2:-1] == ["trainable_tokens_delta"]:
+        at = words.index("trainable_tokens_delta")
+        return ".".join(word for word in words[:at] if word != "token_adapter"), "tokens", False
+    if words[-1] == "bias":
+        return ".".join(words[:-1]), "bias", False
+    if words[-2:] == ["base_layer", "weight"]:
+        return ".".join(words[:-2]), "replaced", False
+    if "modules_to_save" in words:
+        at = words.index("modules_to_save")
+        inner = words[at + 1 :]
+        # modules_to_save.weight, or modules_to_save.<adapter name>.weight
+        words = words[:at] + (inner[1:] if len(inner) > 1 else inner)
+    return ".".join(words).removesuffix(".weight"), "saved", False
+
+
+def _parse_diffusers(words: list[str]) -> tuple[str, str, bool]:
+    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is the list ``to_out.0``."""
+    if (
+        len(words) > 4
+        and words[-4] == "processor"
+        and words[-3].endswith("_lora")
+        and words[-2] in ("down", "up")
+    ):
+        leaf = words[-3].removesuffix("_lora")
+        module = [*words[:-4], *(["to_out", "0"] if leaf == "to_out" else [leaf])]
+        return ".".join(module), words[-2], False
+    return ".".join(words).removesuffix(".weight"), "saved", False
