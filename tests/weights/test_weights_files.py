@@ -437,6 +437,17 @@ def test_a_pipeline_is_refused_with_the_folder_to_give(tmp_path, refused):
     assert list(open_model(tmp_path / "unet").tensors) == ["w"]
 
 
+def test_a_path_that_does_not_exist_is_never_taken_for_a_hub_id(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: open_model(Path("gpt2")), 4, says="No such file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_malformed(tmp_path, refused):
+    (tmp_path / "closed").mkdir(mode=0)
+    refused(lambda: open_model(tmp_path / "closed"), 4, says="could not be")
+
+
 def test_several_files_without_an_index_are_refused(tmp_path, refused):
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"w": torch.ones(1)}, tmp_path / name)

@@ -39,8 +39,10 @@ _KIND_OF_LEAF = {
     "q_a_proj": "q",
     **dict.fromkeys(("o_proj", "out_proj", "o", "to_out", "out_lin", "wo"), "o"),
     **dict.fromkeys(("gate_proj", "wi_0", "w1"), "gate"),
-    **dict.fromkeys(("up_proj", "fc1", "c_fc", "lin1", "wi", "wi_1", "w3", "dense_h_to_4h", "fc_in"), "up"),
-    **dict.fromkeys(("down_proj", "fc2", "lin2", "w2", "dense_4h_to_h", "fc_out"), "down"),
+    **dict.fromkeys(
+        ("up_proj", "fc1", "c_fc", "lin1", "wi", "wi_1", "w3", "dense_h_to_4h", "fc_in", "ffn"), "up"
+    ),
+    **dict.fromkeys(("down_proj", "fc2", "lin2", "w2", "dense_4h_to_h", "fc_out", "ffn_output"), "down"),
 }
 _EMBEDDING = re.compile(
     r"(^|\.)(wte|wpe|shared|embed_in|embed|tok_embeddings?|word_embeddings?|position_embeddings?|"
@@ -145,7 +147,8 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
     if name.endswith("bias") and not name.endswith("relative_attention_bias"):
         return "biases, not a matrix", False
     if len(tensor.shape) > 2 and not name.endswith(".weight") and ".experts." not in name:
-        return f"a parameter of {len(tensor.shape)} axes, not a matrix", False
+        # In a block it may be a projection in a form unknown here (XLNet's are); elsewhere a token or table.
+        return f"a parameter of {len(tensor.shape)} axes, not a matrix", block_index(name)[1]
     return None, False
 
 
@@ -162,7 +165,9 @@ def _views(
         view = TensorView(name=module, kind="conv", layer=layer, scope="other", tensor=tensor)
         return (view,), None
     kind = matrix_kind(module, in_block=in_block)
-    scope: Scope = "paper" if in_block and kind not in ("embedding", "router", "head") else "other"
+    # A bare parameter (Mamba's A_log, a table of biases) is no linear layer, wherever it lies.
+    is_layer = tensor.name.endswith(".weight") or leaf in QKV_LEAVES
+    scope: Scope = "paper" if in_block and is_layer and kind not in ("embedding", "router") else "other"
     transposed = kind == "embedding" or (conv1d and leaf in _CONV1D_LEAVES)
     num_rows = tensor.shape[1] if transposed else tensor.shape[0]
     parts: Parts | str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
@@ -19,7 +20,6 @@ from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from intruscope.weights.matrices import Finding
 
@@ -86,10 +86,12 @@ def open_model(name_or_path: str | Path | ModelName, *, allow_pickle: bool = Fal
     Raises:
         UsageError: the name is neither a path nor a hub id.
         UnsafeInput: pickles without leave, or files outside the folder.
-        UnsupportedFormat: a known format that is not read.
+        UnsupportedFormat: a known format other than those read.
         MalformedInput: damaged, incomplete or contradictory files.
     """
-    name = name_or_path if isinstance(name_or_path, ModelName) else parse_name(str(name_or_path))
+    if isinstance(name_or_path, Path):  # never taken for a hub id
+        return open_folder_or_file(name_or_path, name=str(name_or_path), allow_pickle=allow_pickle)
+    name = name_or_path if isinstance(name_or_path, ModelName) else parse_name(name_or_path)
     if name.path is not None:
         return open_folder_or_file(name.path, name=name.given, allow_pickle=allow_pickle)
     if name.hub_id is None:
@@ -146,7 +148,11 @@ def _weights_file(folder: Path, *, allow_pickle: bool) -> Path:
                 if candidate.suffix == ".safetensors":
                     _refuse_second_truth(candidate)
                 return candidate
-    names = sorted(entry.name for entry in os.scandir(folder))
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, not paths
+    except OSError as error:
+        fact = f"could not be listed ({error.strerror}), expected a folder that may be read"
+        raise MalformedInput(fact, remedy="check its permissions", file=folder) from None
     candidates = [n for n in names if n.endswith(".safetensors") and not _is_leftover_or_adapter(n)]
     indexes = [n for n in names if n.endswith(".safetensors.index.json")]
     if len(indexes) == 1:

@@ -110,8 +110,15 @@ class TensorView(StoredMatrix):
         """Peak memory of :meth:`load`: the bytes read and, where they are rearranged, the result."""
         element = DTYPE_BITS[self.tensor.dtype] // 8
         result = math.prod(self.shape) * element
-        rearranged = self.transposed or self.rows is not None
-        return math.prod(self.whole_shape) * element + (result if rearranged else 0)
+        if self._is_slice_of_file or (self.rows is None and not self.transposed):
+            return result
+        return math.prod(self.whole_shape) * element + result
+
+    @property
+    def _is_slice_of_file(self) -> bool:
+        """Whether the chosen rows lie together in the file, so that no others need be read."""
+        together = self.rows is not None and self.rows.num_blocks == 1
+        return together and not self.transposed and self.expert is None
 
     def load(self) -> torch.Tensor:
         """Read the matrix: (out, in), contiguous, in the stored dtype.
@@ -121,8 +128,7 @@ class TensorView(StoredMatrix):
         """
         if self.expert is not None:
             stored = self.tensor.read_leading(self.expert, 1)[0]
-        elif self.rows is not None and not self.transposed and self.rows.num_blocks == 1:
-            # The rows lie together in the file: read no others.
+        elif self.rows is not None and self._is_slice_of_file:
             part = self.tensor.read_leading(self.rows.start, self.rows.block)
             return part.reshape(self.shape)
         else:

@@ -1,0 +1,123 @@
+"""Names as people write them, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from intruscope.errors import OutputConflict, ResourceExhausted, UsageError
+from intruscope.weights.names import parse_name
+from intruscope.weights.output import check_output, write_atomically
+
+
+def test_hub_ids_with_and_without_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = parse_name("org/name@v1.0")
+    assert (name.hub_id, name.revision, name.path, name.adapter) == ("org/name", "v1.0", None, None)
+    assert parse_name("gpt2").hub_id == "gpt2"
+    assert parse_name("gpt2").revision is None
+
+
+def test_an_existing_path_wins_over_at_and_plus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("org/name@v1", "a+b", "a", "x+y"):
+        Path(folder).mkdir(parents=True)
+        assert parse_name(folder).path == Path(folder)
+        assert parse_name(folder).adapter is None
+
+
+def test_base_plus_adapter_splits_where_the_paths_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("x+y", "lora"):
+        Path(folder).mkdir()
+    name = parse_name("x+y+lora")
+    assert name.path == Path("x+y")
+    assert name.adapter is not None
+    assert name.adapter.path == Path("lora")
+    name = parse_name("org/name@main+me/lora@v2")
+    assert (name.hub_id, name.revision) == ("org/name", "main")
+    assert name.adapter is not None
+    assert (name.adapter.hub_id, name.adapter.revision) == ("me/lora", "v2")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "./missing", "/missing", "../x", "a/b/c", "a b", "org/name@", "org/..", "C:\\x", "a\0b", "x" * 5000],
+)
+def test_what_is_neither_path_nor_id_is_a_usage_error(given):
+    with pytest.raises(UsageError) as caught:
+        parse_name(given)
+    assert caught.value.exit_code == 2
+    assert "expected an existing path or an id" in caught.value.fact
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_an_output_that_touches_an_input_is_refused(tmp_path, model, refused):
+    (tmp_path / "link.json").hardlink_to(model / "model.safetensors")
+    (tmp_path / "soft").symlink_to(model)
+    bad = [
+        model,
+        model / "report.json",
+        model / "model.safetensors",
+        tmp_path / "link.json",
+        tmp_path / "soft" / "report.json",
+        tmp_path / "elsewhere" / ".." / "model" / "r.json",
+    ]
+    (tmp_path / "elsewhere").mkdir()
+    for output in bad:
+        refused(lambda output=output: check_output(output, [model]), 7, says="input")
+    refused(lambda: check_output(tmp_path / "link.json", [model / "model.safetensors"]), 7, says="hard link")
+    refused(lambda: check_output(tmp_path / "no" / "r.json", [model]), 7, says="does not exist")
+    check_output(tmp_path / "report.json", [model])
+    check_output(tmp_path / "model-report.json", [model, model / "model.safetensors"])
+
+
+def test_a_file_is_replaced_whole_with_the_umasks_mode(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_bytes(b"old")
+    mask = os.umask(0o027)
+    try:
+        write_atomically(target, lambda stream: stream.write(b"new"))
+    finally:
+        os.umask(mask)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_trace(tmp_path, refused):
+    target = tmp_path / "report.json"
+    target.write_bytes(b"old")
+
+    def full(stream):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    error = refused(lambda: write_atomically(target, full), 6, says="No space left", remedy="free some space")
+    assert isinstance(error, ResourceExhausted)
+
+    def bug(stream):
+        stream.write(b"half")
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        write_atomically(target, bug)
+    assert target.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_folder_in_the_way_or_missing_is_a_conflict(tmp_path, refused):
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "folder", tmp_path / "missing" / "r.json"):
+        error = refused(lambda target=target: write_atomically(target, lambda stream: None), 7, says="")
+        assert isinstance(error, OutputConflict)

@@ -1,0 +1,249 @@
+"""Pairs and the coverage ledger of two checkpoints, from their headers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from intruscope.weights.layout import base_matrices
+from intruscope.weights.pairing import pair_checkpoints
+from intruscope.weights.source import open_model
+
+LLAMA = {"model_type": "llama", "hidden_size": 4, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Save tensors (by shape, or given) as a model folder and open it."""
+
+    def make(name, tensors, config=LLAMA):
+        folder = tmp_path / name
+        folder.mkdir()
+        generator = torch.Generator().manual_seed(sum(map(ord, name)))
+        saved = {
+            key: value if isinstance(value, torch.Tensor) else torch.randn(value, generator=generator)
+            for key, value in tensors.items()
+        }
+        save_file(saved, folder / "model.safetensors")
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config))
+        return open_model(folder)
+
+    return make
+
+
+BLOCK = {
+    "embed_tokens.weight": (10, 4),
+    "layers.0.self_attn.q_proj.weight": (4, 4),
+    "layers.0.mlp.down_proj.weight": (4, 6),
+    "layers.0.input_layernorm.weight": (4,),
+    "norm.weight": (4,),
+}
+
+
+def _prefixed(prefix, tensors=BLOCK):
+    return {prefix + name: shape for name, shape in tensors.items()}
+
+
+def _ledger_is_whole(pairing, base, tuned):
+    """Every tensor of both sides once, and every skipped one with a reason."""
+    for origin, source in (("base", base), ("tuned", tuned)):
+        listed = [entry.tensor for entry in pairing.coverage if entry.origin == origin]
+        assert sorted(listed) == sorted(source.tensors)
+    assert all(entry.reason for entry in pairing.coverage if entry.status == "skipped")
+    in_ledger = {name for e in pairing.coverage if e.origin == "base" for name in e.matrices}
+    assert in_ledger == {pair.name for pair in pairing.pairs}
+
+
+def test_pairs_hold_both_sides_in_their_own_dtype(model):
+    base = model("base", BLOCK)
+    tuned = model("tuned", {name: torch.full(shape, 0.5).half() for name, shape in BLOCK.items()})
+    pairing = pickle.loads(pickle.dumps(pair_checkpoints(base, tuned)))
+    _ledger_is_whole(pairing, base, tuned)
+    assert pairing.complete
+    assert pairing.findings == ()
+    by_name = {pair.name: pair for pair in pairing.pairs}
+    assert set(by_name) == {"embed_tokens", "layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"}
+    down = by_name["layers.0.mlp.down_proj"]
+    assert (down.kind, down.layer, down.scope) == ("down", 0, "paper")
+    base_OI = down.base.load()
+    tuned_OI = down.update.load(base_OI).tuned_OI
+    assert torch.equal(base_OI, base.tensors["layers.0.mlp.down_proj.weight"].read())
+    assert torch.equal(tuned_OI, torch.full((4, 6), 0.5).half())
+    assert down.estimated_bytes == 4 * 6 * (4 + 2)
+
+
+@pytest.mark.parametrize(
+    ("base_prefix", "tuned_prefix"),
+    [("", "model."), ("bert.", ""), ("", "base_model.model.model."), ("model.", "transformer.")],
+)
+def test_one_prefix_of_a_side_is_taken_off_and_said(model, base_prefix, tuned_prefix):
+    base, tuned = model("base", _prefixed(base_prefix)), model("tuned", _prefixed(tuned_prefix))
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    assert len(pairing.pairs) == 3
+    assert pairing.complete
+    (finding,) = pairing.findings
+    assert finding.code == "prefix"
+    for prefix in (base_prefix, tuned_prefix):
+        assert prefix in finding.message
+
+
+def test_nothing_in_common_shows_the_names_of_both(model, refused):
+    base = model("base", _prefixed("model."))
+    tuned = model("tuned", {"vision.blocks.0.proj.weight": (4, 4)})
+    error = refused(lambda: pair_checkpoints(base, tuned), 4, says="no tensor name in common")
+    assert "vision.blocks" in error.fact
+    assert "model.layers" in error.fact
+
+
+def test_another_shape_names_the_pair(model, refused):
+    base = model("base", BLOCK)
+    tuned = model("tuned", {**BLOCK, "layers.0.mlp.down_proj.weight": (6, 4)})
+    refused(
+        lambda: pair_checkpoints(base, tuned),
+        4,
+        says="got the shape [6, 4], expected [4, 6]",
+        tensor="layers.0.mlp.down_proj.weight",
+    )
+
+
+def test_a_resized_vocabulary_is_compared_over_the_common_words_and_said(model):
+    words = torch.randn(13, 4, generator=torch.Generator().manual_seed(1))
+    base = model("base", {**BLOCK, "lm_head.weight": (10, 4)})
+    tuned = model("tuned", {**BLOCK, "embed_tokens.weight": words, "lm_head.weight": words + 1})
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    by_name = {pair.name: pair for pair in pairing.pairs}
+    embedding, head = by_name["embed_tokens"], by_name["lm_head"]
+    assert embedding.base.shape == (4, 10)
+    assert torch.equal(embedding.update.load(embedding.base.load()).tuned_OI, words[:10].T)
+    assert torch.equal(head.update.load(head.base.load()).tuned_OI, (words + 1)[:10])
+    assert {finding.code for finding in pairing.findings} == {"resized"}
+    reasons = {entry.reason for entry in pairing.coverage if entry.tensor == "embed_tokens.weight"}
+    assert reasons == {"resized from 10 to 13 rows; the first 10 are compared"}
+
+
+def test_heads_of_one_side_are_skipped_but_a_missing_layer_is_a_gap(model):
+    base = model("base", {**BLOCK, "layers.1.mlp.up_proj.weight": (6, 4)})
+    tuned = model("tuned", {**BLOCK, "score.weight": (2, 4)})
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    assert not pairing.complete
+    reasons = {entry.tensor: entry.reason for entry in pairing.coverage if entry.status == "skipped"}
+    assert reasons["layers.1.mlp.up_proj.weight"] == "no such tensor in the tuned model"
+    assert "head" in reasons["score.weight"]
+    assert [finding.code for finding in pairing.findings] == ["incomplete-coverage"]
+
+    without_layer = model("again", BLOCK)
+    assert pair_checkpoints(without_layer, tuned).complete
+
+
+def test_a_task_head_of_another_size_is_skipped_with_both_sizes(model):
+    base, tuned = (
+        model("base", {**BLOCK, "score.weight": (2, 4)}),
+        model("t", {**BLOCK, "score.weight": (3, 4)}),
+    )
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    (reason,) = {entry.reason for entry in pairing.coverage if entry.tensor == "score.weight"}
+    assert "[2, 4] in the base, [3, 4] in the tuned" in reason
+
+
+def test_quantised_weights_leave_the_coverage_incomplete(model):
+    f8 = torch.zeros(4, 6).to(torch.float8_e4m3fn)
+    base = model("base", BLOCK)
+    tuned = model("tuned", {**BLOCK, "layers.0.mlp.down_proj.weight": f8})
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    assert not pairing.complete
+    packed = {
+        "layers.0.self_attn.q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32),
+        "layers.0.self_attn.q_proj.scales": torch.ones(4, 4),
+        "layers.0.mlp.down_proj.weight": (4, 6),
+    }
+    gptq = model("gptq", packed, {**LLAMA, "quantization_config": {"quant_method": "gptq"}})
+    listing = base_matrices(gptq)
+    assert listing.gaps == {"layers.0.self_attn.q_proj.qweight"}
+    assert list(listing.matrices) == ["layers.0.mlp.down_proj.weight"]
+    assert any("gptq" in entry.reason for entry in listing.skipped)
+    assert not pair_checkpoints(base, gptq).complete
+
+
+def test_convolutions_are_flattened_and_vectors_skipped(model):
+    source = model(
+        "conv", {"conv1.weight": (5, 3, 2, 2), "layers.0.conv1d.weight": (4, 1, 3), "b.bias": (5,)}
+    )
+    listing = base_matrices(source)
+    (conv,) = listing.matrices["conv1.weight"]
+    assert (conv.kind, conv.scope, conv.shape) == ("conv", "other", (5, 12))
+    assert torch.equal(conv.load(), source.tensors["conv1.weight"].read().flatten(1))
+    assert listing.matrices["layers.0.conv1d.weight"][0].shape == (4, 3)
+    assert [entry.reason for entry in listing.skipped] == ["a vector, not a matrix"]
+
+
+def test_a_fused_tensor_that_the_config_does_not_explain_stays_whole_with_a_note(model):
+    fused = {"h.0.attn.query_key_value.weight": (12, 4)}
+    for config in (
+        {"model_type": "unheard_of"},
+        {"model_type": "bloom", "n_head": 5},
+        {"model_type": "bloom"},
+    ):
+        listing = base_matrices(model(f"m{len(str(config))}", fused, config))
+        (view,) = listing.matrices["h.0.attn.query_key_value.weight"]
+        assert (view.kind, view.shape) == ("qkv", (12, 4))
+        assert "not split" in listing.notes["h.0.attn.query_key_value.weight"]
+        assert not listing.gaps
+
+
+def test_experts_whose_axes_the_config_does_not_explain_are_a_gap(model):
+    experts = {"layers.0.mlp.experts.gate_up_proj": (2, 4, 4)}
+    listing = base_matrices(model("m", experts, {"model_type": "unheard_of", "hidden_size": 4}))
+    assert listing.gaps == set(experts)
+    assert "which axis" in listing.skipped[0].reason
+
+
+def test_bare_parameters_of_a_block_are_no_linear_layers(model):
+    tensors = {"layers.0.mixer.A_log": (6, 4), "layers.0.rel_attn.q": (4, 2, 2), "cls_token": (1, 1, 4)}
+    listing = base_matrices(model("m", tensors))
+    (view,) = listing.matrices["layers.0.mixer.A_log"]
+    assert (view.kind, view.scope) == ("other", "other")
+    assert listing.gaps == {"layers.0.rel_attn.q"}  # of a block: perhaps a weight in a form unknown here
+
+
+def test_hostile_sizes_in_a_config_cost_nothing(model):
+    config = {"model_type": "bloom", "n_head": 10**9, "num_hidden_layers": 10**9, "hidden_size": -1}
+    listing = base_matrices(model("m", {"h.0.attn.query_key_value.weight": (12, 4)}, config))
+    assert len(listing.matrices) == 1
+
+
+def test_a_gpt2_file_without_config_is_still_transposed(model):
+    tensors = {"h.0.attn.c_attn.weight": (4, 12), "h.0.mlp.c_fc.weight": (4, 16)}
+    listing = base_matrices(model("m", tensors, None))
+    assert [view.shape for view in listing.matrices["h.0.attn.c_attn.weight"]] == [(4, 4)] * 3
+    assert listing.matrices["h.0.mlp.c_fc.weight"][0].shape == (16, 4)
+
+
+@pytest.mark.real
+def test_minilm_against_its_masked_language_model(real_models):
+    base, tuned = open_model(real_models / "minilm"), open_model(real_models / "minilm-mlm")
+    pairing = pair_checkpoints(base, tuned)
+    _ledger_is_whole(pairing, base, tuned)
+    assert pairing.complete
+    assert [finding.code for finding in pairing.findings] == ["prefix"]
+    paper = [pair for pair in pairing.pairs if pair.scope == "paper"]
+    assert len(paper) == 36
+    assert {pair.kind for pair in paper} == {"q", "k", "v", "o", "up", "down"}
+    for pair in pairing.pairs:
+        base_OI = pair.base.load()
+        tuned_OI = pair.update.load(base_OI).tuned_OI
+        assert base_OI.shape == tuned_OI.shape == pair.base.shape
+        assert (base_OI.dtype, tuned_OI.dtype) == (torch.float32, torch.float16)
+        if pair.scope == "other":
+            continue  # the tied head taught the embeddings anew
+        change = (tuned_OI.float() - base_OI).norm() / base_OI.norm()
+        assert 0 < change < 0.5, pair.name  # trained further, not another model
