@@ -98,23 +98,14 @@ def from_json(data: dict[str, Any]) -> ScanReport:
         raise MalformedInput(fact, remedy=_REMEDY) from error
 
 
-def json_bytes(report: ScanReport) -> bytes:
-    """Encode a report as indented ASCII JSON, so that names survive any terminal and any editor.
-
-    Raises:
-        ValueError: a field is NaN or infinite, which the records forbid.
-    """
-    return (json.dumps(to_json(report), allow_nan=False, indent=1) + "\n").encode("ascii")
-
-
 def write_json(report: ScanReport, path: Path) -> None:
-    """Write the report, whole or not at all.
+    """Write the report, whole or not at all: indented ASCII, so that names survive any terminal.
 
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
         ValueError: a field is NaN or infinite, which the records forbid.
     """
-    encoded = json_bytes(report)
+    encoded = (json.dumps(to_json(report), allow_nan=False, indent=1) + "\n").encode("ascii")
 
     def write(stream: IO[bytes]) -> None:
         stream.write(encoded)

@@ -1,0 +1,231 @@
+"""What a terminal shows after a scan and after a dry run; fits 80 columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from intruscope.errors import printable
+from intruscope.report.words import kinds_in_order, percent, printable_text, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import RenderableType
+
+    from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
+    from intruscope.weights.matrices import CoverageEntry, Finding, Pairing
+
+_WIDTH = 80
+_MAX_GROUPS = 6
+_MAX_KINDS = 16
+_MAX_FINDINGS = 12
+_STYLE = {"info": "cyan", "warning": "yellow", "error": "bold red"}
+
+
+def summary(report: ScanReport) -> list[RenderableType]:
+    """What a scan found, in the order in which people ask.
+
+    Args:
+        report: The scan.
+
+    Returns:
+        Renderables for ``rich``: the sentence, a table of intruders by kind and layer, key figures,
+        findings and coverage. Names from files are escaped and never read as markup.
+    """
+    matrices = [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+    parts: list[RenderableType] = [Text(sentence(report), style="bold"), Text()]
+    if matrices:
+        parts += [_intruders(matrices, report), _figures(matrices, report)]
+    parts += _findings([*report.findings, *(f for matrix in report.matrices for f in matrix.findings)])
+    parts.append(_coverage(report.coverage))
+    return parts
+
+
+def plan_table(pairing: Pairing) -> list[RenderableType]:
+    """What a scan would compare.
+
+    Args:
+        pairing: The plan.
+
+    Returns:
+        Renderables: a table of matrices by kind and shape, the ledger's counts with the reasons for
+        what is skipped, and the findings.
+    """
+    table = Table(
+        title=f"{len(pairing.pairs)} matrices to compare", box=box.SIMPLE_HEAD, title_justify="left"
+    )
+    for name, justify in (("kind", "left"), ("shape", "right"), ("matrices", "right"), ("layers", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("scope")
+    groups: dict[tuple[str, tuple[int, int], str], list[int | None]] = {}
+    for pair in pairing.pairs:
+        groups.setdefault((pair.kind, pair.base.shape, pair.scope), []).append(pair.layer)
+    for (kind, shape, scope), layers in groups.items():
+        table.add_row(
+            Text(printable(kind)), f"{shape[0]} x {shape[1]}", str(len(layers)), _span(layers), scope
+        )
+    parts: list[RenderableType] = [
+        Text(f"base   {printable(pairing.base)}\ntuned  {printable(pairing.tuned)}"),
+        table,
+        _coverage(pairing.coverage),
+    ]
+    return parts + _findings(pairing.findings)
+
+
+def _intruders(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
+    """Kinds down, groups of layers across; a cell says intruders of candidates."""
+    groups = _layer_groups(matrices)
+    which = "all" if report.settings.k == "all" else f"top {report.settings.k}"
+    title = f"Intruders of candidates ({which}, {matrices[0].sides[0].side} vectors)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column("kind", max_width=14, no_wrap=True)
+    for label, _ in groups:
+        table.add_column(label, justify="right", no_wrap=True)
+    table.add_column("all", justify="right", style="bold", no_wrap=True)
+    kinds = kinds_in_order(matrices)
+    named, rest = (
+        (kinds, []) if len(kinds) <= _MAX_KINDS else (kinds[: _MAX_KINDS - 1], kinds[_MAX_KINDS - 1 :])
+    )
+    lines = [(printable(kind), {kind}) for kind in named] + ([("others", set(rest))] if rest else [])
+    for label, members in lines:
+        of_kind = [matrix for matrix in matrices if matrix.kind in members]
+        cells = [_cell(matrix for matrix in of_kind if matrix.layer in layers) for _, layers in groups]
+        table.add_row(Text(label), *cells, _cell(of_kind))
+    table.add_section()
+    totals = [_cell(matrix for matrix in matrices if matrix.layer in layers) for _, layers in groups]
+    table.add_row(Text("all"), *totals, _cell(matrices))
+    return table
+
+
+def _cell(matrices: Iterable[MatrixReport]) -> Text:
+    sides = [matrix.sides[0] for matrix in matrices]
+    candidates = sum(len(side.verdicts) for side in sides)
+    found = sum(side.num_intruders for side in sides)
+    if not candidates:
+        return Text("·", style="dim")
+    return Text(f"{found}/{candidates}", style="bold magenta" if found else "dim")
+
+
+def _layer_groups(matrices: Sequence[MatrixReport]) -> list[tuple[str, set[int | None]]]:
+    """Runs of layers, as equal as can be and as many as fit; matrices outside the blocks come last."""
+    layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
+    widest = 2 * len(str(sum(len(matrix.sides[0].verdicts) for matrix in matrices))) + 3
+    count = min(len(layers), _MAX_GROUPS, max(1, (_WIDTH - 18) // widest - 2))
+    groups: list[tuple[str, set[int | None]]] = []
+    for index in range(count):
+        run = layers[index * len(layers) // count : (index + 1) * len(layers) // count]
+        label = f"layer {run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}"
+        groups.append((label, set(run)))
+    if any(matrix.layer is None for matrix in matrices):
+        groups.append(("outside", {None}))
+    return groups
+
+
+def _figures(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
+    """Key figures over the paper's scope."""
+    sides = [matrix.sides[0] for matrix in matrices]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("verdicts", _listed(verdict for side in sides for verdict in side.verdicts))
+    table.add_row("certified", _listed(certificate for side in sides for certificate in side.certificates))
+    for line in (
+        _energy(sides),
+        _null(sides),
+        _effective_rank(matrices),
+        _other_side(matrices),
+        _other(report),
+    ):
+        if line:
+            table.add_row(*line)
+    return table
+
+
+def _energy(sides: Sequence[SideReport]) -> tuple[str, str] | None:
+    tuned = [side.tuned_energy_fraction for side in sides if side.tuned_energy_fraction is not None]
+    update = [side.update_energy_fraction for side in sides if side.update_energy_fraction is not None]
+    if not any(side.num_intruders for side in sides) or not tuned:
+        return None
+    shares = f"up to {percent(max(tuned))} of a tuned matrix"
+    return "energy in intruders", shares + (f", {percent(max(update))} of an update" if update else "")
+
+
+def _null(sides: Sequence[SideReport]) -> tuple[str, str] | None:
+    nulls = [side.null for side in sides if side.null is not None]
+    if not nulls:
+        return None
+    mean = sum(null.mean for null in nulls)
+    return "by chance alone", f"{mean:.1f} intruders (same update spectrum, random directions)"
+
+
+def _effective_rank(matrices: Sequence[MatrixReport]) -> tuple[str, str] | None:
+    ranks = [m.update.effective_rank for m in matrices if m.update and m.update.effective_rank]
+    if not ranks:
+        return None
+    lowest, highest = min(ranks, key=lambda r: r.value), max(ranks, key=lambda r: r.value)
+    return "effective rank of ΔW", f"{lowest.value:.3g} to {highest.value:.3g}"
+
+
+def _other_side(matrices: Sequence[MatrixReport]) -> tuple[str, str] | None:
+    second = [side for matrix in matrices for side in matrix.sides[1:]]
+    if not second:
+        return None
+    found = sum(side.num_intruders for side in second)
+    return f"{second[0].side} vectors", f"{found}/{sum(len(side.verdicts) for side in second)} intruders"
+
+
+def _other(report: ScanReport) -> tuple[str, str] | None:
+    others = [matrix for matrix in report.matrices if matrix.scope == "other" and matrix.sides]
+    if not others:
+        return None
+    found = sum(matrix.sides[0].num_intruders for matrix in others)
+    candidates = sum(len(matrix.sides[0].verdicts) for matrix in others)
+    return "outside the scope", f"{found}/{candidates} in embeddings, head, router, convolutions"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
+    """Gravest first; the same code on many matrices takes one line."""
+    grouped: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        grouped.setdefault((finding.severity, finding.code), []).append(finding)
+    order = {severity: index for index, severity in enumerate(("error", "warning", "info"))}
+    lines: list[RenderableType] = []
+    for (severity, code), members in sorted(grouped.items(), key=lambda item: order[item[0][0]]):
+        first = members[0]
+        place = "" if first.matrix is None else f"{printable(first.matrix)}: "
+        more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
+        text = Text(f"{severity} [{code}] ", style=_STYLE[severity])
+        lines.append(text.append(f"{place}{printable_text(first.message)}{more}", style="default"))
+    hidden = len(lines) - _MAX_FINDINGS
+    return lines if hidden <= 0 else [*lines[:_MAX_FINDINGS], Text(f"and {hidden} kinds of findings more")]
+
+
+def _coverage(ledger: Sequence[CoverageEntry]) -> Text:
+    counts = Counter(entry.status for entry in ledger)
+    text = Text(
+        f"coverage: {len(ledger)} tensors, {counts['compared']} compared, "
+        f"{counts['unchanged']} unchanged, {counts['skipped']} skipped",
+        style="dim",
+    )
+    reasons = Counter(entry.reason for entry in ledger if entry.status == "skipped")
+    for reason, count in reasons.most_common(4):
+        text.append(f"\n  {count} skipped: {printable(reason)}")
+    if len(reasons) > 4:
+        text.append(f"\n  and {len(reasons) - 4} other reasons; --json has them all")
+    return text
+
+
+def _span(layers: Sequence[int | None]) -> str:
+    numbers = sorted({layer for layer in layers if layer is not None})
+    if not numbers:
+        return ""
+    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
