@@ -188,10 +188,10 @@ def _krylov(
     functionals = base.transposed.times(tuned_left_MK.to(base.dtype)).double() if tall else tuned_left_MK
     random = torch.randn((work.shape[1], RANDOM_COLUMNS), generator=generator, dtype=torch.float64)
     most = min(_MAX_STEPS, int(0.8 * min(rows, columns)) // block)
-    if most < _FIRST_STEPS:
+    ceiling = 1.001 * frobenius_norm(base)
+    if most < _FIRST_STEPS or ceiling == 0.0:
         return None
     process = GolubKahan(work, torch.cat([functionals, random], dim=1), max_steps=most)
-    ceiling = 1.001 * frobenius_norm(base)
     num_steps = _FIRST_STEPS
     account: TopAccount | None = None
     while True:

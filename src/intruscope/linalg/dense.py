@@ -57,6 +57,11 @@ def dense_base(base: Operator) -> BaseVectors:
     smallest counted σ² is not well above that, the full SVD is taken instead.
     """
     matrix = base.dense_double()
+    if not bool(matrix.any()):
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return BaseVectors(
+            values=nothing, left_MR=matrix.new_zeros((matrix.shape[0], 0)), groups=[], sine_error=nothing
+        )
     if min(matrix.shape) > _GRAM_SIDE:
         found = _from_gram(matrix)
         if found is not None:

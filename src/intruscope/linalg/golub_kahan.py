@@ -108,6 +108,8 @@ class GolubKahan:
         first, triangle = torch.linalg.qr(start_NB.double())
         self.start_BB = triangle
         self._right[:, :block] = first.to(dtype)
+        self._row_weight = _sampling_weight(operator)
+        self._column_weight = _sampling_weight(self._transposed)
 
     @property
     def dimension(self) -> int:
@@ -161,36 +163,45 @@ class GolubKahan:
         )
 
     def _measured_errors(self, bidiagonal: Tensor, generator: torch.Generator) -> tuple[float, float]:
-        """Spectral norms of the residual matrices, from sampled rows in float64, scaled to all rows.
+        """Spectral norms of the residual matrices, from sampled rows in float64.
 
-        Row i of A V − U B depends on row i of A alone, so a sample of rows costs only its share. For a
-        residual E and a uniform sample E_s of its rows, (rows / sampled) E_sᵀ E_s estimates EᵀE, and
-        its largest eigenvalue errs upward (it is convex in the sample). The factor 1.5 covers what
-        rounding that is unevenly spread over rows could hide.
+        Row i of E = A V − U B depends on row i of A alone, so a sample of rows costs only its share.
+        Rounding in row i grows with the norm of row i, and trained weights can have single giant rows:
+        rows are drawn with probability p_i, half by squared norm and half evenly, so that the mean of
+        e_i e_iᵀ / p_i is EᵀE with little variance. Its largest eigenvalue errs upward (it is convex);
+        the factor 1.5 covers what the sample could still miss.
         """
         size, block = self.dimension, self.block
         worst = 0.0
-        for operator, image_basis, source_basis, small in (
-            (self.operator, self._left[:, :size], self._right[:, :size], bidiagonal),
+        for operator, weight, image_basis, source_basis, small in (
+            (self.operator, self._row_weight, self._left[:, :size], self._right[:, :size], bidiagonal),
             (
                 self._transposed,
+                self._column_weight,
                 self._right[:, : size + block],
                 self._left[:, :size],
                 _with_tail(bidiagonal, self._above[-1]),
             ),
         ):
-            rows = operator.shape[0]
-            picked = torch.randperm(rows, generator=generator)[:_SAMPLED_ROWS]
+            picked = torch.multinomial(weight, _SAMPLED_ROWS, replacement=True, generator=generator)
             image = operator.rows(picked) @ source_basis.double()
             image -= image_basis[picked].double() @ small
+            image /= (len(picked) * weight[picked]).sqrt().unsqueeze(1)
             # The Gram matrix of the few sampled rows has the same largest eigenvalue, and is small.
             norm = float(torch.linalg.eigvalsh(image @ image.T)[-1].clamp(min=0.0)) ** 0.5
-            worst = max(worst, 1.5 * norm * (rows / len(picked)) ** 0.5)
+            worst = max(worst, 1.5 * norm)
         orthogonality = max(
             _departure_from_orthonormal(self._right[:, : size + block], generator),
             _departure_from_orthonormal(self._left[:, :size], generator),
         )
         return worst, orthogonality
+
+
+def _sampling_weight(operator: Operator) -> Tensor:
+    """Probability of each row in the error sample: half by squared norm, half even."""
+    squares = operator.row_norms().square()
+    total = squares.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return 0.5 * squares / total + 0.5 / len(squares)
 
 
 def _departure_from_orthonormal(basis: Tensor, generator: torch.Generator) -> float:

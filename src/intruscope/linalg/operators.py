@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -69,6 +70,14 @@ class Operator:
         if self.left_MR is not None and self.right_RN is not None:
             taken += self.left_MR[index].double() @ self.right_RN.double()
         return taken
+
+    def row_norms(self) -> Tensor:
+        """Norms of the rows, or slightly more where there is an update: (rows,), float64."""
+        norms: Tensor = torch.linalg.vector_norm(self.dense_MN, dim=1).double()
+        if self.left_MR is not None and self.right_RN is not None:
+            reach = torch.linalg.vector_norm(self.right_RN, dim=1).double()
+            norms = norms + self.left_MR.abs().double() @ reach
+        return norms
 
     def dense_double(self) -> Tensor:
         """The whole matrix in float64. Costs eight bytes an entry: for the dense fallback only."""

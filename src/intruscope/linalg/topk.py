@@ -84,6 +84,8 @@ def top_triplets(operator: Operator, k: int, *, seed: int) -> TopTriplets | None
     block = k + RANDOM_COLUMNS
     start = torch.randn((work.shape[1], block), generator=generator, dtype=torch.float64)
     ceiling = 1.001 * frobenius_norm(work)
+    if ceiling == 0.0:
+        return None
     for system in _systems(work, start, generator):
         found = _accept(system, k, ceiling, min(rows, columns))
         if found is not None:
