@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.report.words import kinds_in_order, percent, printable_text, sentence
+from intruscope.plots.series import kinds_in_order, measured
+from intruscope.report.words import percent, printable_text, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ def summary(report: ScanReport) -> list[RenderableType]:
         Renderables for ``rich``: the sentence, a table of intruders by kind and layer, key figures,
         findings and coverage. Names from files are escaped and never read as markup.
     """
-    matrices = [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+    matrices = measured(report)
     parts: list[RenderableType] = [Text(sentence(report), style="bold"), Text()]
     if matrices:
         parts += [_intruders(matrices, report), _figures(matrices, report)]
@@ -87,7 +88,7 @@ def _intruders(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
     for label, _ in groups:
         table.add_column(label, justify="right", no_wrap=True)
     table.add_column("all", justify="right", style="bold", no_wrap=True)
-    kinds = kinds_in_order(matrices)
+    kinds = kinds_in_order([report])
     named, rest = (
         (kinds, []) if len(kinds) <= _MAX_KINDS else (kinds[: _MAX_KINDS - 1], kinds[_MAX_KINDS - 1 :])
     )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.plots.series import measured
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from intruscope.spectra.records import MatrixReport, ScanReport
-
-_KINDS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+    from intruscope.spectra.records import ScanReport
 
 
 def sentence(report: ScanReport) -> str:
@@ -18,7 +16,7 @@ def sentence(report: ScanReport) -> str:
     Counts are of the first side in the paper's scope. Forgetting is not measured by a scan, so nothing
     is promised about it.
     """
-    matrices = [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+    matrices = measured(report)
     missing = "" if report.complete else " The scan is incomplete: see the findings and the ledger."
     if not matrices:
         return "Nothing in the paper's scope was compared, so nothing can be said." + missing
@@ -50,13 +48,6 @@ def percent(fraction: float) -> str:
     if 0.0 < fraction < 0.0005:
         return "under 0.1%"
     return f"{100 * fraction:.1f}%" if fraction < 0.0995 else f"{100 * fraction:.0f}%"
-
-
-def kinds_in_order(matrices: Iterable[MatrixReport]) -> list[str]:
-    """The kinds present, as data flows through a block; unknown ones after, by name."""
-    present = {matrix.kind for matrix in matrices}
-    known = [kind for kind in _KINDS if kind in present]
-    return known + sorted(present - set(known))
 
 
 def printable_text(text: str) -> str:

@@ -1,0 +1,87 @@
+"""The sums that pictures show: over the matrices of the paper's scope, first side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
+
+KINDS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+"""Kinds as data flows through a block; others come after, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """All matrices together at one threshold."""
+
+    epsilon: float
+    num_intruders: int
+    num_undecided: int
+    num_candidates: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullTotal:
+    """Intruders of all matrices together when directions are random: mean and range over trials."""
+
+    mean: float
+    low: float
+    high: float
+    num_candidates: int
+
+
+def measured(report: ScanReport) -> list[MatrixReport]:
+    """Matrices of the paper's scope that have a result."""
+    return [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+
+
+def kinds_in_order(reports: list[ScanReport]) -> list[str]:
+    """The kinds that any of the reports has measured."""
+    present = {matrix.kind for report in reports for matrix in measured(report)}
+    known = [kind for kind in KINDS if kind in present]
+    return known + sorted(present - set(known))
+
+
+def curves(report: ScanReport) -> dict[int, list[CurvePoint]]:
+    """Intruders over epsilon for every k of the grid; matrices with fewer vectors count all theirs."""
+    sides = [matrix.sides[0] for matrix in measured(report)]
+    cuts = sorted({count.k for side in sides for count in side.grid})
+    return {cut: _curve(sides, cut) for cut in cuts}
+
+
+def null_total(report: ScanReport) -> NullTotal | None:
+    """Chance over the whole model; None when no null was asked for or trials are missing somewhere."""
+    sides = [matrix.sides[0] for matrix in measured(report)]
+    nulls = [side.null for side in sides if side.null is not None]
+    if not nulls or len(nulls) != len(sides) or len({len(null.counts) for null in nulls}) != 1:
+        return None
+    totals = [sum(trial) for trial in zip(*(null.counts for null in nulls), strict=True)]
+    if not totals:
+        return None
+    return NullTotal(
+        mean=sum(totals) / len(totals),
+        low=min(totals),
+        high=max(totals),
+        num_candidates=sum(len(side.verdicts) for side in sides),
+    )
+
+
+def _curve(sides: list[SideReport], cut: int) -> list[CurvePoint]:
+    points = []
+    for epsilon in sorted({count.epsilon for side in sides for count in side.grid}):
+        counts = []
+        for side in sides:
+            fitting = [count for count in side.grid if count.epsilon == epsilon and count.k <= cut]
+            if fitting:
+                counts.append(max(fitting, key=lambda count: count.k))
+        points.append(
+            CurvePoint(
+                epsilon=epsilon,
+                num_intruders=sum(count.num_intruders for count in counts),
+                num_undecided=sum(count.num_undecided for count in counts),
+                num_candidates=sum(count.k for count in counts),
+            )
+        )
+    return points

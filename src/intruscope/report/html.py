@@ -1,0 +1,87 @@
+"""One self-contained page for one or several scans: no address, one style, one script, strict CSP."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import IO, TYPE_CHECKING
+
+from intruscope.report.page_data import page_data
+from intruscope.report.words import printable_text
+from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from intruscope.spectra.records import ScanReport
+
+_SCRIPTS = ("dom.js", "charts.js", "tables.js", "page.js")
+
+
+def write_html(
+    reports: Sequence[tuple[str, ScanReport]],
+    path: Path,
+    *,
+    title: str,
+    notes: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write one page that works from ``file://`` and sends nothing anywhere.
+
+    Args:
+        reports: Label and scan; several are shown side by side.
+        path: The page.
+        title: Its heading.
+        notes: Heading and text of what stands above the scans.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+        ValueError: a record holds NaN or an infinity, which records forbid.
+    """
+    page = _page(reports, title=title, notes=notes).encode("utf-8")
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(page)
+
+    write_atomically(path, write)
+
+
+def _page(reports: Sequence[tuple[str, ScanReport]], *, title: str, notes: Sequence[tuple[str, str]]) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    style = _template("page.css")
+    script = "".join(_template(name) for name in _SCRIPTS)
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # Everything but our own three texts goes through autoescape.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(_template("page.html.j2")).render(
+        title=printable_text(title),
+        notes=[(printable_text(heading), printable_text(text)) for heading, text in notes],
+        policy=Markup(policy),  # noqa: S704 - built above from hashes
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own files
+        data=Markup(_inert_json(page_data(reports))),  # noqa: S704 - no "<" is left in it
+    )
+
+
+def _template(name: str) -> str:
+    return files("intruscope.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _inert_json(data: object) -> str:
+    """JSON that no HTML parser can leave: every ``<``, ``>`` and ``&`` is a JSON escape."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

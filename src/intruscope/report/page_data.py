@@ -1,0 +1,185 @@
+"""What the page draws, as compact plain data; every foreign name is escaped here, once."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from intruscope.plots.series import KINDS, curves, measured, null_total
+from intruscope.report.words import percent, printable_text, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intruscope.spectra.records import MatrixReport, ScanReport, SideReport, SimilarityMap
+    from intruscope.weights.matrices import CoverageEntry, Finding
+
+MAX_VECTORS = 200
+"""Tuned vectors per matrix that the page draws; the JSON report has all of them."""
+MAX_MAP_BYTES = 16 << 20
+"""Bytes of similarity maps that one page carries."""
+
+
+def page_data(reports: Sequence[tuple[str, ScanReport]]) -> dict[str, Any]:
+    """Gather the data of a page.
+
+    Args:
+        reports: Label and scan.
+
+    Returns:
+        Plain data without NaN; texts hold no control or bidirectional characters.
+    """
+    room = [MAX_MAP_BYTES]
+    return {
+        "kinds": list(KINDS),
+        "maxVectors": MAX_VECTORS,
+        "reports": [_report(label, report, room) for label, report in reports],
+    }
+
+
+def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
+    null = null_total(report)
+    return {
+        "label": printable_text(label),
+        "sentence": sentence(report),
+        "base": printable_text(report.base),
+        "tuned": printable_text(report.tuned),
+        "complete": report.complete,
+        "epsilon": report.settings.epsilon,
+        "headline": _headline(report),
+        "figures": _figures(report),
+        "findings": [_finding(finding) for finding in report.findings],
+        "matrices": [_matrix(matrix, room) for matrix in report.matrices],
+        "curves": [
+            [k, [[p.epsilon, p.num_intruders, p.num_undecided, p.num_candidates] for p in points]]
+            for k, points in curves(report).items()
+        ],
+        "null": None if null is None else [null.mean, null.low, null.high, null.num_candidates],
+        "coverage": _coverage(report.coverage),
+        "settings": [[name, str(value)] for name, value in asdict(report.settings).items()],
+        "environment": [
+            [printable_text(str(name)), printable_text(str(value))]
+            for name, value in report.environment.items()
+        ],
+    }
+
+
+def _headline(report: ScanReport) -> dict[str, int]:
+    sides = [matrix.sides[0] for matrix in measured(report)]
+    return {
+        "intruders": sum(side.num_intruders for side in sides),
+        "candidates": sum(len(side.verdicts) for side in sides),
+        "touched": sum(side.num_intruders > 0 for side in sides),
+        "matrices": len(sides),
+    }
+
+
+def _figures(report: ScanReport) -> list[list[str]]:
+    """Name and value of what stands under the headline count."""
+    matrices = measured(report)
+    sides = [matrix.sides[0] for matrix in matrices]
+    verdicts = [verdict for side in sides for verdict in side.verdicts]
+    lines = [["Undecided", str(sum(verdict in ("borderline", "degenerate") for verdict in verdicts))]]
+    null = null_total(report)
+    if null is not None:
+        lines.append(["By chance alone", f"{null.mean:.1f} ({null.low:g} to {null.high:g})"])
+    shares = [side.tuned_energy_fraction for side in sides if side.tuned_energy_fraction is not None]
+    if shares:
+        lines.append(["Largest energy share in W", percent(max(shares))])
+    shares = [side.update_energy_fraction for side in sides if side.update_energy_fraction is not None]
+    if shares:
+        lines.append(["Largest energy share in ΔW", percent(max(shares))])
+    ranks = [m.update.effective_rank.value for m in matrices if m.update and m.update.effective_rank]
+    if ranks:
+        lines.append(["Effective rank of ΔW", f"{min(ranks):.3g} to {max(ranks):.3g}"])
+    norms = [
+        m.update.relative_frobenius_norm
+        for m in matrices
+        if m.update and m.update.relative_frobenius_norm is not None
+    ]
+    if norms:
+        lines.append(["‖ΔW‖ relative to ‖W‖", f"{percent(min(norms))} to {percent(max(norms))}"])
+    certificates = [certificate for side in sides for certificate in side.certificates]
+    counts = {name: certificates.count(name) for name in ("proved", "probabilistic", "dense")}
+    lines.append(["Certificates", ", ".join(f"{count} {name}" for name, count in counts.items() if count)])
+    return lines
+
+
+def _finding(finding: Finding) -> list[str | None]:
+    place = None if finding.matrix is None else printable_text(finding.matrix)
+    return [finding.severity, printable_text(finding.code), printable_text(finding.message), place]
+
+
+def _matrix(matrix: MatrixReport, room: list[int]) -> dict[str, Any]:
+    update = matrix.update
+    rank = None if update is None else update.effective_rank
+    return {
+        "name": printable_text(matrix.name),
+        "kind": printable_text(matrix.kind),
+        "layer": matrix.layer,
+        "scope": matrix.scope,
+        "shape": list(matrix.shape),
+        "status": matrix.status,
+        "values": [_short(value) for value in matrix.singular_values[:MAX_VECTORS]],
+        "rank": None if rank is None else [_short(x) for x in (rank.value, rank.low, rank.high)],
+        "norm": None
+        if update is None or update.relative_frobenius_norm is None
+        else _short(update.relative_frobenius_norm),
+        "sides": [_side(side, room) for side in matrix.sides],
+        "findings": [_finding(finding) for finding in matrix.findings],
+    }
+
+
+def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
+    null = side.null
+    return {
+        "side": side.side,
+        "num": len(side.verdicts),
+        "intruders": side.num_intruders,
+        "undecided": sum(verdict in ("borderline", "degenerate") for verdict in side.verdicts),
+        "lowest": _short(min(side.alignment_lower)) if side.alignment_lower else None,
+        "lower": [_short(value) for value in side.alignment_lower[:MAX_VECTORS]],
+        "upper": [_short(value) for value in side.alignment_upper[:MAX_VECTORS]],
+        "verdicts": "".join(verdict[0] for verdict in side.verdicts[:MAX_VECTORS]),
+        "certificates": "".join("d" if c == "dense" else c[2] for c in side.certificates[:MAX_VECTORS]),
+        "matches": [
+            None if match is None else [match.base_index + 1, _short(match.relative_change)]
+            for match in side.matches[:MAX_VECTORS]
+        ],
+        "energy": side.tuned_energy_fraction,
+        "updateEnergy": side.update_energy_fraction,
+        "null": None if null is None else [null.mean, null.low, null.high],
+        "map": _map(side.similarity, room),
+    }
+
+
+def _map(similarity: SimilarityMap | None, room: list[int]) -> dict[str, Any] | str | None:
+    """The map as base64 bytes, or a word that the page has no room for it."""
+    if similarity is None:
+        return None
+    if len(similarity.levels) > room[0]:
+        return "omitted"
+    room[0] -= len(similarity.levels)
+    levels = base64.b64encode(bytes(similarity.levels)).decode("ascii")
+    return {"rows": similarity.num_base, "columns": similarity.num_tuned, "levels": levels}
+
+
+def _coverage(ledger: Sequence[CoverageEntry]) -> dict[str, Any]:
+    """The ledger with its few reasons said once; a line is tensor, origin, status, number of reason."""
+    reasons: dict[str, int] = {}
+    lines = [
+        [
+            printable_text(entry.tensor),
+            entry.origin,
+            entry.status,
+            reasons.setdefault(printable_text(entry.reason), len(reasons)),
+        ]
+        for entry in ledger
+    ]
+    return {"reasons": list(reasons), "lines": lines}
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more than a screen shows, a third of the bytes."""
+    return float(f"{value:.6g}")
