@@ -12,7 +12,7 @@ from intruscope.errors import UsageError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from intruscope.spectra.records import MatrixReport, ScanReport
+    from intruscope.spectra.records import ScanReport, SideReport
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -24,36 +24,33 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _FORM = re.compile(r"\s*([a-z_]+)\s*(>=|<=|==|>|<)\s*([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)\s*")
 
 
-def _paper(report: ScanReport) -> list[MatrixReport]:
-    return [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+def _sides(report: ScanReport) -> list[SideReport]:
+    """The first side of every matrix in the paper's scope: what the totals of a report count."""
+    return [matrix.sides[0] for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
 
 
 def _undecided(report: ScanReport) -> float:
-    verdicts = (v for matrix in _paper(report) for side in matrix.sides for v in side.verdicts)
-    return sum(v in {"borderline", "degenerate"} for v in verdicts)
+    verdicts = (verdict for side in _sides(report) for verdict in side.verdicts)
+    return sum(verdict in {"borderline", "degenerate"} for verdict in verdicts)
 
 
 METRICS: dict[str, tuple[str, Callable[[ScanReport], float]]] = {
     "intruders": (
         "intruders over all matrices in the paper's scope",
-        lambda report: sum(side.num_intruders for m in _paper(report) for side in m.sides),
+        lambda report: sum(side.num_intruders for side in _sides(report)),
     ),
     "matrices": (
         "matrices with at least one intruder",
-        lambda report: sum(any(side.num_intruders for side in m.sides) for m in _paper(report)),
+        lambda report: sum(side.num_intruders > 0 for side in _sides(report)),
     ),
     "undecided": ("borderline and degenerate vectors", _undecided),
     "energy": (
         "largest share of a tuned matrix's energy in its intruders",
-        lambda report: max(
-            (side.tuned_energy_fraction or 0.0 for m in _paper(report) for side in m.sides), default=0.0
-        ),
+        lambda report: max((side.tuned_energy_fraction or 0.0 for side in _sides(report)), default=0.0),
     ),
     "update_energy": (
         "largest share of an update's energy in the intruders",
-        lambda report: max(
-            (side.update_energy_fraction or 0.0 for m in _paper(report) for side in m.sides), default=0.0
-        ),
+        lambda report: max((side.update_energy_fraction or 0.0 for side in _sides(report)), default=0.0),
     ),
     "warnings": (
         "findings of severity warning or error",

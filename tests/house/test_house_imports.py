@@ -1,0 +1,125 @@
+"""The order of the house: which folder may use which, and what a light import may bring."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import intruscope
+
+PACKAGE = Path(intruscope.__file__).parent
+ORDER = [
+    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("forgetting",),
+    ("methods",), ("train",), ("studies",), ("report",), ("demo",), ("cli",),
+]  # fmt: skip
+LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
+FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
+    "jinja2",
+    "tokenizers",
+)
+
+
+def modules(folder):
+    return sorted((PACKAGE / folder).rglob("*.py"))
+
+
+def imported(tree):
+    """Every module named by an import, wherever it stands (function bodies and type checking too)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_module_level(tree):
+    """Imports that run when the module is imported."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (a.name for a in node.names) if isinstance(node, ast.Import) else (node.module,)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+def test_every_folder_has_its_place():
+    assert set(FOLDERS) <= set(LEVEL)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_import_goes_up(folder):
+    for path in modules(folder):
+        for name in imported(ast.parse(path.read_text())):
+            parts = name.split(".")
+            if parts[0] == "intruscope" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != folder:
+                assert LEVEL[parts[1]] < LEVEL[folder], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_says_what_may_live_in_it(folder):
+    docstring = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+    assert docstring
+    assert len(docstring.split()) >= 8
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in {"linalg", "demo"}])
+def test_the_calling_process_never_needs_heavy_packages(folder):
+    # Only what runs in workers may import torch as a module; everything else does so inside functions.
+    in_workers = {"matrix.py", "sides.py", "updates.py"} if folder == "spectra" else set()
+    for path in modules(folder):
+        if path.name in in_workers:
+            continue
+        for name in at_module_level(ast.parse(path.read_text())):
+            assert name.split(".")[0] not in HEAVY, f"{path} imports {name}"
+
+
+def test_only_the_command_line_prints():
+    for folder in FOLDERS:
+        if folder in {"cli"}:
+            continue
+        for path in modules(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                assert not (called and node.func.id == "print"), path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "-c", "import intruscope"], [sys.executable, "-m", "intruscope", "--help"]],
+    ids=["import", "help"],
+)
+def test_starting_is_light(command):
+    """Less than half a second of processor time; the least of five, for a busy machine."""
+    import resource
+
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5, spent
+
+
+@pytest.mark.parametrize("module", ["intruscope", "intruscope.cli.main", "intruscope.spectra.scan"])
+def test_light_modules_bring_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not [name for name in HEAVY if name in loaded]

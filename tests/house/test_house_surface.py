@@ -1,0 +1,42 @@
+"""What others rely on does not move by accident: exports, options, the schema."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import typer.main
+
+import intruscope
+from intruscope.cli.main import app
+from intruscope.spectra import records
+
+SURFACE = Path(__file__).with_name("surface.txt")
+
+
+def surface():
+    lines = [f"export {name}" for name in sorted(intruscope.__all__)]
+    command = typer.main.get_command(app)
+    for verb, sub in sorted(command.commands.items()):
+        for parameter in sub.params:
+            names = (
+                " ".join(sorted(parameter.opts)) if parameter.param_type_name == "option" else parameter.name
+            )
+            lines.append(f"cli {verb} {names}")
+    lines.append(f"schema {records.SCHEMA}")
+    for name in ("ScanSettings", "MatrixReport", "SideReport", "UpdateReport", "GridCount", "NullCount"):
+        lines += [f"record {name}.{field.name}" for field in fields(getattr(records, name))]
+    return lines
+
+
+def test_the_public_surface_is_the_one_written_down():
+    """After a deliberate change: python tests/house/test_house_surface.py rewrites the list."""
+    assert surface() == SURFACE.read_text().splitlines()
+
+
+def test_exports_exist_and_are_documented():
+    for name in intruscope.__all__:
+        assert inspect.getdoc(getattr(intruscope, name))
+
+
+if __name__ == "__main__":
+    SURFACE.write_text("\n".join(surface()) + "\n")
