@@ -33,7 +33,7 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_
 NUM_STEPS = 250
 BATCH = 4
 CONTEXT = 128
-NUM_EVALUATION_WINDOWS = 96
+NUM_EVALUATION_WINDOWS = 64
 NUM_MAPPED_VECTORS = 24
 FULL_LEARNING_RATE = 2e-4
 LORA_LEARNING_RATE = 2e-3
@@ -395,10 +395,10 @@ def _left_sides(report: ScanReport) -> Iterator[SideReport]:
 def _write_report(building: Path, result: DemoResult) -> None:
     """The page, one JSON file per scan, and the figures."""
     from intruscope.report.html import write_html
-    from intruscope.report.json_report import to_json
+    from intruscope.report.json_report import write_json
 
     for run, report in zip(result.runs, result.reports, strict=True):
-        _write_json(building / f"scan-{run.name}.json", to_json(report))
+        write_json(report, building / f"scan-{run.name}.json")
     _write_json(building / "figures.json", result.to_json())
     write_html(
         result.reports,

@@ -1,0 +1,122 @@
+"""Does the demonstration show what it says, in direction, and leave a folder that others can read?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from intruscope.demo.folder import MANIFEST
+from intruscope.demo.run import MODEL, run_demo
+from intruscope.demo.texts import digest, language_reference, library_texts
+from intruscope.errors import OutputConflict, UsageError
+
+NUM_STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    events = []
+    out = tmp_path_factory.mktemp("demo") / "out"
+    result = run_demo(out, steps=NUM_STEPS, precision="float32", on_event=events.append)
+    return result, events
+
+
+@pytest.mark.slow
+def test_both_learn_the_task_and_lora_makes_more_intruders(demo) -> None:
+    result, _ = demo
+    full, lora = result.runs
+    assert full.losses.task < result.base.task - 0.2
+    assert lora.losses.task < result.base.task - 0.2
+    assert abs(full.losses.task - lora.losses.task) < 0.4
+    assert lora.num_intruders > full.num_intruders
+    assert full.num_vectors == lora.num_vectors == 280
+    for run in result.runs:
+        assert run.forgetting == run.losses.source - result.base.source
+
+
+@pytest.mark.slow
+def test_the_base_is_the_shipped_model_byte_for_byte(demo) -> None:
+    result, _ = demo
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (result.out / "base" / name).read_bytes() == (MODEL / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_folder_is_whole_and_its_figures_are_the_results(demo) -> None:
+    result, _ = demo
+    manifest = json.loads((result.out / MANIFEST).read_text())["sha256"]
+    for name, value in manifest.items():
+        assert hashlib.sha256((result.out / name).read_bytes()).hexdigest() == value
+    assert {"report.html", "figures.json", "scan-full.json", "scan-lora.json"} <= manifest.keys()
+    assert {"full/model.safetensors", "lora/adapter_model.safetensors"} <= manifest.keys()
+    assert not any(".partial" in path.name for path in result.out.parent.iterdir())
+    figures = json.loads((result.out / "figures.json").read_text())
+    assert figures["runs"][1]["num_intruders"] == result.runs[1].num_intruders
+    scan = json.loads((result.out / "scan-lora.json").read_text())
+    assert scan["totals"]["num_intruders"] == result.runs[1].num_intruders
+    adapter = json.loads((result.out / "lora" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(result.out / "base")
+    for name in manifest:
+        assert b".partial" not in (result.out / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_texts_are_named_by_hash_in_the_figures_and_on_the_page(demo) -> None:
+    result, _ = demo
+    train, test = language_reference(seed=0)
+    expected = {
+        "train": digest(train),
+        "task": digest(test),
+        "source": digest(library_texts(held_out=True)),
+    }
+    assert {text.role: text.sha256 for text in result.texts} == expected
+    page = result.report_path.read_text()
+    assert all(value in page for value in expected.values())
+    assert result.python in page
+
+
+@pytest.mark.slow
+def test_progress_is_told_stage_by_stage_to_the_end(demo) -> None:
+    _, events = demo
+    last = {event.stage: event for event in events}
+    assert all(event.done == event.total for event in last.values())
+    assert sum(event.stage == "full fine-tuning" for event in events) == NUM_STEPS + 1
+    assert list(last)[-1] == "scanning lora"
+
+
+@pytest.mark.slow
+def test_a_published_adapter_scans_alone_to_the_same_verdicts(demo) -> None:
+    from intruscope.spectra.scan import RunOptions, scan
+
+    result, _ = demo
+    report = scan(str(result.out / "lora"), options=RunOptions(work_dir=result.out.parent / "work"))
+    counts = [side.num_intruders for matrix in report.matrices for side in matrix.sides]
+    assert sum(counts) == result.runs[1].num_intruders
+
+
+def test_nonsense_is_refused_before_anything_is_made(tmp_path) -> None:
+    with pytest.raises(UsageError, match="0 steps"):
+        run_demo(tmp_path / "out", steps=0)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputConflict):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_libraries_are_named_with_the_extra_that_brings_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="transformers and peft") as caught:
+        run_demo(tmp_path / "out")
+    assert "intruscope[lab]" in caught.value.remedy
+
+
+def test_a_stop_in_the_middle_leaves_nothing(tmp_path) -> None:
+    def stop(event) -> None:
+        if event.stage == "full fine-tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "out", steps=1, precision="float32", on_event=stop)
+    assert list(tmp_path.iterdir()) == []
