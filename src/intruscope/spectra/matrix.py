@@ -53,7 +53,7 @@ def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
         IntruscopeError: the files no longer hold what was planned.
     """
     pair, settings = payload
-    precision = torch.get_float32_matmul_precision()
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(settings.threads)
     started = time.monotonic()
@@ -62,6 +62,7 @@ def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
             report = asdict(_report(pair, settings))
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
     report["seconds"] = round(time.monotonic() - started, 4)
     return report
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
-from intruscope.engine.executors import LocalExecutor
+from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor
 from intruscope.engine.journal import Journal, clear, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
@@ -40,7 +40,8 @@ class RunOptions:
     """How a scan runs; nothing here changes a verdict.
 
     Attributes:
-        workers: Processes at most; the number of cores by default.
+        workers: Processes at most; the number of cores by default. 0 runs in this process, one matrix
+            after another, without deadlines.
         deadline_seconds: Per matrix; past it the matrix is reported unfinished.
         memory_bytes: What the running matrices may take together.
         work_dir: Where the journal lies; a folder per plan in the user's cache by default.
@@ -144,14 +145,7 @@ def scan(
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
     settings, options = settings or ScanSettings(), options or RunOptions()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    executor = LocalExecutor(
-        _WORKER_FUNCTION,
-        num_workers=options.workers or max(1, cores // settings.threads),
-        threads_per_worker=settings.threads,
-        deadline_seconds=options.deadline_seconds,
-        memory_bytes=options.memory_bytes,
-    )
+    executor = _executor(settings, options)
     executor.start()
     try:
         pairing = plan(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
@@ -162,12 +156,25 @@ def scan(
         executor.close()
 
 
+def _executor(settings: ScanSettings, options: RunOptions) -> Executor:
+    if options.workers == 0:
+        return InlineExecutor(_WORKER_FUNCTION)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return LocalExecutor(
+        _WORKER_FUNCTION,
+        num_workers=options.workers or max(1, cores // settings.threads),
+        threads_per_worker=settings.threads,
+        deadline_seconds=options.deadline_seconds,
+        memory_bytes=options.memory_bytes,
+    )
+
+
 def scan_pairing(
     pairing: Pairing,
     settings: ScanSettings,
     options: RunOptions,
     *,
-    executor: LocalExecutor,
+    executor: Executor,
     on_progress: Callable[[Progress], None],
     on_notice: Callable[[str], None],
 ) -> ScanReport:
