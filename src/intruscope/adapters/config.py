@@ -206,8 +206,8 @@ def _refuse_options(raw: dict[str, Any], path: Path) -> None:
     lowered = init.lower() if isinstance(init, str) else ""
     if lowered.startswith(_INITS_THAT_MOVE_THE_BASE):
         fact = (
-            f"got an adapter initialised with {printable(init)}, which also changed the base by factors that are "
-            "not in the file, expected one whose update is B A alone"
+            f"got an adapter initialised with {printable(init)}, which also changed the base by factors "
+            "that are not in the file, expected one whose update is B A alone"
         )
         raise UnsupportedFormat(fact, remedy=_CONVERT_REMEDY, file=path, tensor="init_lora_weights")
     if lowered not in _INITS_THAT_DO_NOT:

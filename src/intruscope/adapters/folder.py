@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.adapters.config import AdapterConfig, read_config
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
-from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.stored import StoredTensor, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from intruscope.weights.names import ModelName
 
 CONFIG_NAME = "adapter_config.json"
 SAFETENSORS_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 PICKLE_NAMES = ("adapter_model.bin", "pytorch_lora_weights.bin")
+_WHOLE_MODEL_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _MAX_LISTED = 8
 AdapterFormat = Literal["peft", "loralib", "diffusers"]
 
@@ -51,40 +59,76 @@ class AdapterSource:
     tensors: Mapping[str, StoredTensor]
     inputs: tuple[dict[str, object], ...]
 
+    @property
+    def base_name(self) -> str | None:
+        """The base that the config names, for a scan of the adapter alone."""
+        return self.config.base_name if self.config is not None else None
 
-def is_adapter(path: Path) -> bool:
-    """Whether a local path looks like an adapter rather than a whole model, from names alone."""
-    if path.is_dir():
-        return any(os.path.lexists(path / n) for n in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES))
-    return path.name in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES) or "lora" in path.name.lower()
+
+def find_adapter(name: ModelName, *, allow_pickle: bool = False) -> Path | None:
+    """The local folder or file of an adapter, downloaded first where the name is a hub id.
+
+    Returns:
+        None when what the name leads to is no adapter (a whole model, say).
+
+    Raises:
+        UsageError: no such model on the hub.
+        MalformedInput: an adapter and a whole model in one folder, or a damaged file.
+    """
+    path = name.path
+    if path is None:
+        if name.hub_id is None:
+            return None
+        from intruscope.weights.hub import download_model
+
+        path, _ = download_model(name.hub_id, revision=name.revision, allow_pickle=allow_pickle)
+    if path.name in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES):
+        return path
+    if not path.is_dir():
+        if path.suffix == ".safetensors":
+            return path if any(_is_lora_key(key) for key in read_header(path)) else None
+        return path if path.suffix in _PICKLE_SUFFIXES and "lora" in path.name.lower() else None
+    has_model = any(os.path.lexists(path / n) for n in _WHOLE_MODEL_NAMES)
+    if _holds_adapter(path):
+        if has_model:
+            raise MalformedInput(
+                "got an adapter and a whole model in one folder, expected one of them",
+                remedy="name the file of the one to scan",
+                file=path,
+            )
+        return path
+    if has_model:
+        return None
+    loose = [p for p in sorted(path.iterdir()) if p.suffix in _PICKLE_SUFFIXES and "lora" in p.name.lower()]
+    below = any(entry.is_dir() and _holds_adapter(entry) for entry in path.iterdir())
+    return path if loose or below else None
+
+
+def _is_lora_key(key: str) -> bool:
+    return ".lora_" in key or key.startswith(("lora_unet_", "lora_te")) or key.endswith("_lora.down.weight")
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return any(os.path.lexists(folder / n) for n in (CONFIG_NAME, *SAFETENSORS_NAMES, *PICKLE_NAMES))
 
 
 def open_adapter(
-    name_or_path: str | Path | ModelName, *, allow_pickle: bool = False, lora_alpha: float | None = None
+    path: Path, *, name: str | None = None, allow_pickle: bool = False, lora_alpha: float | None = None
 ) -> AdapterSource:
-    """Open an adapter by name: a folder, its weights file, or a hub id that is downloaded first.
+    """Open a local adapter.
 
     Args:
-        name_or_path: Where it is.
+        path: Its folder or its weights file, from :func:`find_adapter`.
+        name: As the user gave it; the path by default.
         allow_pickle: Also read PyTorch pickles, with ``weights_only``.
         lora_alpha: alpha of a loralib checkpoint, which does not store it; refused elsewhere.
 
     Raises:
-        UsageError: no such adapter, or ``lora_alpha`` where the adapter tells it.
-        UnsafeInput: a pickle without leave.
+        UsageError: ``lora_alpha`` where the adapter tells it.
+        UnsafeInput: a pickle without leave, or a link out of the folder.
         UnsupportedFormat: a known format that is not read, by name.
         MalformedInput: damaged, incomplete or contradictory files.
     """
-    name = name_or_path if isinstance(name_or_path, ModelName) else parse_name(str(name_or_path))
-    path, revision = name.path, None
-    if path is None:
-        if name.hub_id is None:
-            raise UsageError(
-                "got an empty adapter name, expected a path or a hub id", remedy="name an adapter"
-            )
-        from intruscope.weights.hub import download_model
-
-        path, revision = download_model(name.hub_id, revision=name.revision, allow_pickle=allow_pickle)
     weights = _weights_file(path)
     tensors = _read_tensors(weights, allow_pickle=allow_pickle)
     config_path = weights.parent / CONFIG_NAME
@@ -103,20 +147,15 @@ def open_adapter(
             file=weights,
         )
     return AdapterSource(
-        name=name.given,
+        name=name or str(path),
         path=weights,
-        revision=revision,
+        revision=path.name if path.parent.name == "snapshots" else None,
         format=found,
         config=config,
         lora_alpha=lora_alpha,
         tensors=tensors,
         inputs=tuple(_input_record(file) for file in ([config_path] if config else []) + [weights]),
     )
-
-
-def adapter_base_name(adapter: AdapterSource) -> str | None:
-    """The base that the adapter's config names, for a scan of the adapter alone; None when it names none."""
-    return adapter.config.base_name if adapter.config is not None else None
 
 
 def _weights_file(path: Path) -> Path:
@@ -127,12 +166,7 @@ def _weights_file(path: Path) -> Path:
     for name in (*SAFETENSORS_NAMES, *PICKLE_NAMES):
         if os.path.lexists(path / name):
             return _inside(path / name, path)
-    below = sorted(
-        entry.name
-        for entry in os.scandir(path)
-        if entry.is_dir()
-        and any(os.path.lexists(Path(entry) / n) for n in (*SAFETENSORS_NAMES, *PICKLE_NAMES))
-    )
+    below = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and _holds_adapter(entry))
     if below:
         shown = ", ".join(printable(n) for n in below[:_MAX_LISTED])
         raise MalformedInput(
@@ -164,7 +198,7 @@ def _inside(file: Path, folder: Path) -> Path:
 
 
 def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, StoredTensor]:
-    if path.suffix not in (".bin", ".pt", ".pth"):
+    if path.suffix not in _PICKLE_SUFFIXES:
         return read_header(path)
     if not allow_pickle:
         raise UnsafeInput(

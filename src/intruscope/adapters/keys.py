@@ -52,7 +52,7 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
             continue
         module = modules.setdefault(module_name, AdaptedModule(name=module_name))
         if role in module.roles:
-            fact = f"got a second tensor for {role} of {printable(module_name)}, expected one adapter in the file"
+            fact = f"got a second tensor for {role} of {printable(module_name)}, expected one adapter"
             remedy = "save each adapter to its own folder"
             raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=key)
         module.roles[role] = tensor
@@ -109,7 +109,7 @@ def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
 
 
 def _parse_diffusers(words: list[str]) -> tuple[str, str, bool]:
-    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is the list ``to_out.0``."""
+    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is ``to_out.0``."""
     if (
         len(words) > 4
         and words[-4] == "processor"

@@ -27,7 +27,7 @@ _FLOAT32_BYTES = 4
 
 
 def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
-    """Plan the scan of a base with an adapter on it, from headers (and the bytes of B, to see whether all are 0).
+    """Plan the scan of a base with an adapter on it, from headers (and B's bytes: are all 0?).
 
     Args:
         base: The model that the adapter was trained on.
@@ -141,7 +141,7 @@ def _match(
             for names in (trained, stored_of)
         ]
         raise MalformedInput(
-            f"got no adapter key that matches the base: the adapter has {shown[0]}, expected the base's {shown[1]}",
+            f"got no adapter key that matches the base: it has {shown[0]}, expected the base's {shown[1]}",
             remedy=f"{_REMEDY}; `intruscope layers {printable(base.name)}` lists its matrices",
             file=adapter.path,
         )
@@ -236,8 +236,8 @@ def _lora_update(module: AdaptedModule, view: TensorView, adapter: AdapterSource
         if num_out % num_groups:
             raise _mismatch(up, f"rows that {num_groups} enabled parts share equally")
         num_out = num_out // num_groups * len(enabled)
-    # An embedding's factors are (width, vocabulary) as our views of embeddings are. A Linear that is stored under
-    # an embedding's name, or an embedding under another, is the other way round.
+    # An embedding's factors are (width, vocabulary) as our views of embeddings are. A Linear that is stored
+    # under an embedding's name, or an embedding under another, is the other way round.
     swapped = module.is_embedding != (view.kind == "embedding") and view.expert is None
     expected = view.whole_shape[::-1] if swapped else view.whole_shape
     if (num_out, num_in) != expected:
@@ -275,8 +275,8 @@ def _scaling(module: AdaptedModule, rank: int, down: StoredTensor, adapter: Adap
             raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=down.name)
         return adapter.config.scaling_of(module.name)
     if adapter.format == "diffusers":
-        # LoRALinearLayer multiplies by network_alpha / rank only where a network_alpha was given; its old files
-        # hold none.
+        # LoRALinearLayer multiplies by network_alpha / rank only where a network_alpha was given; its old
+        # files hold none.
         return 1.0
     if adapter.lora_alpha is None:
         raise UsageError("got no alpha, expected one", remedy="give lora_alpha", file=adapter.path)
@@ -284,7 +284,7 @@ def _scaling(module: AdaptedModule, rank: int, down: StoredTensor, adapter: Adap
 
 
 def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Finding]:
-    told = adapter.config.base_name if adapter.config is not None else None
+    told = adapter.base_name
     if told is None:
         return []
 

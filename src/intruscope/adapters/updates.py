@@ -41,9 +41,9 @@ class LoraUpdate(StoredUpdate):
         up: B: (out, R) with trailing ones, or (enabled out, R, 1) with ``enabled``.
         scaling: s.
         swapped: The view is the transpose of the module's own (out, in).
-        enabled: Which equal, contiguous parts of the output the old ``MergedLinear`` adapted. Its B is a grouped
-            convolution: part g has its own R rows of A. Rows are scattered into contiguous parts whatever
-            the model means by them (BLOOM interleaves q, k and v per head): that is what training computed.
+        enabled: Which equal, contiguous parts of the output the old ``MergedLinear`` adapted. Its B is a
+            grouped convolution: part g has its own R rows of A. Rows are scattered into contiguous parts
+            whatever the model means by them (BLOOM interleaves q, k, v per head): training computed that.
         magnitude: DoRA's m, one per output row.
         replaced: A base weight that was saved with the adapter and replaces the base's.
     """
