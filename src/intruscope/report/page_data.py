@@ -21,6 +21,9 @@ MAX_MAP_BYTES = 16 << 20
 """Bytes of similarity maps that one page carries."""
 
 
+_CERTIFICATE = {"proved": "p", "probabilistic": "b", "dense": "d"}
+
+
 def page_data(reports: Sequence[tuple[str, ScanReport]]) -> dict[str, Any]:
     """Gather the data of a page.
 
@@ -142,7 +145,7 @@ def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
         "lower": [_short(value) for value in side.alignment_lower[:MAX_VECTORS]],
         "upper": [_short(value) for value in side.alignment_upper[:MAX_VECTORS]],
         "verdicts": "".join(verdict[0] for verdict in side.verdicts[:MAX_VECTORS]),
-        "certificates": "".join("d" if c == "dense" else c[2] for c in side.certificates[:MAX_VECTORS]),
+        "certificates": "".join(_CERTIFICATE[c] for c in side.certificates[:MAX_VECTORS]),
         "matches": [
             None if match is None else [match.base_index + 1, _short(match.relative_change)]
             for match in side.matches[:MAX_VECTORS]
