@@ -25,7 +25,7 @@ class Truth:
         supremum: The greatest alignment over all equally valid choices (K,).
         error: How far rounding may have moved any of the three (K,).
         depends: Whether the alignment depends on the choice of basis by more than its error (K,).
-        clustered: Whether the tuned vector, or the base vectors that hold it, share a cluster (K,).
+        clustered: Whether the tuned vector, or base vectors that could hold it, share a cluster (K,).
     """
 
     alignment: np.ndarray
@@ -82,6 +82,7 @@ def naive_alignment(
     base, tuned = _decompose(base_MN, resolution), _decompose(tuned_MN, resolution)
     kept = min(num_counted(base.values[: min(base_MN.shape)], base_MN.shape), *base_MN.shape)
     k = min(k, *tuned_MN.shape)
+    groups = _groups(base, kept)
     rng = np.random.default_rng(0)
     rows: list[tuple[float, float, float, float, bool, bool]] = []
     for j in range(k):
@@ -90,20 +91,23 @@ def naive_alignment(
         if members.shape[1] > 1:
             mixes = rng.standard_normal((members.shape[1], 64))
             samples += list((members @ (mixes / np.linalg.norm(mixes, axis=0))).T)
-        norms_GS, error = _cluster_norms(base, kept, np.stack(samples, axis=1))
-        sizes = np.bincount(base.label[:kept], minlength=len(norms_GS)) if kept else np.ones(len(norms_GS))
-        least = (norms_GS / np.sqrt(np.maximum(sizes, 1))[:, None]).max(axis=0).min()
+        samples_MS = np.stack(samples, axis=1)
+        norms_GS = np.array([np.linalg.norm(group.vectors_MR.T @ samples_MS, axis=0) for group in groups])
+        least_share = np.array([group.least_share for group in groups])
+        errors = np.array([group.error for group in groups])
         spans = [
-            np.linalg.norm(base.vectors_MR[:, :kept][:, base.label[:kept] == g].T @ members, 2)
-            for g in range(len(norms_GS))
+            float(np.linalg.norm(group.vectors_MR.T @ members, 2)) if members.shape[1] > 1 else float(norm[0])
+            for group, norm in zip(groups, norms_GS, strict=True)
         ]
-        alignment = np.abs(base.vectors_MR[:, :kept].T @ samples[0]).max() if kept else 0.0
-        supremum = max([*spans, 0.0]) if kept else 0.0
-        holder = int(norms_GS[:, 0].argmax()) if kept else 0
-        clustered = members.shape[1] > 1 or (kept > 0 and bool(sizes[holder] > 1))
-        error = min(1.0, error + tuned.error[j] + 8 * ULP * len(samples[0]) ** 0.5)
-        depends = supremum - least > 1e-6 + 2 * error
-        rows.append((alignment, least, supremum, error, depends, clustered))
+        least = float((norms_GS * least_share[:, None]).max(axis=0).min()) if kept else 0.0
+        supremum = max(spans) if kept else 0.0
+        alignment = float(np.abs(base.vectors_MR[:, :kept].T @ samples[0]).max()) if kept else 0.0
+        # Only groups that could hold the maximum matter: their share plus error reaches the best one.
+        could_hold = np.array(spans) + errors >= (norms_GS[:, 0] * least_share - errors).max(initial=0.0)
+        error = float(errors[could_hold].max(initial=0.0))
+        error = min(1.0, error + float(tuned.error[j]) + 8 * ULP * len(samples[0]) ** 0.5)
+        clustered = members.shape[1] > 1 or bool((least_share[could_hold] < 1).any())
+        rows.append((alignment, least, supremum, error, supremum - least > 1e-6 + 2 * error, clustered))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Truth(
         alignment=columns[0],
@@ -115,16 +119,25 @@ def naive_alignment(
     )
 
 
-def _cluster_norms(base: _Half, kept: int, samples_MS: np.ndarray) -> tuple[np.ndarray, float]:
-    """Norm of each sample's projection on each base cluster (G, S); the rounding of the largest ones."""
-    if kept == 0:
-        return np.zeros((1, samples_MS.shape[1])), 0.0
-    cosines = base.vectors_MR[:, :kept].T @ samples_MS
-    norms = np.zeros((int(base.label[:kept].max()) + 1, samples_MS.shape[1]))
-    np.add.at(norms, base.label[:kept], cosines**2)
-    norms = np.sqrt(norms)
-    worst = np.zeros(len(norms))
-    np.maximum.at(worst, base.label[:kept], base.error[:kept])
-    # Only vectors that could hold the maximum matter: share plus error reaches the best share.
-    could_hold = (norms + worst[:, None] >= (norms - worst[:, None]).max(axis=0) - 1e-12).any(axis=1)
-    return norms, float(worst[could_hold].max())
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Base vectors that cannot be told apart, and what of their joint share a single one must hold."""
+
+    vectors_MR: np.ndarray
+    least_share: float
+    error: float
+
+
+def _groups(base: _Half, kept: int) -> list[_Group]:
+    """The clusters with counted vectors. One that reaches below the count may hand all to those below."""
+    found = []
+    for number in np.unique(base.label[:kept]):
+        inside = base.label == number
+        found.append(
+            _Group(
+                vectors_MR=base.vectors_MR[:, inside],
+                least_share=1.0 / inside.sum() ** 0.5 if inside[:kept].sum() == inside.sum() else 0.0,
+                error=float(base.error[inside].max()),
+            )
+        )
+    return found
