@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 WRONG_BASE_THRESHOLD = 1.0
 """Median ‖ΔW‖_F / ‖W_base‖_F over the matrices of a full checkpoint from which the base is doubted.
 
-Two independent weights of equal size give √2. See ``benchmarks/wrong_base.py`` for the measurement.
+Uncorrelated weights give √(1 + ρ²), ρ the ratio of their norms: never less than one, √2 for equal norms
+(measured 1.41 to 1.42 in every matrix of two seeds of one configuration). What was trained from the base
+stays far below: 0.18 for a MiniLM trained on for 4,000 steps at 3e-4, its largest matrix 0.34; so no
+false alarm short of an update as large as its base. An adapter's own factors cannot tell its base.
 """
 
 
