@@ -92,7 +92,9 @@ def naive_alignment(
             mixes = rng.standard_normal((members.shape[1], 64))
             samples += list((members @ (mixes / np.linalg.norm(mixes, axis=0))).T)
         samples_MS = np.stack(samples, axis=1)
-        norms_GS = np.array([np.linalg.norm(group.vectors_MR.T @ samples_MS, axis=0) for group in groups])
+        norms_GS = np.empty((len(groups), samples_MS.shape[1]))
+        for number, group in enumerate(groups):
+            norms_GS[number] = np.linalg.norm(group.vectors_MR.T @ samples_MS, axis=0)
         least_share = np.array([group.least_share for group in groups])
         errors = np.array([group.error for group in groups])
         spans = [

@@ -136,7 +136,12 @@ def _over_clusters(cosines_RK: Tensor, vectors: BaseVectors) -> tuple[Tensor, Te
     sizes = torch.bincount(label).double().unsqueeze(1)
     errors = torch.zeros(len(vectors.groups), dtype=torch.float64)
     errors = errors.scatter_reduce(0, label, vectors.sine_error, "amax")
+    # A vector of one group also lies in the span of that group and all below it, which may be far
+    # better known than the group alone.
+    above = torch.cat([torch.zeros_like(norms[:1]), norms.square().cumsum(dim=0)[:-1]])
+    tails = clusters.sine_upper((1.0 - above).clamp(min=0.0).sqrt(), vectors.tail_error.unsqueeze(1))
     upper_GK = clusters.sine_upper(norms, errors.unsqueeze(1))
+    upper_GK = torch.minimum(upper_GK, tails.cummin(dim=0).values)
     lower_GK = clusters.sine_lower(norms, errors.unsqueeze(1)) / sizes.sqrt()
     upper, holder = upper_GK.max(dim=0)
     lower = lower_GK.amax(dim=0)

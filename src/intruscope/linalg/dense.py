@@ -29,12 +29,16 @@ class BaseVectors:
         left_MR: Unit columns, float64.
         groups: Inclusive index runs that cannot be told apart.
         sine_error: Bound on the turning of each vector out of its run (R,).
+        tail_error: For each run, the same for the span of it and of everything below it, null space
+            included (one per run): small values have no vectors of their own long before they stop
+            being apart from the large ones.
     """
 
     values: Tensor
     left_MR: Tensor
     groups: list[tuple[int, int]]
     sine_error: Tensor
+    tail_error: Tensor
 
     def cosines(self, vectors_MK: Tensor) -> Tensor:
         """u_i · y_j of every counted base vector with every given unit column: (R, K), float64."""
@@ -60,7 +64,11 @@ def dense_base(base: Operator) -> BaseVectors:
     if not bool(matrix.any()):
         nothing = torch.zeros(0, dtype=torch.float64)
         return BaseVectors(
-            values=nothing, left_MR=matrix.new_zeros((matrix.shape[0], 0)), groups=[], sine_error=nothing
+            values=nothing,
+            left_MR=matrix.new_zeros((matrix.shape[0], 0)),
+            groups=[],
+            sine_error=nothing,
+            tail_error=nothing,
         )
     if min(matrix.shape) > _GRAM_SIDE:
         found = _from_gram(matrix)
@@ -95,9 +103,14 @@ def _assemble(values: Tensor, left: Tensor, errors: Tensor, kept: int) -> BaseVe
     if left.shape[0] > len(values):
         # Directions outside the column space lie at the value zero.
         gap = torch.minimum(gap, values[:kept])
+    firsts = torch.tensor([first for first, _ in groups[1:]], dtype=torch.int64)
+    step = values[firsts - 1] - values[firsts]
+    tail_error = torch.zeros(len(groups), dtype=torch.float64)
+    tail_error[1:] = 2.0 * errors[firsts] / step
     return BaseVectors(
         values=values[:kept],
         left_MR=left[:, :kept],
         groups=groups,
         sine_error=(2.0 * errors[:kept] / gap).nan_to_num(nan=1.0).clamp(max=1.0),
+        tail_error=tail_error.clamp(max=1.0),
     )
