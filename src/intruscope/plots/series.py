@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
 
-KINDS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+KINDS = ("q", "k", "v", "kv", "qkv", "o", "gate", "up", "down")
 """Kinds as data flows through a block; others come after, by name."""
 
 

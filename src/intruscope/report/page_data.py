@@ -125,7 +125,9 @@ def _matrix(matrix: MatrixReport, room: list[int]) -> dict[str, Any]:
         "shape": list(matrix.shape),
         "status": matrix.status,
         "values": [_short(value) for value in matrix.singular_values[:MAX_VECTORS]],
-        "rank": None if rank is None else [_short(x) for x in (rank.value, rank.low, rank.high)],
+        "rank": None
+        if rank is None
+        else [*(_short(x) for x in (rank.value, rank.low, rank.high)), printable_text(rank.method)],
         "norm": None
         if update is None or update.relative_frobenius_norm is None
         else _short(update.relative_frobenius_norm),
@@ -150,6 +152,9 @@ def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
             None if match is None else [match.base_index + 1, _short(match.relative_change)]
             for match in side.matches[:MAX_VECTORS]
         ],
+        "outside": None
+        if side.outside_column_space is None
+        else [_short(value) for value in side.outside_column_space[:MAX_VECTORS]],
         "energy": side.tuned_energy_fraction,
         "updateEnergy": side.update_energy_fraction,
         "null": None if null is None else [null.mean, null.low, null.high],

@@ -2,7 +2,7 @@
 // Small helpers. Names from files only ever become text nodes or attribute values.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
-const MARKS = ["●", "◆", "▲", "■", "▼", "★"];
+const MARKS = ["●", "◆", "▲", "■", "▼", "✚"];
 const VERDICTS = { i: "intruder", a: "aligned", b: "borderline", d: "degenerate" };
 const CERTIFICATES = { p: "proved", b: "probabilistic", d: "dense" };
 
@@ -34,12 +34,22 @@ function figure(value, digits = 3) {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(digits)));
 }
 
+function signed(value) {
+  return (value > 0 ? "+" : value < 0 ? "−" : "") + percent(Math.abs(value));
+}
+
+// Two bounds as one number where they round to the same one.
+function bounds(lower, upper) {
+  const [low, high] = [lower.toFixed(3), upper.toFixed(3)];
+  return low === high ? low : `${low}–${high}`;
+}
+
 function percent(value) {
   return value === null || value === undefined ? "–" : figure(100 * value) + "%";
 }
 
 function series(index) {
-  return { colour: "c" + (index % 6), mark: MARKS[index % 6] };
+  return { colour: "c" + (index % 6), mark: MARKS[index % 6], path: MARK_PATHS[index % 6] };
 }
 
 function heading(index, report) {
@@ -53,17 +63,17 @@ function legend(items) {
     element("li", { class: colour }, element("b", { "aria-hidden": "true" }, mark + " "), element("span", { class: "name" }, name))));
 }
 
+// A long name that may break after its dots and underscores.
+function breakable(name) {
+  return name.split(/(?<=[._/])/).flatMap((part, i) => i ? [element("wbr"), part] : [part]);
+}
+
 let numChoices = 0;
 // A radio group: [[value, text], ...]; `changed` gets the value.
 function choice(label, options, value, changed) {
   const name = "choice-" + ++numChoices;
   return element("fieldset", { class: "choice" }, element("legend", {}, label), options.map(([each, text]) =>
     element("label", {}, element("input", { type: "radio", name, value: each, checked: each === value, change: () => changed(each) }), text)));
-}
-
-function chooseReport(changed) {
-  if (DATA.reports.length === 1) return null;
-  return choice("Scan", DATA.reports.map((report, index) => [index, report.label]), 0, changed);
 }
 
 function selectBox(label, options, changed) {
@@ -105,6 +115,11 @@ function tipOn(node, text) {
 
 function measured(report) {
   return report.matrices.filter(matrix => matrix.scope === "paper" && matrix.sides.length);
+}
+
+// The side of that name; the first for none; undefined where there is no result.
+function sideOf(matrix, name) {
+  return name === null ? matrix.sides[0] : matrix.sides.find(side => side.side === name);
 }
 
 function kindOrder(kind) {
