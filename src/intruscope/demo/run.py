@@ -178,8 +178,10 @@ def run_demo(
         )
     start = time.perf_counter()
     tell = on_event or (lambda _event: None)
-    with replaced_whole(out) as building, _quiet_transformers():
-        return _run(building, Path(out).absolute(), steps, seed, precision, tell, start)
+    with replaced_whole(out) as building:
+        tell(Event(stage="preparing", done=0, total=1))
+        with _quiet_transformers():
+            return _run(building, Path(out).absolute(), steps, seed, precision, tell, start)
 
 
 def _run(
@@ -192,7 +194,6 @@ def _run(
     start: float,
 ) -> DemoResult:
     """The demonstration inside its temporary folder ``building``, which will become ``out``."""
-    tell(Event(stage="preparing", done=0, total=1))
     material, texts = _material(steps, seed, precision)
     _save_base(building / "base")
     tell(Event(stage="preparing", done=1, total=1))
@@ -282,9 +283,9 @@ def _measure(model: Any, material: _Material, stage: str, tell: Callable[[Event]
 
     tell(Event(stage=stage, done=0, total=2))
     task = evaluate(model, material.task_windows)
-    tell(Event(stage=stage, done=1, total=2, loss=task))
+    tell(Event(stage=stage, done=1, total=2))
     source = evaluate(model, material.source_windows)
-    tell(Event(stage=stage, done=2, total=2, loss=source))
+    tell(Event(stage=stage, done=2, total=2))
     return Losses(task=task, source=source)
 
 
@@ -401,7 +402,7 @@ def _write_report(building: Path, result: DemoResult) -> None:
         write_json(report, building / f"scan-{run.name}.json")
     _write_json(building / "figures.json", result.to_json())
     write_html(
-        result.reports,
+        [(run.method, report) for run, report in zip(result.runs, result.reports, strict=True)],
         building / "report.html",
         title="Full fine-tuning and LoRA of the same small model",
         notes=notes(result),
@@ -413,26 +414,39 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def notes(result: DemoResult) -> list[str]:
-    """What the page says above the scans: what was seen, and on which texts."""
-    lines = [result.sentence()]
-    lines.append(
-        f"Before: task loss {result.base.task:.3f}, held-out source loss {result.base.source:.3f} "
-        "nats per token."
-    )
+def notes(result: DemoResult) -> list[tuple[str, str]]:
+    """What the page says above the scans: what was seen, on which texts, and what it does not show."""
+    lines = [
+        ("Seen", result.sentence()),
+        (
+            "Before",
+            f"Task loss {result.base.task:.3f}, held-out source loss {result.base.source:.3f} "
+            "nats per token.",
+        ),
+    ]
     lines.extend(
-        f"{run.method}, learning rate {run.learning_rate:g}, {run.num_steps} steps: task loss "
-        f"{run.losses.task:.3f}, held-out source loss {run.losses.source:.3f}, "
-        f"forgetting {run.forgetting:+.3f}."
+        (
+            run.method,
+            f"Learning rate {run.learning_rate:g}, {run.num_steps} steps of {BATCH} x {CONTEXT} tokens: task "
+            f"loss {run.losses.task:.3f}, held-out source loss {run.losses.source:.3f}, forgetting "
+            f"{run.forgetting:+.3f}.",
+        )
         for run in result.runs
     )
     lines.extend(
-        f"{text.name} of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
-        f"SHA-256 {text.sha256}."
+        (
+            text.name,
+            f"Of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
+            f"SHA-256 {text.sha256}.",
+        )
         for text in result.texts
     )
     lines.append(
-        "One seed of a small model: a demonstration of what the scan shows, not evidence about either method."
+        (
+            "Not shown",
+            "One seed of a small model at one learning rate per method: a demonstration of what a scan "
+            "shows, not evidence about either method.",
+        )
     )
     return lines
 

@@ -1,4 +1,4 @@
-"""The demonstration on a terminal: progress while it runs, a table at the end. Prints nothing by itself."""
+"""The demonstration on a terminal: progress while it runs, tables at the end. Prints nothing by itself."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def live_progress(console: Console) -> Iterator[Callable[[Event], None]]:
     """Show a bar per stage; gives the function to pass to ``run_demo`` as ``on_event``.
 
     Args:
-        console: Where to draw; nothing moves on one that is not a terminal.
+        console: Where to draw. On one that is no terminal, such as a log, each stage is one line at its end.
     """
+    if not console.is_terminal:
+        yield lambda event: _log(console, event)
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -37,20 +40,34 @@ def live_progress(console: Console) -> Iterator[Callable[[Event], None]]:
             """Move the bar of the event's stage, making it when the stage begins."""
             if event.stage not in tasks:
                 tasks[event.stage] = progress.add_task(event.stage, total=event.total, loss="")
-            loss = "" if event.loss is None else f"loss {event.loss:.3f}"
-            progress.update(tasks[event.stage], completed=event.done, loss=loss)
+            progress.update(tasks[event.stage], completed=event.done, loss=_loss(event))
 
         yield on_event
 
 
+def _log(console: Console, event: Event) -> None:
+    """One plain line at the end of a stage."""
+    if event.done == event.total:
+        console.print(f"{event.stage}: done {_loss(event)}".rstrip(), markup=False, highlight=False)
+
+
+def _loss(event: Event) -> str:
+    return "" if event.loss is None else f"loss {event.loss:.3f}"
+
+
 def result_table(result: DemoResult) -> Table:
     """Losses, forgetting and intruders of the base and of both fine-tunes."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="One small model, fine-tuned twice (losses in nats per token)")
-    table.add_column("model")
-    for heading in ("task loss", "held-out source loss", "forgetting", "intruders", "seconds"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title="One small model, fine-tuned twice (losses in nats per token)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("model", no_wrap=True)
+    for heading in ("task\nloss", "held-out\nsource loss", "\nforgetting", "\nintruders", "\nseconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("base", f"{result.base.task:.3f}", f"{result.base.source:.3f}", "", "", "")
     for run in result.runs:
         table.add_row(
@@ -61,4 +78,17 @@ def result_table(result: DemoResult) -> Table:
             f"{run.num_intruders} of {run.num_vectors}",
             f"{run.seconds:.0f}",
         )
+    return table
+
+
+def texts_table(result: DemoResult) -> Table:
+    """The texts by hash, since the losses depend on them and they vary with the Python version."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, style="dim")
+    for text in result.texts:
+        table.add_row(text.name, f"{text.num_tokens:,} tokens", f"sha256 {text.sha256[:12]}")
     return table
