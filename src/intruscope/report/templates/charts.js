@@ -74,8 +74,8 @@ function frame({ width, height, label, x, y, xTitle, yTitle, yText = figure, mar
   return { svg, sx, sy, right, bottom, margin };
 }
 
-function markAt(x, y, look) {
-  return shape("path", { class: "fill " + look.colour, d: look.path, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` });
+function markAt(x, y, look, size = 1) {
+  return shape("path", { class: "fill " + look.colour, d: look.path, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})` });
 }
 
 // ---- Heat map
@@ -85,7 +85,7 @@ const worst = (matrices, side, get) => {
   return values.length ? Math.max(...values) : null;
 };
 const QUANTITIES = [
-  { id: "count", name: "Intruders", text: String, least: 8, of: (matrices, side) => matrices.reduce((sum, matrix) => sum + sideOf(matrix, side).intruders, 0) },
+  { id: "count", name: "Intruders", text: String, least: 4, of: (matrices, side) => matrices.reduce((sum, matrix) => sum + sideOf(matrix, side).intruders, 0) },
   { id: "energy", name: "Energy share of W", text: percent, of: (matrices, side) => worst(matrices, side, each => each.energy) },
   { id: "updateEnergy", name: "Energy share of ΔW", text: percent, of: (matrices, side) => worst(matrices, side, each => each.updateEnergy) },
   {
@@ -215,13 +215,14 @@ function curveChart(cut, isLargest, width) {
     svg.append(shape("line", { class: "epsilon", x1: sx(epsilon), x2: sx(epsilon), y1: margin.top, y2: bottom }));
     svg.append(shape("text", { x: sx(epsilon) + 6, y: margin.top + 11 }, "used here"));
   }
-  nulls.forEach(({ report, look }) => {
+  nulls.forEach(({ report, look }, place) => {
     const [mean, low, high, total] = report.null;
     const [from, to] = [sx(report.epsilon - 0.045), sx(report.epsilon + 0.045)];
     const [upper, lower, middle] = [high, low, mean].map(count => sy(share(count, total)));
     svg.append(shape("g", { class: look.colour },
       shape("rect", { class: "fill band", x: from, width: to - from, y: upper - 1, height: Math.max(2, lower - upper + 2) }),
       shape("line", { class: "stroke chance", x1: from, x2: to, y1: middle, y2: middle })));
+    if (!place) svg.append(shape("text", { x: to + 6, y: Math.min(bottom - 5, middle + 14) }, "by chance"));
   });
   for (const { report, look, points } of lines) {
     const at = points.map(([epsilon, found, undecided, total]) => [sx(epsilon), sy(share(found, total)), sy(share(found + undecided, total))]);
@@ -279,8 +280,9 @@ function stripChart(report, reportIndex, side, width) {
       paths[verdict].push(step);
     });
   });
+  const many = total > width ? " many" : "";
   for (const [verdict, steps] of Object.entries(paths)) {
-    if (steps.length) svg.append(shape("path", { class: "points v-" + verdict, d: steps.join(""), "data-vectors": steps.length }));
+    if (steps.length) svg.append(shape("path", { class: `points v-${verdict}${many}`, d: steps.join(""), "data-vectors": steps.length }));
   }
   const nearest = event => {
     const box = svg.getBoundingClientRect();
@@ -324,6 +326,7 @@ function panel(kind, get, text, y, xTicks, width) {
   })).filter(line => line.points.length);
   const label = `${kind}: ` + lines.map(({ report, points }) => `${report.label} from ${text(Math.min(...points.map(each => each[1])))} to ${text(Math.max(...points.map(each => each[1])))}`).join("; ");
   const { svg, sx, sy } = frame({ width, height: 190, label, x, y, xTitle: null, yTitle: kind, yText: text, margin: { left: 48, right: 8, top: 26, bottom: 26 } });
+  const size = (width - 60) / (hi - lo + 1) < 10 ? 0.6 : 1;
   for (const { report, look, points } of lines) {
     const group = shape("g", { class: look.colour });
     const layers = new Set(points.map(([matrix]) => matrix.layer));
@@ -336,7 +339,7 @@ function panel(kind, get, text, y, xTicks, width) {
       if (seen.has(px + " " + py)) continue;
       seen.add(px + " " + py);
       if (high > low) group.append(shape("path", { class: "stroke interval", d: `M${px} ${sy(low).toFixed(1)}V${sy(high).toFixed(1)}` }));
-      const mark = markAt(px, py, look);
+      const mark = markAt(px, py, look, size);
       tipOn(mark, () => `${DATA.reports.length > 1 ? report.label + "\n" : ""}${matrix.name}\n${text(value)}${high > low ? `, between ${text(low)} and ${text(high)}` : ""}`);
       group.append(mark);
     }

@@ -63,9 +63,9 @@ function legend(items) {
     element("li", { class: colour }, element("b", { "aria-hidden": "true" }, mark + " "), element("span", { class: "name" }, name))));
 }
 
-// A long name that may break after its dots and underscores.
+// A long name that may break after its dots.
 function breakable(name) {
-  return name.split(/(?<=[._/])/).flatMap((part, i) => i ? [element("wbr"), part] : [part]);
+  return name.split(/(?<=[./])/).flatMap((part, i) => i ? [element("wbr"), part] : [part]);
 }
 
 let numChoices = 0;
