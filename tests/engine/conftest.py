@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,3 +14,11 @@ def _importable(monkeypatch):
     inherited = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", HERE + (os.pathsep + inherited if inherited else ""))
     monkeypatch.setattr(sys, "path", [HERE, *sys.path])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """A shell's background job starts with SIGINT ignored, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -31,6 +31,10 @@ def work(payload):
         from intruscope.errors import MalformedInput
 
         raise MalformedInput("got rubbish, expected sense", remedy="send sense", file="a", tensor="b")
+    if what == "no-memory":
+        raise MemoryError
+    if what == "no-memory-in-torch":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
     if what == "unpicklable":
         raise type("Local", (Exception,), {})("from nowhere")
     raise AssertionError(what)

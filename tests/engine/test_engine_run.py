@@ -52,6 +52,12 @@ def test_an_error_of_ours_arrives_as_itself(executor):
     )
 
 
+def test_memory_that_runs_out_is_said_with_the_flag_to_change():
+    for how in ("no-memory", "no-memory-in-torch"):
+        with pytest.raises(ResourceExhausted, match=r"ran out of memory.*--workers"):
+            run_tasks([Task(key="a", payload=(how, None))], LocalExecutor(FUNCTION, num_workers=1))
+
+
 def test_a_megabyte_comes_back_whole(executor):
     (outcome,) = run_tasks([Task(key="a", payload=("big", 1_000_000))], executor)
     assert outcome.record == {"text": "x" * 1_000_000}

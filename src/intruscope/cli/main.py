@@ -1,12 +1,11 @@
 """The command line: verbs, and what errors and signals mean outside.
 
-Exit codes: 0 done; 1 a ``--fail-on`` gate tripped; 2 usage; 3 refused as unsafe; 4 malformed input;
-5 incomplete (wins over 1: a scan that could not see everything never passes or fails a gate cleanly);
-6 resources; 7 output conflict; 70 a bug of ours; 130 and 143 interrupted.
+Exit codes are those of ``docs/exit-codes.md``. Every error is one line on standard error.
 """
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from intruscope.cli.demo import demo
+from intruscope.cli.layers import layers
 from intruscope.cli.scan import scan
-from intruscope.errors import IntruscopeError
+from intruscope.errors import IntruscopeError, printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,69 +23,78 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="intruscope",
     help="See what a fine-tune did to a model's weights.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command()(scan)
+app.command()(layers)
 app.command()(demo)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
 ) -> None:
     if version:
         from importlib.metadata import version as installed
 
         print(f"intruscope {installed('intruscope')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as an exception that unwinds like Ctrl-C does."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM, as an exception that unwinds everything and that nobody else catches."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
-def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Stopped(number)
 
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not end a scan
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(number, _on_signal)
     try:
         code = app(standalone_mode=False)
     except IntruscopeError as error:
         _complain(str(error))
         code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; run the same command again to go on where it stopped")
-        code = 130
-    except _Terminated:
-        _complain("terminated; run the same command again to go on where it stopped")
-        code = 143
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
+    except _Stopped as stop:
+        how = "interrupted" if stop.exit_code == 130 else "terminated"
+        _complain(f"{how}; run the same command again to go on where it stopped")
+        code = stop.exit_code
     except Exception as error:
         code = _usage_or_bug(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _usage_or_bug(error: Exception) -> int:
-    from click import ClickException
-
-    if isinstance(error, ClickException):
-        error.show()
-        return error.exit_code
+    # Typer's own complaints; by their form, since it carries click or a copy of it, by version.
+    message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if callable(message):
+        command = context.command_path if context is not None else "intruscope"
+        _complain(f"error[usage] {printable(message().rstrip('.'))}; see {command} --help")
+        return 2
     import traceback
 
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exc()
     place = traceback.extract_tb(error.__traceback__)[-1]
     _complain(
-        f"error[bug] {type(error).__name__}: {error} (line {place.lineno} of {place.name}); "
+        f"error[bug] {type(error).__name__}: {printable(error)} (line {place.lineno} of {place.name}); "
         "this is a fault of Intruscope: run again with -v and report what it prints"
     )
     return 70

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from intruscope.errors import OutputConflict, UsageError
+from intruscope.cli.outputs import Targets
+from intruscope.cli.screen import show
+from intruscope.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from intruscope.engine.tasks import Progress
     from intruscope.spectra.gates import Gate
     from intruscope.spectra.records import ScanReport
-    from intruscope.weights.matrices import Pairing
 
 
 def scan(
@@ -54,7 +55,9 @@ def scan(
     lora_alpha: Annotated[
         float | None, typer.Option(help="For adapter formats that do not store alpha.")
     ] = None,
-    device: Annotated[Literal["auto", "cpu"], typer.Option(help="Where to compute.")] = "auto",  # noqa: ARG001
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; a scan needs no GPU.")
+    ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Write into folders that are not empty.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
@@ -81,14 +84,14 @@ def scan(
         prove=prove,
         threads=threads,
     )
-    outputs = {"csv": csv, "parquet": parquet, "html": html, "plots": plots}
-    targets: dict[str, Path] = {kind: path for kind, path in outputs.items() if path is not None}
-    if json is not None and json != "-":
-        targets["json"] = Path(json)
-    _check_targets(targets, [base, tuned], force=force)
+    _check_device(device)
+    targets = Targets(json=json, csv=csv, parquet=parquet, html=html, plots=plots, with_maps=maps > 0)
+    targets.check([base, tuned], work=work, force=force)
     sources: dict[str, Any] = {"allow_pickle": allow_pickle, "lora_alpha": lora_alpha}
     if dry_run:
-        _show_plan(make_plan(base, tuned, **sources))
+        from intruscope.report.terminal import plan_table
+
+        show(plan_table(make_plan(base, tuned, **sources)))
         return
     options = RunOptions(
         workers=workers,
@@ -104,13 +107,20 @@ def scan(
             settings=settings,
             options=options,
             on_progress=on_progress,
-            on_notice=lambda text: print(f"note: {text}", file=sys.stderr),
+            outputs=targets.paths,
+            on_notice=_note,
             **sources,
         )
-    _write(report, targets, to_stdout=json == "-")
+    targets.write(report, on_notice=_note)
     if not quiet and json != "-":
-        _show(report)
+        from intruscope.report.terminal import summary
+
+        show(summary(report))
     _leave(report, gates)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _top(text: str) -> int | Literal["all"]:
@@ -135,21 +145,13 @@ def _not_negative(value: int, name: str) -> int:
     raise UsageError(f"{name} is {value}, expected 0 or more", remedy=f"leave {name} out, or raise it")
 
 
-def _check_targets(targets: dict[str, Path], models: list[str | None], *, force: bool) -> None:
-    """Refuse outputs that would touch an input or another's work, before any work is done."""
-    from intruscope.weights.names import parse_name
-    from intruscope.weights.output import check_output
-
-    inputs = []
-    for model in models:
-        name = parse_name(model) if model is not None else None
-        inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
-    for kind, path in targets.items():
-        check_output(path, inputs)
-        if kind == "plots" and path.exists() and any(path.iterdir()) and not force:
-            raise OutputConflict("is not empty", remedy="choose another folder, or add --force", file=path)
-        if kind != "plots" and path.is_dir():
-            raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
+def _check_device(device: str) -> None:
+    """Refuse what would otherwise be ignored: nothing here runs on a GPU."""
+    if device == "cuda":
+        raise UsageError(
+            "--device is cuda, expected cpu: a scan computes on the CPU, one matrix per process",
+            remedy="leave --device out; --workers says how many processes",
+        )
 
 
 @contextmanager
@@ -159,72 +161,33 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("scanning"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("matrices"),
+        TextColumn("{task.fields[count]} matrices"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", style="dim"),
+        TextColumn("{task.description}", style="dim", markup=False),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("", total=None)
+        rows: list[TaskID] = []
 
         def update(event: Progress) -> None:
-            bar.update(
-                row,
-                total=event.num_tasks,
-                completed=event.num_done,
-                description=event.key if event.key else "",
-            )
+            # By weight, not by count, so that the time left is right for matrices of several sizes; and the
+            # row begins with what was resumed, so that it counts as done but not as speed.
+            count = f"{event.num_done}/{event.num_tasks}"
+            shown = printable(event.key) if event.key else ""
+            if not rows:
+                rows.append(
+                    bar.add_task(
+                        shown, total=event.weight_total, completed=int(event.weight_done), count=count
+                    )
+                )
+            bar.update(rows[0], completed=event.weight_done, description=shown, count=count)
 
         yield update
-
-
-def _write(report: ScanReport, targets: dict[str, Path], *, to_stdout: bool) -> None:
-    from intruscope.report import json_report, tables
-
-    if to_stdout:
-        import json as json_module
-
-        print(json_module.dumps(json_report.to_json(report), allow_nan=False))
-    if "json" in targets:
-        json_report.write_json(report, targets["json"])
-    if "csv" in targets:
-        tables.write_csv(report, targets["csv"])
-    if "parquet" in targets:
-        tables.write_parquet(report, targets["parquet"])
-    if "html" in targets:
-        from intruscope.report.html import write_html
-
-        write_html([(report.tuned, report)], targets["html"], title="Intruder dimensions")
-    if "plots" in targets:
-        from intruscope.plots.figures import write_plots
-
-        write_plots([(report.tuned, report)], targets["plots"])
-
-
-def _show(report: ScanReport) -> None:
-    from rich.console import Console
-
-    from intruscope.report.terminal import summary
-
-    console = Console()
-    for part in summary(report):
-        console.print(part)
-
-
-def _show_plan(pairing: Pairing) -> None:
-    from rich.console import Console
-
-    from intruscope.report.terminal import plan_table
-
-    console = Console()
-    for part in plan_table(pairing):
-        console.print(part)
 
 
 def _leave(report: ScanReport, gates: tuple[Gate, ...]) -> None:

@@ -18,6 +18,9 @@ from typing import Any
 
 from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted, printable
 
+_MAX_DIFFERENCES = 8
+_MAX_SHOWN = 48
+
 
 def plan_hash(plan: dict[str, Any]) -> str:
     """Sha256 of the canonical JSON of everything that can change a result."""
@@ -42,6 +45,7 @@ class Journal:
     Args:
         folder: Made if it does not exist.
         plan: What the run is: version, settings, inputs, task keys. Plain data.
+        fresh: Forget the plan and the records that it holds.
 
     Raises:
         OutputConflict: another run holds it, it belongs to another plan (the fields that differ are
@@ -49,12 +53,15 @@ class Journal:
         ResourceExhausted: it cannot be written.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], *, fresh: bool = False) -> None:
         self.folder = folder
         self.records: dict[str, dict[str, Any]] = {}
         self.num_damaged = 0
         try:
             self._claim(folder)
+            if fresh:  # only now that no other run can be using them
+                for name in _OURS - {"lock"}:
+                    (folder / name).unlink(missing_ok=True)
             self._check_plan(plan)
             self._load()
         except BaseException as error:
@@ -96,9 +103,13 @@ class Journal:
                 before = json.loads(path.read_bytes())
             except ValueError:
                 before = {}
-            if before != json.loads(_canonical(plan)):
+            now = json.loads(_canonical(plan))
+            if before != now:
+                found = [printable(difference) for difference in _differences(before, now)]
+                hidden = len(found) - _MAX_DIFFERENCES
+                more = f" and {hidden} fields more" if hidden > 0 else ""
                 raise OutputConflict(
-                    f"holds a run that differs in {', '.join(_differences(before, plan)) or 'its plan'}",
+                    f"holds a run that differs in {', '.join(found[:_MAX_DIFFERENCES]) or 'its plan'}{more}",
                     remedy="give --work another folder, or --fresh to start this one over",
                     file=self.folder,
                 )
@@ -158,12 +169,6 @@ class Journal:
 _OURS = {"lock", "plan.json", "plan.json.tmp", "records.jsonl"}
 
 
-def clear(folder: Path) -> None:
-    """Forget a journal's plan and records (``--fresh``); other files are left alone."""
-    for name in _OURS - {"lock"}:
-        (folder / name).unlink(missing_ok=True)
-
-
 def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
@@ -178,18 +183,21 @@ def _checked(line: bytes) -> tuple[str, dict[str, Any]] | None:
     return key, record
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of the fields that differ, one level into nested objects."""
-    names = []
-    for key in sorted({*before, *after}):
-        old, new = before.get(key), after.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += [f"{key}.{inner}" for inner in sorted({*old, *new}) if old.get(inner) != new.get(inner)]
-        else:
-            names.append(key)
-    return names
+def _differences(before: Any, after: Any, place: str = "") -> list[str]:
+    """What differs: the place of each value within the plan, with both values where they are short."""
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            difference
+            for key in dict.fromkeys([*before, *after])
+            if before.get(key) != after.get(key)
+            for difference in _differences(
+                before.get(key), after.get(key), f"{place}.{key}" if place else f"{key}"
+            )
+        ]
+    old, new = (json.dumps(value) for value in (before, after))
+    return [f"{place} ({old} there, {new} now)" if max(len(old), len(new)) <= _MAX_SHOWN else place]
 
 
 def _cannot_write(folder: Path, error: OSError) -> ResourceExhausted:

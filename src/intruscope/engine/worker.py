@@ -15,6 +15,8 @@ import struct
 import sys
 from typing import IO, Any
 
+from intruscope.errors import ResourceExhausted, printable
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -58,12 +60,23 @@ def main() -> None:
 def _answer(function: Any, payload: Any) -> tuple[str, Any]:
     try:
         return ("done", function(payload))
+    except MemoryError as error:
+        return ("error", _no_memory(error))
     except Exception as error:
+        if "can't allocate memory" in str(error):  # torch's own allocator raises a plain RuntimeError
+            return ("error", _no_memory(error))
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, to see that it survives
         except Exception:
             return ("error", RuntimeError(f"{type(error).__name__}: {error}"))
         return ("error", error)
+
+
+def _no_memory(error: Exception) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"a worker ran out of memory ({printable(error) or 'no figure given'})",
+        remedy="lower --workers or --memory, so that fewer matrices are in work at once",
+    )
 
 
 def _die_with_parent() -> None:

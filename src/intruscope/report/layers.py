@@ -64,7 +64,11 @@ def layers_table(source: ModelSource, listing: MatrixListing) -> list[Renderable
     """
     views = [(stored, view) for stored, group in listing.matrices.items() for view in group]
     table = Table(
-        title=f"{len(views)} matrices of {printable(source.name)}", box=box.SIMPLE_HEAD, title_justify="left"
+        title=f"{len(views)} matrices of {printable(source.name)}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("matrix", overflow="fold")
     table.add_column("kind", overflow="fold")

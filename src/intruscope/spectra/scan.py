@@ -5,16 +5,18 @@ The calling process never imports torch: workers do, and they start while the pl
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor
-from intruscope.engine.journal import Journal, clear, default_folder, plan_hash
+from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
 from intruscope.errors import ResourceExhausted, UsageError
@@ -23,12 +25,12 @@ from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
 from intruscope.weights.matrices import Finding, MatrixPair, Pairing
 from intruscope.weights.names import ModelName, parse_name
+from intruscope.weights.output import check_output
 from intruscope.weights.pairing import pair_checkpoints
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
 _WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
 _RUNTIME_BYTES = 350 << 20
@@ -123,6 +125,7 @@ def scan(
     options: RunOptions | None = None,
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
+    outputs: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ScanReport:
@@ -135,6 +138,7 @@ def scan(
         options: How it runs.
         allow_pickle: See :func:`plan`.
         lora_alpha: See :func:`plan`.
+        outputs: Where the caller will write what it makes of the report; refused now if that is an input.
         on_progress: Called for every event of the engine.
         on_notice: Called with sentences that the user should see at once.
 
@@ -149,11 +153,20 @@ def scan(
     executor.start()
     try:
         pairing = plan(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+        _check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
         return scan_pairing(
             pairing, settings, options, executor=executor, on_progress=on_progress, on_notice=on_notice
         )
     finally:
         executor.close()
+
+
+def _check_outputs(pairing: Pairing, outputs: Sequence[Path]) -> None:
+    """Nothing may be written over the files of the plan, nor into a model's folder."""
+    files = [Path(str(record["path"])) for record in pairing.inputs]
+    folders = [Path(name) for name in (pairing.base, pairing.tuned) if os.path.isdir(name)]  # noqa: PTH112
+    for output in outputs:
+        check_output(output, [*folders, *files])
 
 
 def _executor(settings: ScanSettings, options: RunOptions) -> Executor:
@@ -183,7 +196,7 @@ def scan_pairing(
         Task(
             key=pair.name,
             payload=(pair, settings),
-            estimated_bytes=_memory(pair),
+            estimated_bytes=_memory(pair, settings),
             weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
         )
         for pair in pairing.pairs
@@ -193,6 +206,7 @@ def scan_pairing(
         "settings": asdict(settings),
         "inputs": list(pairing.inputs),
         "matrices": [task.key for task in tasks],
+        "reading": hashlib.sha256(repr(pairing.pairs).encode()).hexdigest(),
     }
     journal = _open_journal(identity, options, on_notice)
     try:
@@ -214,20 +228,25 @@ def scan_pairing(
     )
 
 
-def _memory(pair: MatrixPair) -> int:
-    """Peak bytes of a worker on this pair: what is read, four working copies, Krylov bases, the runtime."""
+def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
+    """Peak bytes of a worker on this pair: what is read, the working copies, and the runtime."""
     rows, columns = pair.base.shape
-    return pair.estimated_bytes + 16 * rows * columns + 4 * _BASIS_COLUMNS * (rows + columns) + _RUNTIME_BYTES
+    smaller = min(rows, columns)
+    dense = settings.prove or settings.exact_effective_rank or settings.k == "all"
+    if dense or 32 * max(int(settings.k), settings.maps) > smaller:
+        # Two float64 decompositions with all vectors (measured: 70 to 194 bytes an entry, more when square).
+        working = 64 * rows * columns + 128 * smaller * smaller
+    else:
+        working = 16 * rows * columns + 4 * _BASIS_COLUMNS * (rows + columns)
+    return pair.estimated_bytes + working + _RUNTIME_BYTES
 
 
 def _open_journal(
     identity: dict[str, Any], options: RunOptions, on_notice: Callable[[str], None]
 ) -> Journal | None:
     folder = options.work_dir or default_folder(plan_hash(identity))
-    if options.fresh:
-        clear(folder)
     try:
-        journal = Journal(folder, identity)
+        journal = Journal(folder, identity, fresh=options.fresh)
     except ResourceExhausted as error:
         if options.work_dir is not None:
             raise

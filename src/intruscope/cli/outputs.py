@@ -1,0 +1,140 @@
+"""Where a scan's outputs go: checked before any work is done, written whole after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from intruscope.cli.screen import emit
+from intruscope.errors import OutputConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from intruscope.spectra.records import ScanReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Outputs that were asked for.
+
+    Attributes:
+        json: File, or ``-`` for standard output.
+        csv: File.
+        parquet: File.
+        html: File.
+        plots: Folder.
+        with_maps: Similarity maps were asked for; large ones need a file of their own.
+    """
+
+    json: str | None
+    csv: Path | None
+    parquet: Path | None
+    html: Path | None
+    plots: Path | None
+    with_maps: bool
+
+    @property
+    def json_file(self) -> Path | None:
+        """Where the JSON goes, unless it goes to standard output."""
+        return None if self.json in (None, "-") else Path(str(self.json))
+
+    @property
+    def maps_file(self) -> Path | None:
+        """Beside the page, or else beside the JSON."""
+        report = self.html or self.json_file
+        return report.with_name(f"{report.stem}.maps.npz") if report and self.with_maps else None
+
+    @property
+    def _files(self) -> list[Path]:
+        files = (self.json_file, self.csv, self.parquet, self.html, self.maps_file)
+        return [path for path in files if path is not None]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that may be written."""
+        return (*self._files, *([self.plots] if self.plots else []))
+
+    def check(self, models: Sequence[str | None], *, work: Path | None, force: bool) -> None:
+        """Refuse outputs that would touch an input or another's work, as far as names can tell.
+
+        Args:
+            models: As the user named them.
+            work: Folder of the journal, if given.
+            force: Write into folders that are not empty.
+
+        Raises:
+            OutputConflict: one of them would, or two outputs are the same file.
+            UsageError: a model's name makes no sense.
+        """
+        from intruscope.weights.names import parse_name
+        from intruscope.weights.output import check_output
+
+        inputs = []
+        for model in models:
+            name = parse_name(model) if model is not None else None
+            inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
+        for path in (*self.paths, *([work] if work else [])):
+            check_output(path, inputs)
+        seen: set[Path] = set()
+        for path in self.paths:
+            if path.resolve() in seen:
+                raise OutputConflict(
+                    "is named for two outputs, expected a file for each",
+                    remedy="give each its own name",
+                    file=path,
+                )
+            seen.add(path.resolve())
+        for path in self._files:
+            if path.is_dir():
+                raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
+        _check_plots(self.plots, force=force)
+
+    def write(self, report: ScanReport, *, on_notice: Callable[[str], None]) -> None:
+        """Write everything, each file whole or not at all.
+
+        Args:
+            report: The scan.
+            on_notice: Called with a sentence when maps had to go into a file of their own.
+
+        Raises:
+            OutputConflict: a target may not be written.
+            ResourceExhausted: there is no room for one.
+        """
+        from intruscope.report import json_report, tables
+
+        compact = report
+        if self.maps_file is not None:
+            from intruscope.report.maps import move_large_maps
+
+            compact = move_large_maps(report, self.maps_file)
+            if compact is not report:
+                on_notice(f"the similarity maps are in {self.maps_file}")
+        if self.json == "-":
+            import json
+
+            emit(json.dumps(json_report.to_json(report), allow_nan=False) + "\n")
+        elif self.json_file is not None:
+            json_report.write_json(compact, self.json_file)
+        if self.csv is not None:
+            tables.write_csv(report, self.csv)
+        if self.parquet is not None:
+            tables.write_parquet(report, self.parquet)
+        if self.html is not None:
+            from intruscope.report.html import write_html
+
+            write_html([(report.tuned, compact)], self.html, title="Intruder dimensions")
+        if self.plots is not None:
+            from intruscope.plots.figures import write_plots
+
+            write_plots([(report.tuned, report)], self.plots)
+
+
+def _check_plots(folder: Path | None, *, force: bool) -> None:
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputConflict("is a file, expected a folder", remedy="name a folder for --plots", file=folder)
+    if any(folder.iterdir()) and not force:
+        raise OutputConflict("is not empty", remedy="choose another folder, or add --force", file=folder)
