@@ -44,6 +44,15 @@ def kinds_in_order(reports: list[ScanReport]) -> list[str]:
     return known + sorted(present - set(known))
 
 
+def cell_counts(report: ScanReport) -> dict[tuple[str, int | None], int]:
+    """Intruders by kind and layer; a layer with several matrices of a kind (experts) counts them together."""
+    counts: dict[tuple[str, int | None], int] = {}
+    for matrix in measured(report):
+        place = (matrix.kind, matrix.layer)
+        counts[place] = counts.get(place, 0) + matrix.sides[0].num_intruders
+    return counts
+
+
 def curves(report: ScanReport) -> dict[int, list[CurvePoint]]:
     """Intruders over epsilon for every k of the grid; matrices with fewer vectors count all theirs."""
     sides = [matrix.sides[0] for matrix in measured(report)]
