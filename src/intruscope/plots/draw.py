@@ -72,7 +72,8 @@ def heat_map_figure(reports: Reports) -> Any:
 def _headline(report: ScanReport) -> str:
     sides = [matrix.sides[0] for matrix in measured(report)]
     found = sum(side.num_intruders for side in sides)
-    return f"{found} of {sum(len(side.verdicts) for side in sides)} leading {sides[0].side} vectors are intruders"
+    total = sum(len(side.verdicts) for side in sides)
+    return f"{found} of {total} leading {sides[0].side} vectors are intruders"
 
 
 def _write_counts(axes: Any, grid: list[list[float]], top: int) -> None:
