@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+time.sleep(float(os.environ.get("SLOW_IMPORT", "0")))
+
 
 def work(payload):
     """Do as the payload says; print on the way, which must not reach the protocol."""

@@ -96,11 +96,18 @@ def test_a_worker_that_always_dies_fails_only_its_task(how, reason):
 def test_a_deadline_leaves_its_task_unfinished_and_no_other():
     tasks = [*squares(3), Task(key="slow", payload=("sleep", 60)), Task(key="z", payload=("square", 7))]
     started = time.monotonic()
-    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2, deadline_seconds=2.0))
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2, deadline_seconds=1.0))
     assert time.monotonic() - started < 20
     assert [o.status for o in outcomes] == ["done"] * 3 + ["unfinished", "done"]
-    assert "2 s" in outcomes[3].reason
+    assert "1 s" in outcomes[3].reason
     assert outcomes[4].record["value"] == 49
+
+
+def test_the_start_of_a_worker_is_not_part_of_a_deadline(monkeypatch):
+    monkeypatch.setenv("SLOW_IMPORT", "1.5")
+    executor = LocalExecutor(FUNCTION, num_workers=1, deadline_seconds=0.75)
+    outcomes = run_tasks([*squares(2), Task(key="slow", payload=("sleep", 60))], executor)
+    assert [o.status for o in outcomes] == ["done", "done", "unfinished"]
 
 
 def test_memory_is_refused_with_the_figure_and_the_flag():

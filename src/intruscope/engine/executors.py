@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import selectors
 import signal
@@ -85,6 +86,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
     task: Task | None = None
+    ready: bool = False
     deadline: float = float("inf")
 
 
@@ -95,7 +97,8 @@ class LocalExecutor(Executor):
         function: ``package.module:name`` of a function of one picklable argument.
         num_workers: Processes at most.
         threads_per_worker: Of the numerical libraries; part of what makes results repeatable.
-        deadline_seconds: Per task; a task past it is killed and reported as unfinished.
+        deadline_seconds: Per task, from when its worker is ready; a task past it is killed and reported as
+            unfinished.
         memory_bytes: Running tasks are estimated to stay below it together.
     """
 
@@ -174,11 +177,15 @@ class LocalExecutor(Executor):
             tries[task.key] += 1
             used += task.estimated_bytes
             worker.task = task
-            worker.deadline = time.monotonic() + self._deadline if self._deadline else float("inf")
+            self._set_deadline(worker)
             yield Event("started", task.key)
             with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when it is read
                 assert worker.process.stdin is not None
                 send(worker.process.stdin, task.payload)
+
+    def _set_deadline(self, worker: _Worker) -> None:
+        limited = worker.ready and self._deadline is not None
+        worker.deadline = time.monotonic() + (self._deadline or 0.0) if limited else float("inf")
 
     def _ready(self) -> list[_Worker]:
         """Workers with something to say, or past their deadline."""
@@ -201,8 +208,9 @@ class LocalExecutor(Executor):
             yield Event("unfinished", task.key, f"not finished within {self._deadline:g} s")
             return
         try:
-            assert worker.process.stdout is not None
-            kind, value = receive(worker.process.stdout)
+            # Past the buffer: what it held of a second message, no selector would see.
+            assert isinstance(worker.process.stdout, io.BufferedReader)
+            kind, value = receive(worker.process.stdout.raw)
         except EOFError:
             reason = self._discard(worker)
             if tries[task.key] < _TRIES:
@@ -210,6 +218,10 @@ class LocalExecutor(Executor):
                 yield Event("retried", task.key, reason)
             else:
                 yield Event("failed", task.key, reason)
+            return
+        if kind == "ready":
+            worker.ready = True
+            self._set_deadline(worker)
             return
         worker.task = None
         if kind == "error":

@@ -13,9 +13,12 @@ import pickle
 import signal
 import struct
 import sys
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from intruscope.errors import ResourceExhausted, printable
+
+if TYPE_CHECKING:
+    import io
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,16 +30,21 @@ def send(stream: IO[bytes], message: Any) -> None:
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Any:
-    """Read one length-prefixed pickle; raises EOFError at the end of the stream."""
-    head = stream.read(8)
-    if len(head) < 8:
-        raise EOFError
-    (length,) = struct.unpack("<Q", head)
-    body = stream.read(length)
-    if len(body) < length:
-        raise EOFError
-    return pickle.loads(body)  # noqa: S301 - only ever from our own parent or child process
+def receive(stream: IO[bytes] | io.RawIOBase) -> Any:
+    """Read one length-prefixed pickle and not a byte more; raises EOFError at the end of the stream."""
+    (length,) = struct.unpack("<Q", _exactly(stream, 8))
+    return pickle.loads(_exactly(stream, length))  # noqa: S301 - only ever from our own parent or child process
+
+
+def _exactly(stream: IO[bytes] | io.RawIOBase, count: int) -> bytes:
+    parts: list[bytes] = []
+    while count:
+        part = stream.read(count)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def main() -> None:
@@ -49,6 +57,7 @@ def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
     source = sys.stdin.buffer
+    send(output, ("ready", None))  # from here on its time counts
     while True:
         try:
             payload = receive(source)
