@@ -31,7 +31,7 @@ def write_adapter(tmp_path):
         tensors: dict[str, torch.Tensor], *, folder: str = "adapter", text: bytes | None = None, **config
     ):
         path = tmp_path / folder
-        path.mkdir(exist_ok=True)
+        path.mkdir(exist_ok=True, parents=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, path / "adapter_model.safetensors")
         fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
         kept = {k: v for k, v in fields.items() if v is not None}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from intruscope.adapters import patterns
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
+from intruscope.errors import UsageError
 from intruscope.weights.names import parse_name
 from intruscope.weights.source import open_model
 
@@ -53,11 +59,22 @@ def _text(field: str) -> bytes:
         ({"init_lora_weights": "corda"}, "corda"),
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "lora_ga"}, "lora_ga"),
-        ({"init_lora_weights": "mica"}, "mica"),
-        ({"target_parameters": ["experts.up"]}, "target_parameters"),
+        ({"init_lora_weights": "unheard_of"}, "unheard_of"),
+        ({"target_parameters": ["self_attn.q_proj.weight"]}, "q_proj.weight"),
+        ({"target_parameters": {"a": 1}}, "list of names"),
+        ({"trainable_token_indices": [-1]}, "token numbers"),
+        ({"enable_lora": [True, 2, False]}, "true and false"),
+        ({"enable_lora": [True] * 10_000}, "short list"),
         ({"alora_invocation_tokens": [1]}, "activated"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"use_qalora": True}, "use_qalora"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"use_unheard_of": True}, "use_unheard_of"),
+        ({"kasa_config": {"beta": 1}}, "KaSA"),
+        ({"velora_config": {"scale": 1}}, "VeLoRA"),
+        ({"monteclora_config": {"n": 1}}, "MonteCLoRA"),
+        ({"arrow_config": {"top_k": 1}}, "Arrow"),
+        ({"megatron_config": {"a": 1}}, "Megatron"),
         ({"text": _text('"x": NaN')}, "NaN"),
         ({"text": b'{"peft_type": "LORA", "r": 2, "lora_alpha": NaN}'}, "NaN"),
         ({"text": _text('"x": 1e999')}, "1e999"),
@@ -81,7 +98,6 @@ def test_a_config_without_meaning_is_refused(config, says, write_adapter, adapte
         ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "both factors"),
         (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key that matches"),
         (_factors(), {"use_dora": True}, "DoRA"),
-        (_factors(key="base_model.model.model.layers.0.mlp.experts.base_layer"), {}, "target_parameters"),
         (_factors(), {"rank_pattern": {"(q_proj": 2}}, "regular expression"),
     ],
 )
@@ -90,19 +106,182 @@ def test_an_adapter_that_does_not_fit_is_refused(tensors, config, says, base, wr
     adapter_refused(lambda: pair_adapter(base, adapter), 4, says=says)
 
 
-@pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "([a-z._0-9]+)*x", ".*.*.*x", r"(?=.*x)q_proj", "a{1,99}{1,99}b{9}"]
-)
-def test_patterns_without_a_time_bound_are_not_run(pattern, base, write_adapter, adapter_refused):
-    adapter = open_adapter(write_adapter(_factors(), rank_pattern={pattern: 2}))
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*$", "a?" * 40 + "a" * 40 + "$", "(a|aa)" * 40 + "$"])
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_patterns_are_given_a_time_limit(pattern, field, base, write_adapter, adapter_refused, monkeypatch):
+    monkeypatch.setattr(patterns, "TIME_LIMIT_SECONDS", 0.4)
+    hostile = _factors() | _factors(key="base_model.model." + "a" * 39 + "b")
+    adapter = open_adapter(write_adapter(hostile, **{field: {pattern: 2}}))
     start = time.monotonic()
-    adapter_refused(lambda: pair_adapter(base, adapter), 4, says="not bounded")
-    assert time.monotonic() - start < 2
+    error = adapter_refused(lambda: pair_adapter(base, adapter), 4, says="did not finish in 0.4 s")
+    assert error.tensor == pattern
+    assert time.monotonic() - start < 5
 
 
-def test_target_modules_is_never_run(base, write_adapter):
-    adapter = open_adapter(write_adapter(_factors(), target_modules="(a+)+$" + "a" * 50))
-    assert len(pair_adapter(base, adapter).pairs) == 1
+def test_patterns_match_as_pefts_do():
+    from peft.utils.other import get_pattern_key
+
+    modules = [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.11.self_attn.q_proj",
+        "model.layers.1.self_attn.my_q_proj",
+        "model.layers.1.mlp.down_proj",
+        "q_proj",
+        "down_projx",
+    ]
+    tried = [
+        ["q_proj"],
+        ["proj", "self_attn.q_proj", "q_proj"],
+        ["layers.1.self_attn.q_proj", "layers.11"],
+        ["1.self.attn.q.proj", "q_proj"],
+        [r"layers\.[01]\..*", "down_proj"],
+        ["q_proj|down_proj"],
+        ["^model.*q_proj", "^q_proj$"],
+        ["", "q_proj"],
+        ["down_projx?", "q_proj"],
+    ]
+    for keys in tried:
+        expected = {module: get_pattern_key(keys, module) for module in modules}
+        found = patterns.first_matches(keys, modules, file=Path("config"))
+        assert found == {m: key for m, key in expected.items() if key != m or m in keys}, keys
+
+
+def test_what_a_config_names_is_never_run_imported_or_looped_over(base, write_adapter, monkeypatch):
+    folder = write_adapter(
+        _factors(),
+        target_modules="(a+)+$" + "a" * 50,
+        exclude_modules="(a+)+$",
+        layers_to_transform=10**9,
+        auto_mapping={"base_model_class": "Evil", "parent_library": "evil"},
+        runtime_config={"trust_remote_code": True},
+        tokenizer_kwargs={"trust_remote_code": True},
+        task_type="evil.Evil",
+    )
+    (folder / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    start = time.monotonic()
+    assert len(pair_adapter(base, open_adapter(folder)).pairs) == 1
+    assert time.monotonic() - start < 5
+    assert "evil" not in sys.modules
+
+
+def test_every_other_kind_of_adapter_is_refused_by_its_name(write_adapter, adapter_refused):
+    from peft import PeftType
+
+    folder = write_adapter(_factors())
+    for kind in set(PeftType) - {PeftType.LORA, PeftType.P_TUNING, PeftType.PREFIX_TUNING, PeftType.CPT}:
+        write_adapter(_factors(), peft_type=kind.value)
+        error = adapter_refused(lambda: open_adapter(folder), 4, says=f"type {kind.value}, expected LORA")
+        assert ("merge_and_unload" in error.remedy) == ("PROMPT" not in kind.value), kind
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "remedy"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-LFS", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "HTML", "download"),
+        (b"PK\x03\x04" + b"x" * 60, "zip", "convert"),
+        (b"\1\2\3", "at least 8", "download"),
+    ],
+)
+def test_weights_that_are_something_else_are_named(content, says, remedy, write_adapter, adapter_refused):
+    folder = write_adapter(_factors())
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    adapter_refused(lambda: open_adapter(folder), 4, says=says, remedy=remedy)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says", "remedy"),
+    [
+        (["lora_unet_down_blocks_0.lora_down.weight"], "kohya", "convert"),
+        (["something.weight"], "no LoRA key", "merge it"),
+    ],
+)
+def test_other_spellings_are_refused_by_name(keys, says, remedy, write_adapter, adapter_refused):
+    folder = write_adapter({key: torch.randn(2, 3) for key in keys})
+    (folder / "adapter_config.json").unlink()
+    adapter_refused(lambda: open_adapter(folder), 4, says=says, remedy=remedy)
+
+
+def test_an_alpha_is_taken_only_where_the_file_has_none(write_adapter):
+    folder = write_adapter(_factors())
+    with pytest.raises(UsageError, match="leave lora_alpha out") as caught:
+        open_adapter(folder, lora_alpha=8)
+    assert caught.value.exit_code == 2
+
+
+def test_a_shape_that_does_not_fit_names_the_adapter_and_the_base(base, write_adapter, adapter_refused):
+    adapter = open_adapter(write_adapter(_factors(num_in=5)))
+    error = adapter_refused(lambda: pair_adapter(base, adapter), 4, says="6 x 5", remedy="for this base")
+    assert error.tensor == f"{_KEY}.lora_A.weight"
+    assert "expected 6 x 4" in error.fact
+    assert "model.layers.0.self_attn.q_proj.weight" in error.fact
+
+
+def test_an_adapter_in_8_bits_is_refused_and_not_decoded(base, write_adapter, adapter_refused):
+    tensors = {key: value.to(torch.float8_e4m3fn) for key, value in _factors().items()}
+    adapter = open_adapter(write_adapter(tensors))
+    adapter_refused(lambda: pair_adapter(base, adapter), 4, says="F8_E4M3", remedy="float32")
+
+
+def test_what_training_leaves_beside_an_adapter_is_never_opened(base, write_adapter):
+    folder = write_adapter(_factors())
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt", "optimizer.bin"):
+        os.mkfifo(folder / name)  # opening one would block
+    assert len(pair_adapter(base, open_adapter(find_adapter(parse_name(str(folder))))).pairs) == 1
+
+
+def _fused_base(folder, num_out=6, num_in=4):
+    folder.mkdir()
+    experts = torch.randn(3, num_out, num_in)
+    save_file({"model.layers.0.mlp.experts.down_proj": experts}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
+    return open_model(folder)
+
+
+def _expert_factors(num_out=6, num_in=4, rank=2, num_experts=3):
+    key = "base_model.model.model.layers.0.mlp.experts"
+    return {
+        f"{key}.lora_A.weight": torch.randn(rank * num_experts, num_in),
+        f"{key}.lora_B.weight": torch.randn(num_out, rank * num_experts),
+    }
+
+
+@pytest.mark.parametrize(
+    ("base_shape", "factors", "says"),
+    [
+        ((6, 4), {"num_in": 5}, "down_proj [6, 4]"),
+        ((6, 4), {"num_experts": 4}, "down_proj [6, 4]"),
+        ((6, 4), {"rank": 4}, "rank 4, expected 2"),
+        ((4, 4), {"num_out": 4}, "more than one way"),
+    ],
+)
+def test_expert_factors_that_do_not_fit_or_could_mean_two_things_are_refused(
+    base_shape, factors, says, tmp_path, write_adapter, adapter_refused
+):
+    base = _fused_base(tmp_path / "moe", *base_shape)
+    folder = write_adapter(_expert_factors(**factors), target_parameters=["mlp.experts.down_proj"])
+    adapter = open_adapter(folder)
+    adapter_refused(lambda: pair_adapter(base, adapter), 4, says=says)
+
+
+def test_expert_factors_that_the_config_does_not_name_are_refused(tmp_path, write_adapter, adapter_refused):
+    tensors = {key.replace("experts", "experts.base_layer"): v for key, v in _expert_factors().items()}
+    adapter = open_adapter(write_adapter(tensors))
+    base = _fused_base(tmp_path / "moe")
+    adapter_refused(lambda: pair_adapter(base, adapter), 4, says="target_parameters does not name")
+
+
+def test_a_second_adapter_below_is_said_and_the_only_one_below_is_read(base, write_adapter, tmp_path):
+    top = write_adapter(_factors())
+    write_adapter(_factors(), folder="adapter/checkpoint-5")
+    (finding,) = pair_adapter(base, open_adapter(top)).findings
+    assert finding.code == "further-adapters"
+    assert "checkpoint-5" in finding.message
+    write_adapter(_factors(), folder="saved/by_name")
+    found = find_adapter(parse_name(str(tmp_path / "saved")))
+    assert open_adapter(found).path == tmp_path / "saved" / "by_name" / "adapter_model.safetensors"
 
 
 def test_a_pickle_needs_leave(tmp_path, adapter_refused):

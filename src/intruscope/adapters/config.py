@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from intruscope.adapters.patterns import first_matches
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MERGE_REMEDY = "merge it with PEFT's merge_and_unload, save the model, and scan that checkpoint"
 MAX_RANK = 1_000_000
 _MAX_PATTERNS = 10_000
-_MAX_PATTERN_CHARS = 1_000
-_MAX_MODULE_CHARS = 400
 # These initialisations subtract the first factors from the base (PEFT tuners/lora/layer.py), so the
 # fine-tune is not base + B A unless the adapter was converted when it was saved.
 _INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_INITS_THAT_DO_NOT = ("gaussian", "eva", "orthogonal")
+_INITS_THAT_DO_NOT = ("gaussian", "eva", "orthogonal", "mica")
 _CONVERT_REMEDY = (
     "save it with path_initial_model_for_weight_conversion, which turns it into a plain LoRA, or "
     + MERGE_REMEDY
 )
+_PROMPTS = ("P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 _KNOWN_USES = frozenset({"use_rslora", "use_dora"})
 _REFUSED_OPTIONS = {
     "alora_invocation_tokens": "activated LoRA (no static update)",
     "arrow_config": "Arrow routing (no static update)",
     "layer_replication": "layer_replication",
     "megatron_config": "Megatron layers",
-    "target_parameters": "target_parameters",
     "monteclora_config": "MonteCLoRA",
     "velora_config": "VeLoRA",
     "kasa_config": "KaSA",
 }
+
+
+class Strength(NamedTuple):
+    """What the config gives one module."""
+
+    rank: int
+    scaling: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class AdapterConfig:
         enable_lora: Of the old format: which thirds of a fused projection are adapted.
         modules_to_save: Names of the modules stored whole.
         token_indices: ``trainable_token_indices``; the key ``""`` stands for the input embedding.
+        target_parameters: Ends of the names of the fused expert parameters that are adapted.
     """
 
     path: Path
@@ -65,26 +72,26 @@ class AdapterConfig:
     enable_lora: tuple[bool, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
     token_indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
 
-    def rank_of(self, module: str) -> int:
-        """The rank that the config gives a module.
+    def strengths_of(self, modules: Sequence[str]) -> dict[str, Strength]:
+        """Rank and scaling of each module.
 
-        Raises:
-            MalformedInput: a pattern is no regular expression, or not one that can be run safely.
-        """
-        key = _matching_pattern(self.rank_pattern, module, self.path)
-        return self.rank if key is None else self.rank_pattern[key]
-
-    def scaling_of(self, module: str) -> float:
-        """Alpha / r, or alpha / sqrt(r) with ``use_rslora`` (arXiv 2312.03732), for a module.
+        The scaling is alpha / r, or alpha / sqrt(r) with ``use_rslora`` (arXiv 2312.03732).
 
         Raises:
-            MalformedInput: as :meth:`rank_of`.
+            MalformedInput: a pattern is no regular expression.
+            UnsupportedFormat: the patterns take too long to run.
         """
-        key = _matching_pattern(self.alpha_pattern, module, self.path)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
-        rank = self.rank_of(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        rank_keys = first_matches(self.rank_pattern, modules, file=self.path)
+        alpha_keys = first_matches(self.alpha_pattern, modules, file=self.path)
+        strengths = {}
+        for module in modules:
+            rank = self.rank_pattern[rank_keys[module]] if module in rank_keys else self.rank
+            alpha = self.alpha_pattern[alpha_keys[module]] if module in alpha_keys else self.alpha
+            divisor = math.sqrt(rank) if self.use_rslora else rank
+            strengths[module] = Strength(rank=rank, scaling=alpha / divisor)
+        return strengths
 
 
 def read_config(path: Path) -> AdapterConfig:
@@ -97,9 +104,12 @@ def read_config(path: Path) -> AdapterConfig:
     raw = read_json_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
+        adds_no_weights = isinstance(kind, str) and ("PROMPT" in kind or kind in _PROMPTS)
         raise UnsupportedFormat(
             f"got an adapter of type {printable(kind)}, expected LORA",
-            remedy=MERGE_REMEDY,
+            remedy="leave it: it adds to the input and changes no matrix"
+            if adds_no_weights
+            else MERGE_REMEDY,
             file=path,
             tensor="peft_type",
         )
@@ -121,6 +131,7 @@ def read_config(path: Path) -> AdapterConfig:
         enable_lora=_enable_lora(raw.get("enable_lora"), path),
         modules_to_save=_strings(raw.get("modules_to_save"), "modules_to_save", path),
         token_indices=_token_indices(raw.get("trainable_token_indices"), path),
+        target_parameters=_target_parameters(raw.get("target_parameters"), path),
     )
 
 
@@ -191,6 +202,16 @@ def _token_indices(value: object, path: Path) -> dict[str, tuple[int, ...]]:
     return result
 
 
+def _target_parameters(value: object, path: Path) -> tuple[str, ...]:
+    names = _strings(value, "target_parameters", path)
+    for name in names:
+        if name.rpartition(".")[2] == "weight":
+            # Its rank and alpha go by another name than the module's, which the keys do not tell apart.
+            fact = f"got the target parameter {printable(name)}, expected fused experts only"
+            raise UnsupportedFormat(fact, remedy=MERGE_REMEDY, file=path, tensor="target_parameters")
+    return names
+
+
 def _refuse_options(raw: dict[str, Any], path: Path) -> None:
     for name, what in _REFUSED_OPTIONS.items():
         if raw.get(name):
@@ -213,41 +234,3 @@ def _refuse_options(raw: dict[str, Any], path: Path) -> None:
     if lowered not in _INITS_THAT_DO_NOT:
         fact = f"got the initialisation {printable(init)}, which is not known, expected true or gaussian"
         raise UnsupportedFormat(fact, remedy=MERGE_REMEDY, file=path, tensor="init_lora_weights")
-
-
-_QUANTIFIED_GROUP = re.compile(r"\)\s*[*+?{]")
-_BACKREFERENCE = re.compile(r"\\[1-9]|\(\?(?!:)")
-_QUANTIFIER = re.compile(r"[*+{]")
-
-
-def _matching_pattern(patterns: dict[str, Any], module: str, path: Path) -> str | None:
-    """The first pattern that matches the end of a module's name on a dot, as PEFT's get_pattern_key.
-
-    Backtracking is bounded: a pattern with a repeated group, a back-reference or more than two
-    repetitions is not run, since its time can grow beyond the cube of the name's length.
-    """
-    for pattern in patterns:
-        if module == pattern or (pattern.replace("_", "").isalnum() and module.endswith("." + pattern)):
-            return pattern
-        if pattern.replace("_", "").isalnum():
-            continue
-        if (
-            len(pattern) > _MAX_PATTERN_CHARS
-            or len(module) > _MAX_MODULE_CHARS
-            or _QUANTIFIED_GROUP.search(pattern)
-            or _BACKREFERENCE.search(pattern)
-            or len(_QUANTIFIER.findall(pattern)) > 2
-        ):
-            fact = (
-                "got a regular expression whose running time is not bounded, expected at most two repetitions"
-            )
-            remedy = "write the pattern as plain module names"
-            raise UnsupportedFormat(fact, remedy=remedy, file=path, tensor=pattern)
-        try:
-            found = re.match(rf"(.*\.)?({pattern})$", module)
-        except (re.error, OverflowError, RecursionError):
-            fact = "got a pattern that is no regular expression, expected a module name or a pattern"
-            raise MalformedInput(fact, remedy="correct the config", file=path, tensor=pattern) from None
-        if found:
-            return pattern
-    return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from intruscope.adapters.config import AdapterConfig, read_config
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
+from intruscope.weights.matrices import Finding
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.stored import StoredTensor, open_regular
 
@@ -48,6 +49,7 @@ class AdapterSource:
         lora_alpha: Given by the user, for loralib.
         tensors: Stored key to record.
         inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``.
+        findings: What the reader should know of the folder itself.
     """
 
     name: str
@@ -58,6 +60,7 @@ class AdapterSource:
     lora_alpha: float | None = None
     tensors: Mapping[str, StoredTensor]
     inputs: tuple[dict[str, object], ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def base_name(self) -> str | None:
@@ -155,6 +158,7 @@ def open_adapter(
         lora_alpha=lora_alpha,
         tensors=tensors,
         inputs=tuple(_input_record(file) for file in ([config_path] if config else []) + [weights]),
+        findings=_further_adapters(path, weights),
     )
 
 
@@ -166,7 +170,9 @@ def _weights_file(path: Path) -> Path:
     for name in (*SAFETENSORS_NAMES, *PICKLE_NAMES):
         if os.path.lexists(path / name):
             return _inside(path / name, path)
-    below = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and _holds_adapter(entry))
+    below = _adapters_below(path)
+    if len(below) == 1:  # the one adapter that was saved, under a name other than "default"
+        return _weights_file(path / below[0])
     if below:
         shown = ", ".join(printable(n) for n in below[:_MAX_LISTED])
         raise MalformedInput(
@@ -182,6 +188,20 @@ def _weights_file(path: Path) -> Path:
         remedy="name the adapter's file, or check that this is its folder",
         file=path,
     )
+
+
+def _adapters_below(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _holds_adapter(entry))
+
+
+def _further_adapters(given: Path, weights: Path) -> tuple[Finding, ...]:
+    """Other adapters, or checkpoints of this one, that lie below the one that is read."""
+    below = _adapters_below(given) if given.is_dir() and weights.parent == given else []
+    if not below:
+        return ()
+    shown = ", ".join(printable(n) for n in below[:_MAX_LISTED])
+    message = f"{len(below)} more adapters lie in sub-folders ({shown}) and are not read; name one to scan it"
+    return (Finding(code="further-adapters", severity="info", message=message),)
 
 
 def _inside(file: Path, folder: Path) -> Path:

@@ -37,7 +37,7 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
         Module name to its tensors, and stored key to the reason why it is in no matrix.
 
     Raises:
-        UnsupportedFormat: factors of a nested parameter wrapper.
+        UnsupportedFormat: factors of a part of a module.
         MalformedInput: two tensors in one role, or one factor without the other.
     """
     modules: dict[str, AdaptedModule] = {}
@@ -69,7 +69,8 @@ def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
     if ("down" in roles) != ("up" in roles) or ("magnitude" in roles and "down" not in roles):
         fact = f"got {', '.join(sorted(roles))} of {printable(module.name)} alone, expected both factors"
         raise MalformedInput(fact, remedy="save the adapter again", file=adapter.path, tensor=tensor.name)
-    if len(roles - {"magnitude", "replaced", "up"}) > 1:
+    beside = {"magnitude", "up", "replaced"} if "down" in roles else set()
+    if len(roles - beside) > 1:
         fact = f"got {', '.join(sorted(roles))} for one module, expected one way to train it"
         remedy = "merge it with PEFT's merge_and_unload and scan that checkpoint"
         raise UnsupportedFormat(fact, remedy=remedy, file=adapter.path, tensor=tensor.name)
@@ -83,10 +84,12 @@ def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
     at = next((i for i, word in enumerate(words) if word in _ROLES), None)
     if at is not None:
         tail = words[at + 1 :]
-        if len(tail) > 2 or "base_layer" in words[:at]:
+        nested = [word for word in words[:at] if word == "base_layer"]
+        of_parameter = bool(adapter.config and adapter.config.target_parameters)
+        if len(tail) > 2 or (nested and not (of_parameter and words[at - len(nested) : at] == nested)):
             raise UnsupportedFormat(
-                "got the factors of a parameter inside a module (target_parameters), which is not read, "
-                "expected those of a whole module",
+                "got the factors of a part of a module (of nn.MultiheadAttention, or of a parameter that "
+                "target_parameters does not name), expected those of a whole module",
                 remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
                 file=adapter.path,
                 tensor=key,

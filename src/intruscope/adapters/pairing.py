@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from intruscope.adapters.experts import (
+    ExpertUpdate,
+    FusedParameter,
+    expert_updates,
+    fused_parameters,
+    name_parameters,
+)
+from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
 from intruscope.adapters.keys import AdaptedModule, sort_keys
-from intruscope.adapters.updates import LoraUpdate, SavedUpdate, TokensUpdate
-from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, UsageError, printable
+from intruscope.adapters.updates import LoraUpdate
+from intruscope.errors import MalformedInput, printable
 from intruscope.weights.layout import base_matrices
-from intruscope.weights.matrices import CoverageEntry, Finding, MatrixPair, Pairing, StoredUpdate
-from intruscope.weights.pairing import _find_prefixes
+from intruscope.weights.matrices import (
+    CoverageEntry,
+    Finding,
+    MatrixPair,
+    Pairing,
+    StoredUpdate,
+)
+from intruscope.weights.pairing import find_prefixes
 from intruscope.weights.stored import open_regular, read_exactly
 
 if TYPE_CHECKING:
+    from intruscope.adapters.config import Strength
     from intruscope.adapters.folder import AdapterSource
     from intruscope.weights.source import ModelSource
     from intruscope.weights.stored import StoredTensor
     from intruscope.weights.views import TensorView
 
-_REMEDY = "check that this adapter is for this base"
 _UNTARGETED = "no adapter weight targets it"
 _FLOAT32_BYTES = 4
 
 
 def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
-    """Plan the scan of a base with an adapter on it, from headers (and B's bytes: are all 0?).
+    """Plan the scan of a base with an adapter on it, from headers (and the factors' bytes: are all 0?).
 
     Args:
         base: The model that the adapter was trained on.
@@ -44,119 +57,183 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     """
     modules, skipped = sort_keys(adapter)
     listing = base_matrices(base)
-    findings = [*base.findings, *_base_name_findings(base, adapter)]
-    matched = _match(modules, listing.matrices, base, adapter, findings)
-    pairs: list[MatrixPair] = []
-    coverage = list(listing.skipped)
+    match = _Match(modules, listing.matrices, base, adapter)
+    strengths = match.strengths(modules, adapter)
+    plan = _Plan()
+    for name, parameter in match.parameters.items():
+        plan.add(modules[name], expert_updates(modules[name], parameter, strengths[name]), "")
+    for name, stored in match.stored.items():
+        fitted = fit_updates(modules[name], listing.matrices[stored], adapter, strengths)
+        if not fitted.matrices:
+            plan.skip(modules[name], fitted.note)
+            plan.notes[stored] = fitted.note
+            continue
+        if fitted.note:
+            message = f"{printable(name)}: {fitted.note}"
+            plan.findings.append(Finding(code="resized", severity="info", message=message))
+        plan.notes[stored] = fitted.note or listing.notes.get(stored, "")
+        plan.add(modules[name], fitted.matrices, fitted.note)
     num_gaps = len(listing.gaps)
-    origin_of = {stored: name for name, stored in matched.items()}
-    for stored, views in listing.matrices.items():
-        if stored not in origin_of:
-            coverage.append(
-                CoverageEntry(tensor=stored, origin="base", status="unchanged", reason=_UNTARGETED)
-            )
-            continue
-        module = modules[origin_of[stored]]
-        updates = _updates(module, views, adapter)
-        tensors = tuple(module.roles.values())
-        if updates is None:
-            reason = f"a {views[0].kind} of another size than the base's"
-            coverage.append(CoverageEntry(tensor=stored, origin="base", status="skipped", reason=reason))
-            coverage.extend(_lines(tensors, "skipped", reason))
-            continue
-        names = tuple(view.name for view in views)
-        for view, update in zip(views, updates, strict=True):
-            pairs.append(_pair(view, update, tensors))
-        note = listing.notes.get(stored, "")
-        coverage.append(
-            CoverageEntry(tensor=stored, origin="base", status="compared", reason=note, matrices=names)
-        )
-        coverage.extend(_lines(tensors, "compared", "", names))
     for name, module in modules.items():
-        if name in matched:
-            continue
-        is_new = module.roles.keys() == {"saved"}
-        reason = (
-            "a module saved whole that the base does not store (a new head)"
-            if is_new
-            else "the base stores no matrix of this name (a tied head is stored as the embedding)"
-        )
-        num_gaps += not is_new
-        coverage.extend(_lines(tuple(module.roles.values()), "skipped", reason))
+        if name not in match.stored and name not in match.parameters:
+            is_new = module.roles.keys() == {"saved"}
+            num_gaps += not is_new
+            plan.skip(module, _NOT_STORED if not is_new else _SAVED_ONLY)
+    for stored, views in listing.matrices.items():
+        plan.add_base(stored, views)
+    plan.coverage.extend(listing.skipped)
     for key, reason in skipped.items():
-        coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
-    findings.extend(_content_findings(modules, skipped, num_gaps))
+        plan.coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
+    findings = (
+        *base.findings,
+        *adapter.findings,
+        *_base_name_findings(base, adapter),
+        *match.findings,
+        *plan.findings,
+        *_content_findings(modules, skipped, num_gaps),
+    )
     return Pairing(
         base=f"{base.name} ({base.revision})" if base.revision else base.name,
         tuned=f"{adapter.name} ({adapter.revision})" if adapter.revision else adapter.name,
-        pairs=tuple(pairs),
-        coverage=tuple(coverage),
-        findings=tuple(findings),
+        pairs=tuple(plan.pairs),
+        coverage=tuple(plan.coverage),
+        findings=findings,
         inputs=(*base.inputs, *adapter.inputs),
         complete=num_gaps == 0,
     )
 
 
-def _lines(
-    tensors: tuple[StoredTensor, ...], status: str, reason: str, names: tuple[str, ...] = ()
-) -> list[CoverageEntry]:
-    done = status == "compared"
-    return [
-        CoverageEntry(
-            tensor=tensor.name,
-            origin="adapter",
-            status="compared" if done else "skipped",
-            reason=reason,
-            matrices=names,
+_NOT_STORED = "the base stores no matrix of this name (a tied head is stored as the embedding)"
+_SAVED_ONLY = "saved whole, and the base stores none of this name (a new head, or one that was tied)"
+
+
+class _Plan:
+    """The lines of a plan while it grows; pairs come out in the order of the base."""
+
+    def __init__(self) -> None:
+        self.pairs: list[MatrixPair] = []
+        self.coverage: list[CoverageEntry] = []
+        self.findings: list[Finding] = []
+        self.notes: dict[str, str] = {}
+        self._pair_of: dict[str, MatrixPair] = {}
+
+    def add(
+        self, module: AdaptedModule, matrices: tuple[tuple[TensorView, StoredUpdate], ...], note: str
+    ) -> None:
+        tensors = tuple(module.roles.values())
+        for view, update in matrices:
+            self._pair_of[view.name] = _pair(view, update, tensors)
+        names = tuple(view.name for view, _ in matrices)
+        self.coverage.extend(
+            CoverageEntry(tensor=t.name, origin="adapter", status="compared", reason=note, matrices=names)
+            for t in tensors
         )
-        for tensor in tensors
-    ]
 
+    def skip(self, module: AdaptedModule, reason: str) -> None:
+        self.coverage.extend(
+            CoverageEntry(tensor=t.name, origin="adapter", status="skipped", reason=reason)
+            for t in module.roles.values()
+        )
 
-def _match(
-    modules: dict[str, AdaptedModule],
-    matrices: dict[str, tuple[TensorView, ...]],
-    base: ModelSource,
-    adapter: AdapterSource,
-    findings: list[Finding],
-) -> dict[str, str]:
-    """Adapter module to stored base tensor, up to one prefix that a whole side carries."""
-    stored_of = {name.removesuffix(".weight"): name for name in matrices}
-    # The head that a task adds never matches; it must not decide on the prefix.
-    trained = [name for name, module in modules.items() if "saved" not in module.roles] or list(modules)
-    base_prefix, adapter_prefix = _find_prefixes(stored_of, trained)
-    by_name = {name.removeprefix(base_prefix): stored for name, stored in stored_of.items()}
-    matched: dict[str, str] = {}
-    for name in modules:
-        stored = by_name.get(name.removeprefix(adapter_prefix))
-        if stored is not None and stored not in matched.values():
-            matched[name] = stored
-    if not any(name in matched for name in trained):
-        shown = [
-            ", ".join(
-                f"{printable(prefix)} ({count})"
-                for prefix, count in Counter(".".join(n.split(".")[:3]) for n in names).most_common(3)
+    def add_base(self, stored: str, views: tuple[TensorView, ...]) -> None:
+        pairs = [self._pair_of[view.name] for view in views if view.name in self._pair_of]
+        self.pairs.extend(pairs)
+        note = self.notes.get(stored)
+        self.coverage.append(
+            CoverageEntry(
+                tensor=stored,
+                origin="base",
+                status="compared" if pairs else "unchanged" if note is None else "skipped",
+                reason=note or ("" if pairs else _UNTARGETED),
+                matrices=tuple(pair.name for pair in pairs),
             )
-            or "none"
-            for names in (trained, stored_of)
+        )
+
+
+class _Match:
+    """Which base tensor, or which fused parameter, each module of an adapter is for.
+
+    Names agree up to one prefix that a whole side carries.
+
+    Attributes:
+        stored: Module to stored base tensor.
+        parameters: Module to the fused experts that it wraps.
+        findings: What had to be assumed.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, AdaptedModule],
+        matrices: dict[str, tuple[TensorView, ...]],
+        base: ModelSource,
+        adapter: AdapterSource,
+    ) -> None:
+        targets = adapter.config.target_parameters if adapter.config is not None else ()
+        fused = fused_parameters(matrices) if targets else {}
+        stored_of = {name.removesuffix(".weight"): name for name in matrices}
+        # The head that a task adds never matches; it must not decide on the prefix.
+        trained = [name for name, module in modules.items() if "saved" not in module.roles] or list(modules)
+        base_prefix, adapter_prefix = find_prefixes(
+            {*stored_of, *(name.rpartition(".")[0] for name in fused)}, trained
+        )
+
+        bare = {name: name.removeprefix(adapter_prefix) for name in modules}
+        fused = {name.removeprefix(base_prefix): parameter for name, parameter in fused.items()}
+        named = name_parameters({bare[name]: m for name, m in modules.items()}, fused, targets, adapter)
+        self.parameters: dict[str, FusedParameter] = {
+            name: fused[named[bare[name]]] for name in modules if bare[name] in named
+        }
+        # PEFT looks the rank of a wrapped parameter up by the parameter's own name.
+        self._key_of = {
+            name: name.removesuffix(bare[name]) + named.get(bare[name], bare[name]) for name in modules
+        }
+        by_name = {name.removeprefix(base_prefix): stored for name, stored in stored_of.items()}
+        self.stored: dict[str, str] = {}
+        for name in modules:
+            if name not in self.parameters and bare[name] in by_name:
+                self.stored[name] = by_name.pop(bare[name])
+        if not any(name in self.stored or name in self.parameters for name in trained):
+            raise _no_match(trained, list(stored_of), base, adapter)
+        self.findings = [
+            Finding(
+                code="prefix",
+                severity="info",
+                message=f"the {side}'s names begin with '{printable(prefix)}', which was taken off to match",
+            )
+            for side, prefix in (("base", base_prefix), ("adapter", adapter_prefix))
+            if prefix
         ]
-        raise MalformedInput(
-            f"got no adapter key that matches the base: it has {shown[0]}, expected the base's {shown[1]}",
-            remedy=f"{_REMEDY}; `intruscope layers {printable(base.name)}` lists its matrices",
-            file=adapter.path,
+
+    def strengths(self, modules: dict[str, AdaptedModule], adapter: AdapterSource) -> dict[str, Strength]:
+        """Rank and scaling of the low-rank modules that matched; none without a config."""
+        if adapter.config is None:
+            return {}
+        keys = {name: self._key_of[name] for name, module in modules.items() if "down" in module.roles}
+        found = adapter.config.strengths_of(list(dict.fromkeys(keys.values())))
+        return {name: found[key] for name, key in keys.items()}
+
+
+def _no_match(
+    trained: list[str], stored: list[str], base: ModelSource, adapter: AdapterSource
+) -> MalformedInput:
+    shown = [
+        ", ".join(
+            f"{printable(prefix)} ({count})"
+            for prefix, count in Counter(".".join(n.split(".")[:3]) for n in names).most_common(3)
         )
-    for side, prefix in (("base", base_prefix), ("adapter", adapter_prefix)):
-        if prefix:
-            message = (
-                f"the {side}'s names begin with '{printable(prefix)}', which was taken off to match them"
-            )
-            findings.append(Finding(code="prefix", severity="info", message=message))
-    return matched
+        or "none"
+        for names in (trained, stored)
+    ]
+    return MalformedInput(
+        f"got no adapter key that matches the base: it has {shown[0]}, expected the base's {shown[1]}",
+        remedy=f"{OTHER_BASE_REMEDY}; `intruscope layers {printable(base.name)}` lists its matrices",
+        file=adapter.path,
+    )
 
 
 def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, ...]) -> MatrixPair:
-    dense = not isinstance(update, LoraUpdate) or update.magnitude is not None or update.replaced is not None
-    extra = math.prod(view.shape) * _FLOAT32_BYTES * 2 if dense else 0
+    low_rank = isinstance(update, ExpertUpdate) or (isinstance(update, LoraUpdate) and update.is_low_rank)
+    extra = 0 if low_rank else math.prod(view.shape) * _FLOAT32_BYTES * 2
     return MatrixPair(
         name=view.name,
         kind=view.kind,
@@ -166,121 +243,6 @@ def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, .
         update=update,
         estimated_bytes=view.estimated_bytes + extra + 2 * sum(t.num_bytes for t in tensors),
     )
-
-
-def _updates(
-    module: AdaptedModule, views: tuple[TensorView, ...], adapter: AdapterSource
-) -> list[StoredUpdate] | None:
-    """One update per view; None for a head or embedding that was saved in another size."""
-    for tensor in module.roles.values():
-        if not tensor.decodable:
-            fact = f"got the dtype {tensor.dtype}, expected F64, F32, F16 or BF16"
-            raise UnsupportedFormat(
-                fact, remedy="save the adapter in float32", file=tensor.path, tensor=tensor.name
-            )
-    whole = views[0].tensor.shape
-    dense = module.roles.get("saved") or module.roles.get("replaced")
-    if dense is not None and dense.shape != whole:
-        if views[0].kind in ("embedding", "head"):
-            return None
-        raise _mismatch(dense, f"the shape {list(whole)} of the base's {printable(views[0].tensor.name)}")
-    if "saved" in module.roles:
-        return [SavedUpdate(tuned=replace(view, tensor=module.roles["saved"])) for view in views]
-    if "tokens" in module.roles:
-        return [_tokens_update(module, view, adapter) for view in views]
-    if "down" not in module.roles:
-        return [SavedUpdate(tuned=replace(view, tensor=module.roles["replaced"])) for view in views]
-    return [_lora_update(module, view, adapter) for view in views]
-
-
-def _mismatch(tensor: StoredTensor, expected: str) -> ShapeMismatch:
-    fact = f"got the shape {list(tensor.shape)}, expected {expected}"
-    return ShapeMismatch(fact, remedy=_REMEDY, file=tensor.path, tensor=tensor.name)
-
-
-def _tokens_update(module: AdaptedModule, view: TensorView, adapter: AdapterSource) -> TokensUpdate:
-    rows = module.roles["tokens"]
-    groups = adapter.config.token_indices if adapter.config is not None else {}
-    indices = next(
-        (
-            i
-            for name, i in groups.items()
-            if not name or module.name == name or module.name.endswith(f".{name}")
-        ),
-        (),
-    )
-    width, num_words = view.shape
-    if (
-        view.kind != "embedding"
-        or rows.shape != (len(indices), width)
-        or max(indices, default=0) >= num_words
-    ):
-        raise _mismatch(rows, f"[{len(indices)}, {width}] for words below {num_words} of an embedding")
-    return TokensUpdate(rows=rows, indices=indices)
-
-
-def _lora_update(module: AdaptedModule, view: TensorView, adapter: AdapterSource) -> LoraUpdate:
-    down, up = module.roles["down"], module.roles["up"]
-    enabled = adapter.config.enable_lora if adapter.config is not None else None
-    num_groups = sum(enabled) if enabled is not None else 1
-    if len(down.shape) < 2 or len(up.shape) < 2 or 0 in down.shape or 0 in up.shape:
-        raise _mismatch(
-            down if len(down.shape) < 2 or 0 in down.shape else up, "a factor with a rank of at least 1"
-        )
-    rank = up.shape[1]
-    if down.shape[0] != rank * num_groups or math.prod(up.shape[2:]) != 1:
-        raise _mismatch(up, f"[out, {down.shape[0] // num_groups}] to go with A of shape {list(down.shape)}")
-    scaling = _scaling(module, rank, down, adapter)
-    num_out, num_in = up.shape[0], math.prod(down.shape[1:])
-    if enabled is not None:
-        if num_out % num_groups:
-            raise _mismatch(up, f"rows that {num_groups} enabled parts share equally")
-        num_out = num_out // num_groups * len(enabled)
-    # An embedding's factors are (width, vocabulary) as our views of embeddings are. A Linear that is stored
-    # under an embedding's name, or an embedding under another, is the other way round.
-    swapped = module.is_embedding != (view.kind == "embedding") and view.expert is None
-    expected = view.whole_shape[::-1] if swapped else view.whole_shape
-    if (num_out, num_in) != expected:
-        fact = f"got an update of {num_out} x {num_in} (out x in), expected {expected[0]} x {expected[1]}"
-        fact += f" as {printable(view.tensor.name)} of the base"
-        raise ShapeMismatch(fact, remedy=_REMEDY, file=adapter.path, tensor=down.name)
-    magnitude = module.roles.get("magnitude")
-    if adapter.config is not None and adapter.config.use_dora != (magnitude is not None):
-        fact = "got a DoRA magnitude" if magnitude is not None else "got no DoRA magnitude"
-        fact += f", expected {'none' if magnitude is not None else 'one'} as use_dora in the config says"
-        raise MalformedInput(
-            fact, remedy="restore the adapter's own config", file=adapter.path, tensor=down.name
-        )
-    if magnitude is not None and (swapped or math.prod(magnitude.shape) != num_out):
-        raise _mismatch(magnitude, f"{num_out} magnitudes, one per output")
-    replaced = module.roles.get("replaced")
-    return LoraUpdate(
-        view=view,
-        down=down,
-        up=up,
-        scaling=scaling,
-        swapped=swapped,
-        enabled=enabled,
-        magnitude=magnitude,
-        replaced=None if replaced is None else replace(view, tensor=replaced),
-    )
-
-
-def _scaling(module: AdaptedModule, rank: int, down: StoredTensor, adapter: AdapterSource) -> float:
-    if adapter.config is not None:
-        told = adapter.config.rank_of(module.name)
-        if told != rank:
-            fact = f"got factors of rank {rank}, expected {told} as the config says"
-            remedy = "restore the adapter's own config"
-            raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=down.name)
-        return adapter.config.scaling_of(module.name)
-    if adapter.format == "diffusers":
-        # LoRALinearLayer multiplies by network_alpha / rank only where a network_alpha was given; its old
-        # files hold none.
-        return 1.0
-    if adapter.lora_alpha is None:
-        raise UsageError("got no alpha, expected one", remedy="give lora_alpha", file=adapter.path)
-    return adapter.lora_alpha / rank
 
 
 def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Finding]:
@@ -308,10 +270,14 @@ def _content_findings(
     if biased:
         message = f"{biased} low-rank layers also carry a bias (lora_bias); it changes no matrix"
         findings.append(Finding(code="lora-bias", severity="info", message=message))
-    ups = [module.roles["up"] for module in modules.values() if module.roles.keys() == {"down", "up"}]
-    if ups and len(ups) == len(modules) and all(_is_zero(up) for up in ups):
-        message = "this adapter changes nothing: every B is zero, so it was never trained"
-        findings.append(Finding(code="zero-adapter", severity="warning", message=message))
+    plain = [module.roles for module in modules.values() if module.roles.keys() == {"down", "up"}]
+    if plain and len(plain) == len(modules):
+        # B begins at zero, except where it is A (MiCA): such an adapter was never trained, or not saved.
+        zero = [next((f for f in ("up", "down") if _is_zero(roles[f])), None) for roles in plain]
+        if all(zero):
+            factor = "B" if set(zero) == {"up"} else "A or B"
+            message = f"this adapter changes nothing: every {factor} is zero, so it was never trained"
+            findings.append(Finding(code="zero-adapter", severity="warning", message=message))
     return findings
 
 

@@ -4,7 +4,7 @@ PEFT keeps A (R, in) and B (out, R) in this orientation for Linear and Conv1D al
 only says how the *base* is stored), so ΔW = s B A here always. Factors are read in float32 (float64 where
 stored so). Numbers that are not finite are left as they are: the analysis of the pair reports them.
 
-Shape suffixes: O out, I in, R rank, F rows of the whole (fused) matrix.
+Shape suffixes: O out, I in, R rank, N words, F rows of the whole (fused) matrix.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class LoraUpdate(StoredUpdate):
     magnitude: StoredTensor | None = None
     replaced: TensorView | None = None
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the update is its factors; not for DoRA, nor where the base itself was replaced."""
+        return self.magnitude is None and self.replaced is None
+
     def load(self, base_OI: torch.Tensor) -> LowRankUpdate | DenseUpdate:
         """Read the factors; the tuned matrix instead for DoRA and for a replaced base.
 
@@ -74,7 +79,7 @@ class LoraUpdate(StoredUpdate):
         if self.swapped:
             left_FR, right_RI = right_RI.T.contiguous(), left_FR.T.contiguous()
         left_OR = self.view.select_rows(left_FR)
-        if self.magnitude is None and self.replaced is None:
+        if self.is_low_rank:
             return LowRankUpdate(left_OR=left_OR, right_RI=right_RI)
         dtype = torch.promote_types(dtype, base_OI.dtype)
         start = base_OI if self.replaced is None else self.replaced.load()
@@ -85,7 +90,8 @@ class LoraUpdate(StoredUpdate):
                 tuned_OI, dim=1, keepdim=True
             )
             tuned_OI = tuned_OI * factor_O1
-        return DenseUpdate(tuned_OI=tuned_OI)
+        # Of an embedding that was resized, the words that the base has too.
+        return DenseUpdate(tuned_OI=tuned_OI[:, : self.view.shape[1]])
 
     def _scattered(self, up: torch.Tensor) -> torch.Tensor:
         """(out, R * groups) with one block of B per enabled part, zero elsewhere."""
@@ -117,7 +123,10 @@ class SavedUpdate(StoredUpdate):
 
 @dataclass(frozen=True, kw_only=True)
 class TokensUpdate(StoredUpdate):
-    """Some words of an embedding were trained: their rows as stored, columns here, are replaced."""
+    """Some words of an embedding were trained: their rows as stored, columns here, are replaced.
+
+    Words past the base's vocabulary are new and have nothing to be compared with.
+    """
 
     rows: StoredTensor
     indices: tuple[int, ...]
@@ -129,5 +138,7 @@ class TokensUpdate(StoredUpdate):
             MalformedInput: the file changed since planning.
         """
         tuned_OI = base_OI.clone()
-        tuned_OI[:, list(self.indices)] = _read_wide(self.rows).T.to(base_OI.dtype)
+        old = [(row, word) for row, word in enumerate(self.indices) if word < base_OI.shape[1]]
+        rows_NO = _read_wide(self.rows)[[row for row, _ in old]]
+        tuned_OI[:, [word for _, word in old]] = rows_NO.T.to(base_OI.dtype)
         return DenseUpdate(tuned_OI=tuned_OI)

@@ -67,7 +67,7 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
     tuned_listing = base_matrices(
         tuned if tuned.config else replace(tuned, config=base.config), origin="tuned"
     )
-    base_prefix, tuned_prefix = _find_prefixes(base_listing.matrices, tuned_listing.matrices)
+    base_prefix, tuned_prefix = find_prefixes(base_listing.matrices, tuned_listing.matrices)
     tuned_of = {name.removeprefix(tuned_prefix): name for name in tuned_listing.matrices}
     plan = _Plan()
     if base_prefix or tuned_prefix:
@@ -101,6 +101,11 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         inputs=(*base.inputs, *tuned.inputs),
         complete=gaps == 0,
     )
+
+
+def is_word_matrix(view: TensorView) -> bool:
+    """Whether rows of the stored tensor are words, so that a resized vocabulary has a common beginning."""
+    return view.kind == "embedding" or view.name.rpartition(".")[2] in _WORD_HEADS
 
 
 def _full_name(source: ModelSource) -> str:
@@ -148,8 +153,7 @@ class _Plan:
                     file=tuned_views[0].tensor.path,
                     tensor=tuned_name,
                 )
-            is_words = kind == "embedding" or base_views[0].name.rpartition(".")[2] in _WORD_HEADS
-            if not is_words or len(base_shape) != 2 or base_shape[1:] != tuned_shape[1:]:
+            if not is_word_matrix(base_views[0]) or len(base_shape) != 2 or base_shape[1:] != tuned_shape[1:]:
                 sizes = f"{list(base_shape)} in the base, {list(tuned_shape)} in the tuned model"
                 self.skip(base_name, "base", f"a {kind} of another size: {sizes}")
                 self.skip(tuned_name, "tuned", f"a {kind} of another size: {sizes}")
@@ -188,7 +192,7 @@ class _Plan:
             )
 
 
-def _find_prefixes(base: Iterable[str], tuned: Iterable[str]) -> tuple[str, str]:
+def find_prefixes(base: Iterable[str], tuned: Iterable[str]) -> tuple[str, str]:
     """The prefix to take off each side so that the most names agree; none when names agree as they are.
 
     Candidates are the first one to three words of the names. Taking off a prefix must leave every name
