@@ -1,0 +1,223 @@
+"""Claim: a full checkpoint on an unrelated base is noticed, and no fine-tune is mistaken for one.
+
+Measures the statistic of the ``wrong-base-suspected`` finding (median ‖ΔW‖_F / ‖W_base‖_F over the
+matrices) on honest cases: what was trained from its base (must stay silent), the same configuration
+trained from another seed, untrained weights (must be noticed), and a sibling, that is another model
+trained from the same ancestor (cannot be noticed: it is as near as a fine-tune). Then asks of adapters,
+whose update has no size to give them away, whether its place in the base's leading singular space does:
+the share of ‖ΔW‖² within the base's top vectors, against what a random update has there, on the base that
+the adapter was trained on and on others.
+
+Small Llamas are trained on the spot; MiniLM cases are added where its folder and runs of
+``examples/train_minilm_sst2.py`` are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import publish
+from intruscope.demo.finetune import LoopSettings, encode, train, train_linear_weights, with_lora
+from intruscope.demo.pretrain import Architecture, new_model
+from intruscope.demo.run import MODEL
+from intruscope.demo.texts import language_reference, library_texts
+from intruscope.spectra.findings import WRONG_BASE_THRESHOLD
+from intruscope.spectra.scan import plan
+from intruscope.weights.matrices import LowRankUpdate, MatrixPair
+
+SMALL = Architecture(num_layers=2, width=128, feed_forward=344, max_positions=128)
+NUM_TOP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A base, what is scanned against it, and how they belong together."""
+
+    name: str
+    relation: str  # "right", "other" (unrelated) or "sibling" (same ancestor)
+    base: Path
+    tuned: Path
+
+
+def small_models(folder: Path, seeds: range) -> list[Case]:
+    """Pre-train one small model per seed, fine-tune each in full and with LoRA, and cross them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    library = encode(tokenizer, library_texts(held_out=False)[:80])
+    reference = encode(tokenizer, language_reference()[0])
+    for seed in seeds:
+        base = folder / f"base-{seed}"
+        new_model(SMALL, seed=seed + 100).save_pretrained(folder / f"untrained-{seed}")
+        model = new_model(SMALL, seed=seed)
+        settings = LoopSettings(
+            learning_rate=3e-3, num_steps=200, batch=8, context=64, schedule="one-cycle", seed=seed
+        )
+        train(model, library, settings, precision="float32")
+        model.save_pretrained(base)
+        for method, rate in (("full", 1e-3), ("lora", 5e-3)):
+            tuned = type(model).from_pretrained(base, dtype=torch.float32).requires_grad_(False)
+            tuned = train_linear_weights(tuned) if method == "full" else with_lora(tuned, rank=8, seed=seed)
+            settings = LoopSettings(learning_rate=rate, num_steps=150, batch=8, context=64, seed=seed)
+            train(tuned, reference, settings, precision="float32")
+            if method == "lora":
+                tuned.save_pretrained(folder / f"lora-{seed}", save_embedding_layers=False)
+                tuned.merge_and_unload().save_pretrained(folder / f"merged-{seed}")
+            else:
+                tuned.save_pretrained(folder / f"full-{seed}")
+    cases = []
+    for method in ("full", "merged", "lora"):
+        for seed in seeds:
+            for other in seeds:
+                cases.append(
+                    Case(
+                        name=f"small {method} of seed {seed} on base {other}",
+                        relation="right" if seed == other else "other",
+                        base=folder / f"base-{other}",
+                        tuned=folder / f"{method}-{seed}",
+                    )
+                )
+            cases.append(
+                Case(
+                    name=f"small {method} of seed {seed} on untrained weights",
+                    relation="other",
+                    base=folder / f"untrained-{seed}",
+                    tuned=folder / f"{method}-{seed}",
+                )
+            )
+    return cases
+
+
+def minilm_cases(minilm: Path, mlm: Path, runs: Path, folder: Path) -> list[Case]:
+    """MiniLM, what was trained from it (as a masked LM, on SST-2), and untrained weights."""
+    from transformers import AutoConfig, AutoModel
+
+    untrained = folder / "untrained-minilm"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(AutoConfig.from_pretrained(minilm)).save_pretrained(untrained)
+    cases = [
+        Case(name="MiniLM trained on as a masked LM", relation="right", base=minilm, tuned=mlm),
+        Case(name="untrained MiniLM", relation="other", base=minilm, tuned=untrained),
+    ]
+    for run in sorted(path.parent for path in runs.glob("*/figures.json")):
+        for name, relation, base in (
+            ("MiniLM", "right", minilm),
+            ("the masked LM", "sibling", mlm),
+            ("untrained MiniLM", "other", untrained),
+        ):
+            cases.append(Case(name=f"SST-2 {run.name} on {name}", relation=relation, base=base, tuned=run))
+    return cases
+
+
+def statistics_of(pair: MatrixPair) -> dict[str, float]:
+    """Relative size of one update, and its shares in the base's leading spaces against chance."""
+    base_OI = pair.base.load().double()
+    update = pair.update.load(base_OI.float())
+    if isinstance(update, LowRankUpdate):
+        delta_OI = update.left_OR.double() @ update.right_RI.double()
+    else:
+        delta_OI = update.tuned_OI.double() - base_OI
+    energy = float(delta_OI.square().sum())
+    if energy == 0.0:
+        return {"relative_norm": 0.0}
+    relative = {"relative_norm": (energy / float(base_OI.square().sum())) ** 0.5}
+    if pair.scope != "paper":
+        return relative
+    left, _, right = torch.svd_lowrank(base_OI, q=NUM_TOP + 8, niter=4)
+    shares = (
+        float((left[:, :NUM_TOP].T @ delta_OI).square().sum()) / energy,
+        float((delta_OI @ right[:, :NUM_TOP]).square().sum()) / energy,
+    )
+    return {
+        **relative,
+        "left_share_over_chance": shares[0] * base_OI.shape[0] / NUM_TOP,
+        "right_share_over_chance": shares[1] * base_OI.shape[1] / NUM_TOP,
+    }
+
+
+def measure(case: Case) -> dict[str, object]:
+    """Medians over the matrices of the paper's scope, and over all as the finding takes them."""
+    torch.manual_seed(0)  # of the randomised SVD
+    pairs = plan(str(case.base), str(case.tuned)).pairs
+    adapter = (case.tuned / "adapter_config.json").exists()
+    found = [(pair.scope, statistics_of(pair)) for pair in pairs if min(pair.base.shape) > NUM_TOP + 8]
+    record: dict[str, object] = {
+        "name": case.name,
+        "relation": case.relation,
+        "adapter": adapter,
+        "matrices": len(found),
+        "relative_norm": statistics.median(values["relative_norm"] for _, values in found),
+        "largest_relative_norm": max(values["relative_norm"] for _, values in found),
+        "smallest_relative_norm": min(values["relative_norm"] for _, values in found),
+    }
+    for key in ("left_share_over_chance", "right_share_over_chance"):
+        inside = [values[key] for scope, values in found if scope == "paper" and key in values]
+        record[key] = statistics.median(inside) if inside else None
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}
+
+
+def separation(records: list[dict[str, object]], key: str) -> dict[str, object]:
+    """How well a statistic tells the right base: the chance that it is larger there than on another (AUC)."""
+    right, other = (
+        [float(record[key]) for record in records if record["adapter"] and record["relation"] == relation]  # type: ignore[arg-type]
+        for relation in ("right", "other")
+    )
+    wins = [(a > b) + 0.5 * (a == b) for a in right for b in other]
+    return {
+        "auc": round(statistics.mean(wins), 4),
+        "right": [min(right), max(right)],
+        "other": [min(other), max(other)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="small models to train and cross")
+    parser.add_argument("--minilm", type=Path)
+    parser.add_argument("--mlm", type=Path)
+    parser.add_argument("--runs", type=Path, help="what examples/train_minilm_sst2.py wrote")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cases = small_models(folder, range(given.seeds))
+        if given.minilm and given.mlm and given.runs:
+            cases += minilm_cases(given.minilm, given.mlm, given.runs, folder)
+        records = [measure(case) for case in cases]
+    full = [record for record in records if not record["adapter"]]
+    noticed = {
+        relation: [
+            float(record["relative_norm"]) > WRONG_BASE_THRESHOLD  # type: ignore[arg-type]
+            for record in full
+            if record["relation"] == relation
+        ]
+        for relation in ("right", "other", "sibling")
+    }
+    publish(
+        "wrong_base",
+        {
+            "threshold": WRONG_BASE_THRESHOLD,
+            "full_checkpoints": {
+                "false_alarms": f"{sum(noticed['right'])} of {len(noticed['right'])}",
+                "noticed": f"{sum(noticed['other'])} of {len(noticed['other'])}",
+                "siblings_noticed": f"{sum(noticed['sibling'])} of {len(noticed['sibling'])}",
+                "largest_right": max(float(r["relative_norm"]) for r in full if r["relation"] == "right"),  # type: ignore[arg-type]
+                "smallest_other": min(float(r["relative_norm"]) for r in full if r["relation"] == "other"),  # type: ignore[arg-type]
+            },
+            "adapters": {
+                key: separation(records, key)
+                for key in ("relative_norm", "left_share_over_chance", "right_share_over_chance")
+            },
+            "cases": records,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
