@@ -6,6 +6,7 @@ import csv
 import io
 from typing import IO, TYPE_CHECKING
 
+from intruscope.report.words import printable_text
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ COLUMNS: dict[str, str] = {
 }
 """Column names in order, with their Arrow types. ``rank`` counts from 1; ``base_index`` from 0."""
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def rows(report: ScanReport) -> Iterator[tuple[Cell, ...]]:
@@ -51,7 +52,9 @@ def rows(report: ScanReport) -> Iterator[tuple[Cell, ...]]:
 
 
 def write_csv(report: ScanReport, path: Path) -> None:
-    """Write the rows as UTF-8 CSV; text that a spreadsheet would run as a formula gets a leading quote.
+    """Write the rows as UTF-8 CSV that no spreadsheet runs or breaks in two.
+
+    Text that would be a formula gets a leading quote; control and bidirectional characters are escaped.
 
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
@@ -114,5 +117,7 @@ def _encodable(cell: Cell) -> Cell:
 
 
 def _defused(cell: Cell) -> Cell:
-    cell = _encodable(cell)
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+    if not isinstance(cell, str):
+        return cell
+    cell = printable_text(cell)
+    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell

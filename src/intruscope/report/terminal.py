@@ -204,7 +204,7 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         first = members[0]
         place = "" if first.matrix is None else f"{printable(first.matrix)}: "
         more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
-        text = Text(f"{severity} [{code}] ", style=_STYLE[severity])
+        text = Text(f"{severity} [{printable(code)}] ", style=_STYLE[severity])
         lines.append(text.append(f"{place}{printable_text(first.message)}{more}", style="default"))
     hidden = len(lines) - _MAX_FINDINGS
     return lines if hidden <= 0 else [*lines[:_MAX_FINDINGS], Text(f"and {hidden} kinds of findings more")]
