@@ -84,6 +84,7 @@ def scan(
         prove=prove,
         threads=threads,
     )
+    deadline, memory = _above_zero(deadline, "--deadline"), _above_zero(memory, "--memory")
     _check_device(device)
     targets = Targets(json=json, csv=csv, parquet=parquet, html=html, plots=plots, with_maps=maps > 0)
     targets.check([base, tuned], work=work, force=force)
@@ -143,6 +144,14 @@ def _not_negative(value: int, name: str) -> int:
     if value >= 0:
         return value
     raise UsageError(f"{name} is {value}, expected 0 or more", remedy=f"leave {name} out, or raise it")
+
+
+def _above_zero(value: float | None, name: str) -> float | None:
+    if value is None or 0.0 < value < float("inf"):
+        return value
+    raise UsageError(
+        f"{name} is {value:g}, expected a number above 0", remedy=f"leave {name} out, or raise it"
+    )
 
 
 def _check_device(device: str) -> None:
