@@ -1,6 +1,8 @@
-"""Adapters that others published: all are read, on a synthetic base of their modules' shapes.
+"""Adapters that others published: all are read.
 
-The expected update is each format's own arithmetic, written out independently in float64.
+Where PEFT loads one, its own merge of a seeded base in float64 is the expected update, over the first two
+layers. All layers, and the formats that PEFT does not read, are held against the format's own arithmetic,
+written out independently in float64.
 """
 
 from __future__ import annotations
@@ -10,15 +12,89 @@ import math
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import UnsafeInput, UnsupportedFormat
+from intruscope.weights.layout import base_matrices
+from intruscope.weights.matrices import DenseUpdate
 from intruscope.weights.names import parse_name
 from intruscope.weights.source import open_model
 
 pytestmark = pytest.mark.real
+
+
+def _gpt2(num_labels):
+    config = transformers.GPT2Config(n_layer=2, vocab_size=64, num_labels=num_labels, pad_token_id=0)
+    return transformers.GPT2ForSequenceClassification(config)
+
+
+def _distilbert():
+    config = transformers.DistilBertConfig(n_layers=2, vocab_size=64, num_labels=2)
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def _gpt_neo():
+    config = transformers.GPTNeoConfig(
+        hidden_size=768, num_layers=2, num_heads=12, vocab_size=64, attention_types=[[["global", "local"], 1]]
+    )
+    return transformers.GPTNeoForCausalLM(config)
+
+
+def _gpt_oss():
+    config = transformers.GptOssConfig(
+        num_hidden_layers=2, vocab_size=64, num_local_experts=2, num_experts_per_tok=1, intermediate_size=8,
+        layer_types=["full_attention"] * 2,
+    )  # fmt: skip
+    return transformers.GptOssForCausalLM(config)
+
+
+# The model, and how many matrices of two layers the adapter changes: c_attn is q, k and v.
+_LOADED_BY_PEFT = {
+    "gpt2-seqcls-a": (lambda: _gpt2(6), 2 * 5 + 1),
+    "gpt2-seqcls-b": (lambda: _gpt2(2), 2 * 5 + 1),
+    "distilbert-sentiment": (_distilbert, 2 * 2 + 2),
+    "gpt-neo-125m": (_gpt_neo, 2 * 2),
+    "gpt-oss-20b": (_gpt_oss, 2 * 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", _LOADED_BY_PEFT)
+def test_the_update_is_what_peft_merges_in_float64(name, real_adapters, tmp_path):
+    from peft import PeftModel
+
+    make, count = _LOADED_BY_PEFT[name]
+    torch.manual_seed(0)
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(model.double(), real_adapters / name)
+    loaded.merge_and_unload(safe_merge=True).save_pretrained(tmp_path / "merged")
+    base, merged = open_model(tmp_path / "base"), open_model(tmp_path / "merged")
+    pairing = pair_adapter(base, open_adapter(real_adapters / name))
+    pairs = {pair.name: pair for pair in pairing.pairs}
+    assert len(pairs) == count
+    twins = base_matrices(merged).matrices
+    for stored, views in base_matrices(base).matrices.items():
+        for view, twin in zip(views, twins[stored], strict=True):
+            base_OI, merged_OI = view.load(), twin.load()
+            assert merged_OI.dtype == torch.float64
+            if view.name not in pairs:
+                assert torch.equal(base_OI.double(), merged_OI), view.name
+                continue
+            update = pairs[view.name].update.load(base_OI)
+            if isinstance(update, DenseUpdate):
+                got_OI = update.tuned_OI.double() - base_OI.double()
+            else:
+                got_OI = update.left_OR.double() @ update.right_RI.double()
+            delta_OI = merged_OI - base_OI.double()
+            scale = torch.linalg.vector_norm(delta_OI)
+            assert scale > 0
+            # The factors are read in float32, as they are stored, and scaled there.
+            assert torch.linalg.vector_norm(got_OI - delta_OI) <= 2e-7 * scale, view.name
+
 
 # Folder, model type, alpha / rank, and which module's (out, in) is stored transposed (Conv1D).
 _PEFT = {

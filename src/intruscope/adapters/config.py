@@ -25,7 +25,11 @@ _CONVERT_REMEDY = (
     "save it with path_initial_model_for_weight_conversion, which turns it into a plain LoRA, or "
     + MERGE_REMEDY
 )
-_PROMPTS = ("P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
+_PROMPTS = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"),
+    *("CPT", "CARTRIDGE"),
+)
+_PROMPT_REMEDY = "leave it out: it adds to the input and changes no matrix"
 _KNOWN_USES = frozenset({"use_rslora", "use_dora"})
 _REFUSED_OPTIONS = {
     "alora_invocation_tokens": "activated LoRA (no static update)",
@@ -104,12 +108,9 @@ def read_config(path: Path) -> AdapterConfig:
     raw = read_json_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
-        adds_no_weights = isinstance(kind, str) and ("PROMPT" in kind or kind in _PROMPTS)
         raise UnsupportedFormat(
             f"got an adapter of type {printable(kind)}, expected LORA",
-            remedy="leave it: it adds to the input and changes no matrix"
-            if adds_no_weights
-            else MERGE_REMEDY,
+            remedy=_PROMPT_REMEDY if kind in _PROMPTS else MERGE_REMEDY,
             file=path,
             tensor="peft_type",
         )
