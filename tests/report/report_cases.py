@@ -110,14 +110,14 @@ def matrix(rng, name, kind, layer, *, intruders, settings, scope="paper", map_si
         sides=tuple(
             side(
                 rng,
-                intruders=intruders,
+                intruders=intruders + place,  # the sides differ, so that a mix-up shows
                 k=k,
                 epsilon=settings.epsilon,
                 name=each,
                 map_size=map_size,
                 null=null,
             )
-            for each in sides
+            for place, each in enumerate(sides)
         ),
         update=UpdateReport(
             frobenius_norm=norm,

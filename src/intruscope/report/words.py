@@ -52,4 +52,6 @@ def percent(fraction: float) -> str:
 
 def printable_text(text: str) -> str:
     """Escape what does not print, without the cut that names get: sentences may be long."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

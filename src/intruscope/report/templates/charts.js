@@ -14,8 +14,8 @@ function responsive(parent, draw) {
     drawn = width;
     parent.replaceChildren(draw(width));
   };
-  new ResizeObserver(redraw).observe(parent);
-  requestAnimationFrame(redraw);
+  // Also called once at the start. Drawing changes the height, which an observer may not do while it observes.
+  new ResizeObserver(() => requestAnimationFrame(redraw)).observe(parent);
   return { node: parent, refresh: () => { drawn = 0; redraw(); } };
 }
 

@@ -41,10 +41,11 @@ function heat(section) {
     const cells = DATA.reports.map(report => heatCells(report, quantity, side));
     const scale = heatScale(quantity, cells);
     const kinds = [...new Set(cells.flatMap(each => [...each.values()].map(cell => cell.kind)))].sort((a, b) => kindOrder(a) - kindOrder(b) || (a < b ? -1 : 1));
+    const tables = DATA.reports.map((report, index) => responsive(element("div", { class: "scroll" }), width => heatTable(report, index, cells[index], kinds, scale, quantity, side, width)));
     body.replaceChildren(
-      element("div", { class: "row" }, DATA.reports.map((report, index) => element("div", { class: "card" }, heading(index, report),
-        responsive(element("div", { class: "scroll" }), width => heatTable(report, index, cells[index], kinds, scale, quantity, side, width)).node))),
+      element("div", { class: "row" }, DATA.reports.map((report, index) => element("div", { class: "card" }, heading(index, report), tables[index].node))),
       scaleBar(scale));
+    tables.forEach(table => table.refresh());
   };
   section.append(
     element("p", { class: "lead" }, "Layers across, modules down. Choose a cell to open its matrix below."),
