@@ -33,7 +33,7 @@ def two_scans():
         random.Random(9), HOSTILE, "q", 3, intruders=4, settings=settings, scope="other", map_size=5
     )
     first = cases.scan(21, layers=3, side="both", maps=5, null=True, extra=(odd, cases.refused("bad", 7)))
-    second = cases.scan(22, layers=3, side="both", rate=0.3)
+    second = cases.scan(22, layers=3, side="both", rate=0.8)
     return first, second
 
 
