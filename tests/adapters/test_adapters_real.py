@@ -8,7 +8,6 @@ written out independently in float64.
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
@@ -115,24 +114,25 @@ def _base(folder, shapes, config):
     return open_model(folder)
 
 
-def _deltas(pairing):
+def _deltas(pairing, names):
     """Module name to its update, the parts of fused matrices put together in their stored row order."""
     whole = {}
     for pair in pairing.pairs:
-        update = pair.update.load(torch.empty(0))
-        if not hasattr(update, "left_OR"):
-            continue
-        delta = update.left_OR.double() @ update.right_RI.double()
         view = pair.base
-        target = whole.setdefault(
-            view.tensor.name.removesuffix(".weight"), torch.zeros(view.whole_shape, dtype=torch.float64)
-        )
+        name = view.tensor.name.removesuffix(".weight")
+        if name not in names:
+            continue
+        update = pair.update.load(torch.empty(0))
+        delta = update.left_OR.double() @ update.right_RI.double()
+        target = whole.setdefault(name, torch.zeros(view.whole_shape, dtype=torch.float64))
         rows = range(len(delta)) if view.rows is None else view.rows.indices()
         target[list(rows)] = delta
     return whole
 
 
-def _check(got, expected):
+def _check(pairing, expected):
+    """Every expected module, in float64."""
+    got = _deltas(pairing, expected)
     assert got.keys() == expected.keys()
     for name, delta in expected.items():
         assert torch.linalg.vector_norm(delta) > 0
@@ -156,7 +156,7 @@ def test_published_peft_adapters(name, real_adapters, tmp_path):
     shapes = {m: tuple(d.shape[::-1] if conv1d else d.shape) for m, d in expected.items()}
     base = _base(tmp_path / "base", shapes, {"model_type": model_type})
     pairing = pair_adapter(base, open_adapter(path))
-    _check(_deltas(pairing), expected)
+    _check(pairing, expected)
     assert {e.tensor for e in pairing.coverage if e.origin == "adapter"} == set(tensors)
     assert pairing.complete == (model_type != "gpt_oss")
 
@@ -166,20 +166,29 @@ def test_bloom_with_enable_lora(real_adapters, tmp_path):
     with pytest.raises(UnsafeInput):
         open_adapter(folder)
     tensors = torch.load(folder / "adapter_model.bin", weights_only=True, map_location="cpu")
+    downs = {
+        key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): key
+        for key in tensors
+        if key.endswith("lora_A.weight")
+    }
+    assert len(downs) == 24
     expected = {}
-    for key, down in tensors.items():
-        if key.endswith("lora_A.weight"):
+    for module, key in downs.items():
+        if ".h.0." in module or ".h.23." in module:  # of all of them, dense twins would take long
+            down = tensors[key]
             up = tensors[key.replace("lora_A", "lora_B")]
             # As MergedLinear merged: a grouped convolution, scaled by alpha / r, padded to enabled thirds.
             grouped = torch.nn.functional.conv1d(down.double()[None], up.double(), groups=2)[0] * (16 / 8)
             delta = torch.zeros(3072, 1024, dtype=torch.float64)
             delta[:1024], delta[2048:] = grouped[:1024], grouped[1024:]
-            expected[key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")] = delta
-    shapes = dict.fromkeys(expected, (3072, 1024))
+            expected[module] = delta
+    shapes = dict.fromkeys(downs, (3072, 1024))
     base = _base(tmp_path / "base", shapes, {"model_type": "bloom", "hidden_size": 1024, "n_head": 16})
     pairing = pair_adapter(base, open_adapter(folder, allow_pickle=True))
-    assert {p.kind for p in pairing.pairs} == {"q", "k", "v"}
-    _check(_deltas(pairing), expected)
+    assert [p.kind for p in pairing.pairs] == ["q", "k", "v"] * 24
+    assert pairing.complete
+    assert len(expected) == 2
+    _check(pairing, expected)
 
 
 def test_loralib_needs_its_alpha(real_adapters, tmp_path):
@@ -196,19 +205,24 @@ def test_loralib_needs_its_alpha(real_adapters, tmp_path):
         tmp_path / "base", {m: tuple(d.shape) for m, d in expected.items()}, {"model_type": "roberta"}
     )
     pairing = pair_adapter(base, open_adapter(folder, allow_pickle=True, lora_alpha=16))
-    _check(_deltas(pairing), expected)
+    _check(pairing, expected)
 
 
 def test_diffusers_attention_processors(real_adapters, tmp_path):
     folder = real_adapters / "sd15-diffusers-unet"
     tensors = load_file(folder / "pytorch_lora_weights.safetensors")
-    expected = {}
+    shapes, expected = {}, {}
     for key, down in tensors.items():
         if key.endswith("_lora.down.weight"):
             module = key.removesuffix("_lora.down.weight").replace("processor.", "")
             module += ".0" if module.endswith("to_out") else ""
-            expected[module] = tensors[key.replace(".down.", ".up.")].double() @ down.double()
-    assert len(expected) == 128
-    assert math.prod(expected[next(iter(expected))].shape) == 320 * 320
-    base = _base(tmp_path / "base", {m: tuple(d.shape) for m, d in expected.items()}, {})
-    _check(_deltas(pair_adapter(base, open_adapter(folder))), expected)
+            up = tensors[key.replace(".down.", ".up.")]
+            shapes[module] = (len(up), down.shape[1])
+            if module.startswith(("down_blocks.0.", "up_blocks.3.")):
+                expected[module] = up.double() @ down.double()
+    assert len(shapes) == 128
+    assert {shapes[module] for module in expected} == {(320, 320), (320, 768)}
+    pairing = pair_adapter(_base(tmp_path / "base", shapes, {}), open_adapter(folder))
+    assert len(pairing.pairs) == 128
+    assert pairing.complete
+    _check(pairing, expected)

@@ -199,6 +199,8 @@ def find_prefixes(base: Iterable[str], tuned: Iterable[str]) -> tuple[str, str]:
     of that side unique. One side is tried before both.
     """
     base_names, tuned_names = list(base), list(tuned)
+    if set(base_names) <= set(tuned_names) or set(tuned_names) <= set(base_names):
+        return "", ""  # nothing could agree better
     base_candidates, tuned_candidates = _candidates(base_names), _candidates(tuned_names)
     one_side = [("", ""), *((p, "") for p in base_candidates), *(("", p) for p in tuned_candidates)]
     both = [(b, t) for b in base_candidates for t in tuned_candidates]

@@ -8,6 +8,7 @@ cache, whose ``snapshots/<commit>/`` hold links into ``blobs/``.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,15 +50,17 @@ class ShardIndex:
                 remedy="download the missing files",
                 file=self.path,
             )
+        told_of: dict[str, set[str]] = defaultdict(set)
+        for name, shard in self.shard_of.items():
+            told_of[shard].add(name)
         tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             held = read_file(file)
-            told = {name for name, shard in self.shard_of.items() if shard == file.name}
             for name in held:
                 if name in tensors:
                     fact = f"got it also in {tensors[name].path.name}, expected each tensor in one shard"
                     raise MalformedInput(fact, remedy=_AGAIN, file=file, tensor=name)
-            _check_same(told, set(held), file)
+            _check_same(told_of[file.name], set(held), file)
             tensors.update(held)
         return tensors
 
