@@ -227,6 +227,29 @@ def test_an_adapter_in_8_bits_is_refused_and_not_decoded(base, write_adapter, ad
     adapter_refused(lambda: pair_adapter(base, adapter), 4, says="F8_E4M3", remedy="float32")
 
 
+@pytest.mark.parametrize("rest", [{}, {"model.layers.0.self_attn.k_proj.weight": torch.randn(6, 4)}])
+def test_a_quantised_base_is_named_as_the_reason(rest, tmp_path, write_adapter, adapter_refused):
+    (tmp_path / "packed").mkdir()
+    packed = {
+        "model.layers.0.self_attn.q_proj.weight": torch.zeros(12, 1).byte(),
+        "norm.weight": torch.ones(4),
+    }
+    save_file({**packed, **rest}, tmp_path / "packed" / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    base = open_model(tmp_path / "packed")
+    tensors = _factors()
+    if rest:
+        tensors |= _factors(key=_KEY.replace("q_proj", "k_proj"))
+        pairing = pair_adapter(base, open_adapter(write_adapter(tensors)))
+        assert not pairing.complete
+        reasons = {e.reason for e in pairing.coverage if "q_proj.lora" in e.tensor}
+        assert reasons == {"the base is quantised with bitsandbytes"}
+    else:
+        adapter = open_adapter(write_adapter(tensors))
+        adapter_refused(lambda: pair_adapter(base, adapter), 4, says="bitsandbytes", remedy="unquantised")
+
+
 def test_what_training_leaves_beside_an_adapter_is_never_opened(base, write_adapter):
     folder = write_adapter(_factors())
     for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt", "optimizer.bin"):

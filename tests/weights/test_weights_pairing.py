@@ -174,6 +174,40 @@ def test_quantised_weights_leave_the_coverage_incomplete(model):
     assert not pair_checkpoints(base, gptq).complete
 
 
+_U8, _I32, _SCALES = torch.zeros(4, 4).byte(), torch.zeros(4, 4).int(), torch.ones(4, 4)
+_Q = "layers.0.self_attn.q_proj"
+QUANTISED = {
+    "bitsandbytes": (
+        {f"{_Q}.weight": _U8, f"{_Q}.weight.absmax": (4,), f"{_Q}.weight.quant_map": (16,)},
+        "weight",
+    ),
+    "int8": ({f"{_Q}.weight": _U8.char(), f"{_Q}.SCB": (4,)}, "weight"),
+    "awq": ({f"{_Q}.qweight": _I32, f"{_Q}.qzeros": _I32.clone(), f"{_Q}.scales": _SCALES}, "qweight"),
+    "mxfp4": ({f"{_Q}_blocks": _U8, f"{_Q}_scales": _U8.clone()}, "_blocks"),
+    "fp8": (
+        {f"{_Q}.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn), f"{_Q}.weight_scale_inv": _SCALES},
+        "weight",
+    ),
+    "compressed-tensors": ({f"{_Q}.weight_packed": _I32, f"{_Q}.weight_scale": _SCALES}, "weight_packed"),
+}
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("method", QUANTISED)
+def test_each_quantised_format_is_a_gap_by_name_and_its_scales_are_no_matrices(model, method, told):
+    tensors, leaf = QUANTISED[method]
+    config = {**LLAMA, "quantization_config": {"quant_method": method}} if told else LLAMA
+    source = model("packed", {**tensors, "layers.0.mlp.down_proj.weight": (4, 6)}, config)
+    listing = base_matrices(source)
+    assert {name for name in listing.gaps if name.endswith(leaf)} == listing.gaps
+    assert len(listing.gaps) == 1
+    assert list(listing.matrices) == ["layers.0.mlp.down_proj.weight"]
+    (reason,) = [entry.reason for entry in listing.skipped if entry.tensor in listing.gaps]
+    assert "quantised" in reason
+    assert not told or method in reason
+    assert not pair_checkpoints(model("base", BLOCK), source).complete
+
+
 def test_convolutions_are_flattened_and_vectors_skipped(model):
     source = model(
         "conv", {"conv1.weight": (5, 3, 2, 2), "layers.0.conv1d.weight": (4, 1, 3), "b.bias": (5,)}

@@ -16,7 +16,7 @@ from intruscope.adapters.experts import (
 from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
 from intruscope.adapters.keys import AdaptedModule, sort_keys
 from intruscope.adapters.updates import LoraUpdate
-from intruscope.errors import MalformedInput, printable
+from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
@@ -78,7 +78,8 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         if name not in match.stored and name not in match.parameters:
             is_new = module.roles.keys() == {"saved"}
             num_gaps += not is_new
-            plan.skip(module, _NOT_STORED if not is_new else _SAVED_ONLY)
+            missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
+            plan.skip(module, _SAVED_ONLY if is_new else missing)
     for stored, views in listing.matrices.items():
         plan.add_base(stored, views)
     plan.coverage.extend(listing.skipped)
@@ -216,6 +217,13 @@ class _Match:
 def _no_match(
     trained: list[str], stored: list[str], base: ModelSource, adapter: AdapterSource
 ) -> MalformedInput:
+    if base.unreadable is not None:
+        return UnsupportedFormat(
+            f"got a base {base.unreadable}, which holds no matrix that the adapter changes, "
+            "expected float64, float32, float16 or bfloat16",
+            remedy="give the unquantised model that this base was made from",
+            file=base.path,
+        )
     shown = [
         ", ".join(
             f"{printable(prefix)} ({count})"

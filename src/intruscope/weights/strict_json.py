@@ -66,6 +66,9 @@ def parse_json_object(text: bytes, *, file: Path) -> dict[str, Any]:
         MalformedInput: not UTF-8, not JSON, not an object, duplicate keys, a number that is not finite
             or has more than 40 digits, or nesting past the interpreter's limit.
     """
+    if text.startswith(b"version https://git-lfs"):
+        fact = "got a git-LFS pointer, not the file, expected JSON"
+        raise MalformedInput(fact, remedy="run git lfs pull in that folder", file=file)
     try:
         value = json.loads(
             text.decode("utf-8"),
