@@ -49,6 +49,35 @@ MODELS = {
     "gpt_bigcode-mh": lambda: transformers.GPTBigCodeForCausalLM(
         transformers.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=61, multi_query=False)
     ),
+    "glm": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(**_GATED, head_dim=8)),
+    "modernbert": lambda: transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(
+            **_WIDE,
+            intermediate_size=48,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        )
+    ),
+    "persimmon": lambda: transformers.PersimmonForCausalLM(
+        transformers.PersimmonConfig(**_WIDE, intermediate_size=48, pad_token_id=0, qk_layernorm=False)
+    ),
+    "codegen": lambda: transformers.CodeGenForCausalLM(
+        transformers.CodeGenConfig(
+            n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=16, rotary_dim=4
+        )
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(
+            **_GATED,
+            num_experts=3,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            shared_expert_intermediate_size=40,
+        )
+    ),
     "falcon-mq": lambda: _falcon(multi_query=True),
     "falcon-mh": lambda: _falcon(multi_query=False),
     "falcon-new": lambda: _falcon(new_decoder_architecture=True, num_kv_heads=2),
@@ -143,6 +172,9 @@ def _parts_of(listing, suffix):
         ("phi3", "model.layers.0.self_attn.qkv_proj"),
         ("gpt_bigcode-mq", "transformer.h.0.attn.c_attn"),
         ("gpt_bigcode-mh", "transformer.h.0.attn.c_attn"),
+        ("modernbert", "model.layers.0.attn.Wqkv"),
+        ("persimmon", "model.layers.0.self_attn.query_key_value"),
+        ("codegen", "transformer.h.0.attn.qkv_proj"),
     ],
 )
 def test_fused_attention_parts_are_the_query_key_and_value_of_the_attention_function(saved, name, module):
@@ -151,7 +183,7 @@ def test_fused_attention_parts_are_the_query_key_and_value_of_the_attention_func
     captured = _capture_attention(model)
     x_BI, _ = _run(model)[module]
     parts = _parts_of(listing, f"{module.partition('.')[2]}.weight")
-    assert list(parts) == ["q", "k", "v"]
+    assert sorted(parts) == ["k", "q", "v"]
     for kind, states in zip("qkv", captured[0], strict=True):
         expected = states[0, :, 0].reshape(-1)  # heads in order, position 0
         torch.testing.assert_close((x_BI @ parts[kind].load().T)[0], expected, msg=f"{name} {kind}")
@@ -182,13 +214,21 @@ def test_mpt_thirds_are_its_chunks(saved):
         torch.testing.assert_close(parts[kind].load() @ x_I, chunk)
 
 
-def test_phi3_gate_and_up_give_the_input_of_down(saved):
-    model, listing, _ = saved("phi3")
+@pytest.mark.parametrize(
+    ("name", "fused", "down", "activation"),
+    [
+        ("phi3", "gate_up_proj", "down_proj", nn.functional.silu),
+        ("glm", "gate_up_proj", "down_proj", nn.functional.silu),
+        ("modernbert", "Wi", "Wo", nn.functional.gelu),
+    ],
+)
+def test_gate_and_up_give_the_input_of_down(saved, name, fused, down, activation):
+    model, listing, _ = saved(name)
     seen = _run(model)
-    parts = _parts_of(listing, "layers.0.mlp.gate_up_proj.weight")
-    x_BI, _ = seen["model.layers.0.mlp.gate_up_proj"]
-    expected, _ = seen["model.layers.0.mlp.down_proj"]
-    got = nn.functional.silu(x_BI @ parts["gate"].load().T) * (x_BI @ parts["up"].load().T)
+    parts = _parts_of(listing, f"layers.0.mlp.{fused}.weight")
+    x_BI, _ = seen[f"model.layers.0.mlp.{fused}"]
+    expected, _ = seen[f"model.layers.0.mlp.{down}"]
+    got = activation(x_BI @ parts["gate"].load().T) * (x_BI @ parts["up"].load().T)
     torch.testing.assert_close(got, expected)
 
 
@@ -219,6 +259,24 @@ def test_mixtral_fused_experts_compute_what_the_experts_module_does(tmp_path):
     )
     listing = base_matrices(open_model(tmp_path))
     experts = model.model.layers[1].mlp.experts
+    x_I = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    for index in range(3):
+        with torch.no_grad():
+            expected = experts(x_I[None], torch.tensor([[index]]), torch.ones(1, 1))[0]
+        torch.testing.assert_close(_expert(_fused_experts(listing, 1, index), x_I, _swiglu), expected)
+
+
+def test_granite_experts_are_stored_out_in_with_gate_before_up(tmp_path):
+    torch.manual_seed(3)
+    config = transformers.GraniteMoeConfig(**_GATED, num_local_experts=3, num_experts_per_tok=2)
+    model = transformers.GraniteMoeForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(tmp_path)
+    listing = base_matrices(open_model(tmp_path))
+    assert not listing.gaps
+    experts = model.model.layers[1].block_sparse_moe.experts
     x_I = torch.randn(32, generator=torch.Generator().manual_seed(1))
     for index in range(3):
         with torch.no_grad():

@@ -16,7 +16,7 @@ Parts = tuple[tuple[str, RowSelection], ...]
 QKV_LEAVES = frozenset(
     {"c_attn", "query_key_value", "qkv_proj", "Wqkv", "wqkv", "W_pack", "qkv", "in_proj_weight"}
 )
-GATE_UP_LEAVES = frozenset({"gate_up_proj", "input_linear"})
+GATE_UP_LEAVES = frozenset({"gate_up_proj", "input_linear", "Wi"})
 _THIRDS = {
     "gpt2": "c_attn",
     "imagegpt": "c_attn",
@@ -35,6 +35,7 @@ _THIRDS = {
 _PER_HEAD = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon"})
 _GATE_THEN_UP = frozenset(
     {"phi3", "phi4_multimodal", "glm", "glm4", "granitemoe", "granitemoeshared", "granitemoehybrid", "jetmoe"}
+    | {"modernbert"}
 )
 
 

@@ -269,14 +269,14 @@ def matrix_kind(module: str, *, in_block: bool) -> str:
         return "router"
     if leaf in QKV_LEAVES:
         return "qkv"
-    if leaf == "gate_up_proj":
+    if leaf in GATE_UP_LEAVES:
         return "gate_up"
     around = ".".join(words[-4:-1]).lower()
     if leaf == "0" and len(words) > 1 and words[-2] == "to_out":
         return "o"
     if leaf == "wo" and "densereludense" in around:
         return "down"
-    if leaf in ("dense", "c_proj"):
+    if leaf in ("dense", "c_proj", "Wo"):
         if "attention" in around or "attn" in around:
             return "o"
         return "up" if "intermediate" in around else "down"
