@@ -57,14 +57,14 @@ def small_models(folder: Path, seeds: range) -> list[Case]:
         new_model(SMALL, seed=seed + 100).save_pretrained(folder / f"untrained-{seed}")
         model = new_model(SMALL, seed=seed)
         settings = LoopSettings(
-            learning_rate=3e-3, num_steps=200, batch=8, context=64, schedule="one-cycle", seed=seed
+            learning_rate=3e-3, num_steps=150, batch=8, context=64, schedule="one-cycle", seed=seed
         )
         train(model, library, settings, precision="float32")
         model.save_pretrained(base)
         for method, rate in (("full", 1e-3), ("lora", 5e-3)):
             tuned = type(model).from_pretrained(base, dtype=torch.float32).requires_grad_(False)
             tuned = train_linear_weights(tuned) if method == "full" else with_lora(tuned, rank=8, seed=seed)
-            settings = LoopSettings(learning_rate=rate, num_steps=150, batch=8, context=64, seed=seed)
+            settings = LoopSettings(learning_rate=rate, num_steps=100, batch=8, context=64, seed=seed)
             train(tuned, reference, settings, precision="float32")
             if method == "lora":
                 tuned.save_pretrained(folder / f"lora-{seed}", save_embedding_layers=False)

@@ -1,10 +1,14 @@
 """Shared by all tests: the one oracle is importable, and nothing is written to the user's cache."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+# Before torch loads its OpenMP runtime, here and in the commands that tests start: threads that spin while
+# they wait slow each other down tenfold where several processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent / "linalg"))
 
 

@@ -17,21 +17,28 @@ NUM_STEPS = 40
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """A demonstration in a tenth of the time: fewer and smaller steps, at higher rates."""
     events = []
     out = tmp_path_factory.mktemp("demo") / "out"
-    result = run_demo(out, steps=NUM_STEPS, precision="float32", on_event=events.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("intruscope.demo.run.BATCH", 2)
+        patch.setattr("intruscope.demo.run.NUM_EVALUATION_WINDOWS", 32)
+        patch.setattr("intruscope.demo.run.FULL_LEARNING_RATE", 1.2e-3)
+        patch.setattr("intruscope.demo.run.LORA_LEARNING_RATE", 1.2e-2)
+        result = run_demo(out, steps=NUM_STEPS, precision="float32", on_event=events.append)
     return result, events
 
 
 @pytest.mark.slow
-def test_both_learn_the_task_and_lora_makes_more_intruders(demo) -> None:
+def test_at_equal_task_loss_lora_makes_intruders_and_forgets_more(demo) -> None:
     result, _ = demo
     full, lora = result.runs
     assert full.losses.task < result.base.task - 0.2
     assert lora.losses.task < result.base.task - 0.2
-    assert abs(full.losses.task - lora.losses.task) < 0.4
-    assert lora.num_intruders > full.num_intruders
+    assert abs(full.losses.task - lora.losses.task) < 0.15
+    assert lora.num_intruders >= full.num_intruders + 3
     assert full.num_vectors == lora.num_vectors == 280
+    assert lora.forgetting > full.forgetting > 0
     for run in result.runs:
         assert run.forgetting == run.losses.source - result.base.source
 
@@ -114,7 +121,8 @@ def test_missing_libraries_are_named_with_the_extra_that_brings_them(tmp_path, m
 
 def test_a_stop_in_the_middle_leaves_nothing(tmp_path) -> None:
     def stop(event) -> None:
-        if event.stage == "full fine-tuning":
+        if event.stage == "measuring the base":
+            assert list(tmp_path.glob(".out.*.partial/base/model.safetensors"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
