@@ -98,6 +98,7 @@ def test_a_config_without_meaning_is_refused(config, says, write_adapter, adapte
         ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "both factors"),
         (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key that matches"),
         (_factors(), {"use_dora": True}, "DoRA"),
+        (_factors(key="base_model.model.model.layers.0.attn.base_layer.out_proj"), {}, "MultiheadAttention"),
         (_factors(), {"rank_pattern": {"(q_proj": 2}}, "regular expression"),
     ],
 )

@@ -49,6 +49,9 @@ MODELS = {
     "gpt_bigcode-mh": lambda: transformers.GPTBigCodeForCausalLM(
         transformers.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=61, multi_query=False)
     ),
+    "openai-gpt": lambda: transformers.OpenAIGPTLMHeadModel(
+        transformers.OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=16)
+    ),
     "glm": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(**_GATED, head_dim=8)),
     "modernbert": lambda: transformers.ModernBertForMaskedLM(
         transformers.ModernBertConfig(
@@ -205,6 +208,21 @@ def test_fused_attention_parts_are_what_the_module_splits_them_into(saved, name)
         torch.testing.assert_close(got, per_head, msg=f"{name} {kind}")
 
 
+def test_openai_gpt_thirds_are_the_query_key_and_value_of_its_attention(saved, monkeypatch):
+    model, listing, _ = saved("openai-gpt")
+    attention, captured = model.transformer.h[0].attn, []
+    attend = attention._attn
+    monkeypatch.setattr(
+        attention,
+        "_attn",
+        lambda q, k, v, *more: captured.append((q, k.transpose(-1, -2), v)) or attend(q, k, v, *more),
+    )
+    x_BI, _ = _run(model)["transformer.h.0.attn.c_attn"]
+    parts = _parts_of(listing, "h.0.attn.c_attn.weight")
+    for kind, states in zip("qkv", captured[0], strict=True):
+        torch.testing.assert_close((x_BI @ parts[kind].load().T)[0], states[0, :, 0].reshape(-1), msg=kind)
+
+
 def test_mpt_thirds_are_its_chunks(saved):
     model, listing, _ = saved("mpt")
     parts = _parts_of(listing, "blocks.0.attn.Wqkv.weight")
@@ -282,6 +300,24 @@ def test_granite_experts_are_stored_out_in_with_gate_before_up(tmp_path):
         with torch.no_grad():
             expected = experts(x_I[None], torch.tensor([[index]]), torch.ones(1, 1))[0]
         torch.testing.assert_close(_expert(_fused_experts(listing, 1, index), x_I, _swiglu), expected)
+
+
+def test_jetmoe_attention_experts_are_whole_queries_and_outputs(tmp_path):
+    torch.manual_seed(3)
+    sizes = {**_GATED, "num_key_value_heads": 2}
+    config = transformers.JetMoeConfig(**sizes, kv_channels=16, num_local_experts=3, num_experts_per_tok=2)
+    model = transformers.JetMoeForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    listing = base_matrices(open_model(tmp_path))
+    stored = model.state_dict()
+    prefix = "model.layers.1.self_attention.experts."
+    for leaf, kind in (("input_linear", "q"), ("output_linear", "o")):
+        views = listing.matrices[f"{prefix}{leaf}.weight"]
+        assert [view.kind for view in views] == [kind] * 3
+        for view, expert in zip(views, stored[f"{prefix}{leaf}.weight"], strict=True):
+            assert torch.equal(view.load(), expert)  # (out, in): applied with F.linear
+    kinds = {v.kind for v in listing.matrices["model.layers.1.mlp.input_linear.weight"]}
+    assert kinds == {"gate", "up"}
 
 
 def test_mixtral_as_saved_has_each_expert_apart(saved):

@@ -231,7 +231,9 @@ def _refuse_options(raw: dict[str, Any], path: Path) -> None:
             f"got an adapter initialised with {printable(init)}, which also changed the base by factors "
             "that are not in the file, expected one whose update is B A alone"
         )
-        raise UnsupportedFormat(fact, remedy=_CONVERT_REMEDY, file=path, tensor="init_lora_weights")
+        # LoftQ's base is the quantised rest, so that no conversion can lead back to the true one.
+        remedy = MERGE_REMEDY if lowered.startswith("loftq") else _CONVERT_REMEDY
+        raise UnsupportedFormat(fact, remedy=remedy, file=path, tensor="init_lora_weights")
     if lowered not in _INITS_THAT_DO_NOT:
         fact = f"got the initialisation {printable(init)}, which is not known, expected true or gaussian"
         raise UnsupportedFormat(fact, remedy=MERGE_REMEDY, file=path, tensor="init_lora_weights")

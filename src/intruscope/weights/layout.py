@@ -38,9 +38,9 @@ _KIND_OF_LEAF = {
     **dict.fromkeys(("kv_a_proj_with_mqa", "kv_b_proj"), "kv"),
     "q_a_proj": "q",
     **dict.fromkeys(("o_proj", "out_proj", "o", "to_out", "out_lin", "wo"), "o"),
-    **dict.fromkeys(("gate_proj", "wi_0", "w1"), "gate"),
+    **dict.fromkeys(("gate_proj", "wi_0", "w1", "fc12"), "gate"),
     **dict.fromkeys(
-        ("up_proj", "fc1", "c_fc", "lin1", "wi", "wi_1", "w3", "dense_h_to_4h", "fc_in", "ffn"), "up"
+        ("up_proj", "fc1", "fc11", "c_fc", "lin1", "wi", "wi_1", "w3", "dense_h_to_4h", "fc_in", "ffn"), "up"
     ),
     **dict.fromkeys(("down_proj", "fc2", "lin2", "w2", "dense_4h_to_h", "fc_out", "ffn_output"), "down"),
 }
@@ -205,7 +205,8 @@ def _expert_views(
         return (), f"fused experts of shape {tensor.shape}: the config does not say which axis is the output"
     num_out = second if transposed else first
     parts: Parts = ()
-    if leaf in GATE_UP_LEAVES and num_out % 2 == 0:
+    in_attention = "attention" in module or "attn" in module  # JetMoE's experts of query and output
+    if leaf in GATE_UP_LEAVES and num_out % 2 == 0 and not in_attention:
         half = num_out // 2
         if _GATE_UP_ALTERNATE.intersection(config.model_types):
             gate = RowSelection(start=0, block=1, num_blocks=half, stride=2)
@@ -214,7 +215,10 @@ def _expert_views(
             gate, up = RowSelection(start=0, block=half), RowSelection(start=half, block=half)
         parts = (("gate", gate), ("up", up))
     scope: Scope = "paper" if layer is not None else "other"
-    whole_kind = "down" if leaf == "output_linear" else _KIND_OF_LEAF.get(leaf, "other")
+    whole_kind = _KIND_OF_LEAF.get(leaf, "other")
+    if leaf in ("input_linear", "output_linear"):
+        first_kind, last_kind = ("q", "o") if in_attention else ("gate_up", "down")
+        whole_kind = first_kind if leaf == "input_linear" else last_kind
     return tuple(
         TensorView(
             name=f"{module}[{expert}]" + (f"[{part}]" if part else ""),
