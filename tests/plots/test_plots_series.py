@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import report_cases as cases
 
-from intruscope.plots.series import cell_counts, curves, kinds_in_order, measured, null_total
+from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order, measured, null_total
 from intruscope.spectra.records import EPSILON_GRID
 
 
@@ -92,3 +92,19 @@ def test_chance_is_not_told_where_trials_are_missing(report):
     assert null_total(replace(report, matrices=(replace(first, sides=(left,)), *report.matrices[1:]))) is None
     assert null_total(cases.scan(layers=1)) is None
     assert null_total(cases.scan(layers=0)) is None
+
+
+def test_effective_ranks_of_one_matrix_are_its_own_and_of_experts_span_them():
+    settings = cases.scan().settings
+    experts = [
+        cases.matrix(random.Random(i), f"expert.{i}", "up", 1, intruders=0, settings=settings)
+        for i in range(4)
+    ]
+    report = cases.scan(8, layers=1, kinds={"up": "up_proj"}, extra=(*experts, cases.refused("up", 2)))
+    first, second = effective_ranks(report, "up")
+    alone = report.matrices[0].update.effective_rank
+    assert (first.layer, first.value, first.low, first.high) == (0, alone.value, alone.low, alone.high)
+    ranks = [expert.update.effective_rank for expert in experts]
+    assert (second.layer, second.value) == (1, sorted(rank.value for rank in ranks)[1])
+    assert (second.low, second.high) == (min(r.low for r in ranks), max(r.high for r in ranks))
+    assert effective_ranks(report, "down") == []

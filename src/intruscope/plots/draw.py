@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.series import cell_counts, curves, kinds_in_order, measured, null_total
+from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order, measured, null_total
 from intruscope.plots.style import INK, MARKERS, MISSING, SEQUENTIAL, SERIES, SOFT, VERDICTS, drawable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from intruscope.plots.series import CurvePoint
-    from intruscope.spectra.records import Estimate, MatrixReport, ScanReport
+    from intruscope.plots.series import CurvePoint, LayerRank
+    from intruscope.spectra.records import MatrixReport, ScanReport
 
     Reports = Sequence[tuple[str, ScanReport]]
 
@@ -200,26 +200,23 @@ def effective_rank_figure(reports: Reports) -> Any:
     """Effective rank of the update over the layers, a panel per kind; None if none is known."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    known = [
-        (index, label, [(matrix, rank) for matrix in measured(report) if (rank := _rank(matrix)) is not None])
-        for index, (label, report) in enumerate(reports)
-    ]
-    ranks = [rank for _, _, pairs in known for _, rank in pairs]
-    kinds = [
-        kind
+    known = {
+        kind: [effective_ranks(report, kind) for _, report in reports]
         for kind in kinds_in_order([report for _, report in reports])
-        if any(matrix.kind == kind for _, _, pairs in known for matrix, _ in pairs)
-    ]
-    if not kinds:
+    }
+    known = {kind: lines for kind, lines in known.items() if any(lines)}
+    values = [rank.value for lines in known.values() for line in lines for rank in line]
+    if not values:
         return None
+    kinds = list(known)
     columns = min(_PANELS_PER_ROW, len(kinds))
     rows = math.ceil(len(kinds) / columns)
     figure = _figure(3.1 * columns + 0.6, 2.5 * rows + 0.9)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    wide = max(rank.value for rank in ranks) > _LOG_RATIO * min(rank.value for rank in ranks)
+    wide = max(values) > _LOG_RATIO * min(values)
     for axes, kind in zip(panels, kinds, strict=False):
-        for index, label, pairs in known:
-            _ranks(axes, [pair for pair in pairs if pair[0].kind == kind], drawable(label), index)
+        for index, (line, (label, _)) in enumerate(zip(known[kind], reports, strict=True)):
+            _ranks(axes, line, drawable(label), index)
         axes.set_title(drawable(kind, limit=16), fontsize=12)
         if wide:
             axes.set_yscale("log")
@@ -240,25 +237,18 @@ def effective_rank_figure(reports: Reports) -> Any:
     return figure
 
 
-def _rank(matrix: MatrixReport) -> Estimate | None:
-    return None if matrix.update is None or matrix.layer is None else matrix.update.effective_rank
-
-
-def _ranks(axes: Any, pairs: Sequence[tuple[MatrixReport, Estimate]], label: str, index: int) -> None:
-    layers = [matrix.layer for matrix, _ in pairs]
-    values = [rank.value for _, rank in pairs]
+def _ranks(axes: Any, ranks: Sequence[LayerRank], label: str, index: int) -> None:
     # Estimates lie inside their intervals but for rounding; matplotlib refuses a negative length.
-    below = [max(0.0, rank.value - rank.low) for _, rank in pairs]
-    above = [max(0.0, rank.high - rank.value) for _, rank in pairs]
+    below = [max(0.0, rank.value - rank.low) for rank in ranks]
+    above = [max(0.0, rank.high - rank.value) for rank in ranks]
     axes.errorbar(
-        layers,
-        values,
+        [rank.layer for rank in ranks],
+        [rank.value for rank in ranks],
         yerr=[below, above],
         color=SERIES[index % len(SERIES)],
         marker=MARKERS[index % len(MARKERS)],
         markersize=4.5,
         linewidth=1.2,
-        linestyle="-" if len(set(layers)) == len(layers) else "none",
         label=label,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
+    from intruscope.spectra.records import Estimate, MatrixReport, ScanReport, SideReport
 
 KINDS = ("q", "k", "v", "kv", "qkv", "o", "gate", "up", "down")
 """Kinds as data flows through a block; others come after, by name."""
@@ -32,6 +33,16 @@ class NullTotal:
     num_candidates: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerRank:
+    """Effective rank of one kind in one layer: the median of its matrices, and the range they span."""
+
+    layer: int
+    value: float
+    low: float
+    high: float
+
+
 def measured(report: ScanReport) -> list[MatrixReport]:
     """Matrices of the paper's scope that have a result."""
     return [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
@@ -51,6 +62,25 @@ def cell_counts(report: ScanReport) -> dict[tuple[str, int | None], int]:
         place = (matrix.kind, matrix.layer)
         counts[place] = counts.get(place, 0) + matrix.sides[0].num_intruders
     return counts
+
+
+def effective_ranks(report: ScanReport, kind: str) -> list[LayerRank]:
+    """Effective ranks of a kind over the layers; one matrix gives its interval, several (experts) theirs."""
+    layers: dict[int, list[Estimate]] = {}
+    for matrix in measured(report):
+        if matrix.kind == kind and matrix.layer is not None and matrix.update is not None:
+            rank = matrix.update.effective_rank
+            if rank is not None:
+                layers.setdefault(matrix.layer, []).append(rank)
+    return [
+        LayerRank(
+            layer=layer,
+            value=statistics.median_low([rank.value for rank in ranks]),
+            low=min(rank.low for rank in ranks),
+            high=max(rank.high for rank in ranks),
+        )
+        for layer, ranks in sorted(layers.items())
+    ]
 
 
 def curves(report: ScanReport) -> dict[int, list[CurvePoint]]:

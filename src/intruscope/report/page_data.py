@@ -60,12 +60,16 @@ def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
         ],
         "null": None if null is None else [null.mean, null.low, null.high, null.num_candidates],
         "coverage": _coverage(report.coverage),
-        "settings": [[name, str(value)] for name, value in asdict(report.settings).items()],
+        "settings": [[name, _told(value)] for name, value in asdict(report.settings).items()],
         "environment": [
             [printable_text(str(name)), printable_text(str(value))]
             for name, value in report.environment.items()
         ],
     }
+
+
+def _told(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _headline(report: ScanReport) -> dict[str, int]:

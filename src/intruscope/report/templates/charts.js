@@ -42,17 +42,15 @@ function logTicks(lo, hi) {
 }
 
 // A linear axis from 0, or a logarithmic one where values differ more than thirtyfold.
-function valueAxis(values, whole) {
-  const positive = values.filter(value => value > 0);
-  const top = Math.max(...positive, 0);
-  const low = Math.min(...positive, top);
+function valueAxis(values) {
+  const positive = values.filter(value => value > 0).sort((a, b) => a - b);
+  const top = positive.length ? positive[positive.length - 1] : 0, low = positive[0];
   if (top > 0 && top > 30 * low) {
     const [lo, hi] = [low * 0.8, top * 1.25];
     return { log: true, lo, hi, ticks: logTicks(lo, hi) };
   }
   const hi = top > 0 ? top * 1.08 : 1;
-  const ticks = linearTicks(0, hi, 5).filter(tick => !whole || Number.isInteger(tick));
-  return { log: false, lo: 0, hi, ticks };
+  return { log: false, lo: 0, hi, ticks: linearTicks(0, hi, 5) };
 }
 
 // Axes, grid and titles; gives the drawing and the two scales.
@@ -80,14 +78,15 @@ function markAt(x, y, look, size = 1) {
 
 // ---- Heat map
 
+const shortPercent = value => value === null ? "–" : figure(100 * value, 2) + "%";
 const worst = (matrices, side, get) => {
   const values = matrices.map(matrix => get(sideOf(matrix, side))).filter(value => value !== null);
   return values.length ? Math.max(...values) : null;
 };
 const QUANTITIES = [
   { id: "count", name: "Intruders", text: String, least: 4, of: (matrices, side) => matrices.reduce((sum, matrix) => sum + sideOf(matrix, side).intruders, 0) },
-  { id: "energy", name: "Energy share of W", text: percent, of: (matrices, side) => worst(matrices, side, each => each.energy) },
-  { id: "updateEnergy", name: "Energy share of ΔW", text: percent, of: (matrices, side) => worst(matrices, side, each => each.updateEnergy) },
+  { id: "energy", name: "Energy share of W", text: shortPercent, of: (matrices, side) => worst(matrices, side, each => each.energy) },
+  { id: "updateEnergy", name: "Energy share of ΔW", text: shortPercent, of: (matrices, side) => worst(matrices, side, each => each.updateEnergy) },
   {
     id: "lowest", name: "Lowest alignment", text: value => figure(value, 2), reversed: true,
     of: (matrices, side) => { const far = worst(matrices, side, each => each.lowest === null ? null : -each.lowest); return far === null ? null : -far; },
@@ -123,7 +122,7 @@ function heatTip(cell, quantity, side) {
   const sum = get => cell.matrices.reduce((total, matrix) => total + get(sideOf(matrix, side)), 0);
   const lines = [several ? `${cell.kind}, layer ${cell.layer}: ${cell.matrices.length} matrices` : first.name];
   lines.push(`${sum(each => each.intruders)} of ${sum(each => each.num)} leading vectors are intruders`);
-  for (const each of QUANTITIES.slice(1)) lines.push(`${several ? (each.reversed ? "smallest: " : "largest: ") : ""}${each.name.toLowerCase().replace(" w", " W").replace("δw", "ΔW")} ${each.text(each.of(cell.matrices, side))}`);
+  for (const each of QUANTITIES.slice(1)) lines.push(`${each.name}${several && !each.reversed ? ", largest" : ""}: ${each.text(each.of(cell.matrices, side))}`);
   if (cell.missing.length) lines.push(`${cell.missing.length} without a result`);
   return lines.join("\n");
 }
@@ -316,31 +315,42 @@ function stripChart(report, reportIndex, side, width) {
 
 // ---- One quantity of the update over the layers, a panel per kind
 
+// A point per layer; where a layer has several matrices of a kind (experts), their median and their range.
+function layerPoints(report, kind, get) {
+  const layers = new Map();
+  for (const matrix of measured(report)) {
+    if (matrix.kind !== kind || matrix.layer === null || !get(matrix)) continue;
+    if (!layers.has(matrix.layer)) layers.set(matrix.layer, []);
+    layers.get(matrix.layer).push([matrix, ...get(matrix)]);
+  }
+  return [...layers].sort(([a], [b]) => a - b).map(([layer, all]) => {
+    const values = all.map(each => each[1]).sort((a, b) => a - b);
+    return {
+      layer,
+      name: all.length > 1 ? `${all.length} matrices of layer ${layer}, median` : all[0][0].name,
+      value: values[Math.floor((values.length - 1) / 2)],
+      low: Math.min(...all.map(each => each[2])),
+      high: Math.max(...all.map(each => each[3])),
+    };
+  });
+}
+
 function panel(kind, get, text, y, xTicks, width) {
   const [lo, hi] = [xTicks[0], xTicks[xTicks.length - 1]];
   const every = Math.ceil((hi - lo + 1) * 26 / (width - 60)) || 1;
   const x = { lo: lo - 0.5, hi: hi + 0.5, ticks: xTicks.filter(layer => (layer - lo) % every === 0).map(layer => [layer, String(layer)]) };
-  const lines = DATA.reports.map((report, index) => ({
-    report, look: series(index),
-    points: measured(report).filter(matrix => matrix.kind === kind && matrix.layer !== null && get(matrix)).map(matrix => [matrix, ...get(matrix)]),
-  })).filter(line => line.points.length);
-  const label = `${kind}: ` + lines.map(({ report, points }) => `${report.label} from ${text(Math.min(...points.map(each => each[1])))} to ${text(Math.max(...points.map(each => each[1])))}`).join("; ");
+  const lines = DATA.reports.map((report, index) => ({ report, look: series(index), points: layerPoints(report, kind, get) })).filter(line => line.points.length);
+  const label = `${kind}: ` + lines.map(({ report, points }) => `${report.label} from ${text(Math.min(...points.map(each => each.low)))} to ${text(Math.max(...points.map(each => each.high)))}`).join("; ");
   const { svg, sx, sy } = frame({ width, height: 190, label, x, y, xTitle: null, yTitle: kind, yText: text, margin: { left: 48, right: 8, top: 26, bottom: 26 } });
   const size = (width - 60) / (hi - lo + 1) < 10 ? 0.6 : 1;
   for (const { report, look, points } of lines) {
     const group = shape("g", { class: look.colour });
-    const layers = new Set(points.map(([matrix]) => matrix.layer));
-    if (layers.size === points.length) {
-      group.append(shape("path", { class: "stroke thin", d: points.map(([matrix, value], i) => `${i ? "L" : "M"}${sx(matrix.layer).toFixed(1)} ${sy(value).toFixed(1)}`).join("") }));
-    }
-    const seen = new Set();
-    for (const [matrix, value, low, high] of points) {
-      const px = Number(sx(matrix.layer).toFixed(1)), py = Number(sy(value).toFixed(1));
-      if (seen.has(px + " " + py)) continue;
-      seen.add(px + " " + py);
-      if (high > low) group.append(shape("path", { class: "stroke interval", d: `M${px} ${sy(low).toFixed(1)}V${sy(high).toFixed(1)}` }));
-      const mark = markAt(px, py, look, size);
-      tipOn(mark, () => `${DATA.reports.length > 1 ? report.label + "\n" : ""}${matrix.name}\n${text(value)}${high > low ? `, between ${text(low)} and ${text(high)}` : ""}`);
+    group.append(shape("path", { class: "stroke thin", d: points.map(({ layer, value }, i) => `${i ? "L" : "M"}${sx(layer).toFixed(1)} ${sy(value).toFixed(1)}`).join("") }));
+    for (const { layer, name, value, low, high } of points) {
+      const px = sx(layer);
+      if (high > low) group.append(shape("path", { class: "stroke interval", d: `M${px.toFixed(1)} ${sy(low).toFixed(1)}V${sy(high).toFixed(1)}` }));
+      const mark = markAt(px, sy(value), look, size);
+      tipOn(mark, () => `${DATA.reports.length > 1 ? report.label + "\n" : ""}${name}\n${text(value)}${high > low ? `, between ${text(low)} and ${text(high)}` : ""}`);
       group.append(mark);
     }
     svg.append(group);
@@ -354,7 +364,7 @@ function panels(section, get, text) {
   const layers = [...new Set(all.map(matrix => matrix.layer).filter(layer => layer !== null))].sort((a, b) => a - b);
   const kinds = kindsOf(DATA.reports).filter(kind => all.some(matrix => matrix.kind === kind && matrix.layer !== null && get(matrix)));
   if (!points.length || !layers.length || !kinds.length) return false;
-  const y = valueAxis(points.flat(), false);
+  const y = valueAxis(points.flat());
   section.append(element("div", { class: "panels" }, kinds.map(kind => responsive(element("div", {}), width => panel(kind, get, text, y, layers, width)).node)));
   return true;
 }

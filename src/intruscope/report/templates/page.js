@@ -21,7 +21,7 @@ function glance(section) {
     const { intruders, candidates } = report.headline;
     const findings = [...report.findings, ...report.matrices.flatMap(matrix => matrix.findings)];
     return element("article", { class: "card" }, heading(index, report),
-      element("p", { class: "big" }, String(intruders), element("small", {}, ` of ${candidates} leading vectors`)),
+      element("p", { class: "big" }, intruders.toLocaleString("en"), element("small", {}, ` of ${candidates.toLocaleString("en")} leading vectors`)),
       element("p", { class: "said" }, report.sentence),
       facts([["Base", report.base], ["Tuned", report.tuned], ...report.figures]),
       findingsList(findings));
