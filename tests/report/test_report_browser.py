@@ -166,7 +166,7 @@ def test_200_000_tensors_stay_usable(tmp_path):
         CoverageEntry(tensor=f"t.{i}.weight", origin="base", status="skipped", reason="not trained")
         for i in range(200_000)
     )
-    page = page_of([("big", cases.scan(layers=32, coverage=ledger))], tmp_path)
+    page = page_of([("big", cases.scan(layers=1, coverage=ledger))], tmp_path)
     script = (
         COMMON
         + """
@@ -189,7 +189,7 @@ return answer;
     )
     seen = look(page, script, tmp_path, width=500, dark=True)
     assert seen.console == []
-    assert seen.answer["first"] == [20, "1–20 of 200,256"]
+    assert seen.answer["first"] == [20, "1–20 of 200,008"]
     assert seen.answer["last"].startswith("t.199999.weight")
     assert seen.answer["fallen"].startswith("t.199999.weight")
     assert seen.answer["found"] == ["t.199999.weightbaseskippednot trained"]
@@ -198,6 +198,40 @@ return answer;
     assert seen.answer["nodes"] < 6000
     assert seen.answer["overflow"] <= 0
     assert seen.answer["background"] == "rgb(20, 23, 27)"
+
+
+def test_experts_of_a_layer_share_a_cell_and_a_mark(tmp_path):
+    settings = cases.scan().settings
+    experts = tuple(
+        cases.matrix(random.Random(i), f"expert.{i}", "up", 1, intruders=i, settings=settings)
+        for i in range(4)
+    )
+    page = page_of([("experts", cases.scan(3, layers=1, kinds={"up": "up_proj"}, extra=experts))], tmp_path)
+    script = """
+const cell = all("#heat td[data-kind]").at(-1);
+const answer = { cells: cells()[0] };
+cell.focus();
+answer.tip = document.querySelector(".tip").textContent;
+cell.click();
+answer.opened = document.querySelector(".detail h3").textContent;
+answer.points = layerPoints(DATA.reports[0], "up", matrix => matrix.rank);
+answer.marks = all("#rank svg path.fill").length;
+return answer;
+"""
+    answer = look(page, COMMON + script, tmp_path).answer
+    assert answer["cells"]["up/1"] == "6"
+    assert answer["tip"].splitlines()[:2] == [
+        "up, layer 1: 4 matrices",
+        "6 of 40 leading vectors are intruders",
+    ]
+    assert answer["opened"] == "expert.3"  # the one with the most
+    ranks = [expert.update.effective_rank for expert in experts]
+    shown = answer["points"][1]
+    assert shown["name"] == "4 matrices of layer 1, median"
+    assert shown["value"] == pytest.approx(sorted(rank.value for rank in ranks)[1], rel=1e-5)
+    assert shown["low"] == pytest.approx(min(rank.low for rank in ranks), rel=1e-5)
+    assert shown["high"] == pytest.approx(max(rank.high for rank in ranks), rel=1e-5)
+    assert answer["marks"] == 2
 
 
 def test_nothing_to_show_is_shown(tmp_path):

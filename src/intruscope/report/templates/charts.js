@@ -337,7 +337,7 @@ function layerPoints(report, kind, get) {
 
 function panel(kind, get, text, y, xTicks, width) {
   const [lo, hi] = [xTicks[0], xTicks[xTicks.length - 1]];
-  const every = Math.ceil((hi - lo + 1) * 26 / (width - 60)) || 1;
+  const every = [1, 2, 5, 10, 20, 50].find(step => step * (width - 60) >= 26 * (hi - lo + 1)) || 100;
   const x = { lo: lo - 0.5, hi: hi + 0.5, ticks: xTicks.filter(layer => (layer - lo) % every === 0).map(layer => [layer, String(layer)]) };
   const lines = DATA.reports.map((report, index) => ({ report, look: series(index), points: layerPoints(report, kind, get) })).filter(line => line.points.length);
   const label = `${kind}: ` + lines.map(({ report, points }) => `${report.label} from ${text(Math.min(...points.map(each => each.low)))} to ${text(Math.max(...points.map(each => each.high)))}`).join("; ");

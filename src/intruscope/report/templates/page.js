@@ -106,7 +106,7 @@ function build() {
   if (isMeasured) {
     curve(section("curve"));
     strip(section("strip"));
-    updates(section("rank"), "How many directions the update really uses, over the layers. Lines through the marks show the interval that is known.", matrix => matrix.rank && matrix.rank.slice(0, 3), figure);
+    updates(section("rank"), "How many directions the update really uses, over the layers. Lines through the marks show the interval that is known, or the range where a layer has several matrices of a kind.", matrix => matrix.rank && matrix.rank.slice(0, 3), figure);
     updates(section("norm"), "‖ΔW‖ relative to ‖W‖ (Frobenius), over the layers.", matrix => matrix.norm === null ? null : [matrix.norm, matrix.norm, matrix.norm], percent);
   }
   for (const id of isMeasured ? [] : ["curve", "strip", "rank", "norm"]) section(id).remove();
