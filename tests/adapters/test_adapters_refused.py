@@ -331,6 +331,20 @@ def test_several_adapters_are_listed(tmp_path, write_adapter, adapter_refused):
     assert str(tmp_path / "one") in error.remedy
 
 
+def test_a_folder_that_may_not_be_read_is_malformed(tmp_path, adapter_refused, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    listed = os.listdir
+
+    def closed(path="."):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    name = parse_name(str(tmp_path / "closed"))
+    adapter_refused(lambda: find_adapter(name), 4, says="Permission denied", remedy="permissions")
+
+
 def test_keys_without_config_are_refused(write_adapter, adapter_refused):
     folder = write_adapter(_factors())
     (folder / "adapter_config.json").unlink()
@@ -341,11 +355,13 @@ def test_a_whole_model_is_no_adapter(base):
     assert find_adapter(parse_name(str(base.path))) is None
 
 
-def test_an_untrained_adapter_and_another_base_are_findings(base, write_adapter):
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_an_untrained_adapter_and_another_base_are_findings(factor, base, write_adapter):
     tensors = _factors()
-    tensors[f"{_KEY}.lora_B.weight"].zero_()
+    tensors[f"{_KEY}.lora_{factor}.weight"].zero_()
     pairing = pair_adapter(base, open_adapter(write_adapter(tensors, base_model_name_or_path="org/other")))
     assert [f.code for f in pairing.findings] == ["other-base", "zero-adapter"]
+    assert f"changes nothing: every {factor} is zero" in pairing.findings[1].message
     assert [e.reason for e in pairing.coverage if e.status == "unchanged"] == [
         "no adapter weight targets it"
     ] * 3

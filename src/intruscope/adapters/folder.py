@@ -14,7 +14,7 @@ from intruscope.adapters.config import AdapterConfig, read_config
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
 from intruscope.weights.matrices import Finding
 from intruscope.weights.safetensors_file import read_header
-from intruscope.weights.stored import StoredTensor, open_regular
+from intruscope.weights.stored import StoredTensor, list_folder, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,8 +102,8 @@ def find_adapter(name: ModelName, *, allow_pickle: bool = False) -> Path | None:
         return path
     if has_model:
         return None
-    loose = [p for p in sorted(path.iterdir()) if p.suffix in _PICKLE_SUFFIXES and "lora" in p.name.lower()]
-    below = any(entry.is_dir() and _holds_adapter(entry) for entry in path.iterdir())
+    loose = [p for p in list_folder(path) if p.suffix in _PICKLE_SUFFIXES and "lora" in p.name.lower()]
+    below = any(entry.is_dir() and _holds_adapter(entry) for entry in list_folder(path))
     return path if loose or below else None
 
 
@@ -180,7 +180,7 @@ def _weights_file(path: Path) -> Path:
             remedy=f"name one of them, for instance {path / below[0]}",
             file=path,
         )
-    loose = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
+    loose = sorted(p.name for p in list_folder(path) if p.suffix in (".safetensors", ".bin") and p.is_file())
     if len(loose) == 1:
         return _inside(path / loose[0], path)
     raise MalformedInput(
@@ -191,7 +191,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _adapters_below(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _holds_adapter(entry))
+    return sorted(entry.name for entry in list_folder(folder) if entry.is_dir() and _holds_adapter(entry))
 
 
 def _further_adapters(given: Path, weights: Path) -> tuple[Finding, ...]:

@@ -279,13 +279,12 @@ def _content_findings(
         message = f"{biased} low-rank layers also carry a bias (lora_bias); it changes no matrix"
         findings.append(Finding(code="lora-bias", severity="info", message=message))
     plain = [module.roles for module in modules.values() if module.roles.keys() == {"down", "up"}]
-    if plain and len(plain) == len(modules):
-        # B begins at zero, except where it is A (MiCA): such an adapter was never trained, or not saved.
-        zero = [next((f for f in ("up", "down") if _is_zero(roles[f])), None) for roles in plain]
-        if all(zero):
-            factor = "B" if set(zero) == {"up"} else "A or B"
+    # B begins at zero, except where A does (MiCA).
+    for role, factor in (("up", "B"), ("down", "A")):
+        if plain and len(plain) == len(modules) and all(_is_zero(roles[role]) for roles in plain):
             message = f"this adapter changes nothing: every {factor} is zero, so it was never trained"
             findings.append(Finding(code="zero-adapter", severity="warning", message=message))
+            break
     return findings
 
 

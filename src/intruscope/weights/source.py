@@ -15,7 +15,7 @@ from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, Us
 from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.shards import read_index
-from intruscope.weights.stored import FileStamp, StoredTensor
+from intruscope.weights.stored import FileStamp, StoredTensor, list_folder
 from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
@@ -148,11 +148,7 @@ def _weights_file(folder: Path, *, allow_pickle: bool) -> Path:
                 if candidate.suffix == ".safetensors":
                     _refuse_second_truth(candidate)
                 return candidate
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, not paths
-    except OSError as error:
-        fact = f"could not be listed ({error.strerror}), expected a folder that may be read"
-        raise MalformedInput(fact, remedy="check its permissions", file=folder) from None
+    names = [entry.name for entry in list_folder(folder)]
     candidates = [n for n in names if n.endswith(".safetensors") and not _is_leftover_or_adapter(n)]
     indexes = [n for n in names if n.endswith(".safetensors.index.json")]
     if len(indexes) == 1:
@@ -234,7 +230,7 @@ def _foreign_kind(path: Path) -> str | None:
 def _refuse_pipeline(folder: Path) -> None:
     if not os.path.lexists(folder / "model_index.json"):
         return
-    parts = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").exists()]
+    parts = [p.name for p in list_folder(folder) if (p / "config.json").exists()]
     main = next((p for p in ("transformer", "unet") if p in parts), parts[0] if parts else "unet")
     shown = ", ".join(map(printable, parts[:8]))
     raise UnsupportedFormat(

@@ -113,6 +113,19 @@ def read_exactly(descriptor: int, offset: int, num_bytes: int, *, path: Path) ->
 _CHANGED_REMEDY = "leave the inputs alone while they are scanned, then run the scan again"
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder, by name.
+
+    Raises:
+        MalformedInput: it may not be read, or is gone.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        fact = f"could not be listed ({error.strerror}), expected a folder that may be read"
+        raise MalformedInput(fact, remedy="check its permissions", file=folder) from None
+
+
 def read_whole_file(path: Path, *, max_bytes: int) -> bytes:
     """Read a small file entirely.
 
