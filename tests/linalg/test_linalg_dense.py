@@ -114,7 +114,7 @@ def test_the_error_of_a_tiny_counted_value_is_stated() -> None:
     with mpmath.workdps(50):
         exact, _, _ = mpmath.svd_r(mpmath.matrix(matrix.tolist()), full_matrices=False)
     exact_MR = np.array(exact.tolist(), dtype=float)
-    found = dense_base(Operator(dense_MN=torch.from_numpy(matrix)))
+    found = dense_base(Operator.of(torch.from_numpy(matrix)))
     inner = np.abs((found.left_MR.numpy() * exact_MR).sum(axis=0))
     sine = np.sqrt(np.maximum(0.0, 1.0 - inner**2))
     assert sine[2] > 1e-4, "the matrix no longer shows the effect"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from intruscope.linalg import clusters
 from intruscope.linalg.certificates import (
+    FAILURE_PROBABILITY,
     IntervalBounds,
     TopAccount,
     account_for_top,
@@ -29,7 +30,14 @@ from intruscope.linalg.certificates import (
 )
 from intruscope.linalg.dense import BaseVectors, dense_base
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
-from intruscope.linalg.topk import RANDOM_COLUMNS, Certificate, TopTriplets, frobenius_norm
+from intruscope.linalg.refine import Triplets, refine
+from intruscope.linalg.topk import (
+    RANDOM_COLUMNS,
+    Certificate,
+    TopTriplets,
+    frobenius_norm,
+    ritz_triplets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +49,12 @@ _MAX_STEPS = 40
 _FIRST_INTERVALS = 64
 _WIDE = 0.02
 """An undecided interval wider than this is a lack of work, not the closeness of a threshold."""
+_CONVERGED = 1e-3
+"""A Ritz value with a smaller relative residual can be accounted for."""
+_DEEPEST = 64
+_POOR_SINE = 1e-3
+_CHEAP_SIDE = 1536
+"""Up to this smaller side a dense decomposition is worth it for a threshold of the grid alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,7 @@ class Alignments:
         degenerate: The truth depends on the choice of basis inside a cluster, which the bounds then
             cover (K,).
         certificates: How the bounds of each vector are known.
+        failure_probability: Of everything probabilistic among them together; 0 for ``dense``.
         best_index: Index of the base vector that attains the alignment, −1 where unknown (K,).
         best_value: Its singular value, 0 where unknown (K,).
         base_norm: Largest singular value of the base.
@@ -63,6 +78,7 @@ class Alignments:
     upper: Tensor
     degenerate: Tensor
     certificates: tuple[Certificate, ...]
+    failure_probability: float
     best_index: Tensor
     best_value: Tensor
     base_norm: float
@@ -115,6 +131,7 @@ def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor, error_K: T
         upper=upper,
         degenerate=ambiguous,
         certificates=(certificate,) * count,
+        failure_probability=0.0,
         best_index=best,
         best_value=vectors.values[best] if len(vectors.values) else torch.zeros(count, dtype=torch.float64),
         base_norm=float(vectors.values[0]) if len(vectors.values) else 0.0,
@@ -181,7 +198,7 @@ def _krylov(
     deciding: float,
     seed: int,
 ) -> Alignments | None:
-    """Bounds from a growing Krylov space; None when they leave something to the dense path."""
+    """Bounds from a growing Krylov space; None when they leave a verdict to the dense path."""
     rows, columns = base.shape
     tall = rows > columns
     generator = torch.Generator().manual_seed(seed)
@@ -197,40 +214,124 @@ def _krylov(
     if most < _FIRST_STEPS or ceiling == 0.0:
         return None
     process = GolubKahan(work, torch.cat([functionals, random], dim=1), max_steps=most)
-    num_steps = _FIRST_STEPS
-    account: TopAccount | None = None
+    known = _Known(work, tuned_left_MK, ceiling=ceiling, tall=tall)
+    num_steps, before = _FIRST_STEPS, None
     while True:
         process.extend(num_steps)
         system = process.ritz(generator)
-        if account is None or account.count <= count:
-            # What a complete account says of the spectrum stays true as the space grows.
+        known.learn(system)
+        found = _bounds(system, known, tuned, error_K, thresholds)
+        if found is not None and known.learn_more(system, _undecided(found, thresholds)):
+            found = _bounds(system, known, tuned, error_K, thresholds)
+        if found is not None:
+            wide, narrow = _undecided(found, thresholds), _narrow_at(found, deciding)
+            if not bool((wide | narrow).any()):
+                return found
+            if bool(narrow.any()) and not bool(wide.any()):
+                return None
+            if num_steps >= most or _in_vain(before, found, wide):
+                # On a large matrix a grid value may stay undecided, and says so; the verdict may not.
+                verdicts = narrow | (wide & _straddles(found, [deciding]))
+                cheap = min(rows, columns) <= _CHEAP_SIDE
+                return None if cheap or bool(verdicts.any()) else found
+        elif num_steps >= most:
+            return None
+        num_steps, before = min(most, _next_steps(num_steps, found, thresholds)), found
+
+
+class _Known:
+    """What is certified of the base's spectrum: its top, with vectors, and a floor of its bottom."""
+
+    def __init__(self, work: Operator, tuned_left_MK: Tensor, *, ceiling: float, tall: bool) -> None:
+        self.tall, self.ceiling = tall, ceiling
+        self.floor = 0.0
+        self.failure_probability = 0.0
+        self.cosines_CK = torch.zeros((0, tuned_left_MK.shape[1]), dtype=torch.float64)
+        self.top: Triplets | None = None
+        self._work, self._tuned_left_MK = work, tuned_left_MK
+        self._account: TopAccount | None = None
+        self._wanted = tuned_left_MK.shape[1] + 2
+
+    def learn(self, system: RitzSystem) -> None:
+        """Certify what is still missing or poor; what is certified once stays true as the space grows."""
+        candidates, count = min(self._work.shape), self._tuned_left_MK.shape[1]
+        random_KB = system.start_coordinates()[:, count:]
+        complete = self._account is not None and self._account.count > self._wanted
+        if not complete or self._poor():
             account = account_for_top(
                 system,
-                system.start_coordinates()[:, count:],
-                wanted=count + 2,
-                ceiling=ceiling,
-                num_candidates=min(rows, columns),
+                random_KB,
+                wanted=self._wanted,
+                ceiling=self.ceiling,
+                num_candidates=candidates,
             )
-        found = _bounds(system, account, tuned, error_K, thresholds, ceiling, tall=tall)
-        if found is not None:
-            wide, tight = _undecided(found, thresholds, deciding)
-            if not bool((wide | tight).any()):
-                return found
-            if bool(tight.any()) and not bool(wide.any()):
-                return None
-        if num_steps >= most:
-            return None
-        num_steps = min(most, _next_steps(num_steps, found, thresholds))
+            self.failure_probability += account.failure_probability
+            if self._account is None or account.count >= self._account.count:
+                self._account = account
+                self._take(ritz_triplets(system, account))
+        if self.tall and self.floor == 0.0:
+            self.floor = smallest_counted_value(system, random_KB, num_candidates=candidates)
+            self.failure_probability += FAILURE_PROBABILITY
+
+    def learn_more(self, system: RitzSystem, undecided_K: Tensor) -> bool:
+        """Look deeper or more exactly where that could decide a vector; False when it could not."""
+        if not bool(undecided_K.any()) or self._account is None or self.top is None:
+            return False
+        count = self._tuned_left_MK.shape[1]
+        cosines_KK = _cosines(system, count, tall=self.tall)[:, undecided_K].abs()
+        strongest = int(cosines_KK.argmax(dim=0).max())
+        converged = float(system.residuals[strongest]) <= _CONVERGED * float(system.values[strongest])
+        changed = False
+        if strongest >= self._account.count and converged and self._wanted < _DEEPEST:
+            self._wanted = min(strongest + 2, _DEEPEST)
+            self.learn(system)
+            changed = True
+        if self._poor():
+            refined = refine(self._work, self.top.left_MC, self.top.right_NC, floor=self._account.floor)
+            if refined is not None and bool((refined.sine_error < self.top.sine_error)[:-1].any()):
+                self._take(refined)
+                changed = True
+        return changed
+
+    def _poor(self) -> bool:
+        """Whether a vector above the last group is not well known."""
+        return self.top is not None and bool((self.top.sine_error[:-1] > _POOR_SINE).any())
+
+    def _take(self, top: Triplets) -> None:
+        self.top = top
+        left_MC = top.left_MC if self.tall else top.right_NC
+        self.cosines_CK = left_MC.T @ self._tuned_left_MK
 
 
-def _undecided(found: Alignments, thresholds: Sequence[float], deciding: float) -> tuple[Tensor, Tensor]:
-    """Vectors that lack work (wide straddles), and vectors at the verdict's threshold within the error."""
-    straddles = torch.zeros_like(found.degenerate)
+def _cosines(system: RitzSystem, count: int, *, tall: bool) -> Tensor:
+    """The products u · y for every Ritz vector on the side of the tuned vectors: (K, count)."""
+    functionals_KF = system.start_coordinates()[:, :count]
+    return functionals_KF / system.values.unsqueeze(1) if tall else functionals_KF
+
+
+def _straddles(found: Alignments, thresholds: Sequence[float]) -> Tensor:
+    straddling = torch.zeros_like(found.degenerate)
     for threshold in thresholds:
-        straddles |= (found.lower < threshold) & (found.upper >= threshold)
-    width = found.upper - found.lower
-    at_verdict = (found.lower < deciding) & (found.upper >= deciding) & ~found.degenerate
-    return straddles & (width > _WIDE) & ~found.degenerate, at_verdict & (width <= _WIDE)
+        straddling |= (found.lower < threshold) & (found.upper >= threshold)
+    return straddling & ~found.degenerate
+
+
+def _undecided(found: Alignments, thresholds: Sequence[float]) -> Tensor:
+    """Vectors whose wide bounds straddle a threshold: for lack of work."""
+    return _straddles(found, thresholds) & (found.upper - found.lower > _WIDE)
+
+
+def _narrow_at(found: Alignments, deciding: float) -> Tensor:
+    """Vectors whose narrow bounds straddle the verdict's threshold: no more steps will part them."""
+    return _straddles(found, [deciding]) & (found.upper - found.lower <= _WIDE)
+
+
+def _in_vain(before: Alignments | None, found: Alignments, undecided: Tensor) -> bool:
+    """Whether the last steps hardly moved what is undecided."""
+    if before is None:
+        return False
+    moved = (before.upper - found.upper) + (found.lower - before.lower)
+    return float(moved[undecided].max()) < 0.1 * float((found.upper - found.lower)[undecided].max())
 
 
 def _next_steps(num_steps: int, found: Alignments | None, thresholds: Sequence[float]) -> int:
@@ -250,38 +351,36 @@ def _targets(lower: Tensor, thresholds: Sequence[float]) -> Tensor:
 
 def _bounds(
     system: RitzSystem,
-    account: TopAccount,
+    known: _Known,
     tuned: TopTriplets,
     error_K: Tensor,
     thresholds: Sequence[float],
-    ceiling: float,
-    *,
-    tall: bool,
 ) -> Alignments | None:
     """Both bounds from one Krylov space; None while a tall base's floor is not yet certified."""
-    count = len(tuned.singular_values)
-    coordinates = system.start_coordinates()
-    functionals_KF, random_KB = coordinates[:, :count], coordinates[:, count:]
-    candidates = min(system.left_MK.shape[0], system.right_NK.shape[0])
-    floor = smallest_counted_value(system, random_KB, num_candidates=candidates) if tall else 0.0
-    if tall and floor == 0.0:
+    tall, floor = known.tall, known.floor
+    if known.top is None or (tall and floor == 0.0):
         return None
-    cosines_KF = functionals_KF / system.values.unsqueeze(1) if tall else functionals_KF
-    lower, best = _lower(system, account.count, account.gap, account.cluster, cosines_KF)
+    count = len(tuned.singular_values)
+    functionals_KF = system.start_coordinates()[:, :count]
+    lower, best = _lower(known.top, known.cosines_CK)
     rounding = _start_rounding(system, floor if tall else float(system.values[0]))
     error = error_K + rounding
     target = clusters.sine_lower(_targets(clusters.sine_lower(lower, error), thresholds), error)
-    upper = _upper(system, functionals_KF, target, floor, ceiling, tall=tall)
-    known = best >= 0
+    upper = _upper(system, functionals_KF, target, floor, known.ceiling, tall=tall)
+    values = torch.cat([known.top.values, torch.zeros(1, dtype=torch.float64)])  # −1: none, value 0
+    outside = None
+    if tall:
+        outside = (1.0 - _cosines(system, count, tall=True).square().sum(dim=0)).clamp(0.0, 1.0)
     bounded = Alignments(
         lower=lower,
         upper=torch.maximum(upper, lower),
         degenerate=torch.zeros(count, dtype=torch.bool),
         certificates=tuple("probabilistic" if tall or float(low) > 0.0 else "proved" for low in lower),
+        failure_probability=known.failure_probability,
         best_index=best,
-        best_value=torch.where(known, system.values[best.clamp(min=0)], torch.zeros_like(lower)),
+        best_value=values[best],
         base_norm=float(system.values[0]),
-        outside_fraction=(1.0 - cosines_KF.square().sum(dim=0)).clamp(0.0, 1.0) if tall else None,
+        outside_fraction=outside,
     )
     return _with_tuned_errors(bounded, tuned, error)
 
@@ -292,32 +391,24 @@ def _start_rounding(system: RitzSystem, smallest: float) -> float:
     return 4.0 * ulp * math.sqrt(system.start_BB.shape[0]) * float(system.values[0]) / smallest
 
 
-def _lower(
-    system: RitzSystem, accounted: int, gap: Tensor, cluster: Tensor, cosines_KF: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Lower bounds from accounted Ritz vectors, and the index of the best one (−1: none)."""
-    count = cosines_KF.shape[1]
-    lower = torch.zeros(count, dtype=torch.float64)
-    best = torch.full((count,), -1)
-    usable = gap[:accounted] > 0
-    if not bool(usable.any()):
-        return lower, best
-    sine = math.sqrt(2.0) * system.residuals[:accounted] / gap[:accounted].clamp_min(1e-300)
-    size = int(cluster[:accounted].max()) + 1
+def _lower(top: Triplets, cosines_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bounds from certified base vectors, and the index of the best one (−1: none)."""
+    count = cosines_CF.shape[1]
+    if not len(top.values):
+        return torch.zeros(count, dtype=torch.float64), torch.full((count,), -1)
+    size = int(top.cluster.max()) + 1
     squares = torch.zeros((size, count), dtype=torch.float64)
-    squares.index_add_(0, cluster[:accounted], cosines_KF[:accounted].square())
-    members = torch.bincount(cluster[:accounted], minlength=size).double().unsqueeze(1)
-    sine = torch.where(usable, sine, torch.ones_like(sine))
+    squares.index_add_(0, top.cluster, cosines_CF.square())
+    members = torch.bincount(top.cluster, minlength=size).double().unsqueeze(1)
     errors = torch.zeros(size, dtype=torch.float64)
-    errors = errors.scatter_reduce(0, cluster[:accounted], sine, "amax")
+    errors = errors.scatter_reduce(0, top.cluster, top.sine_error, "amax")
     # A cluster of d values attains at least 1/√d of its joint share, whatever its basis.
-    values_CF = clusters.sine_lower(squares.sqrt(), errors.unsqueeze(1)) / members.sqrt()
-    lower = values_CF.amax(dim=0)
-    strongest = cosines_KF[:accounted].abs().argmax(dim=0)
-    alone = (members[cluster[strongest], 0] == 1) & usable[strongest] & (lower > 0)
+    values_GF = clusters.sine_lower(squares.sqrt(), errors.unsqueeze(1)) / members.sqrt()
+    lower = values_GF.amax(dim=0)
+    strongest = cosines_CF.abs().argmax(dim=0)
     # Named only when no other vector can hold more: it has over half of the squared length.
-    alone &= lower.square() > 0.5
-    return lower, torch.where(alone, strongest, best)
+    alone = (members[top.cluster[strongest], 0] == 1) & (lower.square() > 0.5)
+    return lower, torch.where(alone, strongest, -1)
 
 
 def _upper(

@@ -114,11 +114,12 @@ def _operators(
 
     base = prepared(base_OI, scale)
     if tuned_OI is not None:
-        return Operator(dense_MN=base), Operator(dense_MN=prepared(tuned_OI, scale))
+        return Operator.of(base), Operator.of(prepared(tuned_OI, scale))
     assert left_OR is not None
     assert right_RI is not None
     left, right = prepared(left_OR, scale), prepared(right_RI, 1.0)
-    return Operator(dense_MN=base), Operator(dense_MN=base, left_MR=left, right_RN=right)
+    operator = Operator.of(base)
+    return operator, operator.plus(left, right)
 
 
 def _power_of_two(base_OI: Tensor, tuned_OI: Tensor | None) -> float:

@@ -46,6 +46,8 @@ _MIXES = (0.5, 0.9, 0.99, 0.999)
 _CHUNK_ENTRIES = 1 << 20
 _MAX_INTERVALS = 6000
 _WORTHWHILE = 0.97
+_WORTHWHILE_NEAR = 0.997
+_NEAR = 1.3
 _LEAST_REACH = 2e-7
 FAILURE_PROBABILITY = 1e-10
 
@@ -200,8 +202,11 @@ def cover(
         centre, half = (low + high) / 2, (high - low) / 2
         bounds = evaluate(centre, half)
         spent += len(low)
-        # A bound that halving hardly lowers is at its point value: halving on would be in vain.
-        pending = (bounds > torch.maximum(target, worst)) & (bounds < _WORTHWHILE * before)
+        # A bound that halving hardly lowers is at its point value: halving on would be in vain, unless
+        # so little is missing that a little will do.
+        goal = torch.maximum(target, worst)
+        worthwhile = torch.where(bounds > _NEAR * goal, _WORTHWHILE, _WORTHWHILE_NEAR)
+        pending = (bounds > goal) & (bounds < worthwhile * before)
         splittable = pending.any(dim=1) & (half > resolution)
         if spent > _MAX_INTERVALS:
             splittable = torch.zeros_like(splittable)

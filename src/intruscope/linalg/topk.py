@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from intruscope.linalg import clusters
-from intruscope.linalg.certificates import account_for_top
+from intruscope.linalg.certificates import TopAccount, account_for_top
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
+from intruscope.linalg.operators import Operator
+from intruscope.linalg.refine import Triplets, refine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from intruscope.linalg.operators import Operator
 
 Certificate = Literal["proved", "probabilistic", "dense"]
 
@@ -86,19 +86,23 @@ def top_triplets(operator: Operator, k: int, *, seed: int) -> TopTriplets | None
     ceiling = 1.001 * frobenius_norm(work)
     if ceiling == 0.0:
         return None
-    for system in _systems(work, start, generator):
-        found = _accept(system, k, ceiling, min(rows, columns))
-        if found is not None:
-            return _finish(operator, system, k, found, flipped=flipped)
+    for attempt, system in enumerate(_systems(work, start, generator), 1):
+        account = _account(system, k, ceiling, min(rows, columns))
+        found = None if account is None else _accept(work, system, account, k)
+        if account is not None and found is not None:
+            failure = attempt * account.failure_probability  # each attempt might have been believed
+            return _finish(operator, found, k, failure, flipped=flipped)
     return None
 
 
 def frobenius_norm(operator: Operator) -> float:
     """‖A‖_F without forming A + update: ‖A‖² + 2⟨A, LR⟩ + ‖LR‖²."""
-    total = float(torch.linalg.vector_norm(operator.dense_MN)) ** 2
+    parts = torch.split(operator.dense_MN, 1024)
+    total = math.fsum(float(torch.linalg.vector_norm(part)) ** 2 for part in parts)
     if operator.left_MR is not None and operator.right_RN is not None:
         left, right = operator.left_MR, operator.right_RN
-        total += 2.0 * float((left.double() * (operator.dense_MN @ right.T).double()).sum())
+        crossed = Operator.viewing(operator.dense_MN).times(right.T)
+        total += 2.0 * float((left.double() * crossed.double()).sum())
         total += float(((left.T @ left).double() * (right @ right.T).double()).sum())
     return math.sqrt(max(total, 0.0))
 
@@ -114,61 +118,63 @@ def _systems(work: Operator, start: Tensor, generator: torch.Generator) -> Itera
         yield process.ritz(generator)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Accepted:
-    vector_error: Tensor
-    cluster: Tensor
-    degenerate: Tensor
-    open_cluster: int
-    failure_probability: float
-
-
-def _accept(system: RitzSystem, k: int, ceiling: float, num_candidates: int) -> _Accepted | None:
-    """Errors of the first k Ritz vectors if all are accounted for and accurate enough, else None."""
-    residuals = system.residuals
-    if float(residuals[:k].max()) > 0.05 * float(system.values[k - 1]):
-        return None  # far from converged: do not even try the account
+def _account(system: RitzSystem, k: int, ceiling: float, num_candidates: int) -> TopAccount | None:
+    """Of the first k Ritz values and at least one more; None where they are far from converged."""
+    if float(system.residuals[:k].max()) > 0.05 * float(system.values[k - 1]):
+        return None
     account = account_for_top(
         system, system.start_coordinates(), wanted=k, ceiling=ceiling, num_candidates=num_candidates
     )
-    if account.count <= k:
-        return None
+    return account if account.count > k else None
+
+
+def _accept(work: Operator, system: RitzSystem, account: TopAccount, k: int) -> Triplets | None:
+    """The accounted Ritz triplets with their errors, if the first k are accurate enough, else None."""
+    found = ritz_triplets(system, account)
+    poor = found.sine_error[:k] > _GOOD_SINE
+    if not bool(poor.any()):
+        return found
+    if bool((poor & (system.residuals[:k] > 3.0 * system.recurrence_error)).any()):
+        return None  # more steps will help
+    refined = refine(work, found.left_MC, found.right_NC, floor=account.floor)
+    if refined is None or float(refined.sine_error[:k].max()) > float(found.sine_error[:k].max()):
+        return found
+    return refined
+
+
+def ritz_triplets(system: RitzSystem, account: TopAccount) -> Triplets:
+    """The Ritz triplets that an account covers, with errors from their residuals and gaps."""
+    count = account.count
     # The pair (u, v)/√2 is an eigenvector of [0 A; Aᵀ 0]; its angle bounds either half's up to √2.
     # The null space of the longer side lies at the value zero.
-    gap = torch.minimum(account.gap[:k], system.values[:k])
-    sine = math.sqrt(2.0) * residuals[:k] / gap.clamp_min(1e-300)
-    floored = residuals[:k] <= 3.0 * system.recurrence_error
-    if bool(((sine > _GOOD_SINE) & ~floored).any()):
-        return None
-    cluster = account.cluster[:k]
-    members = torch.bincount(account.cluster[: account.count])
-    return _Accepted(
-        vector_error=sine.clamp(max=1.0),
-        cluster=cluster,
-        degenerate=members[cluster] > 1,
-        open_cluster=int(cluster[-1]) if account.cluster[k] == cluster[-1] else -1,
-        failure_probability=account.failure_probability,
+    gap = torch.minimum(account.gap, system.values[:count])
+    sine = math.sqrt(2.0) * system.residuals[:count] / gap.clamp_min(1e-300)
+    return Triplets(
+        values=system.values[:count],
+        left_MC=system.left_vectors(count),
+        right_NC=system.right_vectors(count),
+        sine_error=sine.clamp(max=1.0),
+        cluster=account.cluster,
     )
 
 
-def _finish(
-    operator: Operator, system: RitzSystem, k: int, found: _Accepted, *, flipped: bool
-) -> TopTriplets:
-    first, second = system.left_vectors(k), system.right_vectors(k)
+def _finish(operator: Operator, found: Triplets, k: int, failure: float, *, flipped: bool) -> TopTriplets:
+    first, second = found.left_MC[:, :k], found.right_NC[:, :k]
     left, right = (second, first) if flipped else (first, second)
-    values = system.values[:k]
+    values, cluster = found.values[:k], found.cluster[:k]
+    members = torch.bincount(found.cluster)
     return TopTriplets(
         singular_values=values,
         left_MK=left,
         right_NK=right,
-        left_error=found.vector_error,
-        right_error=found.vector_error,
-        cluster=found.cluster,
-        degenerate=found.degenerate,
-        open_cluster=found.open_cluster,
+        left_error=found.sine_error[:k],
+        right_error=found.sine_error[:k],
+        cluster=cluster,
+        degenerate=members[cluster] > 1,
+        open_cluster=int(cluster[-1]) if found.cluster[k] == cluster[-1] else -1,
         residual_ratio=residual_ratio(operator, left, values, right),
         certificate="probabilistic",
-        failure_probability=found.failure_probability,
+        failure_probability=failure,
     )
 
 
@@ -205,7 +211,7 @@ def dense_triplets(operator: Operator, k: int | None) -> TopTriplets:
     members = torch.bincount(label)[label[:kept]] if kept else torch.zeros(0)
     rows, columns = matrix.shape
     left_kept, right_kept = left[:, :kept], right_t[:kept].T
-    exact = type(operator)(dense_MN=matrix)
+    exact = Operator.viewing(matrix)
     return TopTriplets(
         singular_values=values[:kept],
         left_MK=left_kept,

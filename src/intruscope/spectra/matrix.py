@@ -109,7 +109,7 @@ def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
         )
         for side, alignments in result.sides.items()
     )
-    base_norm = float(torch.linalg.vector_norm(base.double()))
+    base_norm = frobenius_norm(Operator.viewing(base))
     spectral = next(iter(result.sides.values())).base_norm
     facts, noise = update_report(
         change.for_share,
@@ -168,9 +168,9 @@ class _Change:
     def tuned_operator(self) -> Operator:
         """The tuned matrix through its products."""
         if self.tuned_OI is not None:
-            return Operator(dense_MN=self.tuned_OI)
+            return Operator.viewing(self.tuned_OI)
         assert self.factors is not None
-        return Operator(dense_MN=self.base_OI, left_MR=self.factors[0], right_RN=self.factors[1])
+        return Operator.viewing(self.base_OI).plus(*self.factors)
 
     def rotated(self, seed: int) -> _Change:
         """The same base with a randomly rotated update."""
@@ -228,7 +228,7 @@ def _similarity_maps(
     if not count:
         return {}
     seed = seed_for(settings, pair.name, "map")
-    base = _triplets(Operator(dense_MN=change.base_OI), count, seed)
+    base = _triplets(Operator.viewing(change.base_OI), count, seed)
     tuned = (
         spectrum if len(spectrum.singular_values) >= count else _triplets(change.tuned_operator, count, seed)
     )

@@ -73,7 +73,7 @@ def _exact(values: Tensor, method: str) -> Estimate:
 def _dense_facts(update: Tensor, *, exact: bool, seed: int) -> tuple[float, Estimate | None]:
     if float(update.abs().max()) == 0.0:
         return 0.0, None
-    operator = Operator(dense_MN=update)
+    operator = Operator.of(update)
     if exact or min(update.shape) <= DENSE_LIMIT:
         values: Tensor = torch.linalg.svdvals(update.double())
         return float(values[0]), _exact(values, "exact, from all singular values in float64")
