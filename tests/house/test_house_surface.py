@@ -18,10 +18,9 @@ def surface():
     command = typer.main.get_command(app)
     for verb, sub in sorted(command.commands.items()):
         for parameter in sub.params:
-            names = (
-                " ".join(sorted(parameter.opts)) if parameter.param_type_name == "option" else parameter.name
-            )
-            lines.append(f"cli {verb} {names}")
+            option = parameter.param_type_name == "option"
+            names = " ".join(sorted(parameter.opts)) if option else parameter.name
+            lines.append(f"cli {verb} {names}" + (f" = {parameter.default}" if option else ""))
     lines.append(f"schema {records.SCHEMA}")
     for name in ("ScanSettings", "MatrixReport", "SideReport", "UpdateReport", "GridCount", "NullCount"):
         lines += [f"record {name}.{field.name}" for field in fields(getattr(records, name))]

@@ -11,7 +11,7 @@ import typer
 
 from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import show
-from intruscope.errors import UsageError, printable
+from intruscope.errors import IncompleteResult, UsageError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,7 +204,13 @@ def _leave(report: ScanReport, gates: tuple[Gate, ...]) -> None:
     for gate, value in tripped:
         print(f"gate {gate.text} tripped: {gate.metric} is {value:g}", file=sys.stderr)
     if not report.complete:
-        print("the scan is incomplete: see the findings and the coverage ledger", file=sys.stderr)
-        raise typer.Exit(5)
+        missing = sum(matrix.status != "done" for matrix in report.matrices)
+        got = f"got {len(report.matrices) - missing} of {len(report.matrices)} matrices"
+        fact = got if missing else f"{got}, and weights that could not be matched or decoded"
+        raise IncompleteResult(
+            f"{fact}, expected everything",
+            remedy="see the findings and the coverage ledger",
+            file=report.tuned,
+        )
     if tripped:
         raise typer.Exit(1)

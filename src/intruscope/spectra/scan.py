@@ -253,7 +253,10 @@ def _open_journal(
         on_notice(f"this scan cannot be resumed if it is interrupted: {error.fact}")
         return None
     if journal.num_damaged:
-        on_notice(f"{journal.num_damaged} damaged records of an earlier run are computed again")
+        records = (
+            "record of an earlier run is" if journal.num_damaged == 1 else "records of an earlier run are"
+        )
+        on_notice(f"{journal.num_damaged} damaged {records} computed again")
     return journal
 
 

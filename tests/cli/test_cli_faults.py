@@ -1,0 +1,304 @@
+"""What happens when something goes wrong in the middle: nothing is lost, nothing is left running."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import (
+    COMMAND,
+    alive,
+    assert_message,
+    children,
+    eventually,
+    fingerprint,
+    matrices,
+    name_of,
+    num_records,
+    run,
+    start,
+    timeless,
+    write_model,
+)
+
+from intruscope import RunOptions, ScanSettings, scan
+from intruscope.errors import MalformedInput
+
+COUNT = 80
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Enough matrices to be stopped between any two, and what an undisturbed scan says of them."""
+
+    class Many:
+        folder = tmp_path_factory.mktemp("many")
+        base = write_model(folder / "base", matrices(COUNT))
+        tuned = write_model(folder / "tuned", matrices(COUNT, change=0.4))
+        arguments = ("scan", base, tuned, "-q", "--workers", "1", "--null", "1")
+        json = folder / "whole.json"
+        done = run(*arguments, "--json", json, "--work", folder / "work")
+
+    assert Many.done.returncode == 0, Many.done.stderr
+    return Many
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """The layers of ``models`` and one more that takes far longer than any test waits."""
+    folder = tmp_path_factory.mktemp("slow")
+    generator = torch.Generator().manual_seed(1)
+    extra = torch.randn(2, 1500, 1500, generator=generator)
+    name = f"{name_of(9)}.weight"
+    return (
+        write_model(folder / "base", {**matrices(3), name: extra[0]}),
+        write_model(folder / "tuned", {**matrices(3, change=1.0), name: extra[1]}),
+    )
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Asks ``cli_forks`` for a start (arguments) or an exit code (process id)."""
+    errors = tmp_path_factory.mktemp("forks") / "errors"
+    with errors.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("cli_forks.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(request):
+        process.stdin.write(json.dumps(request, default=str) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    ask.errors = errors
+    yield ask
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=20)
+
+
+def test_killed_at_twenty_moments_and_resumed_is_the_same_as_never_killed(many, forks, tmp_path):
+    """One journal lives through all twenty; at the end nothing tells it from an undisturbed one."""
+    generator = random.Random(0)
+    work, output = tmp_path / "work", tmp_path / "r.json"
+    arguments = [*many.arguments, "--json", output, "--work", work]
+    moments = []
+    for trial in range(20):
+        before = num_records(work)
+        pid = forks(arguments)
+        if trial % 5:  # most after some more work; the rest at any moment, start-up included
+            eventually(lambda pid=pid, before=before: num_records(work) > before or not alive(pid))
+            time.sleep(generator.uniform(0.0, 0.02))
+        else:
+            time.sleep(generator.uniform(0.0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        assert forks(pid) == -signal.SIGKILL, "killed in the middle, not after the end"
+        assert not output.exists()
+        moments.append(num_records(work))
+    assert moments == sorted(moments)
+    assert len(set(moments)) >= 12
+    assert moments[-1] < COUNT
+    assert forks(forks(arguments)) == 0, forks.errors.read_text()
+    assert timeless(output) == timeless(many.json)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_leaves_in_time_with_its_code_and_leaves_nothing_running(slow, tmp_path, number, code, word):
+    work, output = tmp_path / "work", tmp_path / "r.json"
+    process = start("scan", *slow, "--work", work, "--json", output, "--workers", "1")
+    eventually(lambda: num_records(work) == 3)  # the fourth holds LAPACK for longer than anyone waits
+    workers = children(process.pid)
+    assert workers
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - began < 5
+    assert process.returncode == code
+    assert err == f"{word}; run the same command again to go on where it stopped\n"
+    assert not any(map(alive, workers))
+    assert not output.exists()
+    assert num_records(work) == 3
+
+
+def test_a_deadline_says_unfinished_and_changes_no_other_verdict(slow, models, tmp_path):
+    output, work = tmp_path / "r.json", tmp_path / "work"
+    settings = ["--null", "1", "--work", work, "--workers", "1"]
+    done = run("scan", *slow, "-q", *settings, "--deadline", "1.5", "--json", output)
+    assert_message(done, 5, "error[incomplete]", "got 3 of 4 matrices")
+    report = timeless(output)
+    assert [m["status"] for m in report["matrices"]] == ["done", "done", "done", "unfinished"]
+    (finding,) = report["matrices"][3]["findings"]
+    assert (finding["code"], finding["message"]) == ("unfinished", "not finished within 1.5 s")
+    assert report["matrices"][3]["verdicts"] == []
+    others = scan(*map(str, models), settings=ScanSettings(null_trials=1), options=RunOptions(workers=0))
+    assert [m["verdicts"] for m in report["matrices"][:3]] == [
+        list(m.sides[0].verdicts) for m in others.matrices
+    ]
+    assert num_records(work) == 3, "what was not finished is tried again"
+
+
+def test_a_killed_worker_costs_one_retry_and_no_result(many, tmp_path):
+    work, output = tmp_path / "work", tmp_path / "r.json"
+    process = start(*many.arguments, "--json", output, "--work", work)
+    eventually(lambda: num_records(work) > 2)
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert timeless(output) == timeless(many.json)
+
+
+def shrink(path):
+    os.truncate(path, path.stat().st_size - 64)
+
+
+def replace(path):
+    twin = path.with_name("twin")
+    shutil.copyfile(path, twin)
+    twin.replace(path)
+
+
+def rewrite(path):
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x00")
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize("change", [shrink, replace, rewrite])
+def test_an_input_that_changes_during_the_scan_ends_it(models, tmp_path, change):
+    tuned = shutil.copytree(models[1], tmp_path / "tuned")
+    seen = []
+
+    def after_the_first(event):
+        seen.append(event.event)
+        if seen.count("done") == 1 and event.event == "done":
+            change(tuned / "model.safetensors")
+
+    options = RunOptions(workers=0, work_dir=tmp_path / "work")
+    with pytest.raises(MalformedInput, match="changed .* since the scan was planned") as caught:
+        scan(str(models[0]), str(tuned), options=options, on_progress=after_the_first)
+    assert caught.value.exit_code == 4
+    assert caught.value.file == tuned / "model.safetensors"
+    assert caught.value.tensor == f"{name_of(1)}.weight"
+    assert num_records(tmp_path / "work") == 1
+
+
+def needs(*command):
+    """Skip by name where the machine does not have or allow a tool."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not here")
+    if subprocess.run(command, check=False, capture_output=True, timeout=20).returncode:
+        pytest.skip(f"{' '.join(command)} is not allowed here")
+
+
+def test_a_full_disk_keeps_what_was_there_and_the_scan_goes_on_later(many, tmp_path):
+    needs("unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path))
+    script = """
+    set -u; folder=$1; shift
+    mount -t tmpfs -o size=64k tmpfs "$folder"
+    echo earlier > "$folder/r.json"
+    "$@"; echo "code $?"
+    echo "kept $(cat "$folder/r.json") $(ls -A "$folder" | tr '\\n' ' ')"
+    echo "records $(wc -l < "$folder/work/records.jsonl")"
+    mount -o remount,size=16m "$folder"
+    "$@"; echo "code $?"
+    cat "$folder/r.json" > "$folder.json"
+    """
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = [*COMMAND, *many.arguments, "--json", folder / "r.json", "--work", folder / "work"]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, [folder, *command])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["code 6", "kept earlier r.json work "], done.stderr
+    assert 0 < int(lines[2].split()[1]) < COUNT
+    assert lines[3] == "code 0", done.stderr
+    message, note = done.stderr.splitlines()
+    assert re.fullmatch(r"error\[resources\] .*No space left.*intact; free some space.*", message)
+    assert note == "note: 1 damaged record of an earlier run is computed again"
+    assert timeless(tmp_path / "small.json") == timeless(many.json)
+
+
+def test_of_twenty_simultaneous_starts_one_goes_on(slow, forks, tmp_path):
+    work = tmp_path / "work"
+    pids = [forks(["scan", *slow, "-q", "--work", work]) for _ in range(20)]
+    try:
+        eventually(lambda: sum(map(alive, pids)) <= 1)
+        (winner,) = [pid for pid in pids if alive(pid)]
+        assert {forks(pid) for pid in pids if pid != winner} == {7}
+        assert forks.errors.read_text().count("another run is using this journal; wait for it") == 19
+        eventually(lambda: num_records(work) == 3)
+    finally:
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_inputs_are_opened_read_only_and_no_connection_is_made(models, tmp_path):
+    needs("strace", "-f", "true")
+    log = tmp_path / "log"
+    before = fingerprint(models[0].parent)
+    command = ["strace", "-f", "-qq", "-s", "300", "-e", "trace=%file,%network", "-o", log]
+    command += [*COMMAND, "scan", *models, "-q", "--workers", "1", "--json", tmp_path / "r.json"]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text().splitlines()
+    touching = [line for line in calls if f'"{models[0].parent}' in line]
+    opened = [line for line in touching if re.search(r"\bopen(at2?)?\(", line)]
+    read = {line.split('"')[1] for line in opened if "O_DIRECTORY" not in line}
+    assert read == {str(folder / name) for folder in models for name in ("config.json", "model.safetensors")}
+    for line in opened:
+        assert "O_RDONLY" in line
+        assert not re.search("O_CREAT|O_TRUNC|O_APPEND|O_WRONLY|O_RDWR", line)
+    harmless = re.compile(r"\b(open(at2?)?|l?stat|newfstatat|statx|readlink(at)?|f?access(at2?)?|execve)\(")
+    assert not [line for line in touching if not harmless.search(line)]
+    assert not [line for line in calls if re.search(r"\bconnect\(.*AF_INET", line)]
+    assert fingerprint(models[0].parent) == before
+
+
+def test_a_scan_needs_no_network(models):
+    needs("unshare", "-rn", "true")
+    command = ["unshare", "-rn", *COMMAND, "scan", *map(str, models), "-q", "--workers", "1"]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+def test_inputs_may_be_read_only(models, tmp_path):
+    """On a read-only mount, for permissions mean nothing to root."""
+    needs("unshare", "-rm", "mount", "--bind", str(tmp_path), str(tmp_path))
+    script = """
+    mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 99
+    touch "$1/x" 2>/dev/null && exit 98
+    shift; exec "$@"
+    """
+    inputs = models[0].parent
+    command = [*COMMAND, "scan", *models, "-q", "--workers", "1", "--json", tmp_path / "r.json"]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, [inputs, *command])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "r.json").read_text())["matrices"]) == 3
