@@ -15,6 +15,7 @@ Small Llamas are trained on the spot; MiniLM cases are added where its folder an
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ from intruscope.weights.matrices import LowRankUpdate, MatrixPair
 
 SMALL = Architecture(num_layers=2, width=128, feed_forward=344, max_positions=128)
 NUM_TOP = 8
+# method: rank (0 is full fine-tuning), learning rate, steps; "brief" has hardly begun to learn
+FINE_TUNES = {
+    "full": (0, 1e-3, 100),
+    "lora": (8, 5e-3, 100),
+    "lora-r1": (1, 5e-3, 50),
+    "lora-brief": (8, 5e-4, 10),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +69,17 @@ def small_models(folder: Path, seeds: range) -> list[Case]:
         )
         train(model, library, settings, precision="float32")
         model.save_pretrained(base)
-        for method, rate in (("full", 1e-3), ("lora", 5e-3)):
+        for method, (rank, rate, num_steps) in FINE_TUNES.items():
             tuned = type(model).from_pretrained(base, dtype=torch.float32).requires_grad_(False)
-            tuned = train_linear_weights(tuned) if method == "full" else with_lora(tuned, rank=8, seed=seed)
-            settings = LoopSettings(learning_rate=rate, num_steps=100, batch=8, context=64, seed=seed)
+            tuned = train_linear_weights(tuned) if rank == 0 else with_lora(tuned, rank=rank, seed=seed)
+            settings = LoopSettings(learning_rate=rate, num_steps=num_steps, batch=8, context=64, seed=seed)
             train(tuned, reference, settings, precision="float32")
+            options = {} if rank == 0 else {"save_embedding_layers": False}
+            tuned.save_pretrained(folder / f"{method}-{seed}", **options)
             if method == "lora":
-                tuned.save_pretrained(folder / f"lora-{seed}", save_embedding_layers=False)
                 tuned.merge_and_unload().save_pretrained(folder / f"merged-{seed}")
-            else:
-                tuned.save_pretrained(folder / f"full-{seed}")
     cases = []
-    for method in ("full", "merged", "lora"):
+    for method in ("merged", *FINE_TUNES):
         for seed in seeds:
             for other in seeds:
                 cases.append(
@@ -146,12 +153,14 @@ def measure(case: Case) -> dict[str, object]:
     """Medians over the matrices of the paper's scope, and over all as the finding takes them."""
     torch.manual_seed(0)  # of the randomised SVD
     pairs = plan(str(case.base), str(case.tuned)).pairs
-    adapter = (case.tuned / "adapter_config.json").exists()
+    config = case.tuned / "adapter_config.json"
+    adapter = json.loads(config.read_text()) if config.exists() else None
+    kind = "full" if adapter is None else "DoRA" if adapter["use_dora"] else "LoRA"
     found = [(pair.scope, statistics_of(pair)) for pair in pairs if min(pair.base.shape) > NUM_TOP + 8]
     record: dict[str, object] = {
         "name": case.name,
         "relation": case.relation,
-        "adapter": adapter,
+        "kind": kind,
         "matrices": len(found),
         "relative_norm": statistics.median(values["relative_norm"] for _, values in found),
         "largest_relative_norm": max(values["relative_norm"] for _, values in found),
@@ -164,16 +173,23 @@ def measure(case: Case) -> dict[str, object]:
 
 
 def separation(records: list[dict[str, object]], key: str) -> dict[str, object]:
-    """How well a statistic tells the right base: the chance that it is larger there than on another (AUC)."""
+    """How well a statistic of LoRA adapters tells the right base: the chance that it is larger there (AUC).
+
+    DoRA is left out: its magnitudes add a multiple of whatever base it is put on.
+    """
     right, other = (
-        [float(record[key]) for record in records if record["adapter"] and record["relation"] == relation]  # type: ignore[arg-type]
+        [
+            float(record[key])
+            for record in records
+            if record["kind"] == "LoRA" and record["relation"] == relation
+        ]  # type: ignore[arg-type]
         for relation in ("right", "other")
     )
     wins = [(a > b) + 0.5 * (a == b) for a in right for b in other]
     return {
         "auc": round(statistics.mean(wins), 4),
-        "right": [min(right), max(right)],
-        "other": [min(other), max(other)],
+        "right": {"cases": len(right), "smallest": min(right), "largest": max(right)},
+        "other": {"cases": len(other), "smallest": min(other), "largest": max(other)},
     }
 
 
@@ -190,7 +206,7 @@ def main() -> None:
         if given.minilm and given.mlm and given.runs:
             cases += minilm_cases(given.minilm, given.mlm, given.runs, folder)
         records = [measure(case) for case in cases]
-    full = [record for record in records if not record["adapter"]]
+    full = [record for record in records if record["kind"] == "full"]
     noticed = {
         relation: [
             float(record["relative_norm"]) > WRONG_BASE_THRESHOLD  # type: ignore[arg-type]

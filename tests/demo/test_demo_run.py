@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 
 import pytest
+from rich.console import Console
 
+from intruscope.cli.demo import _seen
 from intruscope.demo.folder import MANIFEST
 from intruscope.demo.run import MODEL, run_demo
+from intruscope.demo.screen import live_progress
 from intruscope.demo.texts import digest, language_reference, library_texts
 from intruscope.errors import OutputConflict, UsageError
 
 NUM_STEPS = 40
+
+
+def events_of(events, stage):
+    return [event for event in events if event.stage == stage]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +97,43 @@ def test_progress_is_told_stage_by_stage_to_the_end(demo) -> None:
     _, events = demo
     last = {event.stage: event for event in events}
     assert all(event.done == event.total for event in last.values())
-    assert sum(event.stage == "full fine-tuning" for event in events) == NUM_STEPS + 1
+    for stage in ("full fine-tuning", "LoRA, rank 8"):
+        assert [event.done for event in events_of(events, stage)] == list(range(NUM_STEPS + 1))
     assert list(last)[-1] == "scanning lora"
+
+
+@pytest.mark.slow
+def test_the_terminal_ends_with_figures_sentence_texts_and_the_place_of_the_report(demo) -> None:
+    result, _ = demo
+    console = Console(width=80, file=io.StringIO())
+    for part in _seen(result, result.out):
+        console.print(part)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    for run in result.runs:
+        (row,) = (line for line in shown.splitlines() if line.strip().startswith(f"{run.method} "))
+        for figure in (f"{run.losses.task:.3f}", f"{run.forgetting:+.3f}", f"{run.num_intruders} of 280"):
+            assert figure in row
+    joined = shown.replace("\n", "")
+    assert str(result.report_path) in joined
+    assert all(text.sha256[:12] in shown for text in result.texts)
+    assert f"made {result.runs[0].num_intruders} intruder" in joined.replace("  ", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_move_on_a_terminal_and_a_log_gets_one_line_a_stage(demo, terminal) -> None:
+    _, events = demo
+    console = Console(width=100, file=io.StringIO(), force_terminal=terminal)
+    with live_progress(console) as on_event:
+        for event in events:
+            on_event(event)
+    shown = console.file.getvalue()
+    assert "full fine-tuning" in shown and f"loss {events_of(events, 'LoRA, rank 8')[-1].loss:.3f}" in shown
+    if terminal:
+        assert f"{NUM_STEPS}/{NUM_STEPS}" in shown
+    else:
+        assert len(shown.splitlines()) == len({event.stage for event in events})
 
 
 @pytest.mark.slow

@@ -124,9 +124,10 @@ class DemoResult:
     def sentence(self) -> str:
         """What was seen, in one sentence, without claiming more than these two runs show."""
         full, lora = self.runs
+        noun = "dimension" if full.num_intruders == 1 else "dimensions"
         return (
             f"At task losses of {full.losses.task:.2f} (full) and {lora.losses.task:.2f} (LoRA), full "
-            f"fine-tuning made {full.num_intruders} intruder dimensions among {full.num_vectors} top "
+            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} top "
             f"singular vectors and LoRA {lora.num_intruders}; held-out source loss moved by "
             f"{full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
         )
