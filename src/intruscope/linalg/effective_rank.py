@@ -81,7 +81,7 @@ def estimate_effective_rank(operator: Operator, *, seed: int) -> RankEstimate:
     spread = math.sqrt((_PROBES - 1) / _PROBES * float((left_out - left_out.mean()).square().sum()))
     factor = math.exp(_STUDENT_95 * spread)
     return RankEstimate(
-        value=value,
+        value=min(value, float(rows)),
         low=max(1.0, value / factor),
         high=min(float(rows), value * factor),
         method=f"stochastic Lanczos quadrature, {_PROBES} probes, 95% jackknife interval",

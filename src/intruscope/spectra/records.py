@@ -88,7 +88,11 @@ class SimilarityMap:
 
 @dataclass(frozen=True, kw_only=True)
 class SideReport:
-    """One side of one matrix; all tuples have one entry per tuned vector, by falling singular value."""
+    """One side of one matrix; all tuples have one entry per tuned vector, by falling singular value.
+
+    ``alignment_failure_probability`` is that of everything probabilistic among the bounds together (the
+    completeness of the tuned top has its own, ``top_k_failure_probability`` of the matrix).
+    """
 
     side: Side
     alignment_lower: tuple[float, ...]
@@ -104,6 +108,7 @@ class SideReport:
     update_energy_fraction: float | None
     null: NullCount | None = None
     similarity: SimilarityMap | None = None
+    alignment_failure_probability: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ def side_report(
         ),
         null=null,
         similarity=similarity,
+        alignment_failure_probability=found.failure_probability,
     )
 
 
