@@ -161,9 +161,11 @@ def name_parameters(
         ShapeMismatch: the factors fit no parameter that the config names.
         UnsupportedFormat: they fit several, or the parameter is square.
     """
+    ends = frozenset(targets)
     by_path: dict[str, list[str]] = defaultdict(list)
     for name in fused:
-        if any(name == target or name.endswith(f".{target}") for target in targets):
+        words = name.split(".")
+        if any(".".join(words[at:]) in ends for at in range(len(words))):
             by_path[name.rpartition(".")[0]].append(name)
     named: dict[str, str] = {}
     for module_name, module in modules.items():
