@@ -38,6 +38,7 @@ type(document.querySelector("#matrices input"), "window.hacked");
 answer.found = rows();
 document.querySelector("#matrices tbody .link").click();
 answer.detail = document.querySelector(".detail h3").textContent;
+answer.facts = all(".detail dl div").map(pair => all("dt, dd", pair).map(node => node.textContent));
 answer.vectors = all(".detail table")[0].innerText;
 all(".detail .ondemand button")[0].click();
 const canvas = document.querySelector(".detail canvas");

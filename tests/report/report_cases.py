@@ -70,6 +70,7 @@ def side(rng: random.Random, *, intruders: int, k: int, epsilon: float, name="le
             for i, low in enumerate(lower)
         ),
         num_intruders=count,
+        alignment_failure_probability=2e-7,
         grid=grid,
         tuned_energy_fraction=0.004 * count,
         update_energy_fraction=min(1.0, 0.08 * count),

@@ -136,6 +136,10 @@ def test_the_table_sorts_and_finds(seen, two_scans):
 def test_the_details_of_a_matrix(seen, two_scans):
     side = two_scans[0].matrices[-2].sides[0]
     assert seen.answer["detail"] == ESCAPED
+    facts = dict(reversed(seen.answer["facts"]))  # the left side's where both have one
+    assert facts["Intruders"] == f"{side.num_intruders} of 10"
+    assert facts["The list of vectors is complete but for a probability of"] == "0.000001"
+    assert facts["The bounds hold but for a probability of"] == "2e-7"
     lines = [line.split("\t") for line in seen.answer["vectors"].splitlines() if line[:1].isdigit()]
     assert [line[3] for line in lines] == list(side.verdicts)
     assert [line[4] for line in lines] == list(side.certificates)

@@ -128,6 +128,7 @@ def _matrix(matrix: MatrixReport, room: list[int]) -> dict[str, Any]:
         "scope": matrix.scope,
         "shape": list(matrix.shape),
         "status": matrix.status,
+        "failure": matrix.top_k_failure_probability,
         "values": [_short(value) for value in matrix.singular_values[:MAX_VECTORS]],
         "rank": None
         if rank is None
@@ -152,6 +153,7 @@ def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
         "upper": [_short(value) for value in side.alignment_upper[:MAX_VECTORS]],
         "verdicts": "".join(verdict[0] for verdict in side.verdicts[:MAX_VECTORS]),
         "certificates": "".join(_CERTIFICATE[c] for c in side.certificates[:MAX_VECTORS]),
+        "failure": side.alignment_failure_probability,
         "matches": [
             None if match is None else [match.base_index + 1, _short(match.relative_change)]
             for match in side.matches[:MAX_VECTORS]

@@ -6,6 +6,15 @@ const MARK_PATHS = [
   "M-4 -4H4V4H-4Z", "M0 5L5 -4H-5Z", "M-5 -1.6H-1.6V-5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5Z",
 ];
 
+let pending = [];
+
+// Draw what was made since the last call, now that it stands in the page and has a width.
+function drawPending() {
+  const charts = pending;
+  pending = [];
+  charts.forEach(redraw => redraw());
+}
+
 function responsive(parent, draw) {
   let drawn = 0;
   const redraw = () => {
@@ -14,7 +23,8 @@ function responsive(parent, draw) {
     drawn = width;
     parent.replaceChildren(draw(width));
   };
-  // Also called once at the start. Drawing changes the height, which an observer may not do while it observes.
+  pending.push(redraw);
+  // In a frame of its own: drawing changes the height, which an observer may not do while it observes.
   new ResizeObserver(() => requestAnimationFrame(redraw)).observe(parent);
   return { node: parent, refresh: () => { drawn = 0; redraw(); } };
 }
@@ -405,5 +415,5 @@ function similarityMap(map, side) {
   return element("figure", { class: "mapbox" },
     element("p", { class: "side", "aria-hidden": "true" }, `base vectors, 1 to ${map.rows}`), canvas,
     element("p", { class: "under", "aria-hidden": "true" }, `tuned vectors, 1 to ${map.columns}`),
-    element("figcaption", { class: "under" }, "|cosine| of every pair; an intruder is a dark column, and the diagonal shifts behind it.", scaleBar({ ends: ["0", "1"] })));
+    element("figcaption", { class: "under" }, "|cosine| of every pair; an intruder is an empty column, and the diagonal shifts behind it.", scaleBar({ ends: ["0", "1"] })));
 }

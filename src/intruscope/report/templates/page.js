@@ -45,7 +45,7 @@ function heat(section) {
     body.replaceChildren(
       element("div", { class: "row" }, DATA.reports.map((report, index) => element("div", { class: "card" }, heading(index, report), tables[index].node))),
       scaleBar(scale));
-    tables.forEach(table => table.refresh());
+    drawPending();
   };
   section.append(
     element("p", { class: "lead" }, "Layers across, modules down. Choose a cell to open its matrix below."),
@@ -114,6 +114,7 @@ function build() {
   matricesTable(section("matrices"));
   coverageTable(section("coverage"));
   settings(section("settings"));
+  drawPending();
   document.documentElement.setAttribute("data-drawn", "yes");
 }
 

@@ -147,6 +147,7 @@ function matrixDetail(matrix) {
     const [value, low, high, method] = matrix.rank;
     pairs.push(["Effective rank of ΔW", high > low ? `${figure(value)} (${figure(low)} to ${figure(high)})` : figure(value)], ["known from", method]);
   }
+  if (matrix.failure) pairs.push(["The list of vectors is complete but for a probability of", figure(matrix.failure, 2)]);
   if (matrix.norm !== null) pairs.push(["‖ΔW‖ relative to ‖W‖", percent(matrix.norm)]);
   return [
     element("div", { class: "row" }, facts(pairs), findingsList(matrix.findings)),
@@ -156,6 +157,7 @@ function matrixDetail(matrix) {
 
 function sideDetail(matrix, side) {
   const pairs = [["Intruders", `${side.intruders} of ${side.num}`], ["Energy share in W", percent(side.energy)], ["Energy share in ΔW", percent(side.updateEnergy)]];
+  if (side.failure) pairs.push(["The bounds hold but for a probability of", figure(side.failure, 2)]);
   if (side.null) pairs.push(["Intruders by chance", `${figure(side.null[0])} (${figure(side.null[1])} to ${figure(side.null[2])})`]);
   const columns = [
     { name: "#", number: true, value: i => i, cell: i => String(i + 1) },
