@@ -141,7 +141,9 @@ def test_a_published_adapter_scans_alone_to_the_same_verdicts(demo) -> None:
     from intruscope.spectra.scan import RunOptions, scan
 
     result, _ = demo
-    report = scan(str(result.out / "lora"), options=RunOptions(work_dir=result.out.parent / "work"))
+    report = scan(
+        str(result.out / "lora"), options=RunOptions(workers=0, work_dir=result.out.parent / "work")
+    )
     counts = [side.num_intruders for matrix in report.matrices for side in matrix.sides]
     assert sum(counts) == result.runs[1].num_intruders
 
