@@ -16,6 +16,25 @@ from benchmarks.common import heavy_tailed, lora_factors, median_seconds, publis
 from intruscope.linalg.analysis import analyse
 
 
+def measure(width: int, repeats: int) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(width)
+    base = heavy_tailed(width, width, generator)
+    a, b = lora_factors(width, width, 16, 6.0, generator)
+    vectors = torch.randn(32, width, generator=generator)
+    stored = base.to(torch.bfloat16)
+    seconds = median_seconds(lambda: analyse(base, left_OR=b, right_RI=a), repeats)
+    floor = median_seconds(lambda: vectors @ stored.to(torch.float32), repeats)
+    found = analyse(base, left_OR=b, right_RI=a)
+    return {
+        "width": width,
+        "seconds": round(seconds, 3),
+        "floor_seconds": round(floor, 3),
+        "times_floor": round(seconds / floor, 1),
+        "residual_ratio": found.spectrum.residual_ratio,
+        "certificates": sorted(set(found.sides["left"].certificates)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", nargs="*", type=int, default=[1024, 2048, 4096, 8192])
@@ -23,26 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = []
-    for width in given.widths:
-        generator = torch.Generator().manual_seed(width)
-        base = heavy_tailed(width, width, generator)
-        a, b = lora_factors(width, width, 16, 6.0, generator)
-        vectors = torch.randn(32, width, generator=generator)
-        stored = base.to(torch.bfloat16)
-        seconds = median_seconds(lambda: analyse(base, left_OR=b, right_RI=a), given.repeats)
-        floor = median_seconds(lambda: vectors @ stored.to(torch.float32), given.repeats)
-        found = analyse(base, left_OR=b, right_RI=a)
-        rows.append(
-            {
-                "width": width,
-                "seconds": round(seconds, 3),
-                "floor_seconds": round(floor, 3),
-                "times_floor": round(seconds / floor, 1),
-                "residual_ratio": found.spectrum.residual_ratio,
-                "certificates": sorted(set(found.sides["left"].certificates)),
-            }
-        )
+    rows = [measure(width, given.repeats) for width in given.widths]
     exponent = np.polyfit(np.log([r["width"] for r in rows]), np.log([r["seconds"] for r in rows]), 1)[0]
     publish("growth", {"threads": given.threads, "exponent": round(float(exponent), 2), "rows": rows})
 

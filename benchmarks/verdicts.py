@@ -44,7 +44,7 @@ def main() -> None:
     worst_ratio = 0.0
     for text in given.shapes:
         rows, columns = (int(side) for side in text.split("x"))
-        for kind, make in KINDS.items():
+        for make in KINDS.values():
             for size in given.sizes:
                 generator = torch.Generator().manual_seed(rows + columns)
                 base = make(rows, columns, generator)
