@@ -199,12 +199,51 @@ def test_weights_that_are_something_else_are_named(content, says, remedy, write_
     [
         (["lora_unet_down_blocks_0.lora_down.weight"], "kohya", "convert"),
         (["something.weight"], "no LoRA key", "merge it"),
+        (["transformer.blocks.0.to_q.lora_A.weight"], "diffusers' newer", "fuse_lora"),
+        (["unet.down.to_q.lora.down.weight"], "diffusers' newer", "fuse_lora"),
     ],
 )
 def test_other_spellings_are_refused_by_name(keys, says, remedy, write_adapter, adapter_refused):
     folder = write_adapter({key: torch.randn(2, 3) for key in keys})
     (folder / "adapter_config.json").unlink()
     adapter_refused(lambda: open_adapter(folder), 4, says=says, remedy=remedy)
+
+
+_UNET_KEY = "unet.mid_block.attentions.0.attn1.processor.to_q_lora"
+
+
+def test_text_encoders_beside_a_unet_are_a_gap_on_the_unet_and_read_on_their_own(tmp_path, write_adapter):
+    text_key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer"
+    tensors = {
+        f"{key}.{side}.weight": torch.randn(shape)
+        for key in (_UNET_KEY, text_key)
+        for side, shape in (("down", (2, 4)), ("up", (6, 2)))
+    }
+    folder = write_adapter(tensors)
+    (folder / "adapter_config.json").unlink()
+    for name, stored, key in (
+        ("unet", "mid_block.attentions.0.attn1.to_q.weight", _UNET_KEY),
+        ("text", "text_model.encoder.layers.0.self_attn.q_proj.weight", text_key),
+    ):
+        (tmp_path / name).mkdir()
+        save_file({stored: torch.zeros(6, 4)}, tmp_path / name / "model.safetensors")
+        pairing = pair_adapter(open_model(tmp_path / name), open_adapter(folder))
+        assert not pairing.complete
+        (pair,) = pairing.pairs
+        update = pair.update.load(pair.base.load())
+        expected = tensors[f"{key}.up.weight"] @ tensors[f"{key}.down.weight"]
+        torch.testing.assert_close(update.left_OR @ update.right_RI, expected)
+
+
+def test_a_diffusers_key_that_is_not_known_is_refused(base, write_adapter, adapter_refused):
+    keys = (f"{_UNET_KEY}.down.weight", f"{_UNET_KEY}.up.weight", "unet.mid_block.alpha")
+    folder = write_adapter({key: torch.randn(2, 2) for key in keys})
+    (folder / "adapter_config.json").unlink()
+    adapter = open_adapter(folder)
+    error = adapter_refused(
+        lambda: pair_adapter(base, adapter), 4, says="key of diffusers", remedy="fuse_lora"
+    )
+    assert error.tensor == "unet.mid_block.alpha"
 
 
 def test_an_alpha_is_taken_only_where_the_file_has_none(write_adapter):

@@ -33,6 +33,7 @@ _WHOLE_MODEL_NAMES = (
 )
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _MAX_LISTED = 8
+_DIFFUSERS_MODELS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
 AdapterFormat = Literal["peft", "loralib", "diffusers"]
 
 
@@ -242,6 +243,12 @@ def _format_without_config(path: Path, tensors: Mapping[str, StoredTensor]) -> A
         return "diffusers"
     if any(key.endswith((".lora_A", ".lora_B")) for key in tensors):
         return "loralib"
+    if any(key.startswith(_DIFFUSERS_MODELS) and ".lora" in key for key in tensors):
+        raise UnsupportedFormat(
+            "got diffusers' newer LoRA keys, whose alpha may lie in no tensor, expected its older ones",
+            remedy="load it in diffusers, fuse it with fuse_lora, and scan the saved model",
+            file=path,
+        )
     if any(".lora_A." in key or ".lora_embedding_A" in key for key in tensors):
         raise MalformedInput(
             f"got PEFT keys without {CONFIG_NAME} beside them, expected it: rank and alpha are there",

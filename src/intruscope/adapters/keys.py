@@ -80,7 +80,7 @@ def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
     """Module, role and whether it is an embedding's factor."""
     words = key.removeprefix(PEFT_PREFIX).split(".")
     if adapter.format == "diffusers":
-        return _parse_diffusers(words)
+        return _parse_diffusers(words, key, adapter)
     at = next((i for i, word in enumerate(words) if word in _ROLES), None)
     if at is not None:
         tail = words[at + 1 :]
@@ -111,15 +111,21 @@ def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
     return ".".join(words).removesuffix(".weight"), "saved", False
 
 
-def _parse_diffusers(words: list[str]) -> tuple[str, str, bool]:
-    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is ``to_out.0``."""
-    if (
-        len(words) > 4
-        and words[-4] == "processor"
-        and words[-3].endswith("_lora")
-        and words[-2] in ("down", "up")
-    ):
-        leaf = words[-3].removesuffix("_lora")
-        module = [*words[:-4], *(["to_out", "0"] if leaf == "to_out" else [leaf])]
-        return ".".join(module), words[-2], False
-    return ".".join(words).removesuffix(".weight"), "saved", False
+def _parse_diffusers(words: list[str], key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
+    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is ``to_out.0``.
+
+    Text encoders beside the UNet say ``q_proj.lora_linear_layer.down.weight``.
+    """
+    if len(words) > 4 and words[-1] == "weight" and words[-2] in ("down", "up"):
+        if words[-3] == "lora_linear_layer":
+            return ".".join(words[:-3]), words[-2], False
+        if words[-4] == "processor" and words[-3].endswith("_lora"):
+            leaf = words[-3].removesuffix("_lora")
+            module = [*words[:-4], *(["to_out", "0"] if leaf == "to_out" else [leaf])]
+            return ".".join(module), words[-2], False
+    raise UnsupportedFormat(
+        "got a key of diffusers that is not read, expected those of attention processors and text encoders",
+        remedy="load it in diffusers, fuse it with fuse_lora, and scan the saved model",
+        file=adapter.path,
+        tensor=key,
+    )
