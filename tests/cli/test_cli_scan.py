@@ -223,6 +223,22 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(models, tmp_path):
     assert "cannot be resumed" in done.stderr
 
 
+def test_a_user_without_a_home_is_no_obstacle(models, monkeypatch):
+    from intruscope import RunOptions, scan
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("INTRUSCOPE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    said = []
+    report = scan(*map(str, models), options=RunOptions(workers=0), on_notice=said.append)
+    assert report.complete
+    (notice,) = said
+    assert "cannot be resumed" in notice
+
+
 def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is(models):
     command = [*COMMAND, "layers", str(models[0])]
     reading, writing = os.pipe()

@@ -133,6 +133,15 @@ def test_memory_keeps_tasks_apart_that_do_not_fit_together():
     assert all(outcome.status == "done" for outcome in outcomes)
 
 
+def test_a_worker_that_cannot_start_is_a_matter_of_resources(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with pytest.raises(ResourceExhausted, match=r"could not be started \(Resource temp.*--workers"):
+        run_tasks(squares(1), LocalExecutor(FUNCTION, num_workers=1))
+
+
 def test_nothing_is_left_running_after_an_error():
     executor = LocalExecutor(FUNCTION, num_workers=2)
     executor.start()

@@ -125,15 +125,23 @@ class LocalExecutor(Executor):
 
     def _spawn(self) -> _Worker:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "intruscope.engine.worker", self._function],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,
-        )
+        try:
+            with contextlib.ExitStack() as undo:
+                errors = undo.enter_context(tempfile.TemporaryFile())
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [sys.executable, "-m", "intruscope.engine.worker", self._function],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment,
+                    start_new_session=True,
+                )
+                undo.pop_all()  # from here on it is closed with its worker
+        except OSError as error:
+            raise ResourceExhausted(
+                f"a worker could not be started ({error.strerror})",
+                remedy="free memory or temporary disk space, or lower --workers",
+            ) from error
         return _Worker(process=process, errors=errors)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
@@ -246,6 +254,8 @@ class LocalExecutor(Executor):
         last = worker.errors.read().decode(errors="replace").strip().splitlines()[-1:]
         worker.errors.close()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", which a system short of memory sends"
         return f"its worker ended with {how}" + (f" ({last[0]})" if last else "")
 
     def close(self) -> None:

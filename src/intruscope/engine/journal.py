@@ -28,10 +28,19 @@ def plan_hash(plan: dict[str, Any]) -> str:
 
 
 def default_folder(digest: str) -> Path:
-    """Where a plan's journal lies when nobody says: the user's cache, one folder a plan."""
+    """Where a plan's journal lies when nobody says: the user's cache, one folder a plan.
+
+    Raises:
+        ResourceExhausted: this user has no home.
+    """
     given = os.environ.get("INTRUSCOPE_CACHE")
     cache = os.environ.get("XDG_CACHE_HOME")
-    root = Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "intruscope"
+    try:
+        root = Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "intruscope"
+    except RuntimeError:
+        raise ResourceExhausted(
+            "there is no home folder to keep a journal in", remedy="give --work a folder, or set HOME"
+        ) from None
     return root / "scans" / digest[:32]
 
 

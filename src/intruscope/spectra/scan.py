@@ -244,8 +244,8 @@ def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
 def _open_journal(
     identity: dict[str, Any], options: RunOptions, on_notice: Callable[[str], None]
 ) -> Journal | None:
-    folder = options.work_dir or default_folder(plan_hash(identity))
     try:
+        folder = options.work_dir or default_folder(plan_hash(identity))
         journal = Journal(folder, identity, fresh=options.fresh)
     except ResourceExhausted as error:
         if options.work_dir is not None:
