@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-_SHARDS, _EACH = 400, 100
+_SHARDS, _EACH = 250, 100
 _PLAN = """
 import sys, time
 from intruscope.weights.source import open_model
@@ -18,7 +18,7 @@ print(len(base.tensors), len(pairing.pairs), len(heavy), time.process_time())
 """
 
 
-def test_forty_thousand_tensors_in_four_hundred_shards(tmp_path, raw_safetensors):
+def test_many_tensors_in_many_shards(tmp_path, raw_safetensors):
     weight_map = {}
     for shard in range(_SHARDS):
         file = f"model-{shard:05d}-of-{_SHARDS:05d}.safetensors"
@@ -37,5 +37,5 @@ def test_forty_thousand_tensors_in_four_hundred_shards(tmp_path, raw_safetensors
         [sys.executable, "-c", _PLAN, str(tmp_path)], check=True, capture_output=True, text=True
     ).stdout.split()
     assert [int(n) for n in answer[:3]] == [_SHARDS * _EACH, _SHARDS * _EACH, 0]
-    # About 2 s. One pass over the index for each shard took 25 s more.
-    assert float(answer[3]) < 12
+    # About 1.5 s of processor time. One pass over the index for each shard took 10 s more.
+    assert float(answer[3]) < 8
