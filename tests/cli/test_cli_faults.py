@@ -32,7 +32,7 @@ from cli_support import (
 from intruscope import RunOptions, ScanSettings, scan
 from intruscope.errors import MalformedInput
 
-COUNT = 60
+COUNT = 40
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def many(tmp_path_factory):
         folder = tmp_path_factory.mktemp("many")
         base = write_model(folder / "base", matrices(COUNT))
         tuned = write_model(folder / "tuned", matrices(COUNT, change=0.4))
-        arguments = ("scan", base, tuned, "-q", "--workers", "1", "--null", "1")
+        arguments = ("scan", base, tuned, "-q", "--workers", "1")
         json = folder / "whole.json"
         done = run(*arguments, "--json", json, "--work", folder / "work")
 
