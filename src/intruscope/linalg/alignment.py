@@ -28,7 +28,6 @@ from intruscope.linalg.certificates import (
     cover,
     smallest_counted_value,
 )
-from intruscope.linalg.dense import BaseVectors, dense_base
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
 from intruscope.linalg.refine import Triplets, refine
 from intruscope.linalg.topk import (
@@ -40,8 +39,9 @@ from intruscope.linalg.topk import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from intruscope.linalg.dense import BaseVectors
     from intruscope.linalg.operators import Operator
 
 _FIRST_STEPS = 8
@@ -95,6 +95,7 @@ def align(
     deciding: float,
     seed: int,
     dense: bool,
+    decompose: Callable[[], BaseVectors],
 ) -> Alignments:
     """Bound the alignment of every tuned vector with all base vectors.
 
@@ -107,18 +108,20 @@ def align(
         deciding: The threshold of the verdict: undecided here always goes to the dense path.
         seed: Of the Gaussian columns.
         dense: Skip the Krylov path.
+        decompose: Gives the dense vectors of ``base``, when it comes to that.
     """
     found = None if dense else _krylov(base, tuned, tuned_left_MK, error_K, thresholds, deciding, seed)
     if found is None:
-        found = _dense(base, tuned, tuned_left_MK, error_K)
+        found = _dense(base, decompose(), tuned, tuned_left_MK, error_K)
     return found
 
 
 # --- the dense path --------------------------------------------------------------------------------
 
 
-def _dense(base: Operator, tuned: TopTriplets, tuned_left_MK: Tensor, error_K: Tensor) -> Alignments:
-    vectors = dense_base(base)
+def _dense(
+    base: Operator, vectors: BaseVectors, tuned: TopTriplets, tuned_left_MK: Tensor, error_K: Tensor
+) -> Alignments:
     cosines_RK = vectors.cosines(tuned_left_MK)
     lower, upper, best, ambiguous = _over_clusters(cosines_RK, vectors)
     outside = None

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from intruscope.linalg.alignment import Alignments, align
+from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.topk import DENSE_LIMIT, RANDOM_COLUMNS, TopTriplets, dense_triplets, top_triplets
 
@@ -50,6 +52,7 @@ def analyse(
     deciding: float = 0.5,
     seed: int = 0,
     dense: bool = False,
+    shared: DenseSides | None = None,
 ) -> Analysis:
     """Find the top of the tuned matrix and bound its alignment with the base.
 
@@ -64,6 +67,7 @@ def analyse(
         deciding: The epsilon of the verdict.
         seed: Of every random block; equal inputs and seed give equal results on one machine.
         dense: Decompose in float64 outright.
+        shared: Dense decompositions of this same base, kept from one update to the next.
 
     Raises:
         ValueError: neither or both forms of update, or an empty matrix.
@@ -75,6 +79,8 @@ def analyse(
         raise ValueError("give either tuned_OI or both factors, and a matrix that is not empty")
     scale = _power_of_two(base_OI, tuned_OI)
     base, tuned = _operators(base_OI, left_OR, right_RI, tuned_OI, scale)
+    if shared is None or scale != 1.0:  # the scale depends on the update
+        shared = DenseSides()
     smaller = min(base.shape)
     wanted = smaller if k is None else min(k, smaller)
     direct = dense or k is None or smaller <= DENSE_LIMIT or 16 * (wanted + RANDOM_COLUMNS) > smaller
@@ -84,8 +90,9 @@ def analyse(
     found: dict[Side, Alignments] = {}
     for side in sides:
         flipped = side == "right"
+        seen = base.transposed if flipped else base
         found[side] = align(
-            base.transposed if flipped else base,
+            seen,
             spectrum,
             spectrum.right_NK if flipped else spectrum.left_MK,
             spectrum.right_error if flipped else spectrum.left_error,
@@ -93,6 +100,7 @@ def analyse(
             deciding=deciding,
             seed=seed + 1 + flipped,
             dense=direct,
+            decompose=partial(shared.of, seen, side),
         )
     return Analysis(
         spectrum=_rescaled(spectrum, scale), sides={s: _rescaled(a, scale) for s, a in found.items()}

@@ -6,7 +6,7 @@ Shape suffixes: M rows, N columns, R counted base vectors, K other vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from intruscope.linalg import clusters
 if TYPE_CHECKING:
     from intruscope.linalg.operators import Operator
 
-_GRAM_SIDE = 1024
-"""Above this smaller side the Gram matrix is tried first: a third of the time of the full SVD."""
+_GRAM_SIDE = 200
+"""Above this smaller side the Gram matrix is tried first: a third of the time of the full SVD, or less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,22 @@ def counted(values: Tensor, shape: tuple[int, int]) -> int:
     return int((values > max(shape) * ulp * values[0]).sum())
 
 
+class DenseSides:
+    """The dense decompositions of one base matrix, made when first asked for: one for each side.
+
+    Several updates of one base (the trials of a null model) share them.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Literal["left", "right"], BaseVectors] = {}
+
+    def of(self, base: Operator, side: Literal["left", "right"]) -> BaseVectors:
+        """Vectors in the row space of ``base``, which is transposed for the right side already."""
+        if side not in self._made:
+            self._made[side] = dense_base(base)
+        return self._made[side]
+
+
 def dense_base(base: Operator) -> BaseVectors:
     """Decompose a base matrix in float64.
 
@@ -70,10 +86,10 @@ def dense_base(base: Operator) -> BaseVectors:
             sine_error=nothing,
             tail_error=nothing,
         )
-    if min(matrix.shape) > _GRAM_SIDE:
-        found = _from_gram(matrix)
-        if found is not None:
-            return found
+    found = from_gram(matrix)
+    if found is not None:
+        values, left, _, errors = found
+        return _assemble(values, left, errors, len(values))
     left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     kept = counted(values, (matrix.shape[0], matrix.shape[1]))
     largest = float(values[0]) if len(values) else 0.0
@@ -81,18 +97,34 @@ def dense_base(base: Operator) -> BaseVectors:
     return _assemble(values, left, torch.full_like(values, error), kept)
 
 
-def _from_gram(matrix: Tensor) -> BaseVectors | None:
+def from_gram(matrix: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Singular triplets of a large float64 matrix from the Gram matrix of its smaller side.
+
+    Args:
+        matrix: (M, N), float64.
+        k: How many vectors; None for all. The values are always all.
+
+    Returns:
+        (all values descending (R,), left (M, k), right (N, k), error of each value (R,)); None for small
+        matrices, and where the smallest value is not well above what rounding does to squares.
+
+    The vectors of the longer side are A applied to the others: an error along a larger value's vector
+    grows by the ratio of the values there, which twice the error over the gap covers too.
+    """
+    if min(matrix.shape) <= _GRAM_SIDE:
+        return None
     rows, columns = matrix.shape
     wide = rows <= columns
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     squares, vectors = torch.linalg.eigh(gram)
-    squares, vectors = squares.flip(0), vectors.flip(1)
+    squares, vectors = squares.flip(0), vectors.flip(1)[:, :k]
     error = float(squares[0]) * torch.finfo(torch.float64).eps * max(rows, columns) ** 0.5
     if float(squares[-1]) < 1e4 * error:
         return None
     values = squares.sqrt()
-    left = vectors if wide else (matrix @ vectors) / values
-    return _assemble(values, left, error / (2 * values), len(values))
+    longer = (matrix.T if wide else matrix) @ vectors / values[: vectors.shape[1]]
+    left, right = (vectors, longer) if wide else (longer, vectors)
+    return values, left, right, error / (2 * values)
 
 
 def _assemble(values: Tensor, left: Tensor, errors: Tensor, kept: int) -> BaseVectors:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from intruscope.linalg import clusters
 from intruscope.linalg.certificates import TopAccount, account_for_top
+from intruscope.linalg.dense import from_gram
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.refine import Triplets, refine
@@ -193,24 +194,28 @@ def residual_ratio(operator: Operator, left_MK: Tensor, values: Tensor, right_NK
 
 
 def dense_triplets(operator: Operator, k: int | None) -> TopTriplets:
-    """Leading (or all) triplets from one dense float64 SVD.
+    """Leading (or all) triplets from one dense float64 decomposition.
 
     Args:
         operator: A (M x N), finite.
         k: How many; None for all min(M, N).
     """
     matrix = operator.dense_double()
-    left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
-    kept = len(values) if k is None else min(k, len(values))
-    error = (
-        values[:1].max().item() * torch.finfo(torch.float64).eps * max(matrix.shape) ** 0.5 if kept else 0.0
-    )
-    groups = clusters.runs(values, torch.full_like(values, error))
+    kept = min(matrix.shape) if k is None else min(k, *matrix.shape)
+    found = None if k is None else from_gram(matrix, kept)
+    if found is None:
+        left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
+        right = right_t.T
+        largest = float(values[0]) if kept else 0.0
+        error = torch.full_like(values, largest * torch.finfo(torch.float64).eps * max(matrix.shape) ** 0.5)
+    else:
+        values, left, right, error = found
+    groups = clusters.runs(values, error)
     gap = clusters.gaps(values, groups)
     label = clusters.labels(groups, len(values))
     members = torch.bincount(label)[label[:kept]] if kept else torch.zeros(0)
     rows, columns = matrix.shape
-    left_kept, right_kept = left[:, :kept], right_t[:kept].T
+    left_kept, right_kept = left[:, :kept], right[:, :kept]
     exact = Operator.viewing(matrix)
     return TopTriplets(
         singular_values=values[:kept],
@@ -227,7 +232,7 @@ def dense_triplets(operator: Operator, k: int | None) -> TopTriplets:
     )
 
 
-def _sines(values: Tensor, gap: Tensor, error: float, *, null_space: bool) -> Tensor:
+def _sines(values: Tensor, gap: Tensor, error: Tensor, *, null_space: bool) -> Tensor:
     """Sine of the turning of each vector out of its cluster, or into the null space of its side."""
     if null_space:
         gap = torch.minimum(gap, torch.where(values > clusters.RESOLUTION * error, values, 0.0))

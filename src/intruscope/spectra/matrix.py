@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from intruscope.linalg.analysis import Analysis, analyse
+from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.linalg.topk import TopTriplets, dense_triplets, frobenius_norm, top_triplets
@@ -142,8 +143,11 @@ def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
 class _Change:
     """A base and its update in the forms that the steps below need, made once."""
 
-    def __init__(self, base_OI: Tensor, form: tuple[Tensor, Tensor] | Tensor) -> None:
+    def __init__(
+        self, base_OI: Tensor, form: tuple[Tensor, Tensor] | Tensor, shared: DenseSides | None = None
+    ) -> None:
         self.base_OI = base_OI
+        self.shared = shared or DenseSides()
         self.factors = form if isinstance(form, tuple) else None
         self.low_rank = self.factors is not None
         self.tuned_OI: Tensor | None = None
@@ -175,9 +179,10 @@ class _Change:
     def rotated(self, seed: int) -> _Change:
         """The same base with a randomly rotated update."""
         if self.factors is not None:
-            return _Change(self.base_OI, rotate_low_rank(*self.factors, seed=seed))
+            return _Change(self.base_OI, rotate_low_rank(*self.factors, seed=seed), self.shared)
         assert isinstance(self.for_share, Tensor)
-        return _Change(self.base_OI, self.base_OI + rotate_dense(self.for_share, seed=seed))
+        rotated = self.base_OI + rotate_dense(self.for_share, seed=seed)
+        return _Change(self.base_OI, rotated, self.shared)
 
 
 def _sides(settings: ScanSettings) -> tuple[Side, ...]:
@@ -194,6 +199,7 @@ def _analyse(change: _Change, pair: MatrixPair, settings: ScanSettings, purpose:
         deciding=settings.epsilon,
         seed=seed_for(settings, pair.name, purpose),
         dense=settings.prove,
+        shared=change.shared,
     )
 
 
