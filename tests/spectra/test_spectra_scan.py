@@ -140,6 +140,33 @@ def test_equal_models_are_said_to_be_equal(planted):
     report = run(planted[0], planted[0])
     assert "model-unchanged" in [finding.code for finding in report.findings]
     assert all(matrix.update.effective_rank is None for matrix in report.matrices)
+    assert {entry.status for entry in report.coverage} == {"unchanged"}
+    for matrix in report.matrices:
+        (side,) = matrix.sides
+        assert set(side.verdicts) == {"aligned"}
+        assert set(side.alignment_lower) == {1.0} == set(side.alignment_upper)
+        assert [match.relative_change for match in side.matches] == [0.0] * len(side.verdicts)
+
+
+def test_only_the_equal_tensors_are_unchanged(planted, tmp_path):
+    mixed = [planted[2][0], planted[3][1], planted[3][2]]
+    report = run(planted[0], write_model(tmp_path / "mixed", mixed))
+    status = {entry.tensor: entry.status for entry in report.coverage}
+    assert sorted(status.values()) == ["compared", "compared", "unchanged"]
+    assert status["model.layers.0.self_attn.q_proj.weight"] == "unchanged"
+    # The shortcut says what the whole analysis says.
+    whole = run(planted[0], write_model(tmp_path / "nearly", [planted[2][0] * (1 + 1e-13), *planted[3][1:]]))
+    first, second = (r.matrices[0].sides[0] for r in (report, whole))
+    assert first.verdicts == second.verdicts
+    np.testing.assert_allclose(first.alignment_lower, second.alignment_lower, atol=1e-9)
+
+
+def test_an_equal_matrix_of_too_small_a_rank_is_not_called_aligned_for_free(tmp_path):
+    thin = torch.randn(60, 3, dtype=torch.float64) @ torch.randn(3, 50, dtype=torch.float64)
+    base, tuned = write_model(tmp_path / "b", [thin]), write_model(tmp_path / "t", [thin.clone()])
+    verdicts = run(base, tuned).matrices[0].sides[0].verdicts
+    assert verdicts[:3] == ("aligned",) * 3
+    assert "aligned" not in verdicts[3:]
 
 
 def test_another_base_is_suspected(planted, tmp_path):

@@ -28,6 +28,7 @@ from intruscope.linalg.certificates import (
     cover,
     smallest_counted_value,
 )
+from intruscope.linalg.dense import counted
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
 from intruscope.linalg.refine import Triplets, refine
 from intruscope.linalg.topk import (
@@ -114,6 +115,34 @@ def align(
     if found is None:
         found = _dense(base, decompose(), tuned, tuned_left_MK, error_K)
     return found
+
+
+def aligned_with_itself(spectrum: TopTriplets, shape: tuple[int, int]) -> Alignments | None:
+    """The alignments of a matrix that equals its base: one, by definition, without any work.
+
+    Args:
+        spectrum: Of the matrix.
+        shape: (rows, columns), rows on the side of the vectors.
+
+    Returns:
+        None where a value does not count, and so has no counterpart in the base either.
+    """
+    values, count = spectrum.singular_values, len(spectrum.singular_values)
+    if counted(values, shape) < count:
+        return None
+    one = torch.ones(count, dtype=torch.float64)
+    certificate: Certificate = "proved"
+    return Alignments(
+        lower=one,
+        upper=one.clone(),
+        degenerate=torch.zeros(count, dtype=torch.bool),
+        certificates=(certificate,) * count,
+        failure_probability=0.0,
+        best_index=torch.arange(count),
+        best_value=values,
+        base_norm=float(values[0]),
+        outside_fraction=torch.zeros(count, dtype=torch.float64) if shape[0] > shape[1] else None,
+    )
 
 
 # --- the dense path --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from intruscope.linalg.alignment import Alignments, align
+from intruscope.linalg.alignment import Alignments, align, aligned_with_itself
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.topk import DENSE_LIMIT, RANDOM_COLUMNS, TopTriplets, dense_triplets, top_triplets
@@ -87,11 +87,13 @@ def analyse(
     spectrum = None if direct else top_triplets(tuned, wanted, seed=seed)
     if spectrum is None:
         spectrum = dense_triplets(tuned, wanted)
+    unchanged = tuned_OI is not None and torch.equal(tuned_OI, base_OI)
     found: dict[Side, Alignments] = {}
     for side in sides:
         flipped = side == "right"
         seen = base.transposed if flipped else base
-        found[side] = align(
+        itself = aligned_with_itself(spectrum, seen.shape) if unchanged else None
+        found[side] = itself or align(
             seen,
             spectrum,
             spectrum.right_NK if flipped else spectrum.left_MK,

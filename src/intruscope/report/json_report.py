@@ -7,6 +7,7 @@ care for sides need not know of them.
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import fields, is_dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def from_json(data: dict[str, Any]) -> ScanReport:
             complete=data["complete"],
             environment=data["environment"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         fact = f"got a report that does not fit its schema ({printable(error)}), expected {SCHEMA}"
         raise MalformedInput(fact, remedy=_REMEDY) from error
 
@@ -118,8 +119,14 @@ _MATRIX_FIELDS = tuple(field.name for field in fields(MatrixReport))
 
 def _matrix(matrix: MatrixReport) -> dict[str, Any]:
     side = matrix.sides[0] if matrix.sides else None
+    plain = _plain(matrix)
+    for each in plain["sides"]:
+        if each["similarity"] is not None:
+            # Thousands of levels a map: one string, not one line each.
+            levels = bytes(each["similarity"]["levels"])
+            each["similarity"]["levels"] = base64.b64encode(levels).decode("ascii")
     return {
-        **_plain(matrix),
+        **plain,
         **{name: [] if side is None else list(getattr(side, name)) for name in _FIRST_SIDE},
         "num_intruders": 0 if side is None else side.num_intruders,
     }

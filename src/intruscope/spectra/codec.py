@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from intruscope.spectra.records import (
@@ -46,9 +47,14 @@ def _side(data: dict[str, Any]) -> SideReport:
             "null": None if null is None else NullCount(**{**null, "counts": tuple(null["counts"])}),
             "similarity": None
             if similarity is None
-            else SimilarityMap(**{**similarity, "levels": tuple(similarity["levels"])}),
+            else SimilarityMap(**{**similarity, "levels": _levels(similarity["levels"])}),
         }
     )
+
+
+def _levels(stored: str | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    """One byte a level: as numbers in the journal, as base64 in the public report."""
+    return tuple(base64.b64decode(stored, validate=True) if isinstance(stored, str) else stored)
 
 
 def _update(data: dict[str, Any]) -> UpdateReport:

@@ -23,7 +23,7 @@ from intruscope.errors import ResourceExhausted, UsageError
 from intruscope.spectra.codec import matrix_report_from_dict
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
-from intruscope.weights.matrices import Finding, MatrixPair, Pairing
+from intruscope.weights.matrices import CoverageEntry, Finding, MatrixPair, Pairing
 from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.output import check_output
 from intruscope.weights.pairing import pair_checkpoints
@@ -221,11 +221,26 @@ def scan_pairing(
         tuned=pairing.tuned,
         settings=settings,
         matrices=matrices,
-        coverage=pairing.coverage,
+        coverage=_as_found(pairing.coverage, matrices),
         findings=(*pairing.findings, *model_findings(matrices)),
         complete=pairing.complete and finished,
         environment=environment(),
     )
+
+
+def _as_found(
+    ledger: tuple[CoverageEntry, ...], matrices: tuple[MatrixReport, ...]
+) -> tuple[CoverageEntry, ...]:
+    """The ledger with what only the weights could tell: which tensors are equal on both sides."""
+    equal = {m.name for m in matrices if any(finding.code == "unchanged" for finding in m.findings)}
+
+    def found(entry: CoverageEntry) -> CoverageEntry:
+        if entry.status != "compared" or not entry.matrices or not equal.issuperset(entry.matrices):
+            return entry
+        reason = f"{entry.reason}; equal on both sides" if entry.reason else "equal on both sides"
+        return replace(entry, status="unchanged", reason=reason)
+
+    return tuple(map(found, ledger))
 
 
 def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
@@ -237,7 +252,7 @@ def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
         # Two float64 decompositions with all vectors (measured: 70 to 194 bytes an entry, more when square).
         working = 64 * rows * columns + 128 * smaller * smaller
     else:
-        working = 16 * rows * columns + 4 * _BASIS_COLUMNS * (rows + columns)
+        working = 24 * rows * columns + 4 * _BASIS_COLUMNS * (rows + columns)
     return pair.estimated_bytes + working + _RUNTIME_BYTES
 
 
