@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-
 
 
 def rate(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def test_rates_steps_and_batches_are_those_of_the_code() -> None:

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 MODEL = Path(__file__).parent / "model"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
 
-NUM_STEPS = 200
+NUM_STEPS = 150
 BATCH = 4
 CONTEXT = 128
 NUM_EVALUATION_WINDOWS = 64
 NUM_MAPPED_VECTORS = 24
-FULL_LEARNING_RATE = 6e-4
-LORA_LEARNING_RATE = 5e-3
+FULL_LEARNING_RATE = 8e-4
+LORA_LEARNING_RATE = 6.5e-3
 LORA_RANK = 8
 
 
