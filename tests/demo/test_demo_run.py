@@ -25,7 +25,7 @@ def events_of(events, stage):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A demonstration in a tenth of the time: fewer and smaller steps, at higher rates."""
+    """A demonstration in less time: fewer and smaller steps, at higher rates."""
     events = []
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
