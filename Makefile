@@ -15,7 +15,7 @@ demo: $(VENV)
 	$(BIN)/intruscope demo
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(VENV)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intruscope.linalg import clusters
 from intruscope.linalg.certificates import TopAccount, account_for_top
-from intruscope.linalg.dense import from_gram
+from intruscope.linalg.dense import from_gram, svd
 from intruscope.linalg.golub_kahan import GolubKahan, RitzSystem
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.refine import Triplets, refine
@@ -204,8 +204,7 @@ def dense_triplets(operator: Operator, k: int | None) -> TopTriplets:
     kept = min(matrix.shape) if k is None else min(k, *matrix.shape)
     found = None if k is None else from_gram(matrix, kept)
     if found is None:
-        left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
-        right = right_t.T
+        left, values, right = svd(matrix)
         largest = float(values[0]) if kept else 0.0
         error = torch.full_like(values, largest * torch.finfo(torch.float64).eps * max(matrix.shape) ** 0.5)
     else:

@@ -113,13 +113,14 @@ def _cell(matrices: Iterable[MatrixReport]) -> Text:
 
 
 def _layer_groups(matrices: Sequence[MatrixReport]) -> list[tuple[str, set[int | None]]]:
-    """Runs of layers, as equal as can be and as many as fit; matrices outside the blocks come last."""
+    """Equal runs of layers (the last may be shorter), as many as fit; what has no layer comes last."""
     layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
     widest = 2 * len(str(sum(len(matrix.sides[0].verdicts) for matrix in matrices))) + 3
     count = min(len(layers), _MAX_GROUPS, max(1, (_WIDTH - 18) // widest - 2))
+    size = -(-len(layers) // max(count, 1))
     groups: list[tuple[str, set[int | None]]] = []
-    for index in range(count):
-        run = layers[index * len(layers) // count : (index + 1) * len(layers) // count]
+    for first in range(0, len(layers), max(size, 1)):
+        run = layers[first : first + size]
         label = f"layer {run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}"
         groups.append((label, set(run)))
     if any(matrix.layer is None for matrix in matrices):
