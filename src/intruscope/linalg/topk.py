@@ -98,8 +98,8 @@ def top_triplets(operator: Operator, k: int, *, seed: int) -> TopTriplets | None
 
 def frobenius_norm(operator: Operator) -> float:
     """‖A‖_F without forming A + update: ‖A‖² + 2⟨A, LR⟩ + ‖LR‖²."""
-    parts = torch.split(operator.dense_MN, 256)
-    total = math.fsum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts)
+    # Row by row: one long float32 sum would lose four more digits.
+    total = float(torch.linalg.vector_norm(operator.dense_MN, dim=1).double().square().sum())
     if operator.left_MR is not None and operator.right_RN is not None:
         left, right = operator.left_MR, operator.right_RN
         crossed = Operator.viewing(operator.dense_MN).times(right.T)
