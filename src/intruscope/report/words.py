@@ -28,9 +28,10 @@ def sentence(report: ScanReport) -> str:
     if all(matrix.update is not None and matrix.update.frobenius_norm == 0.0 for matrix in matrices):
         return "Nothing changed: every update that was compared is zero." + missing
     if not found:
+        decided = "that could be decided " if undecided else ""
         return (
             f"None of the {candidates} leading singular vectors is an intruder at epsilon "
-            f"{report.settings.epsilon:g}: each that could be decided has a counterpart in the base."
+            f"{report.settings.epsilon:g}: each {decided}has a counterpart in the base."
             + open_cases.replace(" more could", " could")
             + missing
         )
