@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     for module, options in {
-        "verdicts": ["--shapes", "700x700", "700x1400", "1400x700"],
+        "verdicts": ["--shapes", "300x300", "1100x1100"],
         "growth": ["--widths", "1024", "2048", "4096"],
         "speed": ["--matrices", "4", "--repeats", "1"],
         "llama7b": [],

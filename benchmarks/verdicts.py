@@ -35,7 +35,7 @@ KINDS = {"outliers": heavy_tailed, "student": student, "power_law": power_law}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--shapes", nargs="*", default=["700x700", "1024x1024", "700x1400", "1400x700", "1800x1800"]
+        "--shapes", nargs="*", default=["300x300", "1100x1100", "1100x1700", "1700x1100", "1800x1800"]
     )
     parser.add_argument("--sizes", nargs="*", type=float, default=[0.05, 0.2, 0.5, 1.0])
     given = parser.parse_args()

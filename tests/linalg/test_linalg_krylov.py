@@ -14,6 +14,7 @@ import torch
 from linalg_cases import BASES, Case, case, orthonormal, stored
 from linalg_checks import BLUNT, THRESHOLDS, Tally, bound_faults, compare, float32_resolution
 
+from intruscope.linalg import analysis
 from intruscope.linalg.analysis import analyse
 
 if TYPE_CHECKING:
@@ -135,7 +136,10 @@ def test_bounds_close_in_on_the_truth(claims: Claims, krylov_when_small: None) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(700, 700), (1000, 680), (680, 1000)])
-def test_at_natural_size(rows: int, columns: int, claims: Claims) -> None:
+def test_at_a_size_that_needs_no_help(
+    rows: int, columns: int, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analysis, "DENSE_LIMIT", 640)
     tally = Tally()
     made = case("power_law_0.5", rows, columns, storage="float32", update="low_rank", rank=8, strength=0.4)
     for side in ("left", "right"):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from intruscope.linalg.alignment import Alignments, align, aligned_with_itself
 from intruscope.linalg.dense import DenseSides
+from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.linalg.operators import Operator
-from intruscope.linalg.topk import DENSE_LIMIT, RANDOM_COLUMNS, TopTriplets, dense_triplets, top_triplets
+from intruscope.linalg.topk import RANDOM_COLUMNS, TopTriplets, dense_triplets, top_triplets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,8 +29,6 @@ RANDOM_COLUMNS = 10
 
 _CHECKPOINTS = (7, 10, 13, 17, 22, 28, 36)
 _GOOD_SINE = 1e-3
-DENSE_LIMIT = 640
-"""Up to this smaller side two dense float64 decompositions cost no more than the Krylov path."""
 
 
 @dataclass(frozen=True, kw_only=True)

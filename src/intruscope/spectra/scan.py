@@ -20,6 +20,7 @@ from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
 from intruscope.errors import ResourceExhausted, UsageError
+from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.spectra.codec import matrix_report_from_dict
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
@@ -248,7 +249,7 @@ def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
     rows, columns = pair.base.shape
     smaller = min(rows, columns)
     dense = settings.prove or settings.exact_effective_rank or settings.k == "all"
-    if dense or 32 * max(int(settings.k), settings.maps) > smaller:
+    if dense or smaller <= DENSE_LIMIT or 32 * max(int(settings.k), settings.maps) > smaller:
         # Two float64 decompositions with all vectors (measured: 70 to 194 bytes an entry, more when square).
         working = 64 * rows * columns + 128 * smaller * smaller
     else:

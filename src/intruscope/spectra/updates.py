@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from intruscope.linalg.effective_rank import effective_rank, estimate_effective_rank
+from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.linalg.lowrank import low_rank_svd
 from intruscope.linalg.operators import Operator
-from intruscope.linalg.topk import DENSE_LIMIT, dense_triplets, top_triplets
+from intruscope.linalg.topk import dense_triplets, top_triplets
 from intruscope.spectra.records import Estimate, UpdateReport
 from intruscope.weights.matrices import Finding
 
