@@ -15,9 +15,7 @@ import pytest
 import torch
 from cli_support import (
     COMMAND,
-    alive,
     assert_message,
-    children,
     eventually,
     fingerprint,
     matrices,
@@ -31,6 +29,7 @@ from cli_support import (
 
 from intruscope import RunOptions, ScanSettings, scan
 from intruscope.errors import MalformedInput
+from processes import alive, children
 
 COUNT = 40
 

@@ -14,6 +14,7 @@ import pytest
 
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.errors import OutputConflict, ResourceExhausted
+from processes import alive, children
 
 PARENT = Path(__file__).with_name("engine_parent.py")
 RECORDS = {f"k{i}": {"value": i, "third": i / 3} for i in range(5)}
@@ -177,50 +178,31 @@ def test_an_interrupt_leaves_quickly_and_leaves_nothing(tmp_path):
     process = start(tmp_path / "j", 2000, 0.0)
     assert process.stdout is not None
     process.stdout.readline()
-    children = _children(process.pid)
-    assert children
+    workers = children(process.pid)
+    assert workers
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert time.monotonic() - started < 5
     assert process.returncode == 130
     deadline = time.monotonic() + 2
-    while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not [pid for pid in children if _alive(pid)]
+    assert not [pid for pid in workers if alive(pid)]
 
 
 def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     process = start(tmp_path / "j", 2000, 0.0)
     assert process.stdout is not None
     process.stdout.readline()
-    children = _children(process.pid)
+    workers = children(process.pid)
     process.kill()
     process.communicate(timeout=10)
     deadline = time.monotonic() + 3
-    while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert children
-    assert not [pid for pid in children if _alive(pid)]
-
-
-def _children(pid):
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert workers
+    assert not [pid for pid in workers if alive(pid)]
 
 
 def test_records_are_plain_lines_that_a_person_can_read(journal):
