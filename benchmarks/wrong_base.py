@@ -9,7 +9,7 @@ the share of ‖ΔW‖² within the base's top vectors, against what a random up
 the adapter was trained on and on others.
 
 Small Llamas are trained on the spot; MiniLM cases are added where its folder and runs of
-``examples/train_minilm_sst2.py`` are named.
+``examples/train_minilm.py`` are named.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="small models to train and cross")
     parser.add_argument("--minilm", type=Path)
     parser.add_argument("--mlm", type=Path)
-    parser.add_argument("--runs", type=Path, help="what examples/train_minilm_sst2.py wrote")
+    parser.add_argument("--runs", type=Path, help="what examples/train_minilm.py wrote")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

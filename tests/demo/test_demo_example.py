@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors import safe_open
 
 from intruscope.spectra.scan import plan
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_minilm_sst2.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_minilm.py"
 PARTS = {
     "attention.self.query": "q",
     "attention.self.key": "k",
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("train_minilm_sst2", EXAMPLE)
+    spec = importlib.util.spec_from_file_location("train_minilm", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(__import__("sys").modules, spec.name, module)  # its dataclass looks itself up
@@ -49,7 +51,7 @@ def saved(example, base, real_data, tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(base)
     examples = example.read_tsv(real_data / "tasks" / "sst2" / "train_full.tsv")[: STEPS * BATCH]
     folders = {}
-    for name in ("full", "lora", "dora", "rslora"):
+    for name in ("full", "r8", "dora", "rslora"):
         run = example.RUNS[name]
         model = example.build(base, run, seed=0)
         losses = example.train(model, examples, tokenizer, learning_rate=run.learning_rate, batch=BATCH)
@@ -68,10 +70,51 @@ def stored_names(folder: Path) -> set[str]:
 def test_it_reads_sentences_and_labels(example, tmp_path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("sentence\tlabel\na \"quoted film\t1\nun 'even\t0\n")
-    assert example.read_tsv(path) == [('a "quoted film', 1), ("un 'even", 0)]
+    assert example.read_tsv(path) == [('a "quoted film', None, 1), ("un 'even", None, 0)]
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "dora", "rslora"])
+def test_it_reads_pairs_and_numbers_their_labels(example, tmp_path) -> None:
+    rows = {
+        "0": {"text_a": "A", "text_b": "B", "label": "neutral"},
+        "1": {"text_a": "C", "text_b": "D", "label": "entailment"},
+    }
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text(json.dumps(rows))
+    expected = [("A", "B", 1), ("C", "D", 0)]
+    assert example.read_task(tmp_path) == (expected, expected)
+
+
+def test_a_shuffle_keeps_every_example_and_puts_like_lengths_together(example) -> None:
+    examples = [example.Example("x" * (i % 40), None, i) for i in range(256)]
+    shuffled = example.shuffled_by_length(examples, random.Random(0), 8)
+    assert sorted(shuffled) == sorted(examples) and shuffled != examples
+    spans = [
+        max(lengths) - min(lengths)
+        for lengths in ([len(each.text) for each in shuffled[i : i + 8]] for i in range(0, 256, 8))
+    ]
+    assert max(spans) <= 2  # of 40
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # PEFT asks transformers for it
+def test_a_pooler_that_the_base_lacks_is_saved(example, real_data, tmp_path) -> None:
+    """It is drawn at random: a reader that draws another gets another classifier."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = real_data / "models" / "minilm-mlm"
+    batch = AutoTokenizer.from_pretrained(base)(["a fine film"], return_tensors="pt")
+    model = example.build(base, example.RUNS["r8"], seed=0).eval()
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
+    again = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("name", ["full", "r8", "dora", "rslora"])
 def test_the_plan_names_the_body_and_accounts_for_every_tensor(saved, base, name) -> None:
     found = plan(str(base), str(saved[name]))
     paper = {pair.name: (pair.kind, pair.layer) for pair in found.pairs if pair.scope == "paper"}
@@ -90,7 +133,7 @@ def test_the_plan_names_the_body_and_accounts_for_every_tensor(saved, base, name
 @pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning"
 )  # PEFT asks transformers for it
-@pytest.mark.parametrize("name", ["lora", "dora", "rslora"])
+@pytest.mark.parametrize("name", ["r8", "dora", "rslora"])
 def test_the_update_is_the_one_that_peft_merges(example, saved, base, name) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
