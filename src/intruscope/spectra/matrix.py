@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +36,24 @@ from intruscope.spectra.updates import update_report
 from intruscope.weights.matrices import DenseUpdate, Finding, LowRankUpdate, MatrixPair
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _THIN = 4
 """A low-rank update is used as such while its rank is below a quarter of the smaller side."""
+
+
+class Examined(NamedTuple):
+    """A report with what it was made from.
+
+    Attributes:
+        report: Everything said of the matrix.
+        spectrum: Its top vectors; None where the report has no figures.
+        change: The base and its update in working precision; None likewise.
+    """
+
+    report: MatrixReport
+    spectrum: TopTriplets | None = None
+    change: Change | None = None
 
 
 def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
@@ -53,19 +68,33 @@ def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
     Raises:
         IntruscopeError: the files no longer hold what was planned.
     """
-    pair, settings = payload
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    with exact_arithmetic(payload[1].threads):
+        return asdict(examine(*payload).report)
+
+
+@contextmanager
+def exact_arithmetic(threads: int) -> Iterator[None]:
+    """Full precision, no gradients, a fixed number of threads; what was set before is restored."""
+    precision, before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
-    torch.set_num_threads(settings.threads)
-    started = time.monotonic()
+    torch.set_num_threads(threads)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            report = asdict(_report(pair, settings))
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
-    report["seconds"] = round(time.monotonic() - started, 4)
-    return report
+        torch.set_num_threads(before)
+
+
+def examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
+    """Load, check and decompose one pair; call it under :func:`exact_arithmetic`.
+
+    Raises:
+        IntruscopeError: the files no longer hold what was planned.
+    """
+    started = time.monotonic()
+    found = _examine(pair, settings)
+    return found._replace(report=replace(found.report, seconds=round(time.monotonic() - started, 4)))
 
 
 def seed_for(settings: ScanSettings, name: str, purpose: str) -> int:
@@ -74,7 +103,7 @@ def seed_for(settings: ScanSettings, name: str, purpose: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
+def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
     stored = pair.base.load()
     found = _non_finite(stored, pair.name, "base")
     if found is not None:
@@ -92,7 +121,7 @@ def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
         )
     base, form = _in_one_dtype(base, update)
     unchanged = _unchanged(pair, base, form)
-    change = _Change(base, form)
+    change = Change(base, form)
     result = _analyse(change, pair, settings, "")
     null = _null_counts(change, pair, settings)
     maps = _similarity_maps(change, result.spectrum, pair, settings)
@@ -122,7 +151,7 @@ def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
         seed=seed_for(settings, pair.name, "rank"),
         name=pair.name,
     )
-    return MatrixReport(
+    report = MatrixReport(
         name=pair.name,
         shape=pair.base.shape,
         kind=pair.kind,
@@ -138,9 +167,10 @@ def _report(pair: MatrixPair, settings: ScanSettings) -> MatrixReport:
         base_spectral_norm=spectral,
         findings=(*unchanged, *noise),
     )
+    return Examined(report, result.spectrum, change)
 
 
-class _Change:
+class Change:
     """A base and its update in the forms that the steps below need, made once."""
 
     def __init__(
@@ -176,20 +206,20 @@ class _Change:
         assert self.factors is not None
         return Operator.viewing(self.base_OI).plus(*self.factors)
 
-    def rotated(self, seed: int) -> _Change:
+    def rotated(self, seed: int) -> Change:
         """The same base with a randomly rotated update."""
         if self.factors is not None:
-            return _Change(self.base_OI, rotate_low_rank(*self.factors, seed=seed), self.shared)
+            return Change(self.base_OI, rotate_low_rank(*self.factors, seed=seed), self.shared)
         assert isinstance(self.for_share, Tensor)
         rotated = self.base_OI + rotate_dense(self.for_share, seed=seed)
-        return _Change(self.base_OI, rotated, self.shared)
+        return Change(self.base_OI, rotated, self.shared)
 
 
 def _sides(settings: ScanSettings) -> tuple[Side, ...]:
     return ("left", "right") if settings.side == "both" else (settings.side,)
 
 
-def _analyse(change: _Change, pair: MatrixPair, settings: ScanSettings, purpose: str) -> Analysis:
+def _analyse(change: Change, pair: MatrixPair, settings: ScanSettings, purpose: str) -> Analysis:
     return analyse(
         change.base_OI,
         **change.keywords,
@@ -203,7 +233,7 @@ def _analyse(change: _Change, pair: MatrixPair, settings: ScanSettings, purpose:
     )
 
 
-def _null_counts(change: _Change, pair: MatrixPair, settings: ScanSettings) -> dict[Side, NullCount]:
+def _null_counts(change: Change, pair: MatrixPair, settings: ScanSettings) -> dict[Side, NullCount]:
     """Intruders of the rotated update, over the trials."""
     counts: dict[Side, list[int]] = {side: [] for side in _sides(settings)}
     for trial in range(settings.null_trials):
@@ -227,7 +257,7 @@ def _null_counts(change: _Change, pair: MatrixPair, settings: ScanSettings) -> d
 
 
 def _similarity_maps(
-    change: _Change, spectrum: TopTriplets, pair: MatrixPair, settings: ScanSettings
+    change: Change, spectrum: TopTriplets, pair: MatrixPair, settings: ScanSettings
 ) -> dict[Side, SimilarityMap]:
     """|U0ᵀU| (and |V0ᵀV|) of the top vectors, in 1/255 steps."""
     count = min(settings.maps, *change.base_OI.shape)
@@ -305,5 +335,5 @@ def _info(code: str, message: str, pair: MatrixPair) -> Finding:
     return Finding(code=code, severity="info", message=message, matrix=pair.name)
 
 
-def _refused(pair: MatrixPair, finding: Finding) -> MatrixReport:
-    return without_figures(pair, "refused" if finding.severity == "error" else "done", finding)
+def _refused(pair: MatrixPair, finding: Finding) -> Examined:
+    return Examined(without_figures(pair, "refused" if finding.severity == "error" else "done", finding))

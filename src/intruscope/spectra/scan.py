@@ -28,10 +28,12 @@ from intruscope.weights.matrices import CoverageEntry, Finding, MatrixPair, Pair
 from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.output import check_output
 from intruscope.weights.pairing import pair_checkpoints
-from intruscope.weights.source import open_model
+from intruscope.weights.source import ModelSource, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from intruscope.adapters.folder import AdapterSource
 
 _WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
 _RUNTIME_BYTES = 350 << 20
@@ -73,6 +75,13 @@ def plan(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
+    return pair_sources(*open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha))
+
+
+def open_sources(
+    base: str, tuned: str | None = None, *, allow_pickle: bool = False, lora_alpha: float | None = None
+) -> tuple[ModelSource, ModelSource | AdapterSource]:
+    """Open what two names lead to, from headers alone; arguments and errors as :func:`plan`."""
     before, after = _resolve(base, tuned)
     options: dict[str, Any] = {"allow_pickle": allow_pickle}
     folder = find_adapter(after, **options)
@@ -82,7 +91,7 @@ def plan(
                 f"{base} is a model, not an adapter: there is nothing to compare it with",
                 remedy="name two models: intruscope scan BASE TUNED",
             )
-        return pair_checkpoints(open_model(before, **options), open_model(after, **options))
+        return open_model(before, **options), open_model(after, **options)
     adapter = open_adapter(folder, name=after.given, lora_alpha=lora_alpha, **options)
     if before is None:
         if adapter.base_name is None:
@@ -92,7 +101,12 @@ def plan(
                 file=folder,
             )
         before = parse_name(adapter.base_name)
-    return pair_adapter(open_model(before, **options), adapter)
+    return open_model(before, **options), adapter
+
+
+def pair_sources(base: ModelSource, tuned: ModelSource | AdapterSource) -> Pairing:
+    """Plan the comparison of what :func:`open_sources` opened; errors as :func:`plan`."""
+    return pair_checkpoints(base, tuned) if isinstance(tuned, ModelSource) else pair_adapter(base, tuned)
 
 
 def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]:
@@ -150,11 +164,11 @@ def scan(
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
     settings, options = settings or ScanSettings(), options or RunOptions()
-    executor = _executor(settings, options)
+    executor = executor_for(_WORKER_FUNCTION, settings, options)
     executor.start()
     try:
         pairing = plan(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
-        _check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
+        check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
         return scan_pairing(
             pairing, settings, options, executor=executor, on_progress=on_progress, on_notice=on_notice
         )
@@ -162,7 +176,7 @@ def scan(
         executor.close()
 
 
-def _check_outputs(pairing: Pairing, outputs: Sequence[Path]) -> None:
+def check_outputs(pairing: Pairing, outputs: Sequence[Path]) -> None:
     """Nothing may be written over the files of the plan, nor into a model's folder."""
     files = [Path(str(record["path"])) for record in pairing.inputs]
     folders = [Path(name) for name in (pairing.base, pairing.tuned) if os.path.isdir(name)]  # noqa: PTH112
@@ -170,12 +184,13 @@ def _check_outputs(pairing: Pairing, outputs: Sequence[Path]) -> None:
         check_output(output, [*folders, *files])
 
 
-def _executor(settings: ScanSettings, options: RunOptions) -> Executor:
+def executor_for(function: str, settings: ScanSettings, options: RunOptions) -> Executor:
+    """Where a function of one pair runs, by the options."""
     if options.workers == 0:
-        return InlineExecutor(_WORKER_FUNCTION)
+        return InlineExecutor(function)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return LocalExecutor(
-        _WORKER_FUNCTION,
+        function,
         num_workers=options.workers or max(1, cores // settings.threads),
         threads_per_worker=settings.threads,
         deadline_seconds=options.deadline_seconds,
@@ -193,29 +208,16 @@ def scan_pairing(
     on_notice: Callable[[str], None],
 ) -> ScanReport:
     """Run a plan; see :func:`scan`."""
-    tasks = [
-        Task(
-            key=pair.name,
-            payload=(pair, settings),
-            estimated_bytes=_memory(pair, settings),
-            weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
-        )
-        for pair in pairing.pairs
-    ]
-    identity = {
-        "version": version("intruscope"),
-        "settings": asdict(settings),
-        "inputs": list(pairing.inputs),
-        "matrices": [task.key for task in tasks],
-        "reading": hashlib.sha256(repr(pairing.pairs).encode()).hexdigest(),
-    }
-    journal = _open_journal(identity, options, on_notice)
-    try:
-        outcomes = run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
-    finally:
-        if journal is not None:
-            journal.close()
-    matrices = tuple(map(_matrix_report, pairing.pairs, outcomes))
+    outcomes = run_pairs(
+        pairing,
+        pairing.pairs,
+        settings,
+        options,
+        executor=executor,
+        on_progress=on_progress,
+        on_notice=on_notice,
+    )
+    matrices = tuple(map(matrix_report, pairing.pairs, outcomes))
     finished = all(matrix.status == "done" for matrix in matrices)
     return ScanReport(
         base=pairing.base,
@@ -227,6 +229,57 @@ def scan_pairing(
         complete=pairing.complete and finished,
         environment=environment(),
     )
+
+
+def run_pairs(
+    pairing: Pairing,
+    pairs: Sequence[MatrixPair],
+    settings: ScanSettings,
+    options: RunOptions,
+    *,
+    executor: Executor,
+    on_progress: Callable[[Progress], None],
+    on_notice: Callable[[str], None],
+    purpose: str | None = None,
+) -> list[Outcome]:
+    """Run the executor's function on pairs, durably.
+
+    Args:
+        pairing: The plan that the pairs are of.
+        pairs: All of them, or some.
+        settings: Part of each payload and of the journal's identity.
+        options: How it runs.
+        executor: Of a function of (pair, settings); closed on return.
+        on_progress: Called for every event of the engine.
+        on_notice: Called with sentences that the user should see at once.
+        purpose: Tells the records of another function apart from a scan's.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+    """
+    tasks = [
+        Task(
+            key=pair.name,
+            payload=(pair, settings),
+            estimated_bytes=_memory(pair, settings),
+            weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
+        )
+        for pair in pairs
+    ]
+    identity = {
+        "version": version("intruscope"),
+        "settings": asdict(settings),
+        "inputs": list(pairing.inputs),
+        "matrices": [task.key for task in tasks],
+        "reading": hashlib.sha256(repr(pairing.pairs).encode()).hexdigest(),
+        **({"purpose": purpose} if purpose is not None else {}),
+    }
+    journal = _open_journal(identity, options, on_notice)
+    try:
+        return run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
+    finally:
+        if journal is not None:
+            journal.close()
 
 
 def _as_found(
@@ -276,7 +329,8 @@ def _open_journal(
     return journal
 
 
-def _matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
+def matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
+    """The report of one pair, also where its worker gave none."""
     if outcome.record is not None:
         return matrix_report_from_dict(outcome.record)
     assert outcome.status != "done"
