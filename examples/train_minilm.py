@@ -58,11 +58,11 @@ class Run:
 # little data, grows hardly any intruders.
 RUNS = {
     "full": Run(rank=0, learning_rate=1e-4),
-    "r8": Run(rank=8, learning_rate=2e-3),
+    "r8": Run(rank=8, learning_rate=1e-3),
     "r1": Run(rank=1, learning_rate=4e-3),
-    "dora": Run(rank=8, learning_rate=2e-3, use_dora=True),
+    "dora": Run(rank=8, learning_rate=1e-3, use_dora=True),
     # Scaled by alpha / sqrt(rank), which is 2.8 times as much as alpha / rank at rank 8.
-    "rslora": Run(rank=8, learning_rate=7e-4, use_rslora=True),
+    "rslora": Run(rank=8, learning_rate=4e-4, use_rslora=True),
 }
 
 
