@@ -1,0 +1,66 @@
+"""What an adapter trained that is no matrix: biases and norms, each with the base's tensor it is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
+from intruscope.weights.pairing import find_prefixes
+
+if TYPE_CHECKING:
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.weights.source import ModelSource
+    from intruscope.weights.stored import StoredTensor
+
+_WRAPPERS = frozenset({"base_layer", "modules_to_save"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedVector:
+    """One stored tensor of an adapter that goes into no matrix.
+
+    Attributes:
+        tensor: As stored.
+        target: Stored name of the base's tensor; None where the base stores none of that name (a new head's
+            bias).
+        module: The low-rank module whose scaling multiplies it (``lora_bias``: it is added to the base's
+            bias); None where it replaces the base's tensor.
+    """
+
+    tensor: StoredTensor
+    target: str | None
+    module: str | None
+
+
+def trained_vectors(adapter: AdapterSource, base: ModelSource) -> tuple[TrainedVector, ...]:
+    """Every tensor of an adapter that is in no matrix.
+
+    Raises:
+        IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
+    """
+    modules, skipped = sort_keys(adapter)
+    named = {key: _plain_name(key) for key in skipped}
+    base_prefix, adapter_prefix = find_prefixes(
+        [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")], list(modules)
+    )
+    stored = {name.removeprefix(base_prefix): name for name in base.tensors}
+    found = []
+    for key, (name, module) in named.items():
+        target = stored.get(name.removeprefix(adapter_prefix))
+        found.append(TrainedVector(tensor=adapter.tensors[key], target=target, module=module))
+    return tuple(found)
+
+
+def _plain_name(key: str) -> tuple[str, str | None]:
+    """The name in the model, and the low-rank module that a bias belongs to."""
+    words = key.removeprefix(PEFT_PREFIX).split(".")
+    factor = next((i for i, word in enumerate(words) if word in ("lora_A", "lora_B")), None)
+    if factor is not None:
+        module = ".".join(words[:factor])
+        return f"{module}.bias", module
+    if "modules_to_save" in words:
+        at = words.index("modules_to_save")
+        # modules_to_save.weight, or modules_to_save.<adapter name>.weight
+        words = words[: at + 1] + words[-1:]
+    return ".".join(word for word in words if word not in _WRAPPERS), None

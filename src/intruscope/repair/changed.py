@@ -1,0 +1,61 @@
+"""Tensors that a fine-tune changed and that are no matrices: biases, norms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.adapters.vectors import trained_vectors
+from intruscope.weights.pairing import CheckpointUpdate, find_prefixes
+from intruscope.weights.source import ModelSource
+from intruscope.weights.views import TensorView
+
+if TYPE_CHECKING:
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.weights.matrices import Pairing
+    from intruscope.weights.stored import StoredTensor
+
+
+def changed_tensors(
+    base: ModelSource, tuned: ModelSource | AdapterSource, pairing: Pairing
+) -> tuple[str, ...]:
+    """Stored names, on the base's side, of the tensors that differ and are in no matrix pair.
+
+    Args:
+        base: Opened.
+        tuned: Opened.
+        pairing: Their plan.
+
+    Raises:
+        MalformedInput: a file changed since planning.
+    """
+    if not isinstance(tuned, ModelSource):
+        vectors = trained_vectors(tuned, base)
+        return tuple(dict.fromkeys(v.target for v in vectors if v.target is not None))
+    twins = tensor_twins(base, tuned, pairing)
+    return tuple(name for name, after in twins.items() if _differs(base.tensors[name], after))
+
+
+def tensor_twins(base: ModelSource, tuned: ModelSource, pairing: Pairing) -> dict[str, StoredTensor]:
+    """Tensors of the base that are no matrices, and what the tuned checkpoint holds under the same name."""
+    before, after = [], []
+    for pair in pairing.pairs:
+        if isinstance(pair.base, TensorView) and isinstance(pair.update, CheckpointUpdate):
+            before.append(pair.base.tensor.name)
+            after.append(pair.update.tuned.tensor.name)
+    base_prefix, tuned_prefix = find_prefixes(before, after)
+    tuned_of = {name.removeprefix(tuned_prefix): tensor for name, tensor in tuned.tensors.items()}
+    paired = set(before)
+    found = {}
+    for name, tensor in base.tensors.items():
+        twin = tuned_of.get(name.removeprefix(base_prefix))
+        if name in paired or twin is None or twin.shape != tensor.shape:
+            continue
+        if tensor.decodable and twin.decodable:
+            found[name] = twin
+    return found
+
+
+def _differs(before: StoredTensor, after: StoredTensor) -> bool:
+    import torch
+
+    return not torch.equal(before.read().double(), after.read().double())

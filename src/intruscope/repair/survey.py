@@ -1,0 +1,297 @@
+"""Everything that interventions need of a model, found in one pass: the top vectors and their verdicts.
+
+The expensive part of a repair and of a sweep, done once. Verdicts are those of a scan, with their
+certificates; nothing is decided again here. What a worker finds is plain data in the journal, so that an
+interrupted survey resumes.
+
+Shape suffixes: O out, I in, K kept vectors, R rank of the update.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import UsageError
+from intruscope.repair.changed import changed_tensors
+from intruscope.repair.naming import matching
+from intruscope.spectra.codec import matrix_report_from_dict
+from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
+from intruscope.spectra.scan import (
+    RunOptions,
+    check_outputs,
+    executor_for,
+    matrix_report,
+    open_sources,
+    pair_sources,
+    run_pairs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.engine.tasks import Progress
+    from intruscope.spectra.matrix import Examined
+    from intruscope.weights.matrices import MatrixPair, Pairing
+    from intruscope.weights.source import ModelSource
+
+_FUNCTION = "intruscope.repair.survey:survey_pair"
+_FUNCTION_WITH_UPDATE = "intruscope.repair.survey:survey_pair_and_update"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SurveyedMatrix:
+    """One matrix whose vectors are known.
+
+    Attributes:
+        report: As a scan gives it (side ``left``); verdicts and certificates are in it.
+        left_OK: Its top tuned left vectors, unit columns by falling singular value, float64.
+        values_K: The singular values.
+        right_IK: The right vectors.
+        core_KK: leftᵀ ΔW right: how the update looks from these directions.
+        tuned_norm: ‖W‖_F.
+        update_norm: ‖ΔW‖_F.
+        update_svd: (left (O, R), falling values (R,), right (I, R)) of ΔW: of a low-rank update always, of
+            another where the survey was asked for it, else None.
+    """
+
+    report: MatrixReport
+    left_OK: torch.Tensor
+    values_K: torch.Tensor
+    right_IK: torch.Tensor
+    core_KK: torch.Tensor
+    tuned_norm: float
+    update_norm: float
+    update_svd: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+
+    @property
+    def name(self) -> str:
+        """As a scan names it."""
+        return self.report.name
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One per kept vector."""
+        return self.report.sides[0].verdicts
+
+    @property
+    def intruders(self) -> tuple[int, ...]:
+        """Indices of the intruders, by falling singular value."""
+        return tuple(i for i, verdict in enumerate(self.verdicts) if verdict == "intruder")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Survey:
+    """What is known of a base and what was trained from it.
+
+    Attributes:
+        base: Opened.
+        tuned: Opened: a whole model, or an adapter.
+        pairing: All matrices that both have, and the ledger.
+        settings: That the verdicts depend on.
+        matrices: Those whose vectors are known: by default the linear layers of the blocks (the paper's
+            scope), in the order of the base.
+        unreadable: Reports of matrices that were to be surveyed and have no figures (non-finite numbers, a
+            deadline); nothing can be done to these.
+        others: Names of the further matrices that the fine-tune may have changed (embeddings, heads); only
+            interpolation touches them.
+        other_tensors: Stored names, on the base's side, of changed tensors that are no matrices.
+    """
+
+    base: ModelSource
+    tuned: ModelSource | AdapterSource
+    pairing: Pairing
+    settings: ScanSettings
+    matrices: tuple[SurveyedMatrix, ...]
+    unreadable: tuple[MatrixReport, ...]
+    others: tuple[str, ...]
+    other_tensors: tuple[str, ...]
+
+
+def survey(
+    base: str,
+    tuned: str | None = None,
+    *,
+    settings: ScanSettings | None = None,
+    options: RunOptions | None = None,
+    names: Sequence[str] | None = None,
+    update_spectra: bool = False,
+    allow_pickle: bool = False,
+    lora_alpha: float | None = None,
+    outputs: Sequence[Path] = (),
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> Survey:
+    """Find the top vectors of every matrix and their verdicts.
+
+    Args:
+        base: Model before, see :func:`intruscope.spectra.scan.plan`.
+        tuned: Model after, see there.
+        settings: k, epsilon, seed, prove and threads count; interventions act on left vectors, as the paper's
+            do, so the side is always ``left``.
+        options: How it runs.
+        names: Matrices to survey, ``*`` standing for anything; the paper's scope by default.
+        update_spectra: Also decompose updates that are not low-rank (dense: minutes for large matrices).
+        allow_pickle: Also read PyTorch files, restricted to tensors.
+        lora_alpha: For adapter formats that do not store it.
+        outputs: Where the caller will write; refused now if that is an input.
+        on_progress: Called for every event of the engine.
+        on_notice: Called with sentences that the user should see at once.
+
+    Raises:
+        UsageError: a name that no matrix has, or a setting without meaning here.
+        IntruscopeError: another of its family; see :mod:`intruscope.errors`.
+    """
+    settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
+    if settings.k == "all":
+        raise UsageError(
+            "k is 'all', expected a number: an intruder is one of the top k", remedy="write for example k=10"
+        )
+    options = options or RunOptions()
+    executor = executor_for(_FUNCTION_WITH_UPDATE if update_spectra else _FUNCTION, settings, options)
+    executor.start()
+    try:
+        before, after = open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+        pairing = pair_sources(before, after)
+        check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
+        chosen = _chosen(pairing, names)
+        outcomes = run_pairs(
+            pairing,
+            chosen,
+            settings,
+            options,
+            executor=executor,
+            on_progress=on_progress,
+            on_notice=on_notice,
+            purpose="survey with updates" if update_spectra else "survey",
+        )
+    finally:
+        executor.close()
+    found, unreadable = [], []
+    for pair, outcome in zip(chosen, outcomes, strict=True):
+        data = outcome.record
+        if data is not None and data["vectors"] is not None:
+            found.append(_from_plain(data))
+        elif data is not None:
+            unreadable.append(matrix_report_from_dict(data["report"]))
+        else:
+            unreadable.append(matrix_report(pair, outcome))
+    surveyed = {pair.name for pair in chosen}
+    return Survey(
+        base=before,
+        tuned=after,
+        pairing=pairing,
+        settings=settings,
+        matrices=tuple(found),
+        unreadable=tuple(unreadable),
+        others=tuple(pair.name for pair in pairing.pairs if pair.name not in surveyed),
+        other_tensors=changed_tensors(before, after, pairing),
+    )
+
+
+def _chosen(pairing: Pairing, names: Sequence[str] | None) -> tuple[MatrixPair, ...]:
+    if names is None:
+        return tuple(pair for pair in pairing.pairs if pair.scope == "paper")
+    known = [pair.name for pair in pairing.pairs]
+    wanted = {name for pattern in names for name in matching(pattern, known)}
+    return tuple(pair for pair in pairing.pairs if pair.name in wanted)
+
+
+# --- in a worker -----------------------------------------------------------------------------------
+
+
+def survey_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
+    """Examine one pair and keep its vectors, as plain data for the journal.
+
+    Raises:
+        IntruscopeError: the files no longer hold what was planned.
+    """
+    return _survey_pair(payload, update_spectra=False)
+
+
+def survey_pair_and_update(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
+    """The same with the singular vectors of an update that is not low-rank.
+
+    Raises:
+        IntruscopeError: the files no longer hold what was planned.
+    """
+    return _survey_pair(payload, update_spectra=True)
+
+
+def _survey_pair(payload: tuple[MatrixPair, ScanSettings], *, update_spectra: bool) -> dict[str, Any]:
+    from intruscope.spectra.matrix import exact_arithmetic, examine
+
+    with exact_arithmetic(payload[1].threads):
+        found = examine(*payload)
+        vectors = None if found.change is None else _vectors(found, update_spectra=update_spectra)
+    return {"report": asdict(found.report), "vectors": vectors}
+
+
+def _vectors(found: Examined, *, update_spectra: bool) -> dict[str, Any]:
+    from intruscope.linalg.dense import svd
+    from intruscope.linalg.lowrank import low_rank_svd
+    from intruscope.linalg.topk import frobenius_norm
+
+    assert found.spectrum is not None
+    assert found.change is not None
+    left_OK, right_IK = found.spectrum.left_MK, found.spectrum.right_NK
+    update = found.change.for_share
+    update_svd = None
+    if isinstance(update, tuple):
+        left_OR, right_RI = (factor.double() for factor in update)
+        core_KK = (left_OK.T @ left_OR) @ (right_RI @ right_IK)
+        update_svd = low_rank_svd(left_OR, right_RI)
+        norm = float(update_svd[1].square().sum().sqrt())
+    else:
+        core_KK = left_OK.T @ update.double() @ right_IK
+        norm = float(update.double().norm())
+        if update_spectra:
+            update_svd = svd(update.double())
+    return {
+        "left": _packed(left_OK),
+        "values": _packed(found.spectrum.singular_values),
+        "right": _packed(right_IK),
+        "core": _packed(core_KK),
+        "tuned_norm": frobenius_norm(found.change.tuned_operator),
+        "update_norm": norm,
+        "update_svd": None if update_svd is None else [_packed(part) for part in update_svd],
+    }
+
+
+# --- plain data ------------------------------------------------------------------------------------
+
+
+def _packed(tensor: torch.Tensor) -> dict[str, Any]:
+    """A float64 tensor as JSON carries it without loss."""
+    data = tensor.double().contiguous().numpy().tobytes()
+    return {"shape": list(tensor.shape), "float64": base64.b64encode(data).decode("ascii")}
+
+
+def _unpacked(packed: dict[str, Any]) -> torch.Tensor:
+    import torch
+
+    data = bytearray(base64.b64decode(packed["float64"], validate=True))
+    flat = torch.frombuffer(data, dtype=torch.float64) if data else torch.zeros(0, dtype=torch.float64)
+    return flat.reshape(packed["shape"])
+
+
+def _from_plain(data: dict[str, Any]) -> SurveyedMatrix:
+    vectors = data["vectors"]
+    update_svd = vectors["update_svd"]
+    return SurveyedMatrix(
+        report=matrix_report_from_dict(data["report"]),
+        left_OK=_unpacked(vectors["left"]),
+        values_K=_unpacked(vectors["values"]),
+        right_IK=_unpacked(vectors["right"]),
+        core_KK=_unpacked(vectors["core"]),
+        tuned_norm=vectors["tuned_norm"],
+        update_norm=vectors["update_norm"],
+        update_svd=None
+        if update_svd is None
+        else (_unpacked(update_svd[0]), _unpacked(update_svd[1]), _unpacked(update_svd[2])),
+    )
