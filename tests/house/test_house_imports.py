@@ -11,7 +11,7 @@ import intruscope
 
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
-    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("forgetting",),
+    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("forgetting",), ("sweep",),
     ("methods",), ("train",), ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}

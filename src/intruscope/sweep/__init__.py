@@ -1,0 +1,1 @@
+"""Strengths and controls over one loaded pair: what a repair buys and costs, and what a mere shrink does."""

@@ -1,0 +1,78 @@
+"""Measurements to figures of cells: each against the tuned model, and against the edit it controls for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from intruscope.sweep.records import Cell, CellReport, cell_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from intruscope.sweep.records import Interval, Measurement, Metric
+    from intruscope.sweep.statistics import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything that was measured.
+
+    Attributes:
+        metric: Of the task.
+        base_text: The base on the text; it has no head for the task.
+        tuned: The tuned model, strength 1.
+        cells: The grid in order.
+        by_key: Measurement of each cell.
+    """
+
+    metric: Metric
+    base_text: Measurement
+    tuned: Measurement
+    cells: tuple[Cell, ...]
+    by_key: Mapping[str, Measurement]
+
+    def edit_beside(self, cell: Cell, which: str) -> Measurement | None:
+        """The intruder edit of the same strength."""
+        if cell.control == "intruders":
+            return None
+        return self.by_key.get(cell_key("intruders", which, cell.strength))
+
+
+def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> CellReport:
+    """Figures of one cell.
+
+    Args:
+        measured: All measurements.
+        cell: Of the grid.
+        which: The intruders whose edit it is set beside, where the cell itself does not say.
+        sample: The items to take.
+    """
+    here = measured.by_key[cell.key]
+    losses, scores = sample.losses(here), sample.scores(here)
+    tuned_losses = sample.losses(measured.tuned)
+    forgetting = tuned_losses - sample.losses(measured.base_text)
+    change = losses - tuned_losses
+    edit = measured.edit_beside(cell, cell.which or which)
+    return CellReport(
+        cell=cell,
+        forgetting=sample.interval(change + forgetting),
+        forgetting_change=sample.interval(change),
+        forgetting_share=sample.share(change, forgetting),
+        task=sample.interval(scores),
+        task_change=task_difference(here, measured.tuned, measured.metric, sample),
+        forgetting_difference=None if edit is None else sample.interval(losses - sample.losses(edit)),
+        task_difference=None if edit is None else task_difference(here, edit, measured.metric, sample),
+    )
+
+
+def task_difference(first: Measurement, second: Measurement, metric: Metric, sample: Sample) -> Interval:
+    """Score of the first less that of the second, over the same examples."""
+    if metric == "accuracy":
+        return sample.accuracy_difference(first, second)
+    return sample.interval(sample.scores(first) - sample.scores(second))
+
+
+def grid_reports(measured: Measured, which: Sequence[str], sample: Sample) -> tuple[CellReport, ...]:
+    """Figures of the grid; what does not go by the intruders is set beside the first choice of them."""
+    return tuple(cell_report(measured, cell, which[0], sample) for cell in measured.cells)

@@ -1,0 +1,147 @@
+"""Paired figures over measurements: every model scored the same items, so differences are taken item by item.
+
+All intervals of a sweep come from one set of bootstrap resamples of the items (sequences of the text,
+examples of the task), drawn once: two cells that differ little then have a narrow interval of their
+difference, however wide their own are.
+
+Shape suffixes: B resamples, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intruscope.sweep.records import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from intruscope.sweep.records import Measurement, Metric, SweepSettings
+
+    Array = NDArray[np.float64]
+
+_RATIO_NEEDS = 0.01
+"""Share of resamples in which the forgetting may be zero or less before a share of it means nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Items, and the resamples of them that every figure shares.
+
+    Attributes:
+        text_items: Indices of sequences.
+        task_items: Indices of examples.
+        text_counts_BN: How often each resample holds each sequence; its first row is one of each.
+        task_counts_BN: The same of the examples.
+        confidence: Of intervals.
+    """
+
+    text_items: NDArray[np.intp]
+    task_items: NDArray[np.intp]
+    text_counts_BN: Array
+    task_counts_BN: Array
+    confidence: float
+
+    def losses(self, measured: Measurement) -> Array:
+        """Nats per token on the text: of the sample (first) and of each resample; shape (1 + B,)."""
+        return _means(self.text_counts_BN, self.text_items, measured.text_nats, measured.text_tokens)
+
+    def scores(self, measured: Measurement) -> Array:
+        """The task's score likewise."""
+        return _means(self.task_counts_BN, self.task_items, measured.task_scores, measured.task_weights)
+
+    def interval(self, values: Array) -> Interval:
+        """Estimate and percentile interval of values that began as resamples.
+
+        Args:
+            values: Of the sample (first) and of each resample; shape (1 + B,).
+        """
+        tail = (1.0 - self.confidence) / 2.0
+        low, high = np.quantile(values[1:], [tail, 1.0 - tail])
+        return Interval(estimate=float(values[0]), low=float(low), high=float(high))
+
+    def accuracy_difference(self, first: Measurement, second: Measurement) -> Interval:
+        """Accuracy of the first less that of the second, over the same examples.
+
+        Numerics: the adjusted Wald interval of Bonett and Price (2012). A bootstrap of two models that agree
+            on every example of the sample would be sure that they always do.
+        """
+        differences = (
+            np.asarray(first.task_scores)[self.task_items] - np.asarray(second.task_scores)[self.task_items]
+        )
+        num = len(differences)
+        gained = (np.count_nonzero(differences > 0.0) + 1.0) / (num + 2.0)
+        lost = (np.count_nonzero(differences < 0.0) + 1.0) / (num + 2.0)
+        quantile = NormalDist().inv_cdf((1.0 + self.confidence) / 2.0)
+        reach = quantile * np.sqrt((gained + lost - (gained - lost) ** 2) / (num + 2.0))
+        centre = gained - lost
+        return Interval(
+            estimate=float(differences.mean()),
+            low=max(-1.0, float(centre - reach)),
+            high=min(1.0, float(centre + reach)),
+        )
+
+    def share(self, change: Array, forgetting: Array) -> Interval | None:
+        """A change as a share of the forgetting, resampled together; None where there is none to speak of."""
+        if forgetting[0] <= 0.0 or np.mean(forgetting[1:] <= 0.0) > _RATIO_NEEDS:
+            return None
+        usable = forgetting > 0.0
+        return self.interval(change[usable] / forgetting[usable])
+
+
+def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> tuple[Sample, Sample, Sample]:
+    """All items; the half that a strength is chosen on; the half that it is reported on.
+
+    Args:
+        num_sequences: Of the text.
+        num_examples: Of the task.
+        settings: Its seed splits and resamples.
+    """
+    generator = np.random.default_rng([settings.seed, num_sequences, num_examples])
+    text_first, text_second = _halves(num_sequences, generator)
+    task_first, task_second = _halves(num_examples, generator)
+    return (
+        _sample(np.arange(num_sequences), np.arange(num_examples), settings, generator),
+        _sample(text_first, task_first, settings, generator),
+        _sample(text_second, task_second, settings, generator),
+    )
+
+
+def gain(metric: Metric) -> Callable[[float], float]:
+    """A change of the task's score so that more is better, whatever the metric."""
+    return (lambda change: change) if metric == "accuracy" else (lambda change: -change)
+
+
+def _halves(num_items: int, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    order = generator.permutation(num_items)
+    return np.sort(order[: num_items // 2]), np.sort(order[num_items // 2 :])
+
+
+def _sample(
+    text: NDArray[np.intp], task: NDArray[np.intp], settings: SweepSettings, generator: np.random.Generator
+) -> Sample:
+    return Sample(
+        text_items=text,
+        task_items=task,
+        text_counts_BN=_counts(len(text), settings.num_resamples, generator),
+        task_counts_BN=_counts(len(task), settings.num_resamples, generator),
+        confidence=settings.confidence,
+    )
+
+
+def _counts(num_items: int, num_resamples: int, generator: np.random.Generator) -> Array:
+    drawn = generator.multinomial(num_items, np.full(num_items, 1.0 / num_items), size=num_resamples)
+    return np.vstack([np.ones(num_items), drawn])
+
+
+def _means(
+    counts_BN: Array, items: NDArray[np.intp], values: Sequence[float], weights: Sequence[float]
+) -> Array:
+    sums = counts_BN @ np.asarray(values, dtype=float)[items]
+    return np.asarray(sums / (counts_BN @ np.asarray(weights, dtype=float)[items]), dtype=float)

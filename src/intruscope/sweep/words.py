@@ -1,0 +1,136 @@
+"""A sweep in plain sentences: no more than it measured, and the controls in the same breath."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intruscope.sweep.records import CellReport, Interval, Metric, Outcome, Specialness
+
+CONTROL_NAMES = {
+    "intruders": "intruders turned down",
+    "matched_change": "whole update shrunk, same change",
+    "matched_result": "whole update shrunk, same result",
+    "uniform": "whole update shrunk",
+    "random": "random directions, same size",
+    "neighbour_above": "neighbour above turned down",
+    "neighbour_below": "neighbour below turned down",
+    "tail": "tail of the update cut, same change",
+    "interpolation": "everything moved to the base",
+}
+"""How each control is called where people read."""
+
+_CONCLUSIONS = {
+    "special": "the intruders are special here, beyond their size",
+    "not-special": "the intruders are not special here",
+    "worse": "the intruders are not special here, and the mere shrink does better",
+}
+
+
+def series_name(control: str, which: str | None, *, is_several: bool = False) -> str:
+    """What a series is called; it says which intruders where there are several choices of them."""
+    name = CONTROL_NAMES[control]
+    return f"{name} ({which})" if is_several and which is not None else name
+
+
+def recommendation_sentence(
+    *,
+    which: str,
+    outcome: Outcome,
+    report: CellReport | None,
+    matched: Sequence[CellReport],
+    intruders: Specialness | None,
+    metric: Metric,
+    max_task_cost: float,
+    forgetting: Interval,
+) -> str:
+    """Say what a sweep advises.
+
+    Args:
+        which: ``top``, ``all`` or a selection.
+        outcome: See :class:`intruscope.sweep.records.Recommendation`, as with the others.
+        report: Figures of the chosen strength.
+        matched: Figures of the shrinks of the same size.
+        intruders: The verdict on them.
+        metric: Of the task.
+        max_task_cost: What a strength may cost.
+        forgetting: Of the tuned model, on the same half.
+    """
+    them = {"top": "the top intruders", "all": "all intruders"}.get(which, "the selected vectors")
+    if outcome == "nothing-to-edit":
+        return "No matrix has an intruder, so there is nothing to turn down."
+    if outcome == "no-forgetting":
+        return (
+            f"The tuned model did not measurably forget ({nats(forgetting)}), so there is nothing for a "
+            "repair to win back."
+        )
+    if report is None:
+        return (
+            f"No strength of {them} is worth it: none that was tried lowers forgetting at a cost of at most "
+            f"{_limit(max_task_cost, metric)}."
+        )
+    strength = f"{report.cell.strength:g}"
+    control = _control(matched, intruders, metric)
+    if outcome == "recommended":
+        return f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
+    return (
+        f"No strength of {them} is worth it: {strength} looked best on one half of the data, but on the "
+        f"other it {effect(report, metric)}{'; ' + control if control else ''}."
+    )
+
+
+def effect(report: CellReport, metric: Metric) -> str:
+    """What a cell does, as a predicate: "removes 23% (15 to 31) of the forgetting and costs ..."."""
+    share = report.forgetting_share
+    if share is None:
+        change = report.forgetting_change
+        removes = f"lowers forgetting by {_range(-change.estimate, -change.high, -change.low, 3)} nats/token"
+    else:
+        figures = _range(-100 * share.estimate, -100 * share.high, -100 * share.low, 0, unit="%")
+        removes = f"removes {figures} of the forgetting"
+    return f"{removes} and {_cost(report.task_change, metric)}"
+
+
+def nats(value: Interval) -> str:
+    """A loss difference with its sign and interval."""
+    return f"{value.estimate:+.3f} nats/token, {_number(value.low, 3)} to {_number(value.high, 3)}"
+
+
+def _cost(change: Interval, metric: Metric) -> str:
+    """The task's change; a cost is positive where the task got worse."""
+    digits, scale = (1, 100.0) if metric == "accuracy" else (3, 1.0)
+    value, low, high = (scale * each for each in (change.estimate, change.low, change.high))
+    is_lower = value < 0.0 and _number(value, digits) != _number(0.0, digits)
+    fall = _range(-value, -high, -low, digits, unit=" points" if metric == "accuracy" else " nats/token")
+    rise = _range(value, low, high, digits, unit=" points" if metric == "accuracy" else " nats/token")
+    if metric == "loss":
+        return f"lowers the task's loss by {fall}" if is_lower else f"raises the task's loss by {rise}"
+    is_higher = value > 0.0 and _number(value, digits) != _number(0.0, digits)
+    return f"gains {rise} of accuracy" if is_higher else f"costs {fall} of accuracy"
+
+
+def _control(matched: Sequence[CellReport], intruders: Specialness | None, metric: Metric) -> str:
+    """The shrink of the same size that forgets least, and what follows."""
+    if intruders is None:
+        return ""
+    best = min(matched, key=lambda report: report.forgetting_change.estimate)
+    how = "by the same norm" if best.cell.control == "matched_change" else "to the same norm"
+    return f"shrinking the whole update {how} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
+
+
+def _limit(max_task_cost: float, metric: Metric) -> str:
+    if metric == "accuracy":
+        return f"{100 * max_task_cost:g} points of accuracy"
+    return f"{max_task_cost:g} nats/token of the task's loss"
+
+
+def _range(value: float, low: float, high: float, digits: int, *, unit: str = "") -> str:
+    return f"{_number(value, digits)}{unit} ({_number(low, digits)} to {_number(high, digits)})"
+
+
+def _number(value: float, digits: int) -> str:
+    """Rounded, without a minus before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0.0 else text.replace("-", "−")

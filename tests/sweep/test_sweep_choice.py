@@ -1,0 +1,154 @@
+"""The advice finds what was planted, says none where nothing was, and not by the data it chose on."""
+
+import re
+
+import numpy as np
+import pytest
+from sweep_cases import CONTROLS, NUM_EXAMPLES, NUM_SEQUENCES, SETTINGS, world
+
+from intruscope.sweep.choice import choose
+from intruscope.sweep.figures import grid_reports
+from intruscope.sweep.statistics import samples
+
+
+def decided(measured, settings=SETTINGS):
+    _, *halves = samples(NUM_SEQUENCES, NUM_EXAMPLES, settings)
+    choices, (advice,) = choose(measured, settings, tuple(halves))
+    return {choice.control: choice for choice in choices}, advice
+
+
+def only_the_edit(control, strength):
+    return 0.6 * (1.0 - strength) if control == "intruders" else 0.1 * (1.0 - strength)
+
+
+def alike(control, strength):
+    return 0.5 * (1.0 - strength)
+
+
+def free_down_to(limit):
+    return lambda control, strength: 0.0 if strength >= limit - 1e-9 else 0.1
+
+
+def test_a_special_edit_is_found_at_its_best_strength():
+    choices, advice = decided(world(only_the_edit, free_down_to(0.5)))
+    assert (advice.outcome, advice.strength, advice.intruders) == ("recommended", 0.5, "special")
+    share = advice.report.forgetting_share
+    assert share.low < -0.3 < share.high
+    assert share.high - share.low < 0.1
+    assert choices["uniform"].strength == 0.5  # the same rule for all
+    assert advice.sentence == (
+        f"Turning the top intruders to 0.5 removes {-100 * share.estimate:.0f}% "
+        f"({-100 * share.high:.0f} to {-100 * share.low:.0f}) of the forgetting and costs 0.0 points "
+        "(−0.9 to 0.9) of accuracy; shrinking the whole update "
+        + advice.sentence.split("shrinking the whole update ")[1].split(":")[0]
+        + ": the intruders are special here, beyond their size."
+    )
+
+
+def test_a_shrink_that_does_as_well_makes_them_not_special():
+    _, advice = decided(world(alike, free_down_to(0.7)))
+    assert (advice.outcome, advice.strength, advice.intruders) == ("recommended", 0.7, "not-special")
+    assert advice.sentence.endswith(": the intruders are not special here.")
+
+
+def test_a_shrink_that_does_better_is_said_to():
+    def removed(control, strength):
+        return (0.9 if control == "matched_result" else 0.5) * (1.0 - strength)
+
+    _, advice = decided(world(removed, free_down_to(0.5)))
+    assert advice.intruders == "worse"
+    assert re.search(r"to the same norm removes 4[4-6]% \(", advice.sentence)
+    assert advice.sentence.endswith("the mere shrink does better.")
+
+
+def test_better_forgetting_at_a_dearer_task_is_not_special():
+    """The edit wins back more and its task is clearly the worse: another place of the same trade."""
+
+    def cost(control, strength):
+        return 0.05 if control == "intruders" else 0.0
+
+    settings = SETTINGS.__class__(
+        **{**{f: getattr(SETTINGS, f) for f in SETTINGS.__dataclass_fields__}, "max_task_cost": 0.1}
+    )
+    _, advice = decided(world(only_the_edit, cost), settings)
+    assert (advice.outcome, advice.intruders) == ("recommended", "not-special")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "options", "said"),
+    [
+        ("nothing-to-edit", {"edits": False}, "No matrix has an intruder"),
+        ("no-forgetting", {"forgetting": 0.0}, "did not measurably forget"),
+        ("no-gain", {"removed": lambda c, s: -0.5 * (1 - s)}, "none that was tried lowers forgetting"),
+        ("no-gain", {"cost": lambda c, s: 0.1}, "at a cost of at most 1 points of accuracy"),
+    ],
+    ids=["nothing", "no-forgetting", "it-adds", "dear"],
+)
+def test_it_says_none_and_why(outcome, options, said):
+    options = {"removed": alike, "cost": free_down_to(0.1), **options}
+    _, advice = decided(world(options.pop("removed"), options.pop("cost"), **options))
+    assert advice.outcome == outcome
+    assert said in advice.sentence
+
+
+def test_noise_alone_is_recommended_no_more_often_than_the_interval_allows():
+    """No edit does anything, so some strength always looks good on one half; the other half must say no."""
+    outcomes = []
+    for seed in range(40):
+        _, advice = decided(world(lambda c, s: 0.0, lambda c, s: 0.0, seed=seed, noise=0.1))
+        outcomes.append(advice.outcome)
+    assert outcomes.count("not-confirmed") > 20
+    assert outcomes.count("recommended") <= 4  # nominal 2.5% a side: 1 expected
+    assert set(outcomes) <= {"not-confirmed", "no-gain", "recommended"}
+
+
+def test_what_was_chosen_is_told_by_the_other_half():
+    """Every item of the reporting half set to the base: its figures change, the choice does not."""
+    measured = world(only_the_edit, free_down_to(0.5))
+    _, first, second = samples(NUM_SEQUENCES, NUM_EXAMPLES, SETTINGS)
+    assert sorted([*first.text_items, *second.text_items]) == list(range(NUM_SEQUENCES))
+    assert sorted([*first.task_items, *second.task_items]) == list(range(NUM_EXAMPLES))
+    assert abs(len(first.text_items) - len(second.text_items)) <= 1
+    altered = {}
+    for key, each in measured.by_key.items():
+        nats = np.array(each.text_nats)
+        nats[second.text_items] = np.array(measured.tuned.text_nats)[second.text_items]
+        altered[key] = each.__class__(**{**vars(each), "text_nats": tuple(nats)})
+    twin = measured.__class__(**{**vars(measured), "by_key": altered})
+    before, after = decided(measured)[1], decided(twin)[1]
+    assert before.strength == after.strength == 0.5
+    assert after.report.forgetting_change.estimate == 0.0
+    assert (before.outcome, after.outcome) == ("recommended", "not-confirmed")
+
+
+def test_a_loss_is_better_when_it_falls():
+    def cost(control, strength):
+        return -0.05 if strength >= 0.7 else 0.05
+
+    _, advice = decided(world(alike, cost, metric="loss"))
+    assert (advice.outcome, advice.strength) == ("recommended", 0.7)
+    assert "and lowers the task's loss by 0.05" in advice.sentence
+
+
+def test_the_grid_is_told_on_all_the_data_with_its_differences():
+    measured = world(only_the_edit, free_down_to(0.5))
+    everything, *_ = samples(NUM_SEQUENCES, NUM_EXAMPLES, SETTINGS)
+    reports = {each.cell.key: each for each in grid_reports(measured, ("top",), everything)}
+    assert len(reports) == 4 * len(CONTROLS)
+    edit, shrink = reports["intruders/top/0.3"], reports["matched_change/top/0.3"]
+    assert edit.forgetting_difference is None
+    tokens = sum(measured.tuned.text_tokens)
+    losses = {
+        key: sum(measured.by_key[key].text_nats) / tokens
+        for key in ("intruders/top/0.3", "matched_change/top/0.3")
+    }
+    change = losses["intruders/top/0.3"] - sum(measured.tuned.text_nats) / tokens
+    assert edit.forgetting_change.estimate == pytest.approx(change, rel=1e-9)
+    assert shrink.forgetting_difference.estimate == pytest.approx(
+        losses["matched_change/top/0.3"] - losses["intruders/top/0.3"], rel=1e-9
+    )
+    assert shrink.forgetting_difference.low > 0.0  # positive: the edit forgets less
+    assert reports["uniform/0.3"].forgetting_difference.estimate > 0.0  # beside the edit of the same strength
+    mean = np.mean(measured.by_key["intruders/top/0.3"].task_scores)
+    assert edit.task.estimate == pytest.approx(mean)
+    assert edit.task_change.estimate == pytest.approx(mean - np.mean(measured.tuned.task_scores))
