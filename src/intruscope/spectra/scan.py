@@ -274,7 +274,7 @@ def run_pairs(
         "reading": hashlib.sha256(repr(pairing.pairs).encode()).hexdigest(),
         **({"purpose": purpose} if purpose is not None else {}),
     }
-    journal = _open_journal(identity, options, on_notice)
+    journal = open_journal(identity, options, on_notice)
     try:
         return run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
     finally:
@@ -310,16 +310,29 @@ def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
     return pair.estimated_bytes + working + _RUNTIME_BYTES
 
 
-def _open_journal(
+def open_journal(
     identity: dict[str, Any], options: RunOptions, on_notice: Callable[[str], None]
 ) -> Journal | None:
+    """Open the journal of a plan where the options say, or in the user's cache.
+
+    Args:
+        identity: What the run is; plain data.
+        options: Its folder, and whether to start over.
+        on_notice: Called with a sentence where records were damaged, or where nothing can be kept.
+
+    Returns:
+        None where no folder was named and the cache cannot be written.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :class:`intruscope.engine.journal.Journal`.
+    """
     try:
         folder = options.work_dir or default_folder(plan_hash(identity))
         journal = Journal(folder, identity, fresh=options.fresh)
     except ResourceExhausted as error:
         if options.work_dir is not None:
             raise
-        on_notice(f"this scan cannot be resumed if it is interrupted: {error.fact}")
+        on_notice(f"this run cannot be resumed if it is interrupted: {error.fact}")
         return None
     if journal.num_damaged:
         records = (
