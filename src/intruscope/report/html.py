@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from intruscope.spectra.records import ScanReport
 
-_SCRIPTS = ("dom.js", "charts.js", "tables.js", "page.js")
+_SCRIPTS = ("dom.js", "frame.js", "charts.js", "tables.js", "page.js")
 
 
 def write_html(
@@ -45,33 +45,63 @@ def write_html(
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
         ValueError: a record holds NaN or an infinity, which records forbid.
     """
-    page = _page(reports, title=title, notes=notes).encode("utf-8")
+    page = render_page(
+        "page.html.j2",
+        styles=("page.css",),
+        scripts=_SCRIPTS,
+        data=page_data(reports),
+        title=printable_text(title),
+        notes=[(printable_text(heading), printable_text(text)) for heading, text in notes],
+    )
+    write_page(page, path)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+    """
+    encoded = page.encode("utf-8")
 
     def write(stream: IO[bytes]) -> None:
-        stream.write(page)
+        stream.write(encoded)
 
     write_atomically(path, write)
 
 
-def _page(reports: Sequence[tuple[str, ScanReport]], *, title: str, notes: Sequence[tuple[str, str]]) -> str:
+def render_page(
+    template: str, *, styles: Sequence[str], scripts: Sequence[str], data: object, **texts: object
+) -> str:
+    """One page of a template under a policy that allows its own style and script, and nothing else.
+
+    Args:
+        template: Name of the template.
+        styles: Names of style sheets, in order.
+        scripts: Names of scripts, in order.
+        data: What the script reads; plain data without NaN.
+        texts: What the template shows; escaped there.
+
+    Raises:
+        ValueError: the data hold NaN or an infinity.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    style = _template("page.css")
-    script = "".join(_template(name) for name in _SCRIPTS)
+    style = "".join(_template(name) for name in styles)
+    script = "".join(_template(name) for name in scripts)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
     # Everything but our own three texts goes through autoescape.
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(_template("page.html.j2")).render(
-        title=printable_text(title),
-        notes=[(printable_text(heading), printable_text(text)) for heading, text in notes],
+    return environment.from_string(_template(template)).render(
         policy=Markup(policy),  # noqa: S704 - built above from hashes
-        style=Markup(style),  # noqa: S704 - our own file
+        style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704 - our own files
-        data=Markup(_inert_json(page_data(reports))),  # noqa: S704 - no "<" is left in it
+        data=Markup(_inert_json(data)),  # noqa: S704 - no "<" is left in it
+        **texts,
     )
 
 

@@ -45,12 +45,12 @@ def to_json(report: ScanReport) -> dict[str, Any]:
         "base": report.base,
         "tuned": report.tuned,
         "complete": report.complete,
-        "settings": _plain(report.settings),
+        "settings": plain(report.settings),
         "totals": totals(report),
-        "findings": _plain(report.findings),
+        "findings": plain(report.findings),
         "matrices": [_matrix(matrix) for matrix in report.matrices],
-        "coverage": _plain(report.coverage),
-        "environment": _plain(report.environment),
+        "coverage": plain(report.coverage),
+        "environment": plain(report.environment),
     }
 
 
@@ -106,7 +106,17 @@ def write_json(report: ScanReport, path: Path) -> None:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
         ValueError: a field is NaN or infinite, which the records forbid.
     """
-    encoded = (json.dumps(to_json(report), allow_nan=False, indent=1) + "\n").encode("ascii")
+    write_object(to_json(report), path)
+
+
+def write_object(data: dict[str, Any], path: Path) -> None:
+    """Write plain data as indented ASCII, whole or not at all.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+        ValueError: a figure is NaN or infinite.
+    """
+    encoded = (json.dumps(data, allow_nan=False, indent=1) + "\n").encode("ascii")
 
     def write(stream: IO[bytes]) -> None:
         stream.write(encoded)
@@ -119,14 +129,14 @@ _MATRIX_FIELDS = tuple(field.name for field in fields(MatrixReport))
 
 def _matrix(matrix: MatrixReport) -> dict[str, Any]:
     side = matrix.sides[0] if matrix.sides else None
-    plain = _plain(matrix)
-    for each in plain["sides"]:
+    laid_out = plain(matrix)
+    for each in laid_out["sides"]:
         if each["similarity"] is not None:
             # Thousands of levels a map: one string, not one line each.
             levels = bytes(each["similarity"]["levels"])
             each["similarity"]["levels"] = base64.b64encode(levels).decode("ascii")
     return {
-        **plain,
+        **laid_out,
         **{name: [] if side is None else list(getattr(side, name)) for name in _FIRST_SIDE},
         "num_intruders": 0 if side is None else side.num_intruders,
     }
@@ -142,12 +152,12 @@ def _counts(matrices: Iterable[MatrixReport]) -> dict[str, int]:
     return {"num_matrices": num_matrices, "num_intruders": num_intruders, "num_undecided": num_undecided}
 
 
-def _plain(value: Any) -> Any:
-    """Records to dicts and tuples to lists, without the deep copies of ``dataclasses.asdict``."""
+def plain(value: Any) -> Any:
+    """Lay records out as dicts and tuples as lists, without the deep copies of ``dataclasses.asdict``."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -10,7 +10,7 @@ from intruscope.report.words import printable_text
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
@@ -77,13 +77,29 @@ def write_parquet(report: ScanReport, path: Path) -> None:
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
+    write_rows(COLUMNS, rows(report), path)
+
+
+def write_rows(columns: Mapping[str, str], table_rows: Iterable[tuple[Cell, ...]], path: Path) -> None:
+    """Write rows as Parquet.
+
+    Args:
+        columns: Names in order, with their Arrow types.
+        table_rows: A cell for each column.
+        path: The file.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    cells = list(zip(*rows(report), strict=True)) or [()] * len(COLUMNS)
-    columns = [[_encodable(cell) for cell in column] for column in cells]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    cells = list(zip(*table_rows, strict=True)) or [()] * len(columns)
+    arrays = [
+        pa.array([_encodable(cell) for cell in column], type=field.type)
+        for column, field in zip(cells, schema, strict=True)
+    ]
     table = pa.Table.from_arrays(arrays, schema=schema)
     write_atomically(path, lambda stream: pq.write_table(table, stream))
 
