@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
@@ -52,6 +54,73 @@ def _same_file(first: Path, second: Path) -> bool:
         return False
 
 
+def check_new_folder(output: Path) -> None:
+    """Refuse a folder for output that holds something already.
+
+    Raises:
+        OutputConflict: it is not empty, or no folder.
+    """
+    if output.is_dir() and not output.is_symlink():
+        if any(output.iterdir()):
+            fact = "got a folder that is not empty, expected a new or empty one"
+            raise OutputConflict(fact, remedy="choose another output, or empty it first", file=output)
+    elif os.path.lexists(output):
+        fact = "got a file, expected a new or empty folder"
+        raise OutputConflict(fact, remedy="choose another output", file=output)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears whole or not at all: filled beside its target, flushed, renamed into place.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        ResourceExhausted: the disk is full or refuses; nothing is left behind.
+        OutputConflict: the target holds something by now, or its parent may not be written.
+    """
+    temporary: Path | None = None
+    try:
+        check_new_folder(target)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent))
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp leaves 0700
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync_folder(Path(folder))
+        temporary.rename(target)  # refused by the kernel where another run was first
+        temporary = None
+        _sync_folder(target.parent)
+    except IntruscopeError:
+        raise
+    except OSError as error:
+        raise _not_written(error, target) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_written(error: OSError, path: Path) -> IntruscopeError:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        fact = "another run wrote there in the meantime, expected a new or empty folder"
+        return OutputConflict(fact, remedy="choose another output", file=path)
+    if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError)):
+        fact = f"could not be written ({error.strerror}), expected a folder that exists and may be written"
+        return OutputConflict(fact, remedy="choose another output", file=path)
+    fact = f"could not be written ({error.strerror}), expected room; what was there before is untouched"
+    return ResourceExhausted(fact, remedy="free some space or choose another place", file=path)
+
+
 def write_atomically(path: Path, writer: Callable[[IO[bytes]], None]) -> None:
     """Write a file beside its target, flush it to disk, and rename it into place.
 
@@ -80,12 +149,8 @@ def write_atomically(path: Path, writer: Callable[[IO[bytes]], None]) -> None:
         _sync_folder(path.parent)
     except IntruscopeError:
         raise
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        fact = f"could not be written ({error.strerror}), expected a folder that exists and may be written"
-        raise OutputConflict(fact, remedy="choose another output", file=path) from error
     except OSError as error:
-        fact = f"could not be written ({error.strerror}), expected room; what was there before is untouched"
-        raise ResourceExhausted(fact, remedy="free some space or choose another place", file=path) from error
+        raise _not_written(error, path) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -41,6 +41,24 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         MalformedInput: everything that is not exactly a safetensors file, the reason named.
     """
+    entries, _, length, stamp = _read_entries(path)
+    tensors = [_tensor(name, entry, 8 + length, stamp, path) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
+    _check_cover(tensors, 8 + length, stamp.num_bytes, path)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text of a safetensors file (``format: pt`` and the like).
+
+    Raises:
+        MalformedInput: as :func:`read_header`, as far as the header's form goes.
+    """
+    return _read_entries(path)[1]
+
+
+def _read_entries(path: Path) -> tuple[dict[str, Any], dict[str, str], int, FileStamp]:
+    """The header's entries, its metadata, its length in bytes, and the file's stamp."""
     with open_regular(path) as (descriptor, stamp):
         _refuse_impostors(bytes(read_exactly(descriptor, 0, min(32, stamp.num_bytes), path=path)), path)
         length = _header_length(descriptor, stamp, path)
@@ -52,10 +70,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _malformed("got metadata that is not a map of strings, expected text only", path)
-    tensors = [_tensor(name, entry, 8 + length, stamp, path) for name, entry in entries.items()]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
-    _check_cover(tensors, 8 + length, stamp.num_bytes, path)
-    return {tensor.name: tensor for tensor in tensors}
+    return entries, metadata, length, stamp
 
 
 def _malformed(fact: str, path: Path, tensor: str | None = None, remedy: str = _AGAIN) -> MalformedInput:

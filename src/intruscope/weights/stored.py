@@ -29,6 +29,7 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+_PIECE_BYTES = 16 << 20
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -208,11 +209,52 @@ class StoredTensor:
             return torch.empty((count, *inner), dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).reshape(count, *inner)
 
+    def raw(self) -> Iterator[bytearray]:
+        """The bytes as they lie in the file, a piece at a time, whatever the dtype.
+
+        Raises:
+            MalformedInput: the file was replaced, changed or cut since planning.
+        """
+        yield from read_pieces(self.path, self.offset, self.num_bytes, stamp=self.stamp, tensor=self.name)
+
     def _check_stamp(self, stamp: FileStamp) -> None:
-        if stamp != self.stamp:
-            what = "size" if stamp.num_bytes != self.stamp.num_bytes else "content or identity"
-            fact = (
-                f"changed {what} since the scan was planned (got {stamp.num_bytes} bytes, "
-                f"expected {self.stamp.num_bytes})"
-            )
-            raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=self.path, tensor=self.name)
+        check_unchanged(self.path, self.stamp, stamp, tensor=self.name)
+
+
+def read_pieces(
+    path: Path, offset: int, num_bytes: int, *, stamp: FileStamp, tensor: str | None = None
+) -> Iterator[bytearray]:
+    """Read part of a file in pieces of a few MiB.
+
+    Args:
+        path: The file.
+        offset: Where to begin.
+        num_bytes: How much.
+        stamp: Of the file at planning.
+        tensor: For errors.
+
+    Raises:
+        MalformedInput: the file was replaced, changed or cut since planning.
+    """
+    with open_regular(path) as (descriptor, found):
+        check_unchanged(path, stamp, found, tensor=tensor)
+        for start in range(offset, offset + num_bytes, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, offset + num_bytes - start)
+            yield read_exactly(descriptor, start, length, path=path)
+    with open_regular(path) as (_, found):
+        check_unchanged(path, stamp, found, tensor=tensor)
+
+
+def check_unchanged(path: Path, planned: FileStamp, found: FileStamp, *, tensor: str | None = None) -> None:
+    """Refuse a file that is not the one that was planned with.
+
+    Raises:
+        MalformedInput: it was replaced, changed or cut.
+    """
+    if found != planned:
+        what = "size" if found.num_bytes != planned.num_bytes else "content or identity"
+        fact = (
+            f"changed {what} since the scan was planned (got {found.num_bytes} bytes, "
+            f"expected {planned.num_bytes})"
+        )
+        raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=path, tensor=tensor)

@@ -137,6 +137,36 @@ class TensorView(StoredMatrix):
         whole = stored.T if self.transposed else stored
         return self.rows.select(whole) if self.rows is not None else whole.contiguous()
 
+    def place(self, matrix_OI: torch.Tensor, stored: torch.Tensor) -> None:
+        """Put a matrix where :meth:`load` takes it from, rounded once to the stored dtype.
+
+        Args:
+            matrix_OI: (out, in) of any precision.
+            stored: The whole tensor in its stored shape, contiguous; changed in place, other parts are not.
+        """
+        part = stored if self.expert is None else stored[self.expert]
+        flat = part.view(part.shape[0], math.prod(part.shape[1:]))
+        whole = flat.T if self.transposed else flat
+        if self.rows is None:
+            whole.copy_(matrix_OI)
+        else:
+            whole[self.rows.indices()] = matrix_OI.to(whole.dtype)
+
+    def lift_rows(self, left_OK: torch.Tensor) -> torch.Tensor:
+        """Columns over this part's rows as columns over all rows of the whole (fused) matrix.
+
+        Args:
+            left_OK: (out of this view, K).
+
+        Returns:
+            (rows of the whole matrix, K), zero outside this part.
+        """
+        if self.rows is None:
+            return left_OK
+        lifted = left_OK.new_zeros((self.whole_shape[0], left_OK.shape[1]))
+        lifted[self.rows.indices()] = left_OK
+        return lifted
+
     def select_rows(self, left_FR: torch.Tensor) -> torch.Tensor:
         """Cut the left factor of an update of the whole (fused) matrix to this part's rows.
 
