@@ -57,7 +57,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     """
     modules, skipped = sort_keys(adapter)
     listing = base_matrices(base)
-    match = _Match(modules, listing.matrices, base, adapter)
+    match = Match(modules, listing.matrices, base, adapter)
     strengths = match.strengths(modules, adapter)
     plan = _Plan()
     for name, parameter in match.parameters.items():
@@ -151,7 +151,7 @@ class _Plan:
         )
 
 
-class _Match:
+class Match:
     """Which base tensor, or which fused parameter, each module of an adapter is for.
 
     Names agree up to one prefix that a whole side carries.
@@ -159,6 +159,7 @@ class _Match:
     Attributes:
         stored: Module to stored base tensor.
         parameters: Module to the fused experts that it wraps.
+        key_of: Module to the name by which PEFT looks its rank and alpha up.
         findings: What had to be assumed.
     """
 
@@ -185,7 +186,7 @@ class _Match:
             name: fused[named[bare[name]]] for name in modules if bare[name] in named
         }
         # PEFT looks the rank of a wrapped parameter up by the parameter's own name.
-        self._key_of = {
+        self.key_of: dict[str, str] = {
             name: name.removesuffix(bare[name]) + named.get(bare[name], bare[name]) for name in modules
         }
         by_name = {name.removeprefix(base_prefix): stored for name, stored in stored_of.items()}
@@ -209,7 +210,7 @@ class _Match:
         """Rank and scaling of the low-rank modules that matched; none without a config."""
         if adapter.config is None:
             return {}
-        keys = {name: self._key_of[name] for name, module in modules.items() if "down" in module.roles}
+        keys = {name: self.key_of[name] for name, module in modules.items() if "down" in module.roles}
         found = adapter.config.strengths_of(list(dict.fromkeys(keys.values())))
         return {name: found[key] for name, key in keys.items()}
 

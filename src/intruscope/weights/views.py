@@ -67,6 +67,12 @@ class RowSelection:
         index = torch.tensor(self.indices(), dtype=torch.int64, device=whole_FX.device)
         return whole_FX.index_select(0, index)
 
+    def lift(self, part_PX: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """The opposite of :meth:`select`: (num_rows, X), zero in the rows that are not selected."""
+        whole_FX = part_PX.new_zeros((num_rows, *part_PX.shape[1:]))
+        whole_FX[self.indices()] = part_PX
+        return whole_FX
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorView(StoredMatrix):
@@ -151,21 +157,6 @@ class TensorView(StoredMatrix):
             whole.copy_(matrix_OI)
         else:
             whole[self.rows.indices()] = matrix_OI.to(whole.dtype)
-
-    def lift_rows(self, left_OK: torch.Tensor) -> torch.Tensor:
-        """Columns over this part's rows as columns over all rows of the whole (fused) matrix.
-
-        Args:
-            left_OK: (out of this view, K).
-
-        Returns:
-            (rows of the whole matrix, K), zero outside this part.
-        """
-        if self.rows is None:
-            return left_OK
-        lifted = left_OK.new_zeros((self.whole_shape[0], left_OK.shape[1]))
-        lifted[self.rows.indices()] = left_OK
-        return lifted
 
     def select_rows(self, left_FR: torch.Tensor) -> torch.Tensor:
         """Cut the left factor of an update of the whole (fused) matrix to this part's rows.
