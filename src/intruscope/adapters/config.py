@@ -237,3 +237,8 @@ def _refuse_options(raw: dict[str, Any], path: Path) -> None:
     if lowered not in _INITS_THAT_DO_NOT:
         fact = f"got the initialisation {printable(init)}, which is not known, expected true or gaussian"
         raise UnsupportedFormat(fact, remedy=MERGE_REMEDY, file=path, tensor="init_lora_weights")
+
+
+def moves_the_base(init: object) -> bool:
+    """Whether ``init_lora_weights`` also changed the base (PiSSA and its kin)."""
+    return isinstance(init, str) and init.lower().startswith(_INITS_THAT_MOVE_THE_BASE)

@@ -1,0 +1,270 @@
+"""A base and its fine-tune as one live transformers model, switched and edited in memory.
+
+Parameters point at the base's tensors, at the tuned ones, or at edited copies. The stored tensors are never
+written to, so that whatever was done ends where it began, exactly; and switching costs no copy.
+
+Shape suffixes: O out, I in, K kept, F rows of a whole (fused) matrix.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from intruscope.errors import IntruscopeError, UnsupportedFormat, UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from intruscope.adapters.live_models import LanguageKind
+    from intruscope.weights.views import TensorView
+
+
+class Edit(Protocol):
+    """A new value for one matrix, or for one tensor that is no matrix (``repair.edits.MatrixEdit``)."""
+
+    @property
+    def name(self) -> str:
+        """As a scan names the matrix; the stored name of another tensor."""
+
+    def applied(self, base_OI: Tensor, tuned_OI: Tensor) -> Tensor:
+        """The edited tensor, from the base's and the tuned one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """What losses on text need.
+
+    Attributes:
+        model: transformers model with a language-model head, in evaluation mode.
+        tokenizer: Of the base.
+        kind: ``causal`` or ``masked``.
+        max_context: Longest input in tokens, special ones included; None where nothing bounds it.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    kind: LanguageKind
+    max_context: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskModel:
+    """A classifier of sequences.
+
+    Attributes:
+        model: transformers model, in evaluation mode.
+        tokenizer: Of the tuned model, or else of the base.
+        labels: Names of the classes, in order.
+        max_context: Longest input in tokens; None where nothing bounds it.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    labels: tuple[str, ...]
+    max_context: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A live parameter, and the part of it that is one matrix; all of it where ``view`` is None."""
+
+    parameter: str
+    view: TensorView | None
+
+
+class LivePair:
+    """One model in two states, ``base`` and ``tuned``; it begins tuned.
+
+    Args:
+        language: The language model, or the error that says why there is none.
+        task: The classifier, or the error that says why there is none.
+        live: Name to the parameter that the models share, each pointing at the tuned tensor.
+        base: Name to the base's tensor, of those parameters that differ between the states.
+        places: Where each matrix lies, by the name that a scan gives it; and each other tensor, by its stored
+            name.
+        description: How each side was named.
+    """
+
+    def __init__(
+        self,
+        *,
+        language: LanguageModel | IntruscopeError,
+        task: TaskModel | IntruscopeError,
+        live: Mapping[str, nn.Parameter],
+        base: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        description: tuple[str, str] = ("base", "tuned"),
+    ) -> None:
+        self._language = language
+        self._task = task
+        self._live = live
+        self._tuned = {name: parameter.data for name, parameter in live.items()}
+        self._base = {**self._tuned, **base}
+        self._changed = tuple(base)
+        self._places = places
+        self.description = description
+
+    @property
+    def has_task(self) -> bool:
+        """Whether the tuned model classifies sequences."""
+        return isinstance(self._task, TaskModel)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the live parameters that differ between base and tuned."""
+        return self._changed
+
+    @property
+    def matrix_names(self) -> tuple[str, ...]:
+        """Matrices that can be edited, as a scan names them."""
+        return tuple(name for name, place in self._places.items() if place.view is not None)
+
+    def language_model(self) -> LanguageModel:
+        """The language model, in the state that is set.
+
+        Raises:
+            IntruscopeError: there is no language-model head anywhere.
+        """
+        if isinstance(self._language, IntruscopeError):
+            raise self._language
+        return self._language
+
+    def task_model(self) -> TaskModel:
+        """The classifier, in the state that is set; its head is the tuned model's in every state.
+
+        Raises:
+            IntruscopeError: the tuned model is none, or weights of its head are nowhere.
+        """
+        if isinstance(self._task, IntruscopeError):
+            raise self._task
+        return self._task
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Inside, every weight is the base's: no adapter, no trained bias, embedding or norm is left."""
+        with self._pointing_at(self._base):
+            yield
+
+    @contextmanager
+    def as_tuned(self) -> Iterator[None]:
+        """Inside, every weight is the tuned model's."""
+        with self._pointing_at(self._tuned):
+            yield
+
+    @contextmanager
+    def interpolated(self, fraction: float) -> Iterator[None]:
+        """Inside, every tensor that the fine-tune changed is base + fraction (tuned - base)."""
+        import torch
+
+        mixed = {}
+        for name in self._changed:
+            base, tuned = self._base[name], self._tuned[name]
+            wide = torch.promote_types(base.dtype, torch.float32)
+            mixed[name] = torch.lerp(base.to(wide), tuned.to(wide), fraction).to(base.dtype)
+        with self._pointing_at({**self._tuned, **mixed}):
+            yield
+
+    @contextmanager
+    def with_update(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, each named matrix is its base plus the given (out, in) update; all others are tuned.
+
+        Raises:
+            UsageError: an update of another shape.
+            UnsupportedFormat: the live model holds no matrix of that name.
+        """
+        edited: dict[str, Tensor] = {}
+        for name, update_OI in updates.items():
+            base_OI = self.base_matrix(name)
+            if update_OI.shape != base_OI.shape:
+                raise UsageError(
+                    f"got an update of {list(update_OI.shape)}, expected {list(base_OI.shape)} (out, in)",
+                    remedy="turn it round",
+                    tensor=name,
+                )
+            self._write(edited, name, base_OI + update_OI.to(base_OI.device, base_OI.dtype))
+        with self._pointing_at({**self._tuned, **edited}):
+            yield
+
+    @contextmanager
+    def with_edits(self, edits: Iterable[Edit]) -> Iterator[None]:
+        """Inside, what is named is edited; all else is tuned.
+
+        Raises:
+            UnsupportedFormat: the live model holds nothing of that name.
+        """
+        edited: dict[str, Tensor] = {}
+        for edit in edits:
+            new = edit.applied(self.base_matrix(edit.name), self.tuned_matrix(edit.name))
+            self._write(edited, edit.name, new)
+        with self._pointing_at({**self._tuned, **edited}):
+            yield
+
+    def base_matrix(self, name: str) -> Tensor:
+        """A matrix of the base: (out, in), float32 or wider, a copy. A tensor that is no matrix: as it is.
+
+        Raises:
+            UnsupportedFormat: the live model holds nothing of that name.
+        """
+        return self._cut(self._base, name)
+
+    def tuned_matrix(self, name: str) -> Tensor:
+        """The same of the tuned model."""
+        return self._cut(self._tuned, name)
+
+    def _place(self, name: str) -> Place:
+        found = self._places.get(name)
+        if found is not None:
+            return found
+        raise UnsupportedFormat(
+            "got a name that the live model does not hold, expected one of "
+            f"{len(self._places)} such as {printable(next(iter(self._places), 'none'))}",
+            remedy="edit the files instead: transformers keeps this tensor in another form (fused experts)",
+            tensor=name,
+        )
+
+    def _cut(self, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """The (out, in) matrix in a live tensor, as ``TensorView.load`` cuts it out of a file."""
+        import torch
+
+        place = self._place(name)
+        stored, view = state[place.parameter], place.view
+        wide = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        if view is None:
+            return wide.clone()
+        tensor = wide if view.expert is None else wide[view.expert]
+        tensor = tensor.reshape(tensor.shape[0], -1)
+        whole_FI = tensor.T if view.transposed else tensor
+        return view.select_rows(whole_FI).clone(memory_format=torch.contiguous_format)
+
+    def _write(self, edited: dict[str, Tensor], name: str, new: Tensor) -> None:
+        """Put a matrix into a copy of the live tensor that holds it, in the live model's orientation."""
+        place = self._place(name)
+        view = place.view
+        if place.parameter not in edited:
+            edited[place.parameter] = self._tuned[place.parameter].contiguous().clone()
+        target = edited[place.parameter]
+        if view is None:
+            target.copy_(new)
+            return
+        whole = target if view.expert is None else target[view.expert]
+        whole = whole.view(whole.shape[0], -1)
+        whole_FI = whole.T if view.transposed else whole
+        if view.rows is None:
+            whole_FI.copy_(new)
+        else:
+            whole_FI[list(view.rows.indices())] = new.to(whole_FI.device, whole_FI.dtype)
+
+    @contextmanager
+    def _pointing_at(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        before = {name: self._live[name].data for name in tensors}
+        try:
+            for name, tensor in tensors.items():
+                self._live[name].data = tensor
+            yield
+        finally:
+            for name, tensor in before.items():
+                self._live[name].data = tensor

@@ -1,0 +1,177 @@
+"""Intervals for figures that are paired by sequence or by example.
+
+Losses per token are ratios of sums over sequences of unequal length, so whole sequences are drawn again:
+both models' losses and the tokens of a sequence stay together. Shape suffixes: C columns, N sequences or
+examples, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Outcomes = Sequence[bool] | NDArray[np.bool_]
+
+LEVEL = 0.95
+NUM_RESAMPLES = 4000
+_MAX_CELLS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its bounds at a nominal level."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float = LEVEL
+
+
+def resampled_sums(
+    columns_CN: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Sums of each column over sequences drawn with replacement; the same draws for all columns.
+
+    Any ratio of these sums is then a bootstrap sample of that ratio.
+
+    Args:
+        columns_CN: One row per figure, one column per sequence.
+        num_resamples: R.
+        seed: Of the draws.
+
+    Returns:
+        (R, C).
+
+    Raises:
+        UsageError: fewer than two sequences.
+    """
+    columns = np.atleast_2d(np.asarray(columns_CN, dtype=np.float64))
+    num = columns.shape[1]
+    if num < 2:
+        raise UsageError(
+            f"got {num} sequence, expected at least 2: nothing can be said about the uncertainty of one",
+            remedy="give more text, or a smaller context",
+        )
+    generator = np.random.default_rng(seed)
+    shares = np.full(num, 1.0 / num)
+    step = max(1, _MAX_CELLS // num)
+    parts = [
+        generator.multinomial(num, shares, size=min(step, num_resamples - first)) @ columns.T
+        for first in range(0, num_resamples, step)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def percentile_interval(samples_R: ArrayLike, estimate: float, *, level: float = LEVEL) -> Interval:
+    """The middle ``level`` of bootstrap samples around an estimate."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(np.asarray(samples_R, dtype=np.float64), [tail, 1.0 - tail])
+    return Interval(estimate=float(estimate), low=float(low), high=float(high), level=level)
+
+
+def loss_per(
+    nats_N: ArrayLike, units_N: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """Sum of nats over sum of units (tokens or bytes), with its bootstrap interval."""
+    return _ratio(np.asarray(nats_N, dtype=np.float64), units_N, num_resamples, seed)
+
+
+def paired_difference(
+    before_N: ArrayLike,
+    after_N: ArrayLike,
+    units_N: ArrayLike,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Unit-weighted mean of after minus before, with its paired bootstrap interval.
+
+    Args:
+        before_N: Nats of each sequence.
+        after_N: Nats of the same sequences.
+        units_N: Tokens (or bytes) of the same sequences.
+        num_resamples: R.
+        seed: Of the draws.
+
+    Raises:
+        UsageError: fewer than two sequences.
+    """
+    difference = np.asarray(after_N, dtype=np.float64) - np.asarray(before_N, dtype=np.float64)
+    return _ratio(difference, units_N, num_resamples, seed)
+
+
+def _ratio(top_N: NDArray[np.float64], units_N: ArrayLike, num_resamples: int, seed: int) -> Interval:
+    units = np.asarray(units_N, dtype=np.float64)
+    sums = resampled_sums(np.stack([top_N, units]), num_resamples=num_resamples, seed=seed)
+    return percentile_interval(sums[:, 0] / sums[:, 1], top_N.sum() / units.sum())
+
+
+def wilson(num_right: int, num: int, *, level: float = LEVEL) -> Interval:
+    """A share with Wilson's score interval (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(num_right, num).proportion_ci(level, method="wilson")
+    return Interval(estimate=num_right / num, low=float(found.low), high=float(found.high), level=level)
+
+
+def mcnemar(
+    before_N: Sequence[bool] | NDArray[np.bool_], after_N: Sequence[bool] | NDArray[np.bool_]
+) -> float:
+    """Exact two-sided p of McNemar's test: are as many examples lost as won? 1 when none changed."""
+    from scipy.stats import binomtest
+
+    lost, won = _changes(before_N, after_N)
+    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def accuracy_difference(
+    before_N: Outcomes,
+    after_N: Outcomes,
+    *,
+    level: float = LEVEL,
+) -> Interval:
+    """Accuracy after minus before on the same examples, with the interval of Bonett and Price (2012).
+
+    It is Wald's interval for paired proportions with one example added to each kind of change, so that it
+    keeps its level where few or no examples changed.
+
+    Args:
+        before_N: Which examples were right before.
+        after_N: Which are right after.
+        level: Nominal.
+
+    Raises:
+        UsageError: the two are of different length, or empty.
+    """
+    from scipy.special import ndtri
+
+    lost, won = _changes(before_N, after_N)
+    num = len(before_N)
+    share_lost, share_won = (lost + 1) / (num + 2), (won + 1) / (num + 2)
+    centre = share_won - share_lost
+    half = float(ndtri(0.5 + level / 2)) * math.sqrt((share_won + share_lost - centre**2) / (num + 2))
+    return Interval(
+        estimate=(won - lost) / num, low=max(-1.0, centre - half), high=min(1.0, centre + half), level=level
+    )
+
+
+def _changes(
+    before_N: Sequence[bool] | NDArray[np.bool_], after_N: Sequence[bool] | NDArray[np.bool_]
+) -> tuple[int, int]:
+    before, after = np.asarray(before_N, dtype=bool), np.asarray(after_N, dtype=bool)
+    if before.shape != after.shape or before.size == 0:
+        raise UsageError(
+            f"got {before.size} examples before and {after.size} after, expected the same ones, at least one",
+            remedy="score both on one task",
+        )
+    return int((before & ~after).sum()), int((after & ~before).sum())

@@ -1,0 +1,271 @@
+"""Losses on text, sequence by sequence: causal cross-entropy and the masked pseudo-loss.
+
+- causal: each token is predicted from those before it in its window.
+- exact: each token in turn is replaced by the mask and predicted from all others (the pseudo-log-likelihood
+  of Salazar et al., ACL 2020).
+- fast: every token is masked once, together with about 15% of its window, in groups drawn from a seed: a few
+  passes per window. The masks depend on the text alone, so they are the same for every model.
+
+Shape suffixes: B rows of a batch, T positions, M scored tokens, N sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from intruscope.adapters.live import LanguageModel
+    from intruscope.forgetting.windows import Sequences, Window
+
+Protocol = Literal["causal", "exact", "fast"]
+PROTOCOLS: dict[Protocol, str] = {
+    "causal": "causal-cross-entropy/1",
+    "exact": "masked-pseudo-loss-exact/1",
+    "fast": "masked-pseudo-loss-fast/1",
+}
+MASKED_FRACTION = 0.15
+DEFAULT_BATCH_TOKENS = 4096
+_MAX_LOGITS = 1 << 27
+"""Logits held at once: half a gibibyte in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceLosses:
+    """Losses of one model, per sequence.
+
+    Attributes:
+        nats: Sum over the scored tokens of each sequence; float64.
+        tokens: Scored tokens.
+        bytes: UTF-8 bytes that they stand for.
+    """
+
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean over all tokens."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def nats_per_byte(self) -> float:
+        """The same sum over bytes, which does not depend on the tokenizer."""
+        return float(self.nats.sum() / self.bytes.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of nats per token; for the masked protocols the pseudo-perplexity."""
+        return float(np.exp(self.nats_per_token))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """One row of a batch: an input, and the positions whose tokens are predicted by it."""
+
+    window: Window
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.window.ids)
+
+
+def choose_protocol(kind: str, asked: str | None) -> Protocol:
+    """The protocol for a kind of model.
+
+    Args:
+        kind: ``causal`` or ``masked``.
+        asked: ``causal``, ``exact``, ``fast``, or None for the kind's first.
+
+    Raises:
+        UsageError: one of the other kind.
+    """
+    fitting: tuple[Protocol, ...] = ("causal",) if kind == "causal" else ("exact", "fast")
+    if asked is None:
+        return fitting[0]
+    for protocol in fitting:
+        if protocol == asked:
+            return protocol
+    raise UsageError(
+        f"got the protocol {asked} for a {kind} language model, expected {' or '.join(fitting)}",
+        remedy="leave --protocol out",
+    )
+
+
+def measure(
+    language: LanguageModel,
+    sequences: Sequences,
+    *,
+    protocol: Protocol,
+    seed: int = 0,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> SequenceLosses:
+    """The losses of a model in the state it is in.
+
+    Args:
+        language: The model.
+        sequences: What to measure on.
+        protocol: How.
+        seed: Of the fast protocol's masks.
+        batch_tokens: Positions per batch, padding included; at least one row is always taken.
+        on_progress: Called after each batch with the scored tokens done and of all.
+
+    Returns:
+        In the order of the sequences, whatever the order of computation.
+
+    Raises:
+        MalformedInput: a loss is NaN or infinite.
+        ResourceExhausted: the device has no room for a batch.
+    """
+    rows = _rows(sequences.windows, protocol, seed)
+    nats = np.zeros(sequences.num_sequences)
+    tokens = np.zeros(sequences.num_sequences, dtype=np.int64)
+    forward = Forward(language, masked=protocol != "causal")
+    done = 0
+    for batch in _batches(rows, batch_tokens, forward.num_words):
+        lost = forward.nats(batch)
+        owners = np.repeat([row.window.sequence for row in batch], [len(row.positions) for row in batch])
+        _check_finite(lost, owners)
+        np.add.at(nats, owners, lost)
+        np.add.at(tokens, owners, 1)
+        done += len(lost)
+        on_progress(done, sequences.num_tokens)
+    return SequenceLosses(nats=nats, tokens=tokens, bytes=sequences.bytes_N)
+
+
+def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[_Row]:
+    """All rows, the longest first: memory runs out at once or never, and neighbours need little padding."""
+    rows: list[_Row] = []
+    for index, window in enumerate(windows):
+        rows += [_Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
+    return sorted(rows, key=len, reverse=True)
+
+
+def _groups(window: Window, index: int, protocol: Protocol, seed: int) -> list[NDArray[np.int64]]:
+    """Positions that are predicted together."""
+    if protocol == "causal":
+        return [window.scored]
+    if protocol == "exact":
+        return list(window.scored[:, None])
+    num_groups = min(len(window.scored), round(1 / MASKED_FRACTION))
+    shuffled = np.random.default_rng([seed, index]).permutation(window.scored)
+    return [np.sort(group) for group in np.array_split(shuffled, num_groups)]
+
+
+def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    num_scored = 0
+    for row in rows:
+        too_long = batch and (len(batch) + 1) * len(batch[0]) > batch_tokens
+        if too_long or (batch and (num_scored + len(row.positions)) * num_words > _MAX_LOGITS):
+            yield batch
+            batch, num_scored = [], 0
+        batch.append(row)
+        num_scored += len(row.positions)
+    if batch:
+        yield batch
+
+
+class Forward:
+    """Runs a language model and computes logits only where a token is scored.
+
+    The head is half the work of a small model, so the body's output is cut down to the scored positions on
+    its way to the head, which treats every position alike. That is checked once, on the first batch; a model
+    whose head does more keeps all positions.
+    """
+
+    def __init__(self, language: LanguageModel, *, masked: bool) -> None:
+        self._model: Any = language.model
+        self._masked = masked
+        tokenizer = language.tokenizer
+        self._mask_id: int = tokenizer.mask_token_id if masked else 0
+        padding = tokenizer.pad_token_id
+        self._pad_id = padding if padding is not None else 0
+        self.num_words: int = self._model.get_input_embeddings().num_embeddings
+        self._cuts: bool | None = None if self._model.base_model is not self._model else False
+
+    def nats(self, batch: list[_Row]) -> NDArray[np.float64]:
+        """Minus the log-probability of every scored token, row after row.
+
+        Raises:
+            ResourceExhausted: no room on the device.
+        """
+        import torch
+
+        ids = np.full((len(batch), len(batch[0])), self._pad_id, dtype=np.int64)
+        attention = np.zeros_like(ids)
+        rows = np.repeat(np.arange(len(batch)), [len(row.positions) for row in batch])
+        positions = np.concatenate([row.positions for row in batch])
+        for index, row in enumerate(batch):
+            ids[index, : len(row)] = row.window.ids
+            attention[index, : len(row)] = 1
+        targets = ids[rows, positions]
+        if self._masked:
+            ids[rows, positions] = self._mask_id
+        read = positions if self._masked else positions - 1
+        device = self._model.device
+        tensors = [torch.from_numpy(array).to(device) for array in (ids, attention, rows, read, targets)]
+        try:
+            with torch.inference_mode():
+                logits_MV = self._logits(tensors[0], tensors[1], tensors[2], tensors[3])
+                wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+                lost = torch.nn.functional.cross_entropy(wide, tensors[4], reduction="none")
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ResourceExhausted(
+                f"got no memory for a batch of {ids.size} positions on {device}, expected room",
+                remedy="lower --batch-tokens, or take another --device",
+            ) from error
+        return lost.double().cpu().numpy()
+
+    def _logits(
+        self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
+    ) -> torch.Tensor:
+        """(M, words)."""
+        import torch
+
+        if self._cuts is False:
+            return self._run(ids_BT, attention_BT)[rows_M, read_M]
+
+        def keep_scored(_module: object, _arguments: object, output: Any) -> Any:
+            picked = output[0][rows_M, read_M].unsqueeze(0)
+            if isinstance(output, tuple):
+                return (picked, *output[1:])
+            output["last_hidden_state"] = picked
+            return output
+
+        hook = self._model.base_model.register_forward_hook(keep_scored)
+        try:
+            cut = self._run(ids_BT, attention_BT)
+        finally:
+            hook.remove()
+        if self._cuts is None:
+            whole = self._run(ids_BT, attention_BT)[rows_M, read_M]
+            spread = 64 * torch.finfo(whole.dtype).eps * whole.abs().max().clamp(min=1.0)
+            self._cuts = cut.shape == (1, *whole.shape) and bool(((cut[0] - whole).abs() <= spread).all())
+            return whole
+        return cut[0]
+
+    def _run(self, ids_BT: torch.Tensor, attention_BT: torch.Tensor) -> torch.Tensor:
+        more = {} if self._masked else {"use_cache": False}
+        logits: torch.Tensor = self._model(input_ids=ids_BT, attention_mask=attention_BT, **more).logits
+        return logits
+
+
+def _check_finite(lost: NDArray[np.float64], owners: NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(~np.isfinite(lost))
+    if len(bad):
+        raise MalformedInput(
+            f"got the loss {lost[bad[0]]} in sequence {owners[bad[0]]}, expected a finite number",
+            remedy="look for non-finite weights with intruscope scan; of float16, try --dtype float32",
+        )
