@@ -59,7 +59,7 @@ class Run:
 RUNS = {
     "full": Run(rank=0, learning_rate=1e-4),
     "r8": Run(rank=8, learning_rate=1e-3),
-    "r1": Run(rank=1, learning_rate=4e-3),
+    "r1": Run(rank=1, learning_rate=2e-3),
     "dora": Run(rank=8, learning_rate=1e-3, use_dora=True),
     # Scaled by alpha / sqrt(rank), which is 2.8 times as much as alpha / rank at rank 8.
     "rslora": Run(rank=8, learning_rate=4e-4, use_rslora=True),
