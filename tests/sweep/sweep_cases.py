@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from intruscope.sweep.assemble import assemble
 from intruscope.sweep.figures import Measured
-from intruscope.sweep.records import Cell, Measurement, SweepSettings
+from intruscope.sweep.records import Cell, Measurement, Source, SweepSettings
 
 NUM_SEQUENCES, NUM_EXAMPLES = 400, 600
 TOKENS = 50.0
@@ -72,4 +73,19 @@ def world(removed, cost, *, forgetting=0.2, metric="accuracy", edits=True, seed=
         tuned=measurement(tuned, task_at(0.0)),
         cells=tuple(cells),
         by_key=by_key,
+    )
+
+
+def report_of(measured, settings=SETTINGS, *, base="base", tuned="tuned"):
+    """The whole report of a simulated sweep."""
+    return assemble(
+        measured,
+        settings,
+        base=base,
+        tuned=tuned,
+        text=Source(name="text.txt", sha256="0" * 64, num_items=NUM_SEQUENCES, protocol="simulated/1"),
+        task=Source(name="task.tsv", sha256="1" * 64, num_items=NUM_EXAMPLES, protocol=measured.metric),
+        num_intruders=3,
+        num_matrices=12,
+        environment={"python": "3.11"},
     )

@@ -17,7 +17,8 @@ from intruscope.sweep.words import recommendation_sentence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from intruscope.sweep.records import Interval, Metric, Outcome, Specialness, SweepSettings
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.sweep.records import Metric, Outcome, Specialness, SweepSettings
     from intruscope.sweep.statistics import Sample
 
 

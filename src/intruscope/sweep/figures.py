@@ -10,7 +10,8 @@ from intruscope.sweep.records import Cell, CellReport, cell_key
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from intruscope.sweep.records import Interval, Measurement, Metric
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.sweep.records import Measurement, Metric
     from intruscope.sweep.statistics import Sample
 
 
@@ -49,7 +50,7 @@ def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> C
         sample: The items to take.
     """
     here = measured.by_key[cell.key]
-    losses, scores = sample.losses(here), sample.scores(here)
+    losses = sample.losses(here)
     tuned_losses = sample.losses(measured.tuned)
     forgetting = tuned_losses - sample.losses(measured.base_text)
     change = losses - tuned_losses
@@ -59,10 +60,17 @@ def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> C
         forgetting=sample.interval(change + forgetting),
         forgetting_change=sample.interval(change),
         forgetting_share=sample.share(change, forgetting),
-        task=sample.interval(scores),
+        task=task_score(here, measured.metric, sample),
         task_change=task_difference(here, measured.tuned, measured.metric, sample),
         forgetting_difference=None if edit is None else sample.interval(losses - sample.losses(edit)),
         task_difference=None if edit is None else task_difference(here, edit, measured.metric, sample),
+    )
+
+
+def task_score(measurement: Measurement, metric: Metric, sample: Sample) -> Interval:
+    """Score of one model."""
+    return (
+        sample.accuracy(measurement) if metric == "accuracy" else sample.interval(sample.scores(measurement))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from intruscope.forgetting.intervals import NUM_RESAMPLES, Interval
 from intruscope.repair.interventions import KINDS
 
 SCHEMA = "intruscope.sweep/1"
@@ -44,17 +45,8 @@ class SweepSettings:
     epsilon: float = 0.5
     seed: int = 0
     max_task_cost: float = 0.01
-    num_resamples: int = 2000
+    num_resamples: int = NUM_RESAMPLES
     confidence: float = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure and its interval, at the settings' confidence."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

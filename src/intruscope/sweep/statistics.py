@@ -10,12 +10,12 @@ Shape suffixes: B resamples, N items.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intruscope.sweep.records import Interval
+from intruscope.errors import UsageError
+from intruscope.forgetting.intervals import Interval, accuracy_difference, percentile_interval, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+_FEWEST = 4
+"""Sequences and examples: two in each half, the least that can be resampled."""
 _RATIO_NEEDS = 0.01
 """Share of resamples in which the forgetting may be zero or less before a share of it means nothing."""
 
@@ -62,30 +64,17 @@ class Sample:
         Args:
             values: Of the sample (first) and of each resample; shape (1 + B,).
         """
-        tail = (1.0 - self.confidence) / 2.0
-        low, high = np.quantile(values[1:], [tail, 1.0 - tail])
-        return Interval(estimate=float(values[0]), low=float(low), high=float(high))
+        return percentile_interval(values[1:], float(values[0]), level=self.confidence)
+
+    def accuracy(self, measured: Measurement) -> Interval:
+        """Share of right examples."""
+        right = np.asarray(measured.task_scores)[self.task_items]
+        return wilson(int(right.sum()), len(right), level=self.confidence)
 
     def accuracy_difference(self, first: Measurement, second: Measurement) -> Interval:
-        """Accuracy of the first less that of the second, over the same examples.
-
-        Numerics: the adjusted Wald interval of Bonett and Price (2012). A bootstrap of two models that agree
-            on every example of the sample would be sure that they always do.
-        """
-        differences = (
-            np.asarray(first.task_scores)[self.task_items] - np.asarray(second.task_scores)[self.task_items]
-        )
-        num = len(differences)
-        gained = (np.count_nonzero(differences > 0.0) + 1.0) / (num + 2.0)
-        lost = (np.count_nonzero(differences < 0.0) + 1.0) / (num + 2.0)
-        quantile = NormalDist().inv_cdf((1.0 + self.confidence) / 2.0)
-        reach = quantile * np.sqrt((gained + lost - (gained - lost) ** 2) / (num + 2.0))
-        centre = gained - lost
-        return Interval(
-            estimate=float(differences.mean()),
-            low=max(-1.0, float(centre - reach)),
-            high=min(1.0, float(centre + reach)),
-        )
+        """Accuracy of the first less that of the second, over the same examples."""
+        after, before = (np.asarray(each.task_scores)[self.task_items] > 0.5 for each in (first, second))
+        return accuracy_difference(before, after, level=self.confidence)
 
     def share(self, change: Array, forgetting: Array) -> Interval | None:
         """A change as a share of the forgetting, resampled together; None where there is none to speak of."""
@@ -102,7 +91,17 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
         num_sequences: Of the text.
         num_examples: Of the task.
         settings: Its seed splits and resamples.
+
+    Raises:
+        UsageError: fewer than four of either.
     """
+    for what, num in (("sequences", num_sequences), ("examples", num_examples)):
+        if num < _FEWEST:
+            raise UsageError(
+                f"got {num} {what}, expected at least {_FEWEST}: one half chooses a strength and the other "
+                "tells what it does",
+                remedy="give more text" if what == "sequences" else "give more examples",
+            )
     generator = np.random.default_rng([settings.seed, num_sequences, num_examples])
     text_first, text_second = _halves(num_sequences, generator)
     task_first, task_second = _halves(num_examples, generator)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from intruscope.sweep.records import CellReport, Interval, Metric, Outcome, Specialness
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.sweep.records import CellReport, Metric, Outcome, Specialness
 
 CONTROL_NAMES = {
     "intruders": "intruders turned down",
@@ -63,7 +64,7 @@ def recommendation_sentence(
         return "No matrix has an intruder, so there is nothing to turn down."
     if outcome == "no-forgetting":
         return (
-            f"The tuned model did not measurably forget ({nats(forgetting)}), so there is nothing for a "
+            f"The tuned model did not measurably forget: {nats(forgetting)}, so there is nothing for a "
             "repair to win back."
         )
     if report is None:
@@ -95,7 +96,15 @@ def effect(report: CellReport, metric: Metric) -> str:
 
 def nats(value: Interval) -> str:
     """A loss difference with its sign and interval."""
-    return f"{value.estimate:+.3f} nats/token, {_number(value.low, 3)} to {_number(value.high, 3)}"
+    return interval_text(value, 3, unit=" nats/token", is_signed=True)
+
+
+def interval_text(
+    value: Interval, digits: int, *, scale: float = 1.0, unit: str = "", is_signed: bool = False
+) -> str:
+    """Estimate and interval, rounded alike: "+23.1% (15.2 to 31.0)"."""
+    sign = "+" if is_signed and float(f"{scale * value.estimate:.{digits}f}") > 0.0 else ""
+    return sign + _range(scale * value.estimate, scale * value.low, scale * value.high, digits, unit=unit)
 
 
 def _cost(change: Interval, metric: Metric) -> str:

@@ -87,29 +87,6 @@ function heatTable(report, reportIndex, cells, kinds, scale, quantity, side, wid
   return table;
 }
 
-// One tab stop for a grid; arrow keys walk it.
-function walkGrid(table, grid) {
-  const first = grid.flat().find(cell => cell.hasAttribute("tabindex"));
-  if (first) first.tabIndex = 0;
-  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-  table.addEventListener("keydown", event => {
-    const step = steps[event.key];
-    if (!step) return;
-    event.preventDefault();
-    let row = grid.findIndex(cells => cells.includes(event.target)), column = row < 0 ? -1 : grid[row].indexOf(event.target);
-    let next;
-    do {
-      row += step[0];
-      column += step[1];
-      next = grid[row]?.[column];
-    } while (next && !next.hasAttribute("tabindex"));
-    if (!next) return;
-    event.target.tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  });
-}
-
 function scaleBar(scale) {
   return element("p", { class: "scale" }, scale.ends[0], element("span", { "aria-hidden": "true" }, [...Array(9).keys()].map(level => element("i", { class: "h" + level }))), scale.ends[1]);
 }

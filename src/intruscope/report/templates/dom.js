@@ -63,6 +63,10 @@ function legend(items) {
     element("li", { class: colour }, element("b", { "aria-hidden": "true" }, mark + " "), element("span", { class: "name" }, name))));
 }
 
+function facts(pairs) {
+  return element("dl", { class: "facts" }, pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+}
+
 // A long name that may break after its dots.
 function breakable(name) {
   return name.split(/(?<=[./])/).flatMap((part, i) => i ? [element("wbr"), part] : [part]);

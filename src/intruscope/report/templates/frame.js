@@ -85,3 +85,26 @@ function frame({ width, height, label, x, y, xTitle, yTitle, yText = figure, mar
 function markAt(x, y, look, size = 1) {
   return shape("path", { class: "fill " + look.colour, d: look.path, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})` });
 }
+
+// One tab stop for a grid; arrow keys walk it.
+function walkGrid(table, grid) {
+  const first = grid.flat().find(cell => cell.hasAttribute("tabindex"));
+  if (first) first.tabIndex = 0;
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  table.addEventListener("keydown", event => {
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    let row = grid.findIndex(cells => cells.includes(event.target)), column = row < 0 ? -1 : grid[row].indexOf(event.target);
+    let next;
+    do {
+      row += step[0];
+      column += step[1];
+      next = grid[row]?.[column];
+    } while (next && !next.hasAttribute("tabindex"));
+    if (!next) return;
+    event.target.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  });
+}

@@ -132,10 +132,6 @@ function matricesTable(section) {
   };
 }
 
-function facts(pairs) {
-  return element("dl", { class: "facts" }, pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-}
-
 function matrixDetail(matrix) {
   const pairs = [
     ["Shape (out × in)", matrix.shape.join(" × ")],

@@ -1,0 +1,147 @@
+"""The page of a sweep: the trade between task and forgetting, every control beside the edit, with intervals.
+
+Stands on the frame, the style and the policy of the scan's page (see :mod:`intruscope.report.html`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from intruscope.report.html import render_page, write_page
+from intruscope.report.words import printable_text
+from intruscope.sweep.records import MATCHED
+from intruscope.sweep.words import interval_text, nats, series_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.sweep.records import CellReport, SweepReport
+
+_OUTCOMES = {
+    "recommended": "recommended",
+    "nothing-to-edit": "nothing to turn down",
+    "no-forgetting": "nothing was forgotten",
+    "no-gain": "none is worth it",
+    "not-confirmed": "none is worth it",
+}
+_VERDICTS = {
+    "special": "special, beyond their size",
+    "not-special": "not special here",
+    "worse": "not special; the mere shrink does better",
+}
+
+
+def write_sweep_html(report: SweepReport, path: Path) -> None:
+    """Write one page that works from ``file://`` and sends nothing anywhere.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+        ValueError: a record holds NaN or an infinity, which records forbid.
+    """
+    page = render_page(
+        "sweep.html.j2",
+        styles=("page.css", "sweep.css"),
+        scripts=("dom.js", "frame.js", "sweep_charts.js", "sweep.js"),
+        data=sweep_data(report),
+        title="What a repair buys, and what a mere shrink does",
+        subtitle=printable_text(report.tuned),
+        confidence=f"{100 * report.settings.confidence:g}%",
+    )
+    write_page(page, path)
+
+
+def sweep_data(report: SweepReport) -> dict[str, Any]:
+    """Gather what the page draws, as plain data; every foreign name is escaped here.
+
+    Args:
+        report: The sweep.
+    """
+    is_several = len(report.settings.which) > 1
+    by_series: dict[tuple[str, str | None], list[CellReport]] = {}
+    for each in report.cells:
+        by_series.setdefault((each.cell.control, each.cell.which), []).append(each)
+    return {
+        "metric": report.metric,
+        "forgetting": _three(report.forgetting),
+        "advice": [
+            {
+                "sentence": each.sentence,
+                "outcome": _OUTCOMES[each.outcome],
+                "isRecommended": each.outcome == "recommended",
+                "which": each.which,
+                "strength": each.strength,
+                "figures": None if each.report is None else _cell(each.report),
+                "verdict": None if each.intruders is None else _VERDICTS[each.intruders],
+            }
+            for each in report.recommendations
+        ],
+        "facts": _facts(report),
+        "series": [
+            {
+                "name": printable_text(series_name(control, which, is_several=is_several)),
+                "control": control,
+                "which": which,
+                "isMatched": control in MATCHED,
+                "isShown": control in {"intruders", "uniform", *MATCHED},
+                "cells": [_cell(each) for each in cells],
+            }
+            for (control, which), cells in by_series.items()
+        ],
+        "choices": [
+            {
+                "name": printable_text(series_name(each.control, each.which, is_several=is_several)),
+                "strength": each.strength,
+                "figures": None if each.report is None else _cell(each.report),
+            }
+            for each in report.choices
+        ],
+        "settings": [[name, _told(value)] for name, value in asdict(report.settings).items()],
+        "environment": [
+            [printable_text(str(name)), printable_text(str(value))]
+            for name, value in report.environment.items()
+        ],
+    }
+
+
+def _facts(report: SweepReport) -> list[list[str]]:
+    if report.metric == "accuracy":
+        score = interval_text(report.task_score, 1, scale=100.0, unit="%")
+    else:
+        score = interval_text(report.task_score, 3, unit=" nats/token")
+    rows = [
+        ("Base", report.base),
+        ("Tuned", report.tuned),
+        ("Loss on the text, base", f"{report.base_loss:.3f} nats/token"),
+        ("Loss on the text, tuned", f"{report.tuned_loss:.3f} nats/token"),
+        ("Forgetting", nats(report.forgetting)),
+        ("Accuracy on the task" if report.metric == "accuracy" else "Loss on the task", score),
+        ("Intruders", f"{report.num_intruders} in {report.num_matrices} matrices"),
+        ("Text", f"{report.text.name}: {report.text.num_items:,} sequences, {report.text.protocol}"),
+        ("Task", f"{report.task.name}: {report.task.num_items:,} examples, {report.task.protocol}"),
+    ]
+    return [[name, printable_text(value)] for name, value in rows]
+
+
+def _cell(report: CellReport) -> dict[str, Any]:
+    return {
+        "strength": report.cell.strength,
+        "matrices": report.cell.num_matrices,
+        "norm": report.cell.change_norm,
+        "forgetting": _three(report.forgetting),
+        "change": _three(report.forgetting_change),
+        "share": _three(report.forgetting_share),
+        "task": _three(report.task),
+        "taskChange": _three(report.task_change),
+        "difference": _three(report.forgetting_difference),
+        "taskDifference": _three(report.task_difference),
+    }
+
+
+def _three(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.estimate, interval.low, interval.high]
+
+
+def _told(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else printable_text(str(value))

@@ -1,0 +1,171 @@
+"""A sweep as data and in the terminal: the public schema ``intruscope.sweep/1``, Parquet rows, a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from intruscope.errors import printable
+from intruscope.report.json_report import plain, write_object
+from intruscope.report.tables import write_rows
+from intruscope.sweep.records import SCHEMA
+from intruscope.sweep.words import interval_text, nats, series_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.report.tables import Cell
+    from intruscope.sweep.records import CellReport, Choice, Recommendation, SweepReport
+
+_FIGURES = (
+    "forgetting",
+    "forgetting_change",
+    "forgetting_share",
+    "task",
+    "task_change",
+    "forgetting_difference",
+    "task_difference",
+)
+COLUMNS: dict[str, str] = {
+    "control": "string",
+    "which": "string",
+    "strength": "float64",
+    "num_matrices": "int64",
+    "change_norm": "float64",
+    **{f"{name}{end}": "float64" for name in _FIGURES for end in ("", "_low", "_high")},
+}
+"""Column names in order, with their Arrow types; a figure's own column is its estimate."""
+
+
+def sweep_json(report: SweepReport) -> dict[str, Any]:
+    """Lay a sweep out as plain data.
+
+    Args:
+        report: The sweep.
+
+    Returns:
+        The schema's object; a cell's place in the grid stands beside its figures.
+    """
+    laid_out = plain(report)
+    settings = laid_out.pop("settings")
+    names = ("base", "tuned")
+    return {
+        "schema": SCHEMA,
+        **{name: laid_out.pop(name) for name in names},
+        "unit": "nats/token",
+        "settings": settings,
+        **laid_out,
+        "cells": [_cell(cell) for cell in report.cells],
+        "choices": [_choice(choice) for choice in report.choices],
+        "recommendations": [_recommendation(each) for each in report.recommendations],
+    }
+
+
+def write_sweep_json(report: SweepReport, path: Path) -> None:
+    """Write the schema's object, whole or not at all.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+    """
+    write_object(sweep_json(report), path)
+
+
+def write_sweep_parquet(report: SweepReport, path: Path) -> None:
+    """Write one row per cell.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+    """
+    write_rows(COLUMNS, sweep_rows(report), path)
+
+
+def sweep_rows(report: SweepReport) -> Iterator[tuple[Cell, ...]]:
+    """Yield one row per cell in the order of :data:`COLUMNS`."""
+    for each in report.cells:
+        cell = each.cell
+        figures: list[float | None] = []
+        for name in _FIGURES:
+            value: Interval | None = getattr(each, name)
+            figures += [None] * 3 if value is None else [value.estimate, value.low, value.high]
+        yield (cell.control, cell.which, cell.strength, cell.num_matrices, cell.change_norm, *figures)
+
+
+def sweep_summary(report: SweepReport) -> list[RenderableType]:
+    """What a terminal shows: the advice, the models' own figures, and the grid with its intervals.
+
+    Args:
+        report: The sweep.
+
+    Returns:
+        Renderables for ``rich`` that fit 100 columns.
+    """
+    heading = Text(
+        f"base   {printable(report.base)}\ntuned  {printable(report.tuned)}\n"
+        f"{report.num_intruders} intruders in {report.num_matrices} matrices; "
+        f"forgetting {nats(report.forgetting)}; {report.metric} {interval_text(report.task_score, 3)}"
+    )
+    advice = [Text(f"{each.sentence}\n", style="bold") for each in report.recommendations]
+    return [*advice, heading, _grid(report)]
+
+
+def _grid(report: SweepReport) -> Table:
+    is_accuracy = report.metric == "accuracy"
+    confidence = f"{100 * report.settings.confidence:g}%"
+    table = Table(
+        title=f"Against the tuned model, with {confidence} intervals (paired)",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1),
+    )
+    table.add_column("edit or control")
+    table.add_column("strength", justify="right")
+    has_share = any(each.forgetting_share is not None for each in report.cells)
+    table.add_column(
+        "forgetting, %" if has_share else "forgetting, nats/token", justify="right", no_wrap=True
+    )
+    table.add_column(
+        "accuracy, points" if is_accuracy else "task loss, nats/token", justify="right", no_wrap=True
+    )
+    is_several = len(report.settings.which) > 1
+    before = None
+    for each in report.cells:
+        series = (each.cell.control, each.cell.which)
+        if before not in (None, series):
+            table.add_section()
+        name = series_name(*series, is_several=is_several) if series != before else ""
+        before = series
+        forgetting = (
+            interval_text(each.forgetting_share, 1, scale=100.0, is_signed=True)
+            if each.forgetting_share is not None
+            else interval_text(each.forgetting_change, 3, is_signed=True)
+        )
+        task = interval_text(
+            each.task_change, 1 if is_accuracy else 3, scale=100.0 if is_accuracy else 1.0, is_signed=True
+        )
+        style = "bold" if each.cell.control == "intruders" else ""
+        table.add_row(Text(printable(name)), f"{each.cell.strength:g}", forgetting, task, style=style)
+    return table
+
+
+def _cell(report: CellReport) -> dict[str, Any]:
+    laid_out = plain(report)
+    return {**laid_out.pop("cell"), **laid_out}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {**plain(choice), "report": None if choice.report is None else _cell(choice.report)}
+
+
+def _recommendation(recommendation: Recommendation) -> dict[str, Any]:
+    return {
+        **plain(recommendation),
+        "report": None if recommendation.report is None else _cell(recommendation.report),
+        "matched": [_cell(each) for each in recommendation.matched],
+    }

@@ -1,0 +1,140 @@
+// The charts of a sweep. Gains are drawn upwards and to the right, so that better is always the same corner.
+
+const isAccuracy = DATA.metric === "accuracy";
+const hasShare = DATA.series.some(each => each.cells.some(cell => cell.share));
+const minus = ([value, low, high]) => [-value, -high, -low];
+const times = (factor, three) => three.map(value => factor * value);
+
+// What the axes show: [estimate, low, high], better upwards.
+const TASK = {
+  gain: cell => isAccuracy ? times(100, cell.taskChange) : minus(cell.taskChange),
+  difference: cell => cell.taskDifference && (isAccuracy ? times(100, cell.taskDifference) : minus(cell.taskDifference)),
+  title: isAccuracy ? "accuracy gained, points" : "task loss gained, nats/token", digits: isAccuracy ? 1 : 3, unit: isAccuracy ? " points" : " nats/token",
+};
+const FORGETTING = {
+  share: { name: "% of the forgetting", gain: cell => cell.share && times(100, minus(cell.share)), title: "forgetting won back, %", digits: 0, unit: "%" },
+  nats: { name: "nats/token", gain: cell => minus(cell.change), title: "forgetting won back, nats/token", digits: 3, unit: " nats/token" },
+};
+
+// Nine series from six colours and six marks; what comes after the sixth has another mark and a dashed line.
+function look(index) {
+  return { colour: "c" + ([1, 0, 2, 5, 3, 4][index % 6]), path: MARK_PATHS[(index + Math.floor(index / 6)) % 6], isDashed: index >= 6 };
+}
+
+function rounded(value, digits) {
+  const text = Math.abs(value).toFixed(digits);
+  return (value < 0 && Number(text) !== 0 ? "−" : "") + text;
+}
+
+const plainly = value => figure(value).replace("-", "−");
+
+function told(three, { digits, unit }) {
+  if (!three) return "–";
+  const [value, low, high] = three.map(each => rounded(each, digits));
+  return `${value}${unit} (${low} to ${high})`;
+}
+
+function tradeTip(series, cell, forgetting) {
+  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy" : "task loss"} gained: ${told(TASK.gain(cell), TASK)}`;
+}
+
+// Bounds that hold the values and zero, with room around; an interval may run out of the frame.
+function around(values) {
+  const [lo, hi] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const room = (hi - lo || 1) * 0.09;
+  return { log: false, lo: lo - room, hi: hi + room };
+}
+
+function within(value, scale) {
+  return Math.max(scale.lo, Math.min(scale.hi, value));
+}
+
+function whiskers(x, y, [px, py], frameOf) {
+  const { sx, sy } = frameOf;
+  return [
+    shape("line", { class: "whisker", x1: sx(within(x[1], frameOf.x)), x2: sx(within(x[2], frameOf.x)), y1: py, y2: py }),
+    shape("line", { class: "whisker", x1: px, x2: px, y1: sy(within(y[1], frameOf.y)), y2: sy(within(y[2], frameOf.y)) }),
+  ];
+}
+
+function dot(place, mark, parts, attributes) {
+  const [px, py] = place;
+  return shape("g", { class: "dot", role: "img", tabindex: -1, ...attributes }, parts,
+    shape("circle", { class: "ring", cx: px, cy: py, r: 10 }), markAt(px, py, mark, 1.25));
+}
+
+// Every shown series from the tuned model outwards; `chosen` gets a series and one of its cells.
+function tradeChart(shown, forgetting, picked, chosen, width) {
+  const drawn = shown.map(index => ({ index, series: DATA.series[index], cells: DATA.series[index].cells.filter(cell => forgetting.gain(cell)) }));
+  const cells = drawn.flatMap(each => each.cells);
+  const x = around(cells.map(cell => TASK.gain(cell)[0]));
+  const y = around(cells.map(cell => forgetting.gain(cell)[0]));
+  x.ticks = linearTicks(x.lo, x.hi, Math.max(3, Math.round(width / 120))).map(value => [value, plainly(value)]);
+  y.ticks = linearTicks(y.lo, y.hi, 6);
+  const label = `Forgetting won back against ${TASK.title}: ` + drawn.map(({ series, cells: each }) => `${series.name}: ` + each.map(cell => `strength ${cell.strength}, ${told(forgetting.gain(cell), forgetting)} at ${told(TASK.gain(cell), TASK)}`).join("; ")).join(". ");
+  const made = frame({ width, height: Math.max(340, Math.min(560, width * 0.62)), label, x, y, xTitle: TASK.title + " →", yTitle: forgetting.title + " ↑", yText: plainly });
+  const { svg, sx, sy, right, bottom, margin } = made;
+  svg.setAttribute("role", "group");
+  Object.assign(made, { x, y });
+  svg.append(
+    shape("line", { class: "zero", x1: sx(0), x2: sx(0), y1: margin.top, y2: bottom }), shape("line", { class: "zero", x1: margin.left, x2: right, y1: sy(0), y2: sy(0) }),
+    shape("text", { class: "corner", x: right - 4, y: margin.top + 12, "text-anchor": "end" }, "better ↗"));
+  const isLate = right - sx(0) < 90;
+  const grid = [];
+  // The edit last, on top of what it is compared with.
+  for (const { index, series, cells: each } of [...drawn].sort((a, b) => (a.series.control === "intruders") - (b.series.control === "intruders"))) {
+    const mark = look(index);
+    const ordered = [...each].sort((a, b) => b.strength - a.strength);
+    const places = ordered.map(cell => [sx(TASK.gain(cell)[0]), sy(forgetting.gain(cell)[0])]);
+    const weaker = places.filter((_, i) => ordered[i].strength < 1), stronger = places.filter((_, i) => ordered[i].strength > 1).reverse();
+    const path = points => points.length ? `M${sx(0).toFixed(1)} ${sy(0).toFixed(1)}` + points.map(([px, py]) => `L${px.toFixed(1)} ${py.toFixed(1)}`).join("") : "";
+    const group = shape("g", { class: mark.colour + (series.control === "intruders" ? " edit" : "") },
+      shape("path", { class: "line" + (mark.isDashed ? " dashed" : ""), d: path(weaker) + path(stronger) }));
+    const row = ordered.map((cell, i) => {
+      const node = dot(places[i], mark, whiskers(TASK.gain(cell), forgetting.gain(cell), places[i], made), { "aria-label": tradeTip(series, cell, forgetting).replaceAll("\n", "; "), "data-series": index, "data-strength": cell.strength });
+      if (picked && picked.series === index && picked.strength === cell.strength) node.setAttribute("aria-current", "true");
+      tipOn(node, () => tradeTip(series, cell, forgetting));
+      node.addEventListener("click", () => chosen(index, cell));
+      node.addEventListener("focus", () => chosen(index, cell));
+      group.append(node);
+      if (series.control === "intruders") group.append(shape("text", { class: "strength", x: places[i][0] + 9, y: places[i][1] - 8 }, String(cell.strength)));
+      return node;
+    });
+    svg.append(group);
+    grid.push(row);
+  }
+  svg.append(shape("circle", { class: "origin", cx: sx(0), cy: sy(0), r: 5 }), shape("text", { class: "title", x: sx(0) + (isLate ? -9 : 9), y: sy(0) + 17, "text-anchor": isLate ? "end" : "start" }, "tuned model"));
+  walkGrid(svg, grid.reverse());
+  return svg;
+}
+
+// The difference of each control from the edit of the same strength; above zero the edit is the better.
+function besideChart(shown, title, get, axis, width) {
+  const drawn = shown.map(index => ({ index, series: DATA.series[index], cells: DATA.series[index].cells.filter(cell => get(cell)) })).filter(each => each.cells.length);
+  const strengths = [...new Set(drawn.flatMap(each => each.cells.map(cell => cell.strength)))].sort((a, b) => a - b);
+  const values = drawn.flatMap(each => each.cells.flatMap(get));
+  const y = around(values.length ? values : [0]);
+  y.ticks = linearTicks(y.lo, y.hi, 5);
+  const x = { lo: -0.5, hi: Math.max(0.5, strengths.length - 0.5), ticks: strengths.map((strength, place) => [place, String(strength)]) };
+  const label = `${title}: ` + drawn.map(({ series, cells }) => `${series.name}: ` + cells.map(cell => `at ${cell.strength} ${told(get(cell), axis)}`).join(", ")).join("; ");
+  const { svg, sx, sy, right, margin } = frame({ width, height: 300, label, x, y, xTitle: "strength", yTitle: title, yText: plainly });
+  svg.setAttribute("role", "group");
+  svg.append(shape("line", { class: "zero", x1: margin.left, x2: right, y1: sy(0), y2: sy(0) }),
+    shape("text", { class: "corner", x: right, y: 13, "text-anchor": "end" }, "edit better ↑"));
+  const room = Math.min(0.16, 0.8 / Math.max(1, drawn.length));
+  walkGrid(svg, drawn.map(({ index, series, cells }, order) => {
+    const mark = look(index);
+    const group = shape("g", { class: mark.colour });
+    svg.append(group);
+    return cells.map(cell => {
+      const [value, low, high] = get(cell);
+      const place = [sx(strengths.indexOf(cell.strength) + (order - (drawn.length - 1) / 2) * room), sy(value)];
+      const text = `${series.name}, strength ${cell.strength}\nthe edit is better by ${told([value, low, high], axis)}`;
+      const node = dot(place, mark, shape("line", { class: "whisker", x1: place[0], x2: place[0], y1: sy(low), y2: sy(high) }), { "aria-label": text.replaceAll("\n", "; ") });
+      tipOn(node, () => text);
+      group.append(node);
+      return node;
+    });
+  }));
+  return svg;
+}

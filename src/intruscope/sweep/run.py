@@ -1,0 +1,202 @@
+"""The grid, cell by cell: each measurement is journaled before the next one begins.
+
+Knows no model: whatever can measure an edit (a live pair, a simulation in a test) is a :class:`Bench`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from intruscope.engine.tasks import Progress
+from intruscope.errors import UsageError, printable
+from intruscope.repair.interventions import KINDS, change_norm, checked_strength, intervene
+from intruscope.sweep.figures import Measured
+from intruscope.sweep.records import Cell, Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from intruscope.engine.journal import Journal
+    from intruscope.repair.edits import MatrixEdit
+    from intruscope.repair.survey import Survey
+    from intruscope.sweep.records import Metric, SweepSettings
+
+WITHOUT_INTRUDERS = ("uniform", "interpolation")
+"""Controls that are the same whichever intruders are edited."""
+_BASE, _TUNED = "base", "tuned"
+
+
+class Bench(Protocol):
+    """What can measure a pair of models, in any state of its weights."""
+
+    @property
+    def metric(self) -> Metric:
+        """Of the task."""
+
+    def base_text(self) -> Measurement:
+        """The base on the text; it has no task scores."""
+
+    def edited(self, edits: Sequence[MatrixEdit]) -> Measurement:
+        """The tuned model with these edits, on text and task."""
+
+    def interpolated(self, fraction: float) -> Measurement:
+        """Everything that the fine-tune changed, moved towards the base."""
+
+
+def checked_settings(settings: SweepSettings) -> SweepSettings:
+    """The settings, if they mean something.
+
+    Raises:
+        UsageError: a strength that is negative or not finite or named twice, an unknown or doubled control,
+            no intruder edit among them, or figures of the statistics out of range.
+    """
+    for strength in settings.strengths:
+        checked_strength(strength)
+    for name, values in (
+        ("strengths", settings.strengths),
+        ("controls", settings.controls),
+        ("which", settings.which),
+    ):
+        if not values or len(set(values)) != len(values):
+            raise UsageError(
+                f"got {name} {', '.join(map(str, values)) or 'without a value'}, expected at least one, "
+                "each once",
+                remedy=f"name every one of --{name} once",
+            )
+    unknown = [control for control in settings.controls if control not in KINDS]
+    if unknown:
+        raise UsageError(
+            f"got the control {printable(unknown[0])}, expected some of {', '.join(KINDS)}",
+            remedy="choose from these",
+        )
+    if "intruders" not in settings.controls:
+        raise UsageError(
+            "got controls without 'intruders', expected it: the others are there to be compared with it",
+            remedy="add intruders to --controls",
+        )
+    if not settings.max_task_cost >= 0.0:
+        raise UsageError(
+            f"got a largest cost of {settings.max_task_cost:g}, expected 0 or more",
+            remedy="write for example --max-cost 0.01",
+        )
+    return settings
+
+
+def run_grid(
+    survey: Survey,
+    bench: Bench,
+    settings: SweepSettings,
+    *,
+    journal: Journal | None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Measured:
+    """Measure the base, the tuned model and every cell, or take from the journal what it holds.
+
+    Cells that change the same weights by the same (nothing, where a model has no intruders; a shrink of
+    everything, where only the surveyed matrices changed) are measured once.
+
+    Args:
+        survey: Of the pair.
+        bench: Of the same pair.
+        settings: See there.
+        journal: Open; None to keep nothing. A later sweep with more strengths or controls may go on in it.
+        on_progress: Called before the first cell with what was resumed, and after each cell.
+
+    Raises:
+        UsageError: see :func:`checked_settings`.
+        IntruscopeError: whatever the bench raised; what was journaled before is kept.
+    """
+    checked_settings(settings)
+    found: dict[str, Measurement] = {}
+    if journal is not None:
+        found = {key: _from_plain(record) for key, record in journal.records.items()}
+    planned = list(_planned(survey, settings))
+    num_done = sum(key in found for key in (_BASE, _TUNED, *(cell.key for cell, _ in planned)))
+
+    def report(event: Any, key: str | None) -> None:
+        on_progress(
+            Progress(
+                event=event,
+                key=key,
+                num_done=num_done,
+                num_tasks=len(planned) + 2,
+                weight_done=float(num_done),
+                weight_total=float(len(planned) + 2),
+            )
+        )
+
+    def measure(key: str, how: Callable[[], Measurement]) -> Measurement:
+        nonlocal num_done
+        if key not in found:
+            report("started", key)
+            found[key] = how()
+            if journal is not None:
+                journal.append(key, asdict(found[key]))
+            num_done += 1
+            report("done", key)
+        return found[key]
+
+    report("resumed", None)
+    measure(_BASE, bench.base_text)
+    same: dict[str, Measurement] = {_digest(()): measure(_TUNED, lambda: bench.edited(()))}
+    for cell, digest in planned:
+        if digest in same:
+            measure(cell.key, lambda digest=digest: same[digest])  # type: ignore[misc]
+        else:
+            same[digest] = measure(cell.key, lambda cell=cell: _cell(survey, bench, settings, cell))  # type: ignore[misc]
+    return Measured(
+        metric=bench.metric,
+        base_text=found[_BASE],
+        tuned=found[_TUNED],
+        cells=tuple(cell for cell, _ in planned),
+        by_key={cell.key: found[cell.key] for cell, _ in planned},
+    )
+
+
+def _cell(survey: Survey, bench: Bench, settings: SweepSettings, cell: Cell) -> Measurement:
+    if cell.control == "interpolation":
+        return bench.interpolated(cell.strength)
+    return bench.edited(_edits(survey, settings, cell.control, cell.which, cell.strength))
+
+
+def _planned(survey: Survey, settings: SweepSettings) -> Iterator[tuple[Cell, str]]:
+    """Every cell with a digest of what it does to the weights; edits themselves are not kept."""
+    for control in settings.controls:
+        for which in (None,) if control in WITHOUT_INTRUDERS else settings.which:
+            for strength in settings.strengths:
+                edits = _edits(survey, settings, control, which, strength)
+                cell = Cell(
+                    control=control,
+                    which=which,
+                    strength=float(strength),
+                    num_matrices=len({edit.name for edit in edits}),
+                    change_norm=change_norm(survey, edits),
+                )
+                yield cell, _digest(edits)
+
+
+def _edits(
+    survey: Survey, settings: SweepSettings, control: str, which: str | None, strength: float
+) -> tuple[MatrixEdit, ...]:
+    return intervene(
+        survey,
+        kind=control,  # type: ignore[arg-type]  # one of the kinds: checked_settings
+        strength=strength,
+        which=which or settings.which[0],
+        seed=settings.seed,
+    )
+
+
+def _digest(edits: Sequence[MatrixEdit]) -> str:
+    digest = hashlib.sha256()
+    for edit in edits:
+        digest.update(f"{edit.name}\0{edit.update_scale!r}\0{edit.num_directions}\0".encode())
+        for part in (edit.left_OK, edit.change_K, edit.right_IK):
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_plain(record: dict[str, Any]) -> Measurement:
+    return Measurement(**{name: tuple(values) for name, values in record.items()})
