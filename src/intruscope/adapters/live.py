@@ -45,7 +45,7 @@ class LanguageModel:
         max_context: Longest input in tokens, special ones included; None where nothing bounds it.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     kind: LanguageKind
     max_context: int | None
@@ -62,7 +62,7 @@ class TaskModel:
         max_context: Longest input in tokens; None where nothing bounds it.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     labels: tuple[str, ...]
     max_context: int | None

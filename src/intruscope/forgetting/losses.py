@@ -202,6 +202,7 @@ class Forward:
             ResourceExhausted: no room on the device.
         """
         import torch
+        from torch.nn.functional import cross_entropy
 
         ids = np.full((len(batch), len(batch[0])), self._pad_id, dtype=np.int64)
         attention = np.zeros_like(ids)
@@ -220,7 +221,7 @@ class Forward:
             with torch.inference_mode():
                 logits_MV = self._logits(tensors[0], tensors[1], tensors[2], tensors[3])
                 wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-                lost = torch.nn.functional.cross_entropy(wide, tensors[4], reduction="none")
+                lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
                 f"got no memory for a batch of {ids.size} positions on {device}, expected room",

@@ -49,7 +49,7 @@ def load_pair(
     if tuned is None or isinstance(tuned, (str, Path)):
         if not isinstance(base, (str, Path)):
             raise UsageError(
-                "got the base in memory and the tuned model by name, expected both in memory, or both by name",
+                "got the base in memory and the tuned model by name, expected both in memory or both named",
                 remedy="name the base, or load the tuned model too",
             )
         before, after = open_sources(

@@ -103,7 +103,7 @@ def cut(
         MalformedInput: too little text, or a tokenizer that does not fit the model.
     """
     unit = unit or default_unit(language.kind)
-    before, after = _special_ids(language.tokenizer)
+    before, after = special_ids(language.tokenizer)
     if language.kind == "causal":
         after = []
     context = _checked_context(context, language, len(before) + len(after))
@@ -192,7 +192,7 @@ def _checked_stride(stride: int | None, context: int) -> int:
     return stride
 
 
-def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])

@@ -1,0 +1,276 @@
+"""Tasks: what a fine-tune was for, as examples with a right answer.
+
+Three kinds: classification of one text or a pair, multiple choice by likelihood, and held-out text. Read from
+csv, tsv, json, jsonl, parquet, or a dataset of the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import MalformedInput, UsageError, printable
+from intruscope.forgetting.texts import HUB_PREFIX, TABLES, Corpus, read_hub_table, read_table, read_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TEXT_FIELDS = (
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+    ("claim",),
+)
+_LABEL_FIELDS = ("label", "gold_label", "labels")
+# Instructions with their answers in the last line, as the LLM-Adapters collection writes them.
+_ANSWER_FORMAT = re.compile(r"Answer format: *([^\n]+)\s*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTask:
+    """Texts, or pairs of texts, each with the name of its label.
+
+    Attributes:
+        name: As it was named.
+        texts: First text, and the second or None.
+        labels: One per example, as stored.
+        order: Names of the model's classes in their order, where the user gave it.
+        sha256: Of examples and labels.
+    """
+
+    name: str
+    texts: tuple[tuple[str, str | None], ...]
+    labels: tuple[str, ...]
+    order: tuple[str, ...] | None
+    sha256: str
+
+    def numbers(self, classes: tuple[str, ...]) -> tuple[int, ...]:
+        """The class of each example.
+
+        Labels are the model's class names (case aside), or class numbers; where the model only knows
+        ``LABEL_0`` and so on, the user's order tells which is which.
+
+        Raises:
+            MalformedInput: a label that is none of the model's.
+        """
+        names = self.order if self.order is not None else classes
+        if self.order is not None and len(self.order) != len(classes):
+            raise MalformedInput(
+                f"got {len(self.order)} labels in the order given, expected the model's {len(classes)}",
+                remedy="give one name per class with --labels",
+                file=self.name,
+            )
+        known = {name.lower(): number for number, name in enumerate(names)}
+        known = {str(number): number for number in range(len(classes))} | known
+        for label in self.labels:
+            if label.lower() not in known:
+                seen = ", ".join(sorted({printable(label) for label in self.labels})[:6])
+                raise MalformedInput(
+                    f"got the label '{printable(label)}' (of {seen}), expected one of the model's: "
+                    f"{', '.join(map(printable, names))}",
+                    remedy="give the names of the model's classes in their order: --labels A,B,C",
+                    file=self.name,
+                )
+        return tuple(known[label.lower()] for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One example of multiple choice.
+
+    Attributes:
+        prompts: What stands before, for each choice.
+        endings: What is scored, for each choice.
+        answer: Index of the right one.
+    """
+
+    prompts: tuple[str, ...]
+    endings: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceTask:
+    """Multiple choice: the ending that the model finds most likely, as a whole, is its answer."""
+
+    name: str
+    choices: tuple[Choice, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask:
+    """Held-out text of the task; its figure is the loss."""
+
+    name: str
+    corpus: Corpus
+    sha256: str
+
+
+Task = ClassificationTask | ChoiceTask | TextTask
+
+
+def load_task(
+    path: str | Path,
+    *,
+    text_fields: Sequence[str] | None = None,
+    label_field: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Task:
+    """Read a task.
+
+    Tables of texts and labels are classification; those of prompt, choices and answer, of WinoGrande,
+    or of instructions that end in "Answer format: a/b/c" are multiple choice; text files are held-out text.
+
+    Args:
+        path: A file, or ``hf:org/name[:config][:split]``.
+        text_fields: One or two columns; the usual names by default.
+        label_field: Column of the labels; the usual names by default.
+        labels: The model's classes in their order, where the model does not name them.
+
+    Raises:
+        UsageError: no such file, or fields that are not there.
+        MalformedInput: damaged, empty, or answers that are none of the choices.
+    """
+    name = str(path)
+    is_file = Path(name).exists()
+    if is_file and Path(name).suffix.lower() not in TABLES:
+        corpus = read_texts([name])
+        return TextTask(name=name, corpus=corpus, sha256=corpus.sha256)
+    if not is_file and not name.startswith(HUB_PREFIX):
+        raise UsageError("got no such file, expected a task", remedy="check the path", file=name)
+    rows = read_table(Path(name)) if is_file else read_hub_table(name)
+    if not rows:
+        raise MalformedInput("got no examples, expected some", remedy="check the file", file=name)
+    first = rows[0]
+    if text_fields is None and ("choices" in first or "option1" in first or _is_instruction(first)):
+        return _choice_task(rows, name)
+    return _classification_task(rows, name, text_fields, label_field, labels)
+
+
+def _classification_task(
+    rows: list[dict[str, Any]],
+    name: str,
+    text_fields: Sequence[str] | None,
+    label_field: str | None,
+    labels: Sequence[str] | None,
+) -> ClassificationTask:
+    names = set(rows[0])
+    usual = next((fields for fields in _TEXT_FIELDS if names.issuperset(fields)), ())
+    fields = tuple(text_fields) if text_fields else usual
+    label = label_field or next((f for f in _LABEL_FIELDS if f in names), "")
+    missing = [f for f in (*fields, label) if f not in names]
+    if not fields or missing or len(fields) > 2:
+        shown = ", ".join(map(printable, rows[0]))
+        raise UsageError(
+            f"got the fields {shown}, expected one or two of text and one of labels",
+            remedy="name them with --task-fields TEXT[,TEXT],LABEL",
+            file=name,
+        )
+    texts, found = [], []
+    for number, row in enumerate(rows, start=1):
+        parts = [row.get(field) for field in fields]
+        value = row.get(label)
+        second = parts[1] if len(parts) > 1 else None
+        if not isinstance(parts[0], str) or not isinstance(second, (str, type(None))) or value is None:
+            fact = f"got example {number} without text or label, expected both"
+            raise MalformedInput(fact, remedy="correct the file", file=name)
+        texts.append((parts[0], second))
+        found.append(_label_text(value))
+    return ClassificationTask(
+        name=name,
+        texts=tuple(texts),
+        labels=tuple(found),
+        order=tuple(labels) if labels is not None else None,
+        sha256=_digest([*texts, *found]),
+    )
+
+
+def _label_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _is_instruction(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("instruction"), str) and "answer" in row
+
+
+def _choice_task(rows: list[dict[str, Any]], name: str) -> ChoiceTask:
+    choices = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            choices.append(_choice(row))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise MalformedInput(
+                f"got example {number} that is no multiple choice ({printable(error)}), expected prompt, "
+                "choices and answer",
+                remedy="write {prompt, choices: [...], answer: index} per row",
+                file=name,
+            ) from None
+    digest = _digest([[choice.prompts, choice.endings, choice.answer] for choice in choices])
+    return ChoiceTask(name=name, choices=tuple(choices), sha256=digest)
+
+
+def _choice(row: dict[str, Any]) -> Choice:
+    """One example of any of the three forms."""
+    if "option1" in row:  # WinoGrande: the same ending after the sentence with either option put in
+        before, gap, after = row["sentence"].partition("_")
+        if not gap:
+            raise ValueError("no gap _ in the sentence")
+        options = (row["option1"], row["option2"])
+        return Choice(
+            prompts=tuple(before + option for option in options),
+            endings=(after, after),
+            answer=_index(int(row["answer"]) - 1, 2),
+        )
+    if "choices" in row:
+        choices = row["choices"]
+        texts = choices["text"] if isinstance(choices, dict) else choices
+        prompt = row.get("prompt", row.get("question"))
+        if not isinstance(prompt, str) or len(texts) < 2:
+            raise ValueError("no prompt, or fewer than two choices")
+        answer = row.get("answer", row.get("label", row.get("answerKey")))
+        number = answer if isinstance(answer, int) else _named(answer, choices, texts)
+        endings = tuple(" " + text.strip() for text in texts)
+        return Choice(
+            prompts=(prompt.rstrip(),) * len(texts), endings=endings, answer=_index(number, len(texts))
+        )
+    found = _ANSWER_FORMAT.search(row["instruction"])
+    if found is None:
+        raise ValueError("the instruction does not end in its answer format")
+    names = [part.strip() for part in found.group(1).split("/")]
+    return Choice(
+        prompts=(row["instruction"].rstrip(),) * len(names),
+        endings=tuple(f" the correct answer is {part}" for part in names),
+        answer=names.index(row["answer"].strip()),
+    )
+
+
+def _named(answer: Any, choices: Any, texts: Sequence[str]) -> int:
+    """The index of an answer given as a key (A, B ...), a digit or the text itself."""
+    keys = list(choices["label"]) if isinstance(choices, dict) else [chr(65 + i) for i in range(len(texts))]
+    for names in (list(texts), keys):
+        if answer in names:
+            return names.index(answer)
+    return int(answer)
+
+
+def _index(number: int, count: int) -> int:
+    if not 0 <= number < count:
+        raise ValueError(f"answer {number} of {count} choices")
+    return number
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
