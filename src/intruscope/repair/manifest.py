@@ -1,0 +1,122 @@
+"""What lies beside repaired weights: the manifest for machines, a section of the model card for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import printable
+from intruscope.repair.records import SCHEMA, totals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from intruscope.repair.plan import RepairPlan
+
+MANIFEST_NAME = "intruscope_repair.json"
+_CONTROL_WORDS = {
+    "uniform": "the update of every matrix scaled (a control)",
+    "matched_change": "the whole update scaled by as much as the intruder edit would change (a control)",
+    "matched_result": "the whole update scaled to the norm that the intruder edit would leave (a control)",
+    "random": "random directions instead of intruders (a control)",
+    "neighbour_above": "the base-like vector above each intruder instead of it (a control)",
+    "neighbour_below": "the base-like vector below each intruder instead of it (a control)",
+    "tail": "the smallest singular values of the update cut (a control)",
+    "interpolation": "everything moved towards the base (a control)",
+}
+
+
+def plan_record(plan: RepairPlan) -> dict[str, Any]:
+    """The plan as plain data: the manifest's content without its files."""
+    settings = plan.survey.settings
+    return {
+        "schema": SCHEMA,
+        "intruscope": version("intruscope"),
+        "base": plan.survey.pairing.base,
+        "tuned": plan.survey.pairing.tuned,
+        "writes": plan.writes,
+        "control": plan.control,
+        "strength": plan.strength,
+        "which": plan.which,
+        "seed": plan.seed,
+        "rank": plan.rank,
+        "compact": plan.compact,
+        "settings": {"k": settings.k, "epsilon": settings.epsilon, "seed": settings.seed},
+        "nothing_to_repair": not plan.edits,
+        "totals": asdict(totals(plan.matrices)),
+        "matrices": [asdict(matrix) for matrix in plan.matrices],
+        "scaled": [edit.name for edit in plan.edits if not edit.num_directions],
+        "modules": [asdict(module) for module in plan.modules],
+        "undecided_vectors": plan.num_left,
+        "findings": [asdict(finding) for finding in plan.findings],
+    }
+
+
+def manifest_bytes(
+    plan: RepairPlan, *, files: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]
+) -> bytes:
+    """The manifest, written last: a folder without it is not complete."""
+    record = {**plan_record(plan), "files": dict(sorted(files.items())), "not_copied": list(left_out)}
+    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+def readme_bytes(plan: RepairPlan, before: bytes | None) -> bytes:
+    """The model card with a section on the repair; the original's text stays as it is."""
+    start = before if before is not None else _new_card(plan).encode()
+    return start.rstrip(b"\n") + b"\n\n" + _section(plan).encode()
+
+
+def _new_card(plan: RepairPlan) -> str:
+    name = plan.survey.pairing.base if plan.merges else plan.survey.pairing.tuned
+    if plan.writes == "checkpoint":
+        return f"# {_shown(name)}, repaired\n"
+    base = getattr(plan.survey.tuned, "base_name", None)
+    header = f"base_model: {json.dumps(base)}\n" if base else ""
+    return f"---\n{header}library_name: peft\n---\n\n# {_shown(name)}, repaired\n"
+
+
+def _shown(name: str) -> str:
+    """A model's name without the folders of the machine that it was made on."""
+    return printable(Path(name).name).replace("`", "'")
+
+
+def _section(plan: RepairPlan) -> str:
+    sums = totals(plan.matrices)
+    base, tuned = _shown(plan.survey.pairing.base), _shown(plan.survey.pairing.tuned)
+    lines = ["## Repaired with Intruscope", ""]
+    made = f"Made from `{tuned}` on the base `{base}`"
+    if plan.control != "intruders":
+        lines.append(f"{made}: {_CONTROL_WORDS[plan.control]}, strength {plan.strength:g}.")
+    elif plan.edits:
+        lines.append(
+            f"{made}: {sums.num_vectors} intruder dimensions in {sums.num_matrices} matrices were multiplied "
+            f"by {plan.strength:g} (selection: `{printable(plan.which).replace('`', chr(39))}`)."
+        )
+    else:
+        lines.append(f"{made}: merged; no vector was changed.")
+    if sums.update_before is not None and sums.update_after is not None:
+        lines += [
+            "",
+            "| energy in the intruders' directions, edited matrices | before | after |",
+            "|---|---|---|",
+            f"| share of the update | {sums.update_before:.1%} | {sums.update_after:.1%} |",
+            f"| share of the weights | {sums.tuned_before or 0.0:.2%} | {sums.tuned_after or 0.0:.2%} |",
+        ]
+    if sums.num_still_counted:
+        lines += [
+            "",
+            f"Their directions are as they were: a scan still counts at least {sums.num_still_counted} of "
+            "them. Compare energies, not counts.",
+        ]
+    if plan.stored_rank is not None and any(module.touched for module in plan.modules):
+        lines += ["", f"The adapter's rank is {plan.stored_rank} (before: {_ranks_before(plan)})."]
+    lines += ["", f"Details: `{MANIFEST_NAME}`.", ""]
+    return "\n".join(lines)
+
+
+def _ranks_before(plan: RepairPlan) -> str:
+    ranks = sorted({module.before for module in plan.modules})
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -1,0 +1,217 @@
+"""What a repair says of itself: in the plan, in the manifest beside the weights, and to the reader."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intruscope.repair.edits import MatrixEdit
+    from intruscope.repair.survey import SurveyedMatrix
+    from intruscope.spectra.records import Certificate, Verdict
+
+SCHEMA = "intruscope.repair/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedVector:
+    """One singular vector that was turned down or up.
+
+    Attributes:
+        index: By falling singular value of the tuned matrix, from 0.
+        verdict: Of the vector before; its direction does not change, so neither does its alignment.
+        certificate: How the verdict is known.
+        before: Its singular value.
+        after: Its new one.
+        still_counted: It is still one of the top k, so that a scan finds the same intruder again.
+    """
+
+    index: int
+    verdict: Verdict
+    certificate: Certificate
+    before: float
+    after: float
+    still_counted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Squared Frobenius norms before and after an edit, and what of them lies in the intruders' directions.
+
+    The directions are the intruders' of before, whether edited or not; an edit does not turn them.
+    """
+
+    before: float
+    after: float
+    intruders_before: float
+    intruders_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedMatrix:
+    """What happens to one matrix.
+
+    Attributes:
+        name: Of the matrix.
+        shape: (out, in).
+        update_scale: Retained share of the whole update.
+        num_directions: How many directions are changed one by one.
+        change_norm: ‖W' − W‖_F.
+        vectors: The edited ones, for an intruder edit; empty for the controls.
+        tuned: ‖W‖_F² and the part of it in the intruders' directions; None for the controls.
+        update: ‖ΔW‖_F² and the part of it inside these directions; None for the controls.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    update_scale: float
+    num_directions: int
+    change_norm: float
+    vectors: tuple[EditedVector, ...] = ()
+    tuned: Energy | None = None
+    update: Energy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRank:
+    """How one module of an adapter is stored.
+
+    Attributes:
+        name: Of the module.
+        before: Its rank.
+        exact: The rank at which the edited update is stored without loss.
+        after: The rank at which it is stored.
+        touched: False: its tensors keep their bytes.
+        frobenius_error: Norm of what a cut to ``after`` loses; 0 where nothing is cut.
+        spectral_error: The same in the spectral norm.
+        change_norm: ‖W' − W‖_F that was asked for, to compare the error with.
+    """
+
+    name: str
+    before: int
+    exact: int
+    after: int
+    touched: bool
+    frobenius_error: float
+    spectral_error: float
+    change_norm: float
+
+
+def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, ...] | None) -> EditedMatrix:
+    """Describe an edit.
+
+    Args:
+        edit: Of the matrix.
+        matrix: What is known of it.
+        indices: The vectors that an intruder edit scales; None for a control.
+    """
+    change = math.hypot((1.0 - edit.update_scale) * matrix.update_norm, float(edit.change_K.norm()))
+    described = EditedMatrix(
+        name=matrix.name,
+        shape=matrix.report.shape,
+        update_scale=edit.update_scale,
+        num_directions=edit.num_directions,
+        change_norm=change,
+    )
+    if indices is None:
+        return described
+    values = matrix.values_K.tolist()
+    after = dict(zip(indices, (matrix.values_K[list(indices)] + edit.change_K).tolist(), strict=True))
+    # In the top k whatever lies below it: at least as large as the smallest kept value that stays.
+    floor = min((value for i, value in enumerate(values) if i not in after), default=0.0)
+    side = matrix.report.sides[0]
+    vectors = tuple(
+        EditedVector(
+            index=i,
+            verdict=side.verdicts[i],
+            certificate=side.certificates[i],
+            before=values[i],
+            after=after[i],
+            still_counted=after[i] > 0.0 and after[i] >= floor,
+        )
+        for i in indices
+    )
+    tuned, update = _energies(matrix, after)
+    return replace(described, vectors=vectors, tuned=tuned, update=update)
+
+
+def _energies(matrix: SurveyedMatrix, after: dict[int, float]) -> tuple[Energy, Energy]:
+    """Of W and of ΔW, from the kept vectors alone.
+
+    The new matrix has the same singular vectors, so ‖W'‖² = ‖W‖² + Σ (σ'² − σ²); and the new update is ΔW
+    plus (σ' − σ) u vᵀ, so its norm and its core follow from uᵀ ΔW v.
+    """
+    import torch
+
+    values_K = matrix.values_K
+    changed_K = values_K.clone()
+    for index, value in after.items():
+        changed_K[index] = value
+    change_K = changed_K - values_K
+    inside = sorted({*matrix.intruders, *after})
+    core_KK = matrix.core_KK
+    core_after_KK = core_KK + torch.diag(change_K)
+    update_change = float((2.0 * change_K * core_KK.diagonal() + change_K.square()).sum())
+    tuned_change = float((changed_K.square() - values_K.square()).sum())
+    tuned = Energy(
+        before=matrix.tuned_norm**2,
+        after=max(0.0, matrix.tuned_norm**2 + tuned_change),
+        intruders_before=float(values_K[inside].square().sum()),
+        intruders_after=float(changed_K[inside].square().sum()),
+    )
+    update = Energy(
+        before=matrix.update_norm**2,
+        after=max(0.0, matrix.update_norm**2 + update_change),
+        intruders_before=float(core_KK[inside][:, inside].square().sum()),
+        intruders_after=float(core_after_KK[inside][:, inside].square().sum()),
+    )
+    return tuned, update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """An intruder edit summed over the matrices that it changes.
+
+    Attributes:
+        num_matrices: Edited.
+        num_vectors: Edited.
+        num_still_counted: Of these, how many a scan will find again, at least.
+        change_norm: ‖W' − W‖_F over all matrices, of controls too.
+        tuned_before: Share of Σ‖W‖_F² in the intruders' directions; None where there is none to tell.
+        tuned_after: After the edit.
+        update_before: Share of Σ‖ΔW‖_F² inside them.
+        update_after: After the edit.
+    """
+
+    num_matrices: int
+    num_vectors: int
+    num_still_counted: int
+    change_norm: float
+    tuned_before: float | None
+    tuned_after: float | None
+    update_before: float | None
+    update_after: float | None
+
+
+def totals(matrices: Sequence[EditedMatrix]) -> Totals:
+    """Sum up; shares are of sums, so that large matrices count for more."""
+    vectors = [vector for matrix in matrices for vector in matrix.vectors]
+    tuned = [matrix.tuned for matrix in matrices if matrix.tuned is not None]
+    update = [matrix.update for matrix in matrices if matrix.update is not None]
+    return Totals(
+        num_matrices=len(matrices),
+        num_vectors=len(vectors),
+        num_still_counted=sum(vector.still_counted for vector in vectors),
+        change_norm=math.sqrt(sum(matrix.change_norm**2 for matrix in matrices)),
+        tuned_before=_share(sum(e.intruders_before for e in tuned), sum(e.before for e in tuned)),
+        tuned_after=_share(sum(e.intruders_after for e in tuned), sum(e.after for e in tuned)),
+        update_before=_share(sum(e.intruders_before for e in update), sum(e.before for e in update)),
+        update_after=_share(sum(e.intruders_after for e in update), sum(e.after for e in update)),
+    )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return min(1.0, part / whole) if whole > 0.0 else None
