@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg_cases import orthonormal, power_law, with_spectrum
 
-from intruscope.linalg import clusters
+from intruscope.linalg import clusters, operators
 from intruscope.linalg.dense import dense_base
 from intruscope.linalg.effective_rank import effective_rank, estimate_effective_rank
 from intruscope.linalg.lowrank import low_rank_svd, share_inside
@@ -191,3 +191,21 @@ def test_runs_cover_all_values_and_split_only_at_wide_gaps(values, error):
     for i in range(1, len(ordered)):
         wide = float(ordered[i - 1] - ordered[i]) > clusters.RESOLUTION * error
         assert (i in starts) == wide
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whose", ["library", "chunks"])
+@pytest.mark.parametrize("shape", [(700, 90), (90, 700)])
+def test_rows_times_transpose_is_the_product_whoever_computes_it(monkeypatch, shape, whose, dtype):
+    if whose == "chunks":
+        monkeypatch.setattr(operators, "_onednn_linear", lambda: None)
+    elif operators._onednn_linear() is None:
+        pytest.skip("torch without oneDNN")
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(shape, generator=generator, dtype=dtype)
+    for seen, given_rows in ((matrix, 3), (matrix.T.contiguous().T, 1), (matrix.T, 20)):
+        rows = torch.randn((given_rows, seen.shape[1]), generator=generator, dtype=dtype)
+        expected = rows.double() @ seen.double().T
+        scale = rows.double().abs() @ seen.double().abs().T
+        error = (operators.rows_times_transpose(rows, seen).double() - expected).abs()
+        assert bool((error <= 8 * torch.finfo(dtype).eps * scale).all())

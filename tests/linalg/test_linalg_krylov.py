@@ -14,8 +14,9 @@ import torch
 from linalg_cases import BASES, Case, case, orthonormal, stored
 from linalg_checks import BLUNT, THRESHOLDS, Tally, bound_faults, compare, float32_resolution
 
-from intruscope.linalg import analysis
+from intruscope.linalg import alignment, analysis
 from intruscope.linalg.analysis import analyse
+from intruscope.linalg.operators import Operator
 
 if TYPE_CHECKING:
     from conftest import Claims
@@ -147,3 +148,27 @@ def test_at_a_size_that_needs_no_help(
         assert len(certificates) == 10
     assert not tally.faults, tally.report()
     assert tally.undecided_fraction <= 0.02
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BASES if kind != "zero"])
+@pytest.mark.parametrize("shape", [(200, 200), (196, 240)])
+def test_a_space_from_few_vectors_alone_bounds_their_alignments(kind: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(len(kind))
+    base = stored(BASES[kind](*shape, rng), "float32")
+    left = np.linalg.svd(base.double().numpy(), full_matrices=False)[0]
+    # One vector that leans on a base vector (0.8), and one at random: only the second can fall to 0.5.
+    leaning = 0.8 * left[:, 3] + 0.6 * orthonormal(shape[0], 4, rng) @ np.full(4, 0.5)
+    vectors = np.stack([leaning / np.linalg.norm(leaning), orthonormal(shape[0], 1, rng)[:, 0]], axis=1)
+    truth = np.abs(left.T @ vectors).max(axis=0)
+    upper = alignment._grown_alone(
+        Operator.of(base).transposed,
+        torch.from_numpy(vectors),
+        torch.full((2,), 0.5, dtype=torch.float64),
+        1.001 * float(torch.linalg.matrix_norm(base.double())),
+        torch.Generator().manual_seed(0),
+    ).numpy()
+    assert (upper >= truth - 1e-6).all(), (upper, truth)
+    assert (upper <= 1.0).all()
+    if kind in ("gaussian", "spike_far"):
+        assert upper[1] <= max(0.5, 1.1 * truth[1])
+        assert upper[0] <= 1.1 * truth[0]

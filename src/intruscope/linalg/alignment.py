@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from intruscope.linalg.operators import Operator
 
 _FIRST_STEPS = 8
+_FIRST_STEPS_ALONE = 14
 _MAX_STEPS = 40
 _FIRST_INTERVALS = 64
 _WIDE = 0.02
@@ -255,6 +256,14 @@ def _krylov(
         found = _bounds(system, known, tuned, error_K, thresholds)
         if found is not None and known.learn_more(system, _undecided(found, thresholds)):
             found = _bounds(system, known, tuned, error_K, thresholds)
+        if found is not None and not tall and before is None:
+            undecided = _undecided(found, thresholds)
+            if bool(undecided.any()):
+                error = error_K + _start_rounding(system, float(system.values[0]))
+                target = clusters.sine_lower(_targets(found.lower, thresholds), error)[undecided]
+                start_MF = tuned_left_MK[:, undecided]
+                known.limit[undecided] = _grown_alone(work, start_MF, target, ceiling, generator)
+                found = _bounds(system, known, tuned, error_K, thresholds)
         if found is not None:
             wide, narrow = _undecided(found, thresholds), _narrow_at(found, deciding)
             if not bool((wide | narrow).any()):
@@ -268,7 +277,11 @@ def _krylov(
                 return None if cheap or bool(verdicts.any()) else found
         elif num_steps >= most:
             return None
-        num_steps, before = min(most, _next_steps(num_steps, found, thresholds)), found
+        if found is None:
+            num_steps += 4
+        else:
+            num_steps = _next_steps(num_steps, found.upper, _targets(found.lower, thresholds))
+        num_steps, before = min(most, num_steps), found
 
 
 class _Known:
@@ -276,6 +289,7 @@ class _Known:
 
     def __init__(self, work: Operator, tuned_left_MK: Tensor, *, ceiling: float, tall: bool) -> None:
         self.tall, self.ceiling = tall, ceiling
+        self.limit = torch.ones(tuned_left_MK.shape[1], dtype=torch.float64)
         self.floor = 0.0
         self.failure_probability = 0.0
         self.cosines_CK = torch.zeros((0, tuned_left_MK.shape[1]), dtype=torch.float64)
@@ -366,12 +380,9 @@ def _in_vain(before: Alignments | None, found: Alignments, undecided: Tensor) ->
     return float(moved[undecided].max()) < 0.1 * float((found.upper - found.lower)[undecided].max())
 
 
-def _next_steps(num_steps: int, found: Alignments | None, thresholds: Sequence[float]) -> int:
+def _next_steps(num_steps: int, upper: Tensor, target: Tensor) -> int:
     """The squared bounds fall like one over the number of steps: aim straight at what is missing."""
-    if found is None:
-        return num_steps + 4
-    target = _targets(found.lower, thresholds)
-    ratio = float((found.upper / target).clamp(min=1.0).square().max())
+    ratio = float((upper / target).clamp(min=1.0).square().max())
     return num_steps + max(3, min(math.ceil(num_steps * (ratio - 1.0) * 1.05), 12))
 
 
@@ -398,7 +409,7 @@ def _bounds(
     rounding = _start_rounding(system, floor if tall else float(system.values[0]))
     error = error_K + rounding
     target = clusters.sine_lower(_targets(clusters.sine_lower(lower, error), thresholds), error)
-    upper = _upper(system, functionals_KF, target, floor, known.ceiling, tall=tall)
+    upper = _upper(system, functionals_KF, target, floor, known.ceiling, tall=tall).minimum(known.limit)
     values = torch.cat([known.top.values, torch.zeros(1, dtype=torch.float64)])  # −1: none, value 0
     outside = None
     if tall:
@@ -415,6 +426,36 @@ def _bounds(
         outside_fraction=outside,
     )
     return _with_tuned_errors(bounded, tuned, error)
+
+
+def _grown_alone(
+    work: Operator, start_MF: Tensor, target: Tensor, ceiling: float, generator: torch.Generator
+) -> Tensor:
+    """Upper bounds on the alignments of a few vectors from a space grown from them alone (F,).
+
+    Its bounds need no Gaussian columns and none of the other vectors, only many steps, and every cost
+    but that of the products grows with the square of the block.
+
+    Args:
+        work: A base that is not tall, from the side of the vectors.
+        start_MF: The vectors.
+        target: What the bounds should reach.
+        ceiling: A number that no singular value exceeds.
+        generator: Of the error sample.
+    """
+    most = min(_MAX_STEPS, int(0.8 * min(work.shape)) // start_MF.shape[1])
+    process = GolubKahan(work, start_MF, max_steps=most)
+    upper, num_steps = torch.ones_like(target), min(_FIRST_STEPS_ALONE, most)
+    while True:
+        process.extend(num_steps)
+        system = process.ritz(generator)
+        before, functionals_KF = upper, system.start_coordinates()
+        upper = _upper(system, functionals_KF, target, 0.0, ceiling, tall=False).minimum(before)
+        missing = upper > target
+        vain = bool((before - upper < 0.1 * (upper - target))[missing].all())
+        if num_steps == most or vain:
+            return upper
+        num_steps = min(most, _next_steps(num_steps, upper, target))
 
 
 def _start_rounding(system: RitzSystem, smallest: float) -> float:

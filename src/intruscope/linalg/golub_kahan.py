@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from intruscope.linalg.operators import rows_times_transpose
+
 if TYPE_CHECKING:
     from intruscope.linalg.operators import Operator
 
@@ -227,8 +229,8 @@ def _orthonormalise(block_BN: Tensor, basis_KN: Tensor) -> tuple[Tensor, Tensor]
     The block and the basis come as rows (see ``Operator.times``). Two passes: the second also turns
     the arbitrary directions that a rank-deficient block gets from its first QR away from the basis.
     """
-    block_BN = block_BN - (block_BN @ basis_KN.T) @ basis_KN
+    block_BN = block_BN - rows_times_transpose(block_BN, basis_KN) @ basis_KN
     first, upper = torch.linalg.qr(block_BN.T)
-    first_BN = first.T - (first.T @ basis_KN.T) @ basis_KN
+    first_BN = first.T - rows_times_transpose(first.T, basis_KN) @ basis_KN
     second, correction = torch.linalg.qr(first_BN.T)
     return second, correction.double() @ upper.double()

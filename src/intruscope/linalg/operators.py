@@ -9,7 +9,8 @@ Shape suffixes: M rows, N columns, B block columns, R rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,29 @@ _CHUNK_ROWS = 256
 """A few rows times a chunk of this many rows of a large matrix stays in cache: 1.5 to 2 times as fast."""
 _LARGE_ENTRIES = 1 << 21
 """From this size on the transpose is kept as a copy: columns of a row-major matrix are slow to read."""
+
+
+def rows_times_transpose(rows_BN: Tensor, matrix_MN: Tensor) -> Tensor:
+    """A few rows times the transpose of a matrix, (B, M), in the working precision.
+
+    For so few rows oneDNN's float32 product takes 0.5 to 0.6 of the time of the BLAS that torch is built
+    with. torch calls it for ``Linear`` only where it compiles; without it the product goes by chunks.
+    """
+    onednn = _onednn_linear()
+    if onednn is not None and rows_BN.dtype == torch.float32 and rows_BN.device.type == "cpu":
+        product_BM: Tensor = onednn(rows_BN, matrix_MN, None, "none", [], "")
+        return product_BM
+    if matrix_MN.is_contiguous() and matrix_MN.shape[0] > 2 * _CHUNK_ROWS:
+        return torch.cat([rows_BN @ part.T for part in torch.split(matrix_MN, _CHUNK_ROWS)], dim=1)
+    return rows_BN @ matrix_MN.T
+
+
+@cache
+def _onednn_linear() -> Any:
+    """The operator that compiled models use for their linear layers on a CPU; None where absent."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +107,11 @@ class Operator:
     def times(self, block_NB: Tensor) -> Tensor:
         """Product with a few columns: (rows, block).
 
-        Computed as rows times the transpose, in chunks of rows: BLAS libraries are slow at a few long
-        columns, so blocks live as contiguous rows and are seen as columns.
+        Computed as rows times the transpose: libraries are slow at a few long columns, so blocks live as
+        contiguous rows and are seen as columns.
         """
         rows = block_NB.T
-        if self.dense_MN.is_contiguous() and self.shape[0] > 2 * _CHUNK_ROWS:
-            product_BM = torch.cat([rows @ part.T for part in torch.split(self.dense_MN, _CHUNK_ROWS)], dim=1)
-        else:
-            product_BM = rows @ self.dense_MN.T
+        product_BM = rows_times_transpose(rows, self.dense_MN)
         if self.left_MR is not None and self.right_RN is not None:
             product_BM.addmm_(rows @ self.right_RN.T, self.left_MR.T)
         return product_BM.T
