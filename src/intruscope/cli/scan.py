@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from intruscope.cli.checks import above_zero, check_device, not_negative, top, within
 from intruscope.cli.outputs import Targets
-from intruscope.cli.screen import show
-from intruscope.errors import IncompleteResult, UsageError, printable
+from intruscope.cli.screen import matrix_progress, note, show
+from intruscope.errors import IncompleteResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from intruscope.engine.tasks import Progress
     from intruscope.spectra.gates import Gate
     from intruscope.spectra.records import ScanReport
 
@@ -74,18 +71,18 @@ def scan(
 
     gates = parse_gates(fail_on) if fail_on else ()
     settings = ScanSettings(
-        k=_top(k),
-        epsilon=_within(epsilon, "--epsilon"),
+        k=top(k),
+        epsilon=within(epsilon, "--epsilon"),
         side=side,
         seed=seed,
-        null_trials=_not_negative(null, "--null"),
-        maps=_not_negative(maps, "--maps"),
+        null_trials=not_negative(null, "--null"),
+        maps=not_negative(maps, "--maps"),
         exact_effective_rank=exact_effective_rank,
         prove=prove,
         threads=threads,
     )
-    deadline, memory = _above_zero(deadline, "--deadline"), _above_zero(memory, "--memory")
-    _check_device(device)
+    deadline, memory = above_zero(deadline, "--deadline"), above_zero(memory, "--memory")
+    check_device(device)
     targets = Targets(json=json, csv=csv, parquet=parquet, html=html, plots=plots, with_maps=maps > 0)
     targets.check([base, tuned], work=work, force=force)
     sources: dict[str, Any] = {"allow_pickle": allow_pickle, "lora_alpha": lora_alpha}
@@ -101,7 +98,7 @@ def scan(
         work_dir=work,
         fresh=fresh,
     )
-    with _progress(quiet=quiet) as on_progress:
+    with matrix_progress("scanning", quiet=quiet) as on_progress:
         report = run_scan(
             base,
             tuned,
@@ -109,94 +106,15 @@ def scan(
             options=options,
             on_progress=on_progress,
             outputs=targets.paths,
-            on_notice=_note,
+            on_notice=note,
             **sources,
         )
-    targets.write(report, on_notice=_note)
+    targets.write(report, on_notice=note)
     if not quiet and json != "-":
         from intruscope.report.terminal import summary
 
         show(summary(report))
     _leave(report, gates)
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
-
-
-def _top(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UsageError(
-        f"--k is {text!r}, expected a positive number or 'all'", remedy="write for example --k 10"
-    )
-
-
-def _within(value: float, name: str) -> float:
-    if 0.0 < value <= 1.0:
-        return value
-    raise UsageError(f"{name} is {value}, expected a cosine above 0 and up to 1", remedy=f"write {name} 0.5")
-
-
-def _not_negative(value: int, name: str) -> int:
-    if value >= 0:
-        return value
-    raise UsageError(f"{name} is {value}, expected 0 or more", remedy=f"leave {name} out, or raise it")
-
-
-def _above_zero(value: float | None, name: str) -> float | None:
-    if value is None or 0.0 < value < float("inf"):
-        return value
-    raise UsageError(
-        f"{name} is {value:g}, expected a number above 0", remedy=f"leave {name} out, or raise it"
-    )
-
-
-def _check_device(device: str) -> None:
-    """Refuse what would otherwise be ignored: nothing here runs on a GPU."""
-    if device == "cuda":
-        raise UsageError(
-            "--device is cuda, expected cpu: a scan computes on the CPU, one matrix per process",
-            remedy="leave --device out; --workers says how many processes",
-        )
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar with the time left, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("scanning"),
-        BarColumn(),
-        TextColumn("{task.fields[count]} matrices"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", style="dim", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        rows: list[TaskID] = []
-
-        def update(event: Progress) -> None:
-            # By weight, not by count, so that the time left is right for matrices of several sizes; and the
-            # row begins with what was resumed, so that it counts as done but not as speed.
-            count = f"{event.num_done}/{event.num_tasks}"
-            shown = printable(event.key) if event.key else ""
-            if not rows:
-                rows.append(
-                    bar.add_task(
-                        shown, total=event.weight_total, completed=int(event.weight_done), count=count
-                    )
-                )
-            bar.update(rows[0], completed=event.weight_done, description=shown, count=count)
-
-        yield update
 
 
 def _leave(report: ScanReport, gates: tuple[Gate, ...]) -> None:

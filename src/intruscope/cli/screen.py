@@ -1,18 +1,21 @@
-"""What goes to standard output, whatever stands at its other end."""
+"""What goes to standard output, whatever stands at its other end; notes and progress on standard error."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from intruscope.errors import ResourceExhausted
+from intruscope.errors import ResourceExhausted, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import RenderableType
+
+    from intruscope.engine.tasks import Progress
 
 
 def emit(text: str) -> None:
@@ -64,3 +67,52 @@ def show(parts: Iterable[RenderableType], *, width: int | None = None) -> None:
     for part in parts:
         console.print(part)
     emit(text.getvalue())
+
+
+def note(text: str) -> None:
+    """Say something on standard error that the user should see at once."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+@contextmanager
+def matrix_progress(verb: str, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar over matrices with the time left, on a terminal only.
+
+    Args:
+        verb: What is done to them.
+        quiet: No bar.
+
+    Yields:
+        What to call for every event of the engine.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        TextColumn("{task.fields[count]} matrices"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}", style="dim", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        rows: list[TaskID] = []
+
+        def update(event: Progress) -> None:
+            # By weight, not by count, so that the time left is right for matrices of several sizes; and the
+            # row begins with what was resumed, so that it counts as done but not as speed.
+            count = f"{event.num_done}/{event.num_tasks}"
+            shown = printable(event.key) if event.key else ""
+            if not rows:
+                rows.append(
+                    bar.add_task(
+                        shown, total=event.weight_total, completed=int(event.weight_done), count=count
+                    )
+                )
+            bar.update(rows[0], completed=event.weight_done, description=shown, count=count)
+
+        yield update

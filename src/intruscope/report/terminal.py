@@ -42,7 +42,7 @@ def summary(report: ScanReport) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(sentence(report), style="bold"), Text()]
     if matrices:
         parts += [_intruders(matrices, report), _figures(matrices, report)]
-    parts += _findings([*report.findings, *(f for matrix in report.matrices for f in matrix.findings)])
+    parts += finding_lines([*report.findings, *(f for matrix in report.matrices for f in matrix.findings)])
     parts.append(_coverage(report.coverage))
     return parts
 
@@ -75,7 +75,7 @@ def plan_table(pairing: Pairing) -> list[RenderableType]:
         table,
         _coverage(pairing.coverage),
     ]
-    return parts + _findings(pairing.findings)
+    return parts + finding_lines(pairing.findings)
 
 
 def _intruders(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
@@ -194,8 +194,15 @@ def _listed(words: Iterable[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 
 
-def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
-    """Gravest first; the same code on many matrices takes one line."""
+def finding_lines(findings: Sequence[Finding]) -> list[RenderableType]:
+    """Findings as lines.
+
+    Args:
+        findings: In any order.
+
+    Returns:
+        Gravest first; the same code on many matrices takes one line.
+    """
     grouped: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         grouped.setdefault((finding.severity, finding.code), []).append(finding)

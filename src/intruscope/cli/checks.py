@@ -1,0 +1,70 @@
+"""Values of options that several verbs share: what makes sense, and what is said of the rest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from intruscope.errors import UsageError
+
+
+def top(text: str) -> int | Literal["all"]:
+    """How many top vectors.
+
+    Raises:
+        UsageError: neither a positive number nor ``all``.
+    """
+    if text == "all":
+        return "all"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        f"--k is {text!r}, expected a positive number or 'all'", remedy="write for example --k 10"
+    )
+
+
+def within(value: float, name: str) -> float:
+    """A cosine.
+
+    Raises:
+        UsageError: not above 0 and up to 1.
+    """
+    if 0.0 < value <= 1.0:
+        return value
+    raise UsageError(f"{name} is {value}, expected a cosine above 0 and up to 1", remedy=f"write {name} 0.5")
+
+
+def not_negative(value: int, name: str) -> int:
+    """A count.
+
+    Raises:
+        UsageError: below 0.
+    """
+    if value >= 0:
+        return value
+    raise UsageError(f"{name} is {value}, expected 0 or more", remedy=f"leave {name} out, or raise it")
+
+
+def above_zero(value: float | None, name: str) -> float | None:
+    """A limit, or none.
+
+    Raises:
+        UsageError: not above 0, or not finite.
+    """
+    if value is None or 0.0 < value < float("inf"):
+        return value
+    raise UsageError(
+        f"{name} is {value:g}, expected a number above 0", remedy=f"leave {name} out, or raise it"
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse what would otherwise be ignored: a scan does not run on a GPU.
+
+    Raises:
+        UsageError: it is cuda.
+    """
+    if device == "cuda":
+        raise UsageError(
+            "--device is cuda, expected cpu: a scan computes on the CPU, one matrix per process",
+            remedy="leave --device out; --workers says how many processes",
+        )
