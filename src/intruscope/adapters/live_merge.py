@@ -95,7 +95,9 @@ def merge_adapter(
     host_cls, is_classifier = _host_class(adapter, config, language_cls)
     if is_classifier:
         config = _with_labels(config, adapter)
-    host, missing = build(host_cls, config, tensors, dtype=dtype, file=adapter.path)
+    # transformers takes tensors of the right dtype as they are, and PEFT loads trained biases into them.
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    host, missing = build(host_cls, config, own, dtype=dtype, file=adapter.path)
     _check_modules(host, adapter)
     before = {
         name: value.detach().clone() for name, value in host.state_dict().items() if name not in missing
@@ -207,7 +209,9 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
     """Every module that the adapter trained must be in the model that it is put on."""
     names = {name for name, _ in host.named_modules()} | {name for name, _ in host.named_parameters()}
     modules, _ = sort_keys(adapter)
-    lost = sorted(name for name in modules if name not in names)
+    # The second parameter of fused experts is wrapped around the first: its keys say base_layer.
+    plain = {name.removesuffix(".base_layer") for name in modules}
+    lost = sorted(name for name in plain if name not in names)
     if lost:
         raise MalformedInput(
             f"got weights for {printable(lost[0])} ({len(lost)} modules), which {type(host).__name__} has "

@@ -1,0 +1,217 @@
+"""A base and a merged fine-tune, each a model of its own, to one :class:`LivePair`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intruscope.adapters.live import LanguageModel, LivePair, Place, TaskModel
+from intruscope.adapters.live_models import max_context
+from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
+from intruscope.weights.layout import base_matrices
+from intruscope.weights.pairing import find_prefixes
+from intruscope.weights.source import ModelSource
+from intruscope.weights.stored import FileStamp, StoredTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+    from torch import Tensor, nn
+
+    from intruscope.adapters.live_merge import Merged
+    from intruscope.adapters.live_models import LanguageKind
+
+_NO_TASK = UsageError(
+    "got a tuned model that classifies no sequences, expected a classifier",
+    remedy="give a task of multiple choice or held-out text, or a model with a classification head",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The base as a language model, or why it is none.
+
+    Attributes:
+        model: None when there is no head.
+        cls: Its class; None when transformers has none for the model type.
+        stored_names: Of its tensors.
+    """
+
+    model: nn.Module | None
+    cls: type[nn.Module] | None
+    kind: LanguageKind
+    problem: IntruscopeError | None
+    stored_names: tuple[str, ...]
+
+
+def assemble(
+    start: Start,
+    merged: Merged,
+    tokenizers: tuple[Any, Any],
+    *,
+    dtype: str,
+    device: str,
+    description: tuple[str, str],
+) -> LivePair:
+    """One set of parameters for both models, and the base's value of those that differ."""
+    import torch
+
+    live: dict[str, nn.Parameter] = {}
+    base: dict[str, Tensor] = {}
+    tuned_state = dict(merged.model.named_parameters())
+    to_dtype: torch.dtype = getattr(torch, dtype)
+    name_of: dict[str, str] = {}
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device=device, dtype=to_dtype)
+
+    def add(name: str, parameter: nn.Parameter, before: Tensor | None, after: Tensor | None) -> None:
+        parameter.requires_grad_(False)
+        if after is None or (before is not None and torch.equal(before, after)):
+            after = before
+        assert after is not None
+        parameter.data = after
+        live[name] = parameter
+        if before is not None and after is not before:
+            base[name] = before
+
+    if start.model is not None:
+        name_of = _aligned(start.model, merged.model)
+        tuned_of = {name: tuned_state[tuned] for name, tuned in name_of.items()}
+        _untie_what_parted(start.model, tuned_of, keeps_head=merged.is_classifier)
+        for name, parameter in list(start.model.named_parameters()):
+            after = own(tuned_state[name_of[name]]) if name in name_of else None
+            add(name, parameter, own(parameter), after)
+        start.model.to(device)
+    if merged.is_classifier or start.model is None:
+        shared = {tuned: name for name, tuned in name_of.items() if name in live}
+        for name, parameter in tuned_state.items():
+            if name in shared:
+                _set_parameter(merged.model, name, live[shared[name]])
+                continue
+            before = merged.from_base.get(name)
+            add(name, parameter, None if before is None else own(before), own(parameter))
+        merged.model.to(device)
+    language: LanguageModel | IntruscopeError
+    if start.model is None:
+        assert start.problem is not None
+        language = start.problem
+    else:
+        limit = max_context(start.model, tokenizers[0])
+        language = LanguageModel(
+            model=start.model, tokenizer=tokenizers[0], kind=start.kind, max_context=limit
+        )
+    config: Any = (start.model or merged.model).config
+    return LivePair(
+        language=language,
+        task=_task(merged, tokenizers[1]),
+        live=live,
+        base=base,
+        places=_places(config, live, start.stored_names),
+        description=description,
+    )
+
+
+def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_head: bool) -> None:
+    """Tied parameters stay one where the tuned model has one value for them, and part where it has two.
+
+    A classifier has no value for a language model's head: it gets the base's back, also where that is the
+    base's embedding and the embedding was trained.
+    """
+    import torch
+
+    first: dict[int, str] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        kept = first.setdefault(id(parameter), name)
+        if kept == name or kept not in tuned:
+            continue
+        other = tuned.get(name, parameter if keeps_head else tuned[kept])
+        if not torch.equal(other, tuned[kept]):
+            _set_parameter(model, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
+    if not merged.is_classifier:
+        return _NO_TASK
+    if merged.random:
+        return MalformedInput(
+            f"got no {printable(min(merged.random))}, neither in the base nor in the tuned model, expected "
+            "both together to hold the whole classifier",
+            remedy="train with that module in modules_to_save (of a BERT base without pooler, that too)",
+        )
+    config: Any = merged.model.config
+    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+    return TaskModel(
+        model=merged.model,
+        tokenizer=tokenizer,
+        labels=labels,
+        max_context=max_context(merged.model, tokenizer),
+    )
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent)._parameters[leaf] = parameter
+
+
+def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
+    """Language-model parameter to the tuned model's name for it; heads that only the base has are left out.
+
+    Raises:
+        MalformedInput: the tuned model lacks a part of the body.
+    """
+    tuned_names = {name for name, _ in tuned.named_parameters()}
+    prefix = f"{model.base_model_prefix}."
+    found: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        for candidate in (name, name.removeprefix(prefix)):
+            if candidate in tuned_names:
+                other = tuned.get_parameter(candidate)
+                if other.shape != parameter.shape:
+                    raise ShapeMismatch(
+                        f"got the shape {list(other.shape)}, expected the base's {list(parameter.shape)}",
+                        remedy="check that both are of one vocabulary and size",
+                        tensor=name,
+                    )
+                found[name] = candidate
+                break
+        else:
+            if name.startswith(prefix):
+                raise MalformedInput(
+                    "got a tuned model without this part of the body, expected all of it",
+                    remedy="check that the tuned model was made from this base",
+                    tensor=name,
+                )
+    return found
+
+
+def _places(config: Any, live: Mapping[str, nn.Parameter], stored_names: Iterable[str]) -> dict[str, Place]:
+    """Where the base's matrices and other tensors lie in the live model, by the names of a scan."""
+    nowhere = Path("in memory")
+    stamp = FileStamp(num_bytes=0, mtime_ns=0, inode=0)
+    records = {
+        name: StoredTensor(
+            name=name, path=nowhere, dtype="F32", shape=tuple(p.shape), offset=0, num_bytes=0, stamp=stamp
+        )
+        for name, p in live.items()
+    }
+    source = ModelSource(
+        name="live", path=nowhere, revision=None, config=config.to_dict(), tensors=records, inputs=()
+    )
+    matrices = base_matrices(source).matrices
+    stored_names = list(stored_names)
+    stored_prefix, live_prefix = find_prefixes(stored_names, live)
+    known = {name.removeprefix(stored_prefix): name for name in stored_names}
+    found: dict[str, Place] = {}
+    for live_name in live:
+        stored = known.get(live_name.removeprefix(live_prefix))
+        if stored is None:
+            continue
+        for view in matrices.get(live_name, ()):
+            part = view.name.removeprefix(live_name.removesuffix(".weight"))
+            found[stored.removesuffix(".weight") + part] = Place(parameter=live_name, view=view)
+        if live_name not in matrices:
+            found[stored] = Place(parameter=live_name, view=None)
+    return found
