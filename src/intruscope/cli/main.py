@@ -6,6 +6,7 @@ Exit codes are those of ``docs/exit-codes.md``. Every error is one line on stand
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,9 @@ from intruscope.errors import IntruscopeError, printable
 
 if TYPE_CHECKING:
     from types import FrameType
+
+_RESUMING = ("scan", "sweep")
+"""The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
     name="intruscope",
@@ -74,7 +78,8 @@ def main() -> NoReturn:
         code = error.exit_code
     except _Stopped as stop:
         how = "interrupted" if stop.exit_code == 130 else "terminated"
-        _complain(f"{how}; run the same command again to go on where it stopped")
+        resumed = sys.argv[1:2] and sys.argv[1] in _RESUMING
+        _complain(f"{how}; run the same command again" + (" to go on where it stopped" if resumed else ""))
         code = stop.exit_code
     except Exception as error:
         code = _usage_or_bug(error)
@@ -90,7 +95,7 @@ def _usage_or_bug(error: Exception) -> int:
         return 2
     import traceback
 
-    if "-v" in sys.argv or "--verbose" in sys.argv:
+    if any(re.fullmatch("--verbose|-[a-z]*v[a-z]*", given) for given in sys.argv[1:]):
         traceback.print_exc()
     place = traceback.extract_tb(error.__traceback__)[-1]
     _complain(
