@@ -41,6 +41,7 @@ def world(removed, cost, *, forgetting=0.2, metric="accuracy", edits=True, seed=
             text_tokens=tuple(tokens),
             task_scores=tuple(task),
             task_weights=tuple(weights),
+            task_nats=tuple(task if metric == "loss" else 1.5 - np.asarray(task)),
         )
 
     def task_at(price):

@@ -19,7 +19,7 @@ from intruscope.plots.style import picture_style
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from intruscope.spectra.records import ScanReport
@@ -46,9 +46,25 @@ def write_plots(reports: Sequence[tuple[str, ScanReport]], folder: Path) -> tupl
     Raises:
         OutputConflict, ResourceExhausted: nothing new is left in the folder.
     """
+    return write_figures(lambda: _figures(reports), folder)
+
+
+def write_figures(draw: Callable[[], Iterable[tuple[str, Any]]], folder: Path) -> tuple[str, ...]:
+    """Draw in the one style and write each picture as PNG and SVG.
+
+    Args:
+        draw: Gives names and matplotlib figures; called within the style.
+        folder: As in :func:`write_plots`.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        OutputConflict, ResourceExhausted: nothing new is left in the folder.
+    """
     files: dict[str, bytes] = {}
     with picture_style():
-        for name, figure in _figures(reports):
+        for name, figure in draw():
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once; it is the slow part
             for suffix, metadata in _FORMATS.items():

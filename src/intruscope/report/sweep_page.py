@@ -134,6 +134,7 @@ def _cell(report: CellReport) -> dict[str, Any]:
         "share": _three(report.forgetting_share),
         "task": _three(report.task),
         "taskChange": _three(report.task_change),
+        "taskLoss": _three(report.task_loss_change),
         "difference": _three(report.forgetting_difference),
         "taskDifference": _three(report.task_difference),
     }

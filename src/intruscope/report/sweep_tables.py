@@ -30,6 +30,7 @@ _FIGURES = (
     "forgetting_share",
     "task",
     "task_change",
+    "task_loss_change",
     "forgetting_difference",
     "task_difference",
 )

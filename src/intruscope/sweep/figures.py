@@ -62,6 +62,7 @@ def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> C
         forgetting_share=sample.share(change, forgetting),
         task=task_score(here, measured.metric, sample),
         task_change=task_difference(here, measured.tuned, measured.metric, sample),
+        task_loss_change=sample.interval(sample.task_losses(here) - sample.task_losses(measured.tuned)),
         forgetting_difference=None if edit is None else sample.interval(losses - sample.losses(edit)),
         task_difference=None if edit is None else task_difference(here, edit, measured.metric, sample),
     )

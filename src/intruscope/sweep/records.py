@@ -58,12 +58,14 @@ class Measurement:
         text_tokens: Tokens of each sequence that were scored.
         task_scores: Of each example: 1 or 0 for right or wrong, or its summed loss in nats.
         task_weights: What a score is a sum over: 1, or the example's scored tokens.
+        task_nats: Loss of each example's right answer; the score itself where that is a loss.
     """
 
     text_nats: tuple[float, ...]
     text_tokens: tuple[float, ...]
     task_scores: tuple[float, ...]
     task_weights: tuple[float, ...]
+    task_nats: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,8 @@ class CellReport:
         forgetting_share: That change as a share of the tuned model's forgetting; None without forgetting.
         task: Score.
         task_change: Positive is better for accuracy, worse for loss.
+        task_loss_change: Loss of the right answers, nats per example (per token where the score is a loss):
+            finer than accuracy, which only sees what crosses a border.
         forgetting_difference: Forgetting of this cell less that of the intruder edit of the same strength
             (and choice of intruders); positive where the intruder edit forgets less. None for that edit.
         task_difference: The same of the task's score.
@@ -117,6 +121,7 @@ class CellReport:
     forgetting_share: Interval | None
     task: Interval
     task_change: Interval
+    task_loss_change: Interval
     forgetting_difference: Interval | None
     task_difference: Interval | None
 

@@ -58,6 +58,10 @@ class Sample:
         """The task's score likewise."""
         return _means(self.task_counts_BN, self.task_items, measured.task_scores, measured.task_weights)
 
+    def task_losses(self, measured: Measurement) -> Array:
+        """Loss of the right answers likewise."""
+        return _means(self.task_counts_BN, self.task_items, measured.task_nats, measured.task_weights)
+
     def interval(self, values: Array) -> Interval:
         """Estimate and percentile interval of values that began as resamples.
 

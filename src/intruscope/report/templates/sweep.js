@@ -29,6 +29,7 @@ function reading(series, cell) {
     ["Forgetting that is left", told(cell.forgetting, { digits: 3, unit: "" })],
     [isAccuracy ? "Accuracy" : "Task loss", isAccuracy ? told(times(100, cell.task), { digits: 1, unit: "%" }) : told(cell.task, { digits: 3, unit: "" })],
     [isAccuracy ? "Accuracy gained" : "Task loss gained", told(TASK.gain(cell), TASK)]);
+  if (isAccuracy) pairs.push(["Loss of the right answers, change", told(cell.taskLoss, { digits: 3, unit: "" })]);
   if (cell.difference) {
     pairs.push(["The edit forgets less by", told(cell.difference, { digits: 3, unit: "" })],
       [isAccuracy ? "and is more accurate by" : "and its task loss is less by", told(minus(TASK.difference(cell)), TASK)]);

@@ -16,9 +16,10 @@ const FORGETTING = {
   nats: { name: "nats/token", gain: cell => minus(cell.change), title: "forgetting won back, nats/token", digits: 3, unit: " nats/token" },
 };
 
-// Nine series from six colours and six marks; what comes after the sixth has another mark and a dashed line.
+// More series than the six colours and marks: from the seventh on the lines are dashed, the marks other ones.
 function look(index) {
-  return { colour: "c" + ([1, 0, 2, 5, 3, 4][index % 6]), path: MARK_PATHS[(index + Math.floor(index / 6)) % 6], isDashed: index >= 6 };
+  const round = Math.floor(index / 6);
+  return { colour: "c" + [1, 0, 2, 5, 3, 4][(index + round) % 6], path: MARK_PATHS[(index + 3 * round) % 6], isDashed: round > 0 };
 }
 
 function rounded(value, digits) {

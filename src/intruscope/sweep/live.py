@@ -1,0 +1,153 @@
+"""The bench of a sweep on a live pair: one load, weights switched in memory, nothing written to disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, measure
+from intruscope.forgetting.scores import score
+from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask
+from intruscope.sweep.records import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intruscope.adapters.live import LivePair
+    from intruscope.forgetting.losses import Protocol, SequenceLosses
+    from intruscope.forgetting.tasks import Task
+    from intruscope.forgetting.windows import Sequences
+    from intruscope.repair.edits import MatrixEdit
+    from intruscope.sweep.records import Metric
+
+
+class LiveBench:
+    """Measures the states of a live pair on one text and one task.
+
+    Args:
+        pair: Loaded.
+        sequences: Of the text.
+        protocol: Of the losses on it.
+        task: What is scored.
+        seed: Of the fast protocol's masks.
+        batch_tokens: Positions per batch.
+        max_tokens: Examples of a classification are cut to so many.
+    """
+
+    def __init__(
+        self,
+        pair: LivePair,
+        sequences: Sequences,
+        *,
+        protocol: Protocol,
+        task: Task,
+        seed: int = 0,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._pair = pair
+        self._sequences = sequences
+        self._protocol: Protocol = protocol
+        self._task = task
+        self._seed = seed
+        self._batch_tokens = batch_tokens
+        self._max_tokens = max_tokens
+
+    @property
+    def metric(self) -> Metric:
+        """Of the task."""
+        return "accuracy" if isinstance(self._task, (ClassificationTask, ChoiceTask)) else "loss"
+
+    def base_text(self) -> Measurement:
+        """The base on the text; its head knows nothing of the task.
+
+        Raises:
+            IntruscopeError: there is no language-model head, or a loss is not finite.
+        """
+        with self._pair.as_base():
+            losses = self._losses()
+        return Measurement(**_text(losses), task_scores=(), task_weights=(), task_nats=())
+
+    def edited(self, edits: Sequence[MatrixEdit]) -> Measurement:
+        """The tuned model with these edits.
+
+        Raises:
+            IntruscopeError: a matrix that the live model does not hold, or a loss that is not finite.
+        """
+        with self._pair.with_edits(edits):
+            return self._measurement()
+
+    def interpolated(self, fraction: float) -> Measurement:
+        """Everything that the fine-tune changed, at base + fraction (tuned - base).
+
+        Raises:
+            IntruscopeError: a loss is not finite.
+        """
+        with self._pair.interpolated(fraction):
+            return self._measurement()
+
+    def _losses(self) -> SequenceLosses:
+        return measure(
+            self._pair.language_model(),
+            self._sequences,
+            protocol=self._protocol,
+            seed=self._seed,
+            batch_tokens=self._batch_tokens,
+        )
+
+    def _measurement(self) -> Measurement:
+        losses = self._losses()
+        scored = score(self._pair, self._task, batch_tokens=self._batch_tokens, max_tokens=self._max_tokens)
+        scores = scored.nats_N if scored.right_N is None else scored.right_N
+        return Measurement(
+            **_text(losses),
+            task_scores=tuple(map(float, scores)),
+            task_weights=tuple(map(float, scored.units_N)),
+            task_nats=tuple(map(float, scored.nats_N)),
+        )
+
+
+def check_task(pair: LivePair, task: Task) -> None:
+    """Refuse a task that the pair cannot be scored on, before anything else is done.
+
+    Raises:
+        IntruscopeError: it has no head for the task, or labels are none of its own.
+    """
+    if isinstance(task, ClassificationTask):
+        task.numbers(pair.task_model().labels)
+    else:
+        pair.language_model()
+
+
+def limited(task: Task, max_examples: int | None) -> Task:
+    """At most so many examples of a task, spread evenly; held-out text is left whole.
+
+    Args:
+        task: Loaded.
+        max_examples: None for all of them.
+    """
+    if max_examples is None:
+        return task
+    if isinstance(task, ClassificationTask):
+        chosen = _spread(len(task.labels), max_examples)
+        return replace(
+            task,
+            texts=tuple(task.texts[i] for i in chosen),
+            labels=tuple(task.labels[i] for i in chosen),
+        )
+    if isinstance(task, ChoiceTask):
+        chosen = _spread(len(task.choices), max_examples)
+        return replace(task, choices=tuple(task.choices[i] for i in chosen))
+    return task
+
+
+def _spread(num: int, at_most: int) -> list[int]:
+    count = min(num, at_most)
+    return [i * num // count for i in range(count)]
+
+
+def _text(losses: SequenceLosses) -> dict[str, tuple[float, ...]]:
+    return {
+        "text_nats": tuple(map(float, losses.nats)),
+        "text_tokens": tuple(map(float, losses.tokens)),
+    }

@@ -1,0 +1,252 @@
+"""A whole sweep: a survey, a live pair, the grid, the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import OutputConflict, UsageError
+from intruscope.repair.survey import survey as survey_pair
+from intruscope.spectra.records import ScanSettings
+from intruscope.spectra.scan import RunOptions, check_outputs, environment, open_journal, plan
+from intruscope.sweep.assemble import assemble
+from intruscope.sweep.records import Source, SweepReport, SweepSettings
+from intruscope.sweep.run import checked_settings, run_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from intruscope.adapters.live import LivePair
+    from intruscope.engine.tasks import Progress
+    from intruscope.forgetting.models import DType
+    from intruscope.forgetting.tasks import Task
+    from intruscope.forgetting.texts import Corpus
+    from intruscope.forgetting.windows import Unit
+    from intruscope.repair.survey import Survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How the models are loaded and measured; everything here can change a figure.
+
+    Attributes:
+        protocol: ``causal``, ``fast`` or ``exact``; by default ``causal``, or ``fast`` for a masked model.
+        unit: What a sequence of the text is: ``line`` or ``running``; by default as in ``forget``.
+        context: Longest input in tokens.
+        stride: Of a causal model.
+        max_sequences: Of the text, spread evenly; all by default.
+        max_examples: Of the task, spread evenly; all by default.
+        max_tokens: Examples of a classification are cut to so many.
+        batch_tokens: Positions per batch.
+        device: ``auto``, ``cpu``, ``cuda``.
+        dtype: Of weights and computation.
+        tokenizer: Folder of one; that beside the base by default.
+    """
+
+    protocol: str | None = None
+    unit: Unit | None = None
+    context: int | None = None
+    stride: int | None = None
+    max_sequences: int | None = None
+    max_examples: int | None = None
+    max_tokens: int | None = None
+    batch_tokens: int = 4096
+    device: str = "auto"
+    dtype: DType = "float32"
+    tokenizer: str | None = None
+
+
+def sweep(
+    base: str,
+    tuned: str | None = None,
+    *,
+    task: Task,
+    text: Corpus,
+    settings: SweepSettings | None = None,
+    measuring: MeasureOptions | None = None,
+    options: RunOptions | None = None,
+    allow_pickle: bool = False,
+    outputs: Sequence[Path] = (),
+    on_survey: Callable[[Progress], None] = lambda _: None,
+    on_cell: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> SweepReport:
+    """Measure every strength of every control on a text and a task, and say which is worth it.
+
+    Args:
+        base: Model before, see :func:`intruscope.spectra.scan.plan`.
+        tuned: Model after, see there.
+        task: From :func:`intruscope.forgetting.tasks.load_task`.
+        text: From :func:`intruscope.forgetting.texts.read_texts`.
+        settings: Grid, intruders, statistics.
+        measuring: How models are loaded and measured.
+        options: How the survey runs, and the folder of both journals.
+        allow_pickle: Also read PyTorch files, restricted to tensors.
+        outputs: Where the caller will write; refused now if that is an input.
+        on_survey: Called for every matrix.
+        on_cell: Called for every cell.
+        on_notice: Called with sentences that the user should see at once.
+
+    Returns:
+        The report.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`. What was measured before is kept.
+    """
+    settings, measuring = checked_settings(settings or SweepSettings()), measuring or MeasureOptions()
+    options = options or RunOptions()
+    from intruscope.forgetting.models import load_pair
+    from intruscope.sweep.live import check_task
+
+    work = options.work_dir
+    check_outputs(plan(base, tuned, allow_pickle=allow_pickle), [*outputs, *([work] if work else [])])
+    if work is not None:
+        try:
+            work.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputConflict(
+                f"the folder could not be made ({error.strerror}), expected a place that may be written",
+                remedy="choose another --work",
+                file=work,
+            ) from error
+    # Before the survey, which takes longer: whatever cannot be measured is said at once.
+    pair = load_pair(
+        base,
+        tuned,
+        device=measuring.device,
+        dtype=measuring.dtype,
+        tokenizer=measuring.tokenizer,
+        allow_pickle=allow_pickle,
+    )
+    pair.language_model()
+    check_task(pair, task)
+    needs_updates = "tail" in settings.controls
+    found = survey_pair(
+        base,
+        tuned,
+        settings=ScanSettings(k=settings.k, epsilon=settings.epsilon, seed=settings.seed),
+        options=_within(options, "survey-with-updates" if needs_updates else "survey"),
+        update_spectra=needs_updates,
+        allow_pickle=allow_pickle,
+        on_progress=on_survey,
+        on_notice=on_notice,
+    )
+    if found.unreadable:
+        on_notice(
+            f"{len(found.unreadable)} matrices could not be decomposed and are left as they are, such as "
+            f"{found.unreadable[0].name}"
+        )
+    return sweep_pair(
+        found,
+        pair,
+        task=task,
+        text=text,
+        settings=settings,
+        measuring=measuring,
+        options=_within(options, "sweep"),
+        on_cell=on_cell,
+        on_notice=on_notice,
+    )
+
+
+def sweep_pair(
+    survey: Survey,
+    pair: LivePair,
+    *,
+    task: Task,
+    text: Corpus,
+    settings: SweepSettings,
+    measuring: MeasureOptions,
+    options: RunOptions,
+    on_cell: Callable[[Progress], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> SweepReport:
+    """The same for a pair that is surveyed and loaded; see :func:`sweep`.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+    """
+    from intruscope.forgetting.losses import PROTOCOLS, choose_protocol
+    from intruscope.forgetting.windows import cut
+    from intruscope.sweep.live import LiveBench, limited
+
+    if measuring.max_examples is not None and measuring.max_examples < 1:
+        raise UsageError(
+            f"got at most {measuring.max_examples} examples, expected 1 or more",
+            remedy="leave --max-examples out, or raise it",
+        )
+    language = pair.language_model()
+    # Exact takes one pass per token, and a grid has dozens of cells.
+    asked = measuring.protocol or ("fast" if language.kind == "masked" else None)
+    protocol = choose_protocol(language.kind, asked)
+    sequences = cut(
+        text,
+        language,
+        unit=measuring.unit,
+        context=measuring.context,
+        stride=measuring.stride,
+        max_sequences=measuring.max_sequences,
+    )
+    task = limited(task, measuring.max_examples)
+    bench = LiveBench(
+        pair,
+        sequences,
+        protocol=protocol,
+        task=task,
+        seed=settings.seed,
+        batch_tokens=measuring.batch_tokens,
+        max_tokens=measuring.max_tokens,
+    )
+    # Strengths, controls and choices of intruders are no part of it: a wider grid goes on in this journal.
+    identity = {
+        "purpose": "sweep",
+        "version": version("intruscope"),
+        "intruders": [settings.k, settings.epsilon, settings.seed],
+        "measuring": asdict(measuring),
+        "inputs": list(survey.pairing.inputs),
+        "text": text.sha256,
+        "task": task.sha256,
+    }
+    journal = open_journal(identity, options, on_notice)
+    try:
+        measured = run_grid(survey, bench, settings, journal=journal, on_progress=on_cell)
+    finally:
+        if journal is not None:
+            journal.close()
+    return assemble(
+        measured,
+        settings,
+        base=survey.pairing.base,
+        tuned=survey.pairing.tuned,
+        text=Source(
+            name=", ".join(source.name for source in text.sources),
+            sha256=text.sha256,
+            num_items=sequences.num_sequences,
+            protocol=PROTOCOLS[protocol],
+        ),
+        task=Source(
+            name=task.name,
+            sha256=task.sha256,
+            num_items=len(measured.tuned.task_scores),
+            protocol=bench.metric,
+        ),
+        num_intruders=sum(len(matrix.intruders) for matrix in survey.matrices),
+        num_matrices=len(survey.matrices),
+        environment=_environment(measuring),
+    )
+
+
+def _within(options: RunOptions, name: str) -> RunOptions:
+    return options if options.work_dir is None else replace(options, work_dir=options.work_dir / name)
+
+
+def _environment(measuring: MeasureOptions) -> dict[str, Any]:
+    packages = {}
+    for name in ("transformers", "peft"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {**environment(), **packages, "device": measuring.device, "dtype": measuring.dtype}
