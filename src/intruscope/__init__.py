@@ -11,12 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from intruscope.errors import IntruscopeError
+    from intruscope.forgetting.forget import forget
+    from intruscope.forgetting.records import ForgettingReport
+    from intruscope.forgetting.tasks import load_task
     from intruscope.spectra.records import ScanReport, ScanSettings
     from intruscope.spectra.scan import RunOptions, plan, scan
 
-__all__ = ["IntruscopeError", "RunOptions", "ScanReport", "ScanSettings", "plan", "scan"]
+__all__ = [
+    "ForgettingReport",
+    "IntruscopeError",
+    "RunOptions",
+    "ScanReport",
+    "ScanSettings",
+    "forget",
+    "load_task",
+    "plan",
+    "scan",
+]
 
 _HOMES = {
+    "ForgettingReport": "intruscope.forgetting.records",
+    "forget": "intruscope.forgetting.forget",
+    "load_task": "intruscope.forgetting.tasks",
     "IntruscopeError": "intruscope.errors",
     "RunOptions": "intruscope.spectra.scan",
     "ScanReport": "intruscope.spectra.records",

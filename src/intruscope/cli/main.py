@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from intruscope.cli.demo import demo
+from intruscope.cli.forget import forget
 from intruscope.cli.layers import layers
+from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
 from intruscope.errors import IntruscopeError, printable
 
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 app.command()(scan)
 app.command()(layers)
+app.command()(repair)
+app.command()(forget)
 app.command()(demo)
 
 

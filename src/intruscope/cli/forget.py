@@ -1,0 +1,154 @@
+"""``intruscope forget``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from intruscope.cli.screen import emit, show
+from intruscope.errors import OutputConflict, UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def forget(
+    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
+    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text: file, pattern, or hf:org/name:split; may be repeated.")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    unit: Annotated[
+        Literal["line", "running"] | None,
+        typer.Option(
+            help="A sequence is a line (or row), or a context of running text. Default: line for a masked "
+            "language model, running for a causal one."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["causal", "exact", "fast"] | None,
+        typer.Option(help="Masked models: exact (each token in turn; default) or fast (fixed random masks)."),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Longest input in tokens.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens per further window (causal).")] = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=2, help="At most so many, spread evenly over the text.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task to score besides; may be repeated.")] = None,
+    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, in the model's order.")] = None,
+    max_task_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Cut a task's texts to so many tokens.")
+    ] = None,
+    json: Annotated[str | None, typer.Option(help="Write the figures as JSON; - for stdout.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the masks and the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 4000,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions per batch.")] = 4096,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or a torch device.")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of weights and computation.")
+    ] = "float32",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Measure how much a fine-tune forgot: its loss on text, minus the base's, with an interval.
+
+    Give text like that of pre-training, which neither model was trained on. Needs the 'lab' extra.
+    """
+    if not text:
+        raise UsageError("got no text, expected some to measure on", remedy="name a file with --text FILE")
+    _check_output(json, [base, tuned], [*text, *(task or [])])
+    from intruscope.forgetting.forget import forget as run_forget
+    from intruscope.forgetting.tasks import load_task
+    from intruscope.report.forgetting import forgetting_summary, forgetting_text, write_forgetting
+
+    *text_fields, label_field = task_fields.split(",") if task_fields else [None]
+    tasks = [
+        load_task(
+            name,
+            text_fields=[f for f in text_fields if f] or None,
+            label_field=label_field,
+            labels=labels.split(",") if labels else None,
+        )
+        for name in task or []
+    ]
+    with _progress(quiet=quiet) as on_progress:
+        report = run_forget(
+            base,
+            tuned,
+            text=text,
+            field=field,
+            protocol=protocol,
+            unit=unit,
+            context=context,
+            stride=stride,
+            max_sequences=max_sequences,
+            tasks=tasks,
+            max_task_tokens=max_task_tokens,
+            seed=seed,
+            num_resamples=resamples,
+            batch_tokens=batch_tokens,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            allow_pickle=allow_pickle,
+            on_progress=on_progress,
+        )
+    if json == "-":
+        emit(forgetting_text(report))
+    elif json is not None:
+        write_forgetting(report, Path(json))
+    if not quiet and json != "-":
+        show(forgetting_summary(report))
+
+
+def _check_output(json: str | None, models: list[str | None], files: list[str]) -> None:
+    """Refuse an output that would touch a model or a text, before any work."""
+    from intruscope.weights.names import parse_name
+    from intruscope.weights.output import check_output
+
+    if json in (None, "-"):
+        return
+    inputs = [Path(name) for name in files if Path(name).exists()]
+    for model in models:
+        name = parse_name(model) if model is not None else None
+        inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
+    path = Path(str(json))
+    if path.is_dir():
+        raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
+    check_output(path, inputs)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per step with the time left, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _what, _done, _all: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        rows: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(printable(what), total=total)
+            bar.update(rows[what], completed=done)
+
+        yield update

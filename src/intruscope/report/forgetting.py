@@ -1,0 +1,184 @@
+"""A forgetting measurement as JSON, as a short table, and in one plain sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from intruscope.errors import printable
+from intruscope.forgetting.records import SCHEMA
+from intruscope.report.json_report import plain
+from intruscope.report.words import percent
+from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.forgetting.records import ForgettingReport, LossFigures, TaskFigures
+
+_MAX_SOURCES = 8
+
+
+def forgetting_json(report: ForgettingReport) -> dict[str, Any]:
+    """The object of the schema ``intruscope.forget/1``.
+
+    Args:
+        report: The measurement.
+
+    Returns:
+        Plain data. ``loss`` is in nats per token, as ``forgetting`` is.
+    """
+    forgetting = {**plain(report.forgetting), "unit": "nats/token"}
+    per_byte = {**plain(report.forgetting_per_byte), "unit": "nats/byte"}
+    return {
+        "schema": SCHEMA,
+        "base": _side(report.base, report.base_loss),
+        "tuned": _side(report.tuned, report.tuned_loss),
+        "forgetting": forgetting,
+        "forgetting_per_byte": per_byte,
+        "fast_error": None if report.fast_error is None else plain(report.fast_error),
+        "num_tokens": report.num_tokens,
+        "num_bytes": report.num_bytes,
+        "num_sequences": report.num_sequences,
+        "num_left_out": report.num_left_out,
+        "protocol": report.settings.protocol,
+        "kind": report.kind,
+        "settings": plain(report.settings),
+        "text_sha256": report.text_sha256,
+        "texts": plain(report.texts),
+        "tasks": plain(report.tasks),
+        "environment": plain(report.environment),
+    }
+
+
+def _side(name: str, loss: LossFigures) -> dict[str, Any]:
+    interval = loss.nats_per_token
+    return {
+        "name": name,
+        "loss": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "unit": "nats/token",
+        "nats_per_byte": loss.nats_per_byte,
+        "perplexity": loss.perplexity,
+    }
+
+
+def forgetting_text(report: ForgettingReport) -> str:
+    """The JSON as text; NaN never gets into it."""
+    return json.dumps(forgetting_json(report), allow_nan=False, indent=1) + "\n"
+
+
+def write_forgetting(report: ForgettingReport, path: Path) -> None:
+    """Write the JSON whole or not at all.
+
+    Raises:
+        OutputConflict: the target may not be written.
+        ResourceExhausted: there is no room for it.
+    """
+    text = forgetting_text(report)
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode("ascii"))
+
+    write_atomically(path, write)
+
+
+def forgetting_sentence(report: ForgettingReport) -> str:
+    """What was measured, and no more."""
+    found = report.forgetting
+    before, after = report.base_loss.nats_per_token.estimate, report.tuned_loss.nats_per_token.estimate
+    what = "pseudo-loss" if report.kind == "masked" else "loss"
+    moved = f"{what} on this text went from {before:.3f} to {after:.3f} nats per token, {_signed(found)}"
+    if found.low > 0:
+        return f"The fine-tune forgot: the {moved}."
+    if found.high < 0:
+        return f"The fine-tune forgot nothing here: the {moved}, so the tuned model is the better one on it."
+    return f"No forgetting can be told from this text: the {moved}."
+
+
+def _signed(interval: Interval) -> str:
+    return (
+        f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}, "
+        f"{percent(interval.level)} interval)"
+    )
+
+
+def forgetting_summary(report: ForgettingReport) -> list[RenderableType]:
+    """What a terminal shows: the sentence, the losses, the tasks, and what it stands on; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("nats/token", "nats/byte", "pseudo-perplexity" if report.kind == "masked" else "perplexity"):
+        table.add_column(name, justify="right")
+    for name, loss in (("base", report.base_loss), ("tuned", report.tuned_loss)):
+        interval = loss.nats_per_token
+        table.add_row(
+            name,
+            f"{interval.estimate:.4f} ({interval.low:.3f} to {interval.high:.3f})",
+            f"{loss.nats_per_byte:.4f}",
+            f"{loss.perplexity:.2f}",
+        )
+    parts: list[RenderableType] = [
+        Text(forgetting_sentence(report), style="bold"),
+        table,
+    ]
+    if report.tasks:
+        parts.append(_task_table(report.tasks))
+    if report.fast_error is not None:
+        parts.append(
+            Text(
+                f"The fast protocol's forgetting minus the exact one's: {_signed(report.fast_error)}, on some "
+                "of the sequences.",
+                style="dim",
+            )
+        )
+    parts.append(Text(_stands_on(report), style="dim"))
+    return parts
+
+
+def _task_table(tasks: tuple[TaskFigures, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("task")
+    for name in ("base", "tuned", "change"):
+        table.add_column(name, justify="right")
+    for task in tasks:
+        change = ""
+        if task.difference is not None:
+            change = (
+                f"{task.difference.estimate:+.3f} ({task.difference.low:+.3f} to {task.difference.high:+.3f})"
+            )
+            change += f", p {task.mcnemar_p:.2g}" if task.mcnemar_p is not None else ""
+        table.add_row(
+            Text(f"{printable(task.name)} ({task.metric}, {task.num_examples})"),
+            "" if task.base is None else f"{task.base.estimate:.3f}",
+            f"{task.tuned.estimate:.3f} ({task.tuned.low:.3f} to {task.tuned.high:.3f})",
+            change,
+        )
+    return table
+
+
+def _stands_on(report: ForgettingReport) -> str:
+    settings = report.settings
+    stride = "" if settings.stride is None else f", stride {settings.stride}"
+    lines = [
+        f"{report.num_tokens:,} tokens in {report.num_sequences:,} sequences ({settings.unit}), "
+        f"{settings.protocol}, context {settings.context}{stride}, {settings.dtype} on {settings.device}",
+    ]
+    if report.num_left_out:
+        lines.append(
+            f"{report.num_left_out:,} sequences were left out (nothing to score, or --max-sequences)"
+        )
+    shown = report.texts[:_MAX_SOURCES]
+    lines += [f"text  {printable(source.name)}  sha256 {source.sha256[:16]}…" for source in shown]
+    if len(report.texts) > len(shown):
+        lines.append(
+            f"and {len(report.texts) - len(shown)} more files; all together {report.text_sha256[:16]}…"
+        )
+    return "\n".join(lines)
