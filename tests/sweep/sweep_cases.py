@@ -70,6 +70,7 @@ def world(removed, cost, *, forgetting=0.2, metric="accuracy", edits=True, seed=
             )
     return Measured(
         metric=metric,
+        protocol="simulated/1",
         base_text=measurement(before, task_at(0.0)),
         tuned=measurement(tuned, task_at(0.0)),
         cells=tuple(cells),

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from intruscope.cli.screen import emit, show
-from intruscope.errors import OutputConflict, UsageError, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from intruscope.cli.screen import emit, show, stage_progress
+from intruscope.errors import OutputConflict, UsageError
 
 
 def forget(
@@ -81,7 +76,7 @@ def forget(
         )
         for name in task or []
     ]
-    with _progress(quiet=quiet) as on_progress:
+    with stage_progress(quiet=quiet) as on_progress:
         report = run_forget(
             base,
             tuned,
@@ -126,29 +121,3 @@ def _check_output(json: str | None, models: list[str | None], files: list[str]) 
     if path.is_dir():
         raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
     check_output(path, inputs)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per step with the time left, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _what, _done, _all: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        rows: dict[str, TaskID] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in rows:
-                rows[what] = bar.add_task(printable(what), total=total)
-            bar.update(rows[what], completed=done)
-
-        yield update

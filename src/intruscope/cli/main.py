@@ -18,6 +18,7 @@ from intruscope.cli.forget import forget
 from intruscope.cli.layers import layers
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
+from intruscope.cli.sweep import sweep
 from intruscope.errors import IntruscopeError, printable
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ app.command()(scan)
 app.command()(layers)
 app.command()(repair)
 app.command()(forget)
+app.command()(sweep)
 app.command()(demo)
 
 

@@ -116,3 +116,38 @@ def matrix_progress(verb: str, *, quiet: bool) -> Iterator[Callable[[Progress], 
             bar.update(rows[0], completed=event.weight_done, description=shown, count=count)
 
         yield update
+
+
+@contextmanager
+def stage_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage with the time left, on a terminal only.
+
+    Args:
+        quiet: No bars.
+
+    Yields:
+        What to call with the name of a stage, what is done of it, and all there is.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda _what, _done, _all: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        rows: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in rows:
+                # What was resumed counts as done, but not as speed.
+                rows[what] = bar.add_task(printable(what), total=total, completed=done)
+            bar.update(rows[what], completed=done)
+
+        yield update

@@ -21,6 +21,7 @@ class Measured:
 
     Attributes:
         metric: Of the task.
+        protocol: Of the losses on the text.
         base_text: The base on the text; it has no head for the task.
         tuned: The tuned model, strength 1.
         cells: The grid in order.
@@ -28,6 +29,7 @@ class Measured:
     """
 
     metric: Metric
+    protocol: str
     base_text: Measurement
     tuned: Measurement
     cells: tuple[Cell, ...]

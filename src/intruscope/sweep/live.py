@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, measure
+from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, PROTOCOLS, measure
 from intruscope.forgetting.scores import score
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask
 from intruscope.sweep.records import Measurement
@@ -57,6 +57,11 @@ class LiveBench:
     def metric(self) -> Metric:
         """Of the task."""
         return "accuracy" if isinstance(self._task, (ClassificationTask, ChoiceTask)) else "loss"
+
+    @property
+    def protocol(self) -> str:
+        """Of the losses on the text, with its version."""
+        return PROTOCOLS[self._protocol]
 
     def base_text(self) -> Measurement:
         """The base on the text; its head knows nothing of the task.

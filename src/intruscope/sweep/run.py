@@ -35,6 +35,10 @@ class Bench(Protocol):
     def metric(self) -> Metric:
         """Of the task."""
 
+    @property
+    def protocol(self) -> str:
+        """Of the losses on the text, with its version."""
+
     def base_text(self) -> Measurement:
         """The base on the text; it has no task scores."""
 
@@ -148,6 +152,7 @@ def run_grid(
             same[digest] = measure(cell.key, lambda cell=cell: _cell(survey, bench, settings, cell))  # type: ignore[misc]
     return Measured(
         metric=bench.metric,
+        protocol=bench.protocol,
         base_text=found[_BASE],
         tuned=found[_TUNED],
         cells=tuple(cell for cell, _ in planned),

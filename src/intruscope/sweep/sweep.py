@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intruscope.forgetting.texts import Corpus
     from intruscope.forgetting.windows import Unit
     from intruscope.repair.survey import Survey
+    from intruscope.sweep.figures import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ def sweep(
         IntruscopeError: one of its family; see :mod:`intruscope.errors`. What was measured before is kept.
     """
     settings, measuring = checked_settings(settings or SweepSettings()), measuring or MeasureOptions()
+    if measuring.max_examples is not None and measuring.max_examples < 1:
+        raise UsageError(
+            f"got at most {measuring.max_examples} examples, expected 1 or more",
+            remedy="leave --max-examples out, or raise it",
+        )
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
     from intruscope.sweep.live import check_task
@@ -138,7 +144,7 @@ def sweep(
             f"{len(found.unreadable)} matrices could not be decomposed and are left as they are, such as "
             f"{found.unreadable[0].name}"
         )
-    return sweep_pair(
+    measured = measure_pair(
         found,
         pair,
         task=task,
@@ -149,9 +155,30 @@ def sweep(
         on_cell=on_cell,
         on_notice=on_notice,
     )
+    return assemble(
+        measured,
+        settings,
+        base=found.pairing.base,
+        tuned=found.pairing.tuned,
+        text=Source(
+            name=", ".join(source.name for source in text.sources),
+            sha256=text.sha256,
+            num_items=len(measured.tuned.text_nats),
+            protocol=measured.protocol,
+        ),
+        task=Source(
+            name=task.name,
+            sha256=task.sha256,
+            num_items=len(measured.tuned.task_scores),
+            protocol=measured.metric,
+        ),
+        num_intruders=sum(len(matrix.intruders) for matrix in found.matrices),
+        num_matrices=len(found.matrices),
+        environment=_environment(measuring),
+    )
 
 
-def sweep_pair(
+def measure_pair(
     survey: Survey,
     pair: LivePair,
     *,
@@ -162,21 +189,27 @@ def sweep_pair(
     options: RunOptions,
     on_cell: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
-) -> SweepReport:
-    """The same for a pair that is surveyed and loaded; see :func:`sweep`.
+) -> Measured:
+    """Measure the grid of a pair that is surveyed and loaded; for the arguments see :func:`sweep`.
+
+    Args:
+        survey: Of the pair.
+        pair: Loaded.
+        task: Loaded.
+        text: Read.
+        settings: Of the grid.
+        measuring: How it is measured.
+        options: Where the journal lies.
+        on_cell: Called for every cell.
+        on_notice: Called with sentences that the user should see at once.
 
     Raises:
-        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`. What was measured before is kept.
     """
-    from intruscope.forgetting.losses import PROTOCOLS, choose_protocol
+    from intruscope.forgetting.losses import choose_protocol
     from intruscope.forgetting.windows import cut
     from intruscope.sweep.live import LiveBench, limited
 
-    if measuring.max_examples is not None and measuring.max_examples < 1:
-        raise UsageError(
-            f"got at most {measuring.max_examples} examples, expected 1 or more",
-            remedy="leave --max-examples out, or raise it",
-        )
     language = pair.language_model()
     # Exact takes one pass per token, and a grid has dozens of cells.
     asked = measuring.protocol or ("fast" if language.kind == "masked" else None)
@@ -189,12 +222,11 @@ def sweep_pair(
         stride=measuring.stride,
         max_sequences=measuring.max_sequences,
     )
-    task = limited(task, measuring.max_examples)
     bench = LiveBench(
         pair,
         sequences,
         protocol=protocol,
-        task=task,
+        task=limited(task, measuring.max_examples),
         seed=settings.seed,
         batch_tokens=measuring.batch_tokens,
         max_tokens=measuring.max_tokens,
@@ -211,31 +243,10 @@ def sweep_pair(
     }
     journal = open_journal(identity, options, on_notice)
     try:
-        measured = run_grid(survey, bench, settings, journal=journal, on_progress=on_cell)
+        return run_grid(survey, bench, settings, journal=journal, on_progress=on_cell)
     finally:
         if journal is not None:
             journal.close()
-    return assemble(
-        measured,
-        settings,
-        base=survey.pairing.base,
-        tuned=survey.pairing.tuned,
-        text=Source(
-            name=", ".join(source.name for source in text.sources),
-            sha256=text.sha256,
-            num_items=sequences.num_sequences,
-            protocol=PROTOCOLS[protocol],
-        ),
-        task=Source(
-            name=task.name,
-            sha256=task.sha256,
-            num_items=len(measured.tuned.task_scores),
-            protocol=bench.metric,
-        ),
-        num_intruders=sum(len(matrix.intruders) for matrix in survey.matrices),
-        num_matrices=len(survey.matrices),
-        environment=_environment(measuring),
-    )
 
 
 def _within(options: RunOptions, name: str) -> RunOptions:

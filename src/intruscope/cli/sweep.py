@@ -1,0 +1,242 @@
+"""``intruscope sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from intruscope.cli.checks import top, within
+from intruscope.cli.outputs import Targets
+from intruscope.cli.screen import emit, note, show, stage_progress
+from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from intruscope.engine.tasks import Progress
+    from intruscope.forgetting.tasks import Task
+    from intruscope.sweep.records import SweepReport, SweepSettings
+
+_WIDTH = 100
+
+
+def sweep(
+    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
+    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the fine-tune was for: a table, or held-out text.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text like that of pre-training: file, pattern, or hf:org/name:split; repeatable."),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="Shares that stay, with commas: 0 removes, 1 keeps, above 1 grows.")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    controls: Annotated[
+        str, typer.Option(help="The edit and its controls, with commas, or 'all'; see the docs.")
+    ] = "all",
+    which: Annotated[
+        list[str] | None,
+        typer.Option(help="Intruders to edit: top (of each matrix; default), all, or names; repeatable."),
+    ] = None,
+    max_cost: Annotated[
+        float, typer.Option(help="What a strength may cost: a share of accuracy, or nats/token of a loss.")
+    ] = 0.01,
+    json: Annotated[str | None, typer.Option(help="Write the report as JSON; - for stdout.")] = None,
+    html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="One row per cell of the grid.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for PNG and SVG pictures.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for the journals (default: user cache).")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
+    k: Annotated[str, typer.Option(help="How many top vectors per matrix may be intruders.")] = "10",
+    epsilon: Annotated[float, typer.Option(help="Alignment below which a vector is an intruder.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of random directions, masks, halves and resamples.")] = 0,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 4000,
+    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    unit: Annotated[
+        Literal["line", "running"] | None, typer.Option(help="What a sequence of the text is; as in forget.")
+    ] = None,
+    protocol: Annotated[
+        Literal["causal", "exact", "fast"] | None,
+        typer.Option(help="Of losses; masked models: fast (default: a grid has dozens of cells) or exact."),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Longest input in tokens.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens per further window (causal).")] = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=4, help="Of the text at most so many, spread evenly.")
+    ] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(min=4, help="Of the task at most so many, spread evenly.")
+    ] = None,
+    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, in the model's order.")] = None,
+    max_task_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Cut a task's texts to so many tokens.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions per batch.")] = 4096,
+    device: Annotated[str, typer.Option(help="Of the losses: auto, cpu, cuda or a torch device.")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of weights and computation.")
+    ] = "float32",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the survey (default: cores).")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into folders that are not empty.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Measure what turning intruders down buys and costs, beside shrinks of the same size.
+
+    Recommends a strength, or says that none is worth it. One load, no model is written. Needs the 'lab' extra.
+    """
+    if task is None:
+        raise UsageError(
+            "got no task, expected what the fine-tune was for", remedy="name it with --task FILE"
+        )
+    if not text:
+        raise UsageError("got no text, expected some to measure on", remedy="name a file with --text FILE")
+    settings = _settings(
+        strengths, controls, which, k=k, epsilon=epsilon, seed=seed, max_cost=max_cost, resamples=resamples
+    )
+    targets = Targets(json=json, csv=None, parquet=parquet, html=html, plots=plots, with_maps=False)
+    targets.check([base, tuned], work=work, force=force)
+    _keep_off(targets, [task, *text])
+    from intruscope.forgetting.texts import read_texts
+    from intruscope.spectra.scan import RunOptions
+    from intruscope.sweep.sweep import MeasureOptions
+    from intruscope.sweep.sweep import sweep as run_sweep
+
+    with stage_progress(quiet=quiet) as on_stage:
+        report = run_sweep(
+            base,
+            tuned,
+            task=_task(task, task_fields, labels),
+            text=read_texts(text, field=field),
+            settings=settings,
+            measuring=MeasureOptions(
+                protocol=protocol,
+                unit=unit,
+                context=context,
+                stride=stride,
+                max_sequences=max_sequences,
+                max_examples=max_examples,
+                max_tokens=max_task_tokens,
+                batch_tokens=batch_tokens,
+                device=device,
+                dtype=dtype,
+                tokenizer=tokenizer,
+            ),
+            options=RunOptions(workers=workers, work_dir=work, fresh=fresh),
+            allow_pickle=allow_pickle,
+            outputs=targets.paths,
+            on_survey=_told("decomposing", on_stage),
+            on_cell=_told("measuring", on_stage),
+            on_notice=note,
+        )
+    _write(report, targets)
+    if not quiet and json != "-":
+        from intruscope.report.sweep_tables import sweep_summary
+
+        show(sweep_summary(report), width=_WIDTH)
+
+
+def _settings(
+    strengths: str,
+    controls: str,
+    which: Sequence[str] | None,
+    *,
+    k: str,
+    epsilon: float,
+    seed: int,
+    max_cost: float,
+    resamples: int,
+) -> SweepSettings:
+    from intruscope.sweep.records import SweepSettings
+    from intruscope.sweep.run import checked_settings
+
+    number = top(k)
+    if number == "all":
+        raise UsageError(
+            "--k is 'all', expected a number: an intruder is one of the top k",
+            remedy="write for example --k 10",
+        )
+    given = SweepSettings()
+    return checked_settings(
+        SweepSettings(
+            strengths=tuple(_number(part) for part in _parts(strengths)),
+            controls=given.controls if controls.strip() == "all" else tuple(_parts(controls)),
+            which=tuple(which) if which else given.which,
+            k=number,
+            epsilon=within(epsilon, "--epsilon"),
+            seed=seed,
+            max_task_cost=max_cost,
+            num_resamples=resamples,
+        )
+    )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"--strengths holds {text!r}, expected numbers with commas between them",
+            remedy="write for example --strengths 0.3,0.5,0.7",
+        ) from None
+
+
+def _keep_off(targets: Targets, files: Sequence[str]) -> None:
+    """No output may be one of the files that are measured on."""
+    from intruscope.weights.output import check_output
+
+    inputs = [Path(name) for name in files if Path(name).exists()]
+    for path in targets.paths:
+        check_output(path, inputs)
+
+
+def _task(name: str, fields: str | None, labels: str | None) -> Task:
+    from intruscope.forgetting.tasks import load_task
+
+    *text_fields, label_field = fields.split(",") if fields else [None]
+    return load_task(
+        name,
+        text_fields=[field for field in text_fields if field] or None,
+        label_field=label_field,
+        labels=labels.split(",") if labels else None,
+    )
+
+
+def _told(what: str, on_stage: Callable[[str, int, int], None]) -> Callable[[Progress], None]:
+    return lambda event: on_stage(what, event.num_done, event.num_tasks)
+
+
+def _write(report: SweepReport, targets: Targets) -> None:
+    from intruscope.report import sweep_tables
+
+    if targets.json == "-":
+        import json
+
+        emit(json.dumps(sweep_tables.sweep_json(report), allow_nan=False) + "\n")
+    elif targets.json_file is not None:
+        sweep_tables.write_sweep_json(report, targets.json_file)
+    if targets.parquet is not None:
+        sweep_tables.write_sweep_parquet(report, targets.parquet)
+    if targets.html is not None:
+        from intruscope.report.sweep_page import write_sweep_html
+
+        write_sweep_html(report, targets.html)
+    if targets.plots is not None:
+        from intruscope.report.sweep_plots import write_sweep_plots
+
+        write_sweep_plots(report, targets.plots)
