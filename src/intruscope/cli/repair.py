@@ -1,0 +1,191 @@
+"""``intruscope repair``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from intruscope.cli.checks import above_zero, check_device, top, within
+from intruscope.cli.screen import emit, matrix_progress, note, show
+from intruscope.errors import OutputConflict, UsageError, printable
+from intruscope.weights.output import check_output, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def repair(
+    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
+    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder for the repaired model.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="Share of an intruder's singular value that stays: 0 removes, 1 keeps.")
+    ] = 0.7,
+    which: Annotated[
+        str, typer.Option(help="top (of each matrix), all, or NAME, NAME:all, NAME:0+2 (comma; * in names).")
+    ] = "top",
+    rank: Annotated[str, typer.Option(help="Of a written adapter: exact, same, or a number.")] = "exact",
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Let only edited modules grow (rank_pattern).")
+    ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write a full checkpoint where an adapter is given.")
+    ] = False,
+    control: Annotated[
+        Literal[
+            "intruders",
+            "uniform",
+            "matched_change",
+            "matched_result",
+            "random",
+            "neighbour_above",
+            "neighbour_below",
+            "tail",
+            "interpolation",
+        ],
+        typer.Option(help="The intervention; all but the first are controls."),
+    ] = "intruders",
+    k: Annotated[str, typer.Option(help="How many top vectors per matrix may be intruders.")] = "10",
+    epsilon: Annotated[float, typer.Option(help="Alignment below which a vector is an intruder.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of every random block and direction.")] = 0,
+    prove: Annotated[bool, typer.Option("--prove", help="Decompose everything densely in float64.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find and print what would change.")] = False,
+    json: Annotated[str | None, typer.Option(help="Write the plan as JSON; - for stdout.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for the journal (default: user cache).")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: cores).")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB that running matrices may take.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
+    ] = False,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="For adapter formats that do not store alpha.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; a repair needs no GPU.")
+    ] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Write a copy of a fine-tuned model with its intruder dimensions turned down.
+
+    BASE TUNED names two models; a single adapter names its base itself. Inputs are never written to.
+    """  # fmt: skip
+    from intruscope.repair.interventions import checked_strength
+    from intruscope.repair.manifest import plan_record
+    from intruscope.repair.plan import repair as make_plan
+    from intruscope.spectra.records import ScanSettings
+    from intruscope.spectra.scan import RunOptions
+
+    checked_strength(strength)
+    memory = above_zero(memory, "--memory")
+    check_device(device)
+    if out is None and not dry_run:
+        raise UsageError("got no output, expected one", remedy="name a new folder: -o OUT, or add --dry-run")
+    json_file = None if json in (None, "-") else Path(str(json))
+    _check_json(json_file, [base, tuned], out)
+    with matrix_progress("surveying", quiet=quiet) as on_progress:
+        plan = make_plan(
+            base,
+            tuned,
+            strength=strength,
+            which=which,
+            control=control,
+            rank=_rank(rank),
+            compact=compact,
+            merged=merged,
+            seed=seed,
+            settings=ScanSettings(k=top(k), epsilon=within(epsilon, "--epsilon"), seed=seed, prove=prove),
+            options=RunOptions(
+                workers=workers,
+                memory_bytes=None if memory is None else int(memory * 2**30),
+                work_dir=work,
+                fresh=fresh,
+            ),
+            allow_pickle=allow_pickle,
+            lora_alpha=lora_alpha,
+            out=None if dry_run else out,
+            on_progress=on_progress,
+            on_notice=note,
+        )
+    if not dry_run:
+        assert out is not None
+        with _bytes_bar(quiet=quiet) as on_bytes:
+            plan.apply(out, on_progress=on_bytes)
+    _report(plan_record(plan), json, json_file)
+    if not quiet and json != "-":
+        from intruscope.report.repair import repair_table
+
+        show(repair_table(plan))
+        if not dry_run:
+            emit(f"written: {printable(out)}\n")
+
+
+def _rank(text: str) -> Any:
+    if text in ("exact", "same"):
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        f"--rank is '{printable(text)}', expected exact, same or a positive number",
+        remedy="leave --rank out for the exact one",
+    )
+
+
+def _check_json(json_file: Path | None, models: list[str | None], out: Path | None) -> None:
+    """The plan's JSON must not touch an input, nor lie where the model will be.
+
+    Raises:
+        OutputConflict: it would.
+    """
+    from intruscope.weights.names import parse_name
+
+    if json_file is None:
+        return
+    names = [parse_name(model) for model in models if model is not None]
+    parts = [part.path for name in names for part in (name, name.adapter) if part is not None and part.path]
+    check_output(json_file, parts)
+    if out is not None and json_file.resolve().is_relative_to(out.resolve()):
+        raise OutputConflict(
+            "lies in the output folder, expected a place beside it",
+            remedy="choose another file; the manifest in the folder holds the same",
+            file=json_file,
+        )
+
+
+def _report(record: dict[str, Any], json: str | None, json_file: Path | None) -> None:
+    import json as json_module
+
+    if json is None:
+        return
+    text = json_module.dumps(record, allow_nan=False, indent=1) + "\n"
+    if json_file is None:
+        emit(text)
+    else:
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(text.encode("ascii"))
+
+        write_atomically(json_file, write)
+
+
+@contextmanager
+def _bytes_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes written, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
