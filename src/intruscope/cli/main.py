@@ -24,7 +24,7 @@ from intruscope.errors import IntruscopeError, printable
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "sweep")
+_RESUMING = ("scan", "repair", "sweep")
 """The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
