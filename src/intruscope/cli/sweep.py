@@ -94,7 +94,7 @@ def sweep(
 ) -> None:
     """Measure what turning intruders down buys and costs, beside shrinks of the same size.
 
-    Recommends a strength, or says that none is worth it. One load, no model is written. Needs the 'lab' extra.
+    Recommends a strength, or says that none is worth it. Writes no model. Needs the 'lab' extra.
     """
     if task is None:
         raise UsageError(
