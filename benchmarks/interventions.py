@@ -1,10 +1,10 @@
 """Claim: turning the top intruders down removes forgetting, more than a mere shrink of the same size does.
 
-The paper's table 3 in its form (strength .1 .3 .5 .7 .9; change of accuracy, change of forgetting), with all
-controls and paired intervals: on a masked MiniLM that LoRA of rank 1 and 8 tuned on SST-2, MNLI and QQP (see
-``examples/train_minilm.py``; up to three seeds), and on the shipped demonstration model. Forgetting is measured
-on text that the base never saw. Each seed takes other sequences of the text and other examples of the task, so
-that pooling seeds also pools samples.
+The paper's table 3 in its form (strength .1 .3 .5 .7 .9; change of accuracy, change of forgetting), with
+all controls and paired intervals: on a masked MiniLM that LoRA of rank 1 and 8 tuned on SST-2, MNLI and QQP
+(see ``examples/train_minilm.py``; up to three seeds), and on the shipped demonstration model. Forgetting is
+measured on text that the base never saw. Each seed takes other sequences of the text and other examples of
+the task, so that pooling seeds also pools samples.
 
 Measurements are kept in the work folder, cell by cell, and an interrupted run goes on there; whatever is
 finished is published. The controls that are no shrinks (random directions, neighbours, tail) are taken at one
