@@ -408,6 +408,20 @@ def test_of_two_repairs_to_one_place_one_wins(models, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_repair_that_is_stopped_leaves_nothing(models, tmp_path):
+    class Stopped(BaseException):
+        pass
+
+    def stop(done, total):
+        assert 0 < done <= total
+        assert [entry.name.startswith(".out.") for entry in tmp_path.iterdir()] == [True]
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        plan_of(models, "merged").apply(tmp_path / "out", on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_matrix_that_is_not_finite_stops_the_repair(models, tmp_path):
     adapter = factors()
     adapter["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"][0, 0] = float("nan")

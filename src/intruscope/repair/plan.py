@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat, UsageError, printable
-from intruscope.repair.factors import low_rank_modules, natural_rank, new_factors
 from intruscope.repair.interventions import Kind, checked_strength, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_copyable, check_mergeable
+from intruscope.repair.ranks import Rank, module_ranks
 from intruscope.repair.records import EditedMatrix, ModuleRank, edited_matrix
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from intruscope.adapters.folder import AdapterSource
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.factors import LowRankModule
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
 
 SERVER_RANK = 16
 """vLLM's default ``max_lora_rank``; other servers have limits like it."""
-
-Rank = Literal["exact", "same"] | int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,7 +206,7 @@ def plan_repair(
     chosen = selected(found, which)
     modules: tuple[ModuleRank, ...] = ()
     if not isinstance(found.tuned, ModelSource) and not merged and edits:
-        modules = _module_ranks(found, found.tuned, changed, rank, compact=compact)
+        modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
     return RepairPlan(
         survey=found,
         control=control,
@@ -262,63 +258,6 @@ def _check_inputs(found: Survey) -> None:
     kind = MalformedInput if report.status in ("refused", "done") else ResourceExhausted
     raise kind(
         fact, remedy="scan the model to see which, and why", file=found.pairing.tuned, tensor=report.name
-    )
-
-
-def _module_ranks(
-    found: Survey,
-    adapter: AdapterSource,
-    changed: Mapping[str, MatrixEdit],
-    rank: Rank,
-    *,
-    compact: bool,
-) -> tuple[ModuleRank, ...]:
-    modules = low_rank_modules(found.base, adapter, found.pairing)
-    exact = {module.name: natural_rank(module, changed) for module in modules}
-    edited = {m.name: any(pair.name in changed for pair in m.pairs) for m in modules}
-    grows = any(exact[module.name] > module.rank for module in modules)
-    fixed: int | None = None
-    if isinstance(rank, int):
-        fixed = rank if any(edited.values()) else None
-    elif rank == "exact" and not compact and grows:
-        fixed = max(exact.values())
-    described = []
-    for module in modules:
-        own = exact[module.name] if compact else module.rank
-        after = fixed if fixed is not None else own
-        unchanged = after == module.rank and module.scaling == 1.0 and not edited[module.name]
-        touched = edited[module.name] if fixed is None else not unchanged
-        described.append(
-            _module_rank(module, adapter, changed, exact=exact[module.name], after=after, touched=touched)
-        )
-    return tuple(described)
-
-
-def _module_rank(
-    module: LowRankModule,
-    adapter: AdapterSource,
-    changed: Mapping[str, MatrixEdit],
-    *,
-    exact: int,
-    after: int,
-    touched: bool,
-) -> ModuleRank:
-    frobenius = spectral = 0.0
-    if after < exact:
-        lossy = new_factors(module, adapter, changed, rank=after, scaling=1.0)
-        frobenius, spectral = lossy.frobenius_error, lossy.spectral_error
-    squares = sum(
-        float(changed[pair.name].change_K.square().sum()) for pair in module.pairs if pair.name in changed
-    )
-    return ModuleRank(
-        name=module.name,
-        before=module.rank,
-        exact=exact,
-        after=after,
-        touched=touched,
-        frobenius_error=frobenius,
-        spectral_error=spectral,
-        change_norm=math.sqrt(squares),
     )
 
 

@@ -1,0 +1,110 @@
+"""The files of a repaired adapter: new factors, edited modules, and the config that goes with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from intruscope.adapters.export import (
+    WEIGHTS_NAME,
+    compact_config,
+    config_bytes,
+    plain_config,
+    write_adapter_weights,
+)
+from intruscope.adapters.folder import CONFIG_NAME
+from intruscope.adapters.updates import SavedUpdate, TokensUpdate
+from intruscope.adapters.vectors import trained_vectors
+from intruscope.repair.dense import edited_tokens, edited_whole
+from intruscope.repair.factors import low_rank_modules, new_factors
+from intruscope.repair.ranks import is_plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.repair.plan import RepairPlan
+    from intruscope.repair.target import Target
+    from intruscope.weights.matrices import MatrixPair
+    from intruscope.weights.views import TensorView
+
+
+def write_adapter(plan: RepairPlan, adapter: AdapterSource, target: Target) -> None:
+    """Write weights and, where it changes, the config.
+
+    Args:
+        plan: Of an adapter.
+        adapter: The original.
+        target: Where to.
+
+    Raises:
+        UnsupportedFormat: an edit that the adapter's form cannot hold.
+        MalformedInput: an input changed since planning.
+        OSError: no room.
+    """
+    if plan.is_copy:
+        target.copy(adapter.path, adapter.path.name)
+        return
+    replaced = {**_new_factors(plan, adapter), **_new_saved(plan, adapter)}
+    _move_vectors(plan, adapter, replaced)
+    target.write(WEIGHTS_NAME, lambda file: write_adapter_weights(file, adapter, replaced))
+    config = _new_config(plan, adapter)
+    if config is not None:
+        target.write(CONFIG_NAME, lambda file: file.write(config_bytes(config)))
+
+
+def _new_factors(plan: RepairPlan, adapter: AdapterSource) -> dict[str, torch.Tensor]:
+    ranks = {rank.name: rank for rank in plan.modules}
+    plain = is_plain(plan.modules, plan.rank, compact=plan.compact)
+    replaced: dict[str, torch.Tensor] = {}
+    for module in low_rank_modules(plan.survey.base, adapter, plan.survey.pairing):
+        rank = ranks[module.name]
+        if rank.touched:
+            grown = plan.compact and rank.after > rank.before
+            scaling = 1.0 if plain or grown else module.scaling
+            made = new_factors(module, adapter, plan.changed, rank=rank.after, scaling=scaling)
+            replaced.update(made.tensors)
+    return replaced
+
+
+def _new_saved(plan: RepairPlan, adapter: AdapterSource) -> dict[str, torch.Tensor]:
+    """Modules that are saved whole, and trained words."""
+    changed, replaced = plan.changed, {}
+    places: dict[str, list[tuple[TensorView, MatrixPair]]] = {}
+    for pair in plan.survey.pairing.pairs:
+        if pair.name not in changed:
+            continue
+        if isinstance(pair.update, SavedUpdate):
+            places.setdefault(pair.update.tuned.tensor.name, []).append((pair.update.tuned, pair))
+        elif isinstance(pair.update, TokensUpdate):
+            replaced[pair.update.rows.name] = edited_tokens(pair, changed[pair.name])
+    for key, found in places.items():
+        replaced[key] = edited_whole(adapter.tensors[key], found, changed)
+    return replaced
+
+
+def _move_vectors(plan: RepairPlan, adapter: AdapterSource, replaced: dict[str, torch.Tensor]) -> None:
+    """Biases and norms, where an edit is of these too."""
+    changed = plan.changed
+    for vector in trained_vectors(adapter, plan.survey.base):
+        edit = changed.get(vector.target or "")
+        if edit is None:
+            continue
+        key = vector.tensor.name
+        numbers = replaced[key] if key in replaced else vector.tensor.read()
+        if vector.module is not None:  # it is added to the base's
+            new = numbers.double() * edit.update_scale
+        else:
+            new = edit.applied(plan.survey.base.tensors[str(vector.target)].read(), numbers)
+        replaced[key] = new.to(numbers.dtype)
+
+
+def _new_config(plan: RepairPlan, adapter: AdapterSource) -> dict[str, Any] | None:
+    """The changed config; None where the original's bytes serve."""
+    if is_plain(plan.modules, plan.rank, compact=plan.compact):
+        assert plan.stored_rank is not None
+        return plain_config(adapter, plan.stored_rank)
+    if not plan.compact:
+        return None
+    keys = {m.name: m.pattern_key for m in low_rank_modules(plan.survey.base, adapter, plan.survey.pairing)}
+    grown = {keys[m.name]: m.after for m in plan.modules if m.after > m.before}
+    return compact_config(adapter, grown) if grown else None
