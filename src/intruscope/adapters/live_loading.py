@@ -99,7 +99,7 @@ def load_modules(
         folder: Path | None = _folder(base)
         name = base.name
     else:
-        start = _module_language(_pristine(base, tuned).to(merge_dtype))
+        start = _module_language(pristine_base(base, tuned).to(merge_dtype))
         folder, name = None, "the base in memory"
     if hasattr(tuned, "merge_and_unload"):
         tuned_model = merge_in_memory(tuned)
@@ -169,7 +169,7 @@ def _module_language(model: nn.Module) -> Start:
     return Start(model=None, cls=cls, kind=kind, problem=problem, stored_names=stored)
 
 
-def _pristine(base: nn.Module, tuned: Any) -> nn.Module:
+def pristine_base(base: nn.Module, tuned: Any) -> nn.Module:
     """A copy of the base in memory, adapters off.
 
     Raises:
