@@ -124,6 +124,13 @@ def check_task(pair: LivePair, task: Task) -> None:
         pair.language_model()
 
 
+def num_examples(task: Task) -> int | None:
+    """Examples of a task; None for held-out text, whose sequences depend on the model."""
+    if isinstance(task, ClassificationTask):
+        return len(task.labels)
+    return len(task.choices) if isinstance(task, ChoiceTask) else None
+
+
 def limited(task: Task, max_examples: int | None) -> Task:
     """At most so many examples of a task, spread evenly; held-out text is left whole.
 

@@ -99,13 +99,7 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
     Raises:
         UsageError: fewer than four of either.
     """
-    for what, num in (("sequences", num_sequences), ("examples", num_examples)):
-        if num < _FEWEST:
-            raise UsageError(
-                f"got {num} {what}, expected at least {_FEWEST}: one half chooses a strength and the other "
-                "tells what it does",
-                remedy="give more text" if what == "sequences" else "give more examples",
-            )
+    check_counts(num_sequences, num_examples)
     generator = np.random.default_rng([settings.seed, num_sequences, num_examples])
     text_first, text_second = _halves(num_sequences, generator)
     task_first, task_second = _halves(num_examples, generator)
@@ -114,6 +108,21 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
         _sample(text_first, task_first, settings, generator),
         _sample(text_second, task_second, settings, generator),
     )
+
+
+def check_counts(num_sequences: int, num_examples: int) -> None:
+    """Refuse what cannot be halved and resampled.
+
+    Raises:
+        UsageError: fewer than four of either.
+    """
+    for what, num in (("sequences", num_sequences), ("examples", num_examples)):
+        if num < _FEWEST:
+            raise UsageError(
+                f"got {num} {what}, expected at least {_FEWEST}: one half chooses a strength and the other "
+                "tells what it does",
+                remedy="give more text" if what == "sequences" else "give more examples",
+            )
 
 
 def gain(metric: Metric) -> Callable[[float], float]:

@@ -13,6 +13,7 @@ from intruscope.spectra.scan import RunOptions, check_outputs, environment, open
 from intruscope.sweep.assemble import assemble
 from intruscope.sweep.records import Source, SweepReport, SweepSettings
 from intruscope.sweep.run import checked_settings, run_grid
+from intruscope.sweep.statistics import check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -208,7 +209,7 @@ def measure_pair(
     """
     from intruscope.forgetting.losses import choose_protocol
     from intruscope.forgetting.windows import cut
-    from intruscope.sweep.live import LiveBench, limited
+    from intruscope.sweep.live import LiveBench, limited, num_examples
 
     language = pair.language_model()
     # Exact takes one pass per token, and a grid has dozens of cells.
@@ -222,11 +223,14 @@ def measure_pair(
         stride=measuring.stride,
         max_sequences=measuring.max_sequences,
     )
+    chosen = limited(task, measuring.max_examples)
+    known = num_examples(chosen)
+    check_counts(sequences.num_sequences, sequences.num_sequences if known is None else known)
     bench = LiveBench(
         pair,
         sequences,
         protocol=protocol,
-        task=limited(task, measuring.max_examples),
+        task=chosen,
         seed=settings.seed,
         batch_tokens=measuring.batch_tokens,
         max_tokens=measuring.max_tokens,
