@@ -11,8 +11,7 @@ finished is published. The controls that are no shrinks (random directions, neig
 strength, for processor time.
 
     python -m benchmarks.interventions --work WORK --base MODEL --runs RUNS --tasks TASKS --text FILE
-    python -m benchmarks.interventions --work WORK --demo
-    python -m benchmarks.interventions --work WORK --publish
+    python -m benchmarks.interventions --work WORK --demo --publish
 """
 
 from __future__ import annotations
@@ -80,7 +79,8 @@ def minilm_cases(base: Path, runs: Path, tasks: Path, text: Path, work: Path) ->
     lines = text.read_text(encoding="utf-8").splitlines()
     for seed in SEEDS:
         part = work / f"text-s{seed}.txt"
-        part.write_text("\n".join(lines[seed :: len(lines) // NUM_SEQUENCES]) + "\n", encoding="utf-8")
+        if not part.exists():
+            part.write_text("\n".join(lines[seed :: len(lines) // NUM_SEQUENCES]) + "\n", encoding="utf-8")
         for task in ("sst2", "mnli", "qqp"):
             for rank in (1, 8):
                 folder = runs / f"{task}-r{rank}-s{seed}"
@@ -409,17 +409,22 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="what examples/train_minilm.py wrote")
     parser.add_argument("--tasks", type=Path)
     parser.add_argument("--text", type=Path)
+    parser.add_argument(
+        "--only", default="", help="runs whose name holds this: for several processes at once"
+    )
     parser.add_argument("--demo", action="store_true", help="the shipped model")
-    parser.add_argument("--publish", action="store_true", help="only pool what is measured")
+    parser.add_argument("--publish", action="store_true", help="pool and write what is measured")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.base is not None:
         for case in minilm_cases(options.base, options.runs, options.tasks, options.text, options.work):
-            measure_case(case, options.work)
+            if options.only in case.name:
+                measure_case(case, options.work)
     if options.demo:
         for case in demo_cases(options.work):
             measure_case(case, options.work)
-    publish(options.work)
+    if options.publish:
+        publish(options.work)
 
 
 if __name__ == "__main__":
