@@ -2,8 +2,9 @@
 
 The alignment of a unit vector y is max_i |u_i · y| over the base's counted singular vectors (thin
 SVD; values up to max(M, N) ulp of the largest do not count). Upper bounds come from intervals that
-cover the base's whole spectrum, lower bounds from converged Ritz vectors whose gap is certified.
-Where neither decides a threshold the dense float64 decomposition does.
+cover the base's whole spectrum but the top that is certified to be known; lower bounds, and both bounds
+on that top, from converged Ritz vectors whose gap is certified. Where neither decides a threshold the
+dense float64 decomposition does.
 
 One side is analysed at a time, in the orientation "left": the caller transposes for the right side.
 
@@ -55,6 +56,8 @@ _CONVERGED = 1e-3
 """A Ritz value with a smaller relative residual can be accounted for."""
 _DEEPEST = 64
 _POOR_SINE = 1e-3
+_WELL_KNOWN = 0.05
+"""Base vectors off by a smaller sine are compared one by one; the intervals take over below them."""
 _CHEAP_SIDE = 1536
 """Up to this smaller side a dense decomposition is worth it for a threshold of the grid alone."""
 
@@ -262,7 +265,8 @@ def _krylov(
                 error = error_K + _start_rounding(system, float(system.values[0]))
                 target = clusters.sine_lower(_targets(found.lower, thresholds), error)[undecided]
                 start_MF = tuned_left_MK[:, undecided]
-                known.limit[undecided] = _grown_alone(work, start_MF, target, ceiling, generator)
+                limit = _grown_alone(work, start_MF, target, known.cut, generator)
+                known.limit[undecided] = limit.maximum(known.top_upper[undecided])
                 found = _bounds(system, known, tuned, error_K, thresholds)
         if found is not None:
             wide, narrow = _undecided(found, thresholds), _narrow_at(found, deciding)
@@ -285,18 +289,32 @@ def _krylov(
 
 
 class _Known:
-    """What is certified of the base's spectrum: its top, with vectors, and a floor of its bottom."""
+    """What is certified of the base's spectrum: its top, with vectors, and a floor of its bottom.
+
+    Attributes:
+        floor: No singular value lies below it (tall bases; 0 while unknown).
+        top: The accounted triplets, None before the first account.
+        cut: No singular value lies above it but those of the well-known leading triplets.
+        top_lower, top_upper: Bounds on the largest alignment with the accounted, and with those
+            well-known, base vectors (K,).
+        best_index: Of the accounted vector that attains the alignment, −1 where unknown (K,).
+        limit: Upper bounds on the alignments that are known already (K,).
+        failure_probability: Of all of this together.
+    """
 
     def __init__(self, work: Operator, tuned_left_MK: Tensor, *, ceiling: float, tall: bool) -> None:
-        self.tall, self.ceiling = tall, ceiling
-        self.limit = torch.ones(tuned_left_MK.shape[1], dtype=torch.float64)
+        count = tuned_left_MK.shape[1]
+        self.tall, self.ceiling, self.cut = tall, ceiling, ceiling
+        self.limit = torch.ones(count, dtype=torch.float64)
         self.floor = 0.0
         self.failure_probability = 0.0
-        self.cosines_CK = torch.zeros((0, tuned_left_MK.shape[1]), dtype=torch.float64)
         self.top: Triplets | None = None
+        self.top_lower = self.top_upper = torch.zeros(count, dtype=torch.float64)
+        self.best_index = torch.full((count,), -1)
         self._work, self._tuned_left_MK = work, tuned_left_MK
         self._account: TopAccount | None = None
-        self._wanted = tuned_left_MK.shape[1] + 2
+        self._accounted_values = torch.zeros(0, dtype=torch.float64)
+        self._wanted = count + 2
 
     def learn(self, system: RitzSystem) -> None:
         """Certify what is still missing or poor; what is certified once stays true as the space grows."""
@@ -313,8 +331,8 @@ class _Known:
             )
             self.failure_probability += account.failure_probability
             if self._account is None or account.count >= self._account.count:
-                self._account = account
-                self._take(ritz_triplets(system, account))
+                self._account, self._accounted_values = account, system.values[: account.count]
+                self._take(ritz_triplets(system, account), account)
         if self.tall and self.floor == 0.0:
             self.floor = smallest_counted_value(system, random_KB, num_candidates=candidates)
             self.failure_probability += FAILURE_PROBABILITY
@@ -335,7 +353,7 @@ class _Known:
         if self._poor():
             refined = refine(self._work, self.top.left_MC, self.top.right_NC, floor=self._account.floor)
             if refined is not None and bool((refined.sine_error < self.top.sine_error)[:-1].any()):
-                self._take(refined)
+                self._take(refined, self._account)
                 changed = True
         return changed
 
@@ -343,10 +361,14 @@ class _Known:
         """Whether a vector above the last group is not well known."""
         return self.top is not None and bool((self.top.sine_error[:-1] > _POOR_SINE).any())
 
-    def _take(self, top: Triplets) -> None:
+    def _take(self, top: Triplets, account: TopAccount) -> None:
         self.top = top
         left_MC = top.left_MC if self.tall else top.right_NC
-        self.cosines_CK = left_MC.T @ self._tuned_left_MK
+        sure = _well_known(top)
+        found = _with_top(top, sure, left_MC.T @ self._tuned_left_MK)
+        self.top_lower, self.top_upper, self.best_index = found
+        last = sure - 1
+        self.cut = float(self._accounted_values[last] - account.gap[last]) if sure else self.ceiling
 
 
 def _cosines(system: RitzSystem, count: int, *, tall: bool) -> Tensor:
@@ -405,20 +427,22 @@ def _bounds(
         return None
     count = len(tuned.singular_values)
     functionals_KF = system.start_coordinates()[:, :count]
-    lower, best = _lower(known.top, known.cosines_CK)
+    lower, best = known.top_lower, known.best_index
     rounding = _start_rounding(system, floor if tall else float(system.values[0]))
     error = error_K + rounding
     target = clusters.sine_lower(_targets(clusters.sine_lower(lower, error), thresholds), error)
-    upper = _upper(system, functionals_KF, target, floor, known.ceiling, tall=tall).minimum(known.limit)
+    below = _upper(system, functionals_KF, target, floor, known.cut, tall=tall)
+    upper = torch.maximum(known.top_upper, below).minimum(known.limit)
     values = torch.cat([known.top.values, torch.zeros(1, dtype=torch.float64)])  # −1: none, value 0
     outside = None
+    certificate: Certificate = "probabilistic"
     if tall:
         outside = (1.0 - _cosines(system, count, tall=True).square().sum(dim=0)).clamp(0.0, 1.0)
     bounded = Alignments(
         lower=lower,
         upper=torch.maximum(upper, lower),
         degenerate=torch.zeros(count, dtype=torch.bool),
-        certificates=tuple("probabilistic" if tall or float(low) > 0.0 else "proved" for low in lower),
+        certificates=(certificate,) * count,
         failure_probability=known.failure_probability,
         best_index=best,
         best_value=values[best],
@@ -429,9 +453,9 @@ def _bounds(
 
 
 def _grown_alone(
-    work: Operator, start_MF: Tensor, target: Tensor, ceiling: float, generator: torch.Generator
+    work: Operator, start_MF: Tensor, target: Tensor, cut: float, generator: torch.Generator
 ) -> Tensor:
-    """Upper bounds on the alignments of a few vectors from a space grown from them alone (F,).
+    """Upper bounds on alignments with base vectors below a cut, from a space of a few vectors alone (F,).
 
     Its bounds need no Gaussian columns and none of the other vectors, only many steps, and every cost
     but that of the products grows with the square of the block.
@@ -440,7 +464,7 @@ def _grown_alone(
         work: A base that is not tall, from the side of the vectors.
         start_MF: The vectors.
         target: What the bounds should reach.
-        ceiling: A number that no singular value exceeds.
+        cut: Singular values above it are not meant.
         generator: Of the error sample.
     """
     most = min(_MAX_STEPS, int(0.8 * min(work.shape)) // start_MF.shape[1])
@@ -450,7 +474,7 @@ def _grown_alone(
         process.extend(num_steps)
         system = process.ritz(generator)
         before, functionals_KF = upper, system.start_coordinates()
-        upper = _upper(system, functionals_KF, target, 0.0, ceiling, tall=False).minimum(before)
+        upper = _upper(system, functionals_KF, target, 0.0, cut, tall=False).minimum(before)
         missing = upper > target
         vain = bool((before - upper < 0.1 * (upper - target))[missing].all())
         if num_steps == most or vain:
@@ -464,30 +488,52 @@ def _start_rounding(system: RitzSystem, smallest: float) -> float:
     return 4.0 * ulp * math.sqrt(system.start_BB.shape[0]) * float(system.values[0]) / smallest
 
 
-def _lower(top: Triplets, cosines_CF: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower bounds from certified base vectors, and the index of the best one (−1: none)."""
+def _well_known(top: Triplets) -> int:
+    """How many leading triplets, by whole clusters, are known to better than ``_WELL_KNOWN``.
+
+    The last cluster is not among them: no gap below it is certified.
+    """
+    if not len(top.values):
+        return 0
+    poor = top.sine_error > _WELL_KNOWN
+    poor[-1] = True
+    return int((top.cluster < top.cluster[poor].min()).sum())
+
+
+def _with_top(top: Triplets, sure: int, cosines_CF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds on the largest alignment with accounted base vectors, and the index of the best (−1: none).
+
+    The lower bound is over all of them, the upper over the first ``sure``, which are whole clusters.
+    """
     count = cosines_CF.shape[1]
     if not len(top.values):
-        return torch.zeros(count, dtype=torch.float64), torch.full((count,), -1)
+        zero = torch.zeros(count, dtype=torch.float64)
+        return zero, zero, torch.full((count,), -1)
     size = int(top.cluster.max()) + 1
     squares = torch.zeros((size, count), dtype=torch.float64)
     squares.index_add_(0, top.cluster, cosines_CF.square())
     members = torch.bincount(top.cluster, minlength=size).double().unsqueeze(1)
     errors = torch.zeros(size, dtype=torch.float64)
-    errors = errors.scatter_reduce(0, top.cluster, top.sine_error, "amax")
-    # A cluster of d values attains at least 1/√d of its joint share, whatever its basis.
-    values_GF = clusters.sine_lower(squares.sqrt(), errors.unsqueeze(1)) / members.sqrt()
-    lower = values_GF.amax(dim=0)
+    errors = errors.scatter_reduce(0, top.cluster, top.sine_error, "amax").unsqueeze(1)
+    # A cluster of d values attains between 1/√d of its joint share and all of it, by its basis.
+    joint = squares.sqrt()
+    lower = (clusters.sine_lower(joint, errors) / members.sqrt()).amax(dim=0)
+    known = int(top.cluster[sure - 1]) + 1 if sure else 0
+    upper = torch.zeros(count, dtype=torch.float64)
+    if known:
+        upper = clusters.sine_upper(joint[:known], errors[:known]).amax(dim=0)
     strongest = cosines_CF.abs().argmax(dim=0)
     # Named only when no other vector can hold more: it has over half of the squared length.
     alone = (members[top.cluster[strongest], 0] == 1) & (lower.square() > 0.5)
-    return lower, torch.where(alone, strongest, -1)
+    return lower, upper, torch.where(alone, strongest, -1)
 
 
 def _upper(
-    system: RitzSystem, functionals_KF: Tensor, target: Tensor, floor: float, ceiling: float, *, tall: bool
+    system: RitzSystem, functionals_KF: Tensor, target: Tensor, floor: float, cut: float, *, tall: bool
 ) -> Tensor:
-    """Upper bounds over every counted singular vector of the base."""
+    """Upper bounds over every counted singular vector of the base with a value up to ``cut``."""
+    if cut <= floor:
+        return torch.zeros_like(target)
     bounds = IntervalBounds(system, functionals_KF)
     largest = float(system.values[0])
 
@@ -495,6 +541,7 @@ def _upper(
         squares = bounds.squares(centre_Q, half_Q)
         return squares / (centre_Q - half_Q).square().unsqueeze(1) if tall else squares
 
-    below = torch.linspace(floor, largest, _FIRST_INTERVALS + 1, dtype=torch.float64)
-    edges = torch.cat([below, torch.tensor([max(ceiling, 1.001 * largest)], dtype=torch.float64)])
+    edges = torch.linspace(floor, min(cut, largest), _FIRST_INTERVALS + 1, dtype=torch.float64)
+    if cut > largest:
+        edges = torch.cat([edges, torch.tensor([cut], dtype=torch.float64)])
     return cover(edges, evaluate, target.square(), resolution=system.recurrence_error).sqrt().clamp(max=1.0)
