@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from intruscope.repair.plan import RepairPlan
     from intruscope.repair.records import EditedMatrix
 
-_MAX_ROWS = 24
+_MAX_ROWS = 16
 
 
 def repair_table(plan: RepairPlan) -> list[RenderableType]:
@@ -100,9 +100,10 @@ def _writes(plan: RepairPlan) -> str:
 
 def _matrices(plan: RepairPlan) -> Table:
     """The matrices with the largest changes first."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    title = "Largest changes first; shares are of the update, in the intruders' directions"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
     table.add_column("matrix", overflow="fold")
-    for name in ("vectors", "change", "of update before", "after"):
+    for name in ("vectors", "change", "before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     ordered = sorted(plan.matrices, key=lambda matrix: -matrix.change_norm)
     for matrix in ordered[:_MAX_ROWS]:
