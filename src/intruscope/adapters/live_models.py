@@ -83,7 +83,8 @@ def config_of(source: ModelSource) -> Any:
             file=source.path,
         )
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with quiet():
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a foreign config provokes in there
         kind = printable(source.config.get("model_type"))
         fact = f"got a config that transformers does not take (model_type {kind}: {printable(error)})"

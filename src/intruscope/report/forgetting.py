@@ -134,8 +134,8 @@ def forgetting_summary(report: ForgettingReport) -> list[RenderableType]:
     if report.fast_error is not None:
         parts.append(
             Text(
-                f"The fast protocol's forgetting minus the exact one's: {_signed(report.fast_error)}, on some "
-                "of the sequences.",
+                "The fast protocol's forgetting minus the exact one's, on some of the sequences: "
+                f"{_signed(report.fast_error)}.",
                 style="dim",
             )
         )
@@ -156,7 +156,7 @@ def _task_table(tasks: tuple[TaskFigures, ...]) -> Table:
             )
             change += f", p {task.mcnemar_p:.2g}" if task.mcnemar_p is not None else ""
         table.add_row(
-            Text(f"{printable(task.name)} ({task.metric}, {task.num_examples})"),
+            Text(f"{printable(task.name.rpartition('/')[2])} ({task.metric}, {task.num_examples})"),
             "" if task.base is None else f"{task.base.estimate:.3f}",
             f"{task.tuned.estimate:.3f} ({task.tuned.low:.3f} to {task.tuned.high:.3f})",
             change,
