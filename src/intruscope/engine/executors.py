@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from intruscope.engine.tasks import Task
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+"""glibc raises this threshold by itself to 32 MiB, and large freed blocks then stay with the process: at
+the shapes of a 7B model a worker peaked at 1.5 GiB instead of 0.95. Other C libraries ignore it."""
 _TRIES = 2
 
 
@@ -124,7 +127,8 @@ class LocalExecutor(Executor):
             self._workers.append(self._spawn())
 
     def _spawn(self) -> _Worker:
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
+        threads = dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+        environment = {**_MEMORY_VARIABLES, **os.environ, **threads}
         try:
             with contextlib.ExitStack() as undo:
                 errors = undo.enter_context(tempfile.TemporaryFile())
