@@ -29,7 +29,10 @@ def test_every_option_that_a_page_names_exists():
         for parameter in command.params:
             known |= set(parameter.opts) | set(parameter.secondary_opts)
     elsewhere = {"--help", "--version"}
-    for page in (ROOT / "README.md", ROOT / "docs" / "certificates.md", ROOT / "docs" / "exit-codes.md"):
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{n}.md" for n in ("certificates", "controls", "exit-codes")),
+    ):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert named <= known | elsewhere, page.name
 
