@@ -146,6 +146,20 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
 
 
+def test_what_could_not_be_matched_is_written_as_it_was_and_makes_the_result_incomplete(planted, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    factors = load_file(planted / "adapter" / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.7.mlp.up_proj"
+    more = {f"{key}.lora_A.weight": torch.randn(1, 40), f"{key}.lora_B.weight": torch.randn(48, 1)}
+    save_file({**factors, **more}, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text((planted / "adapter" / "adapter_config.json").read_text())
+    done = invoke("repair", planted / "base", adapter, "-o", tmp_path / "out", "-q", "--workers", 1)
+    assert_message(done, 5, "could not be matched", "intruscope scan")
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert torch.equal(written[f"{key}.lora_B.weight"][:, :1], more[f"{key}.lora_B.weight"])
+
+
 def test_a_full_disk_leaves_nothing_half_written(planted, tmp_path):
     if subprocess.run(
         ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], check=False, capture_output=True

@@ -11,7 +11,7 @@ import typer
 
 from intruscope.cli.checks import above_zero, check_device, top, within
 from intruscope.cli.screen import emit, matrix_progress, note, show
-from intruscope.errors import OutputConflict, UsageError, printable
+from intruscope.errors import IncompleteResult, OutputConflict, UsageError, printable
 from intruscope.weights.output import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -125,6 +125,12 @@ def repair(
         show(repair_table(plan))
         if not dry_run:
             emit(f"written: {printable(out)}\n")
+    if not plan.survey.pairing.complete:
+        raise IncompleteResult(
+            "got weights that could not be matched or decoded and are as they were, expected to reach all",
+            remedy=f"see what with intruscope scan {printable(base)} {printable(tuned or '')}".rstrip(),
+            file=plan.survey.pairing.tuned,
+        )
 
 
 def _rank(text: str) -> Any:

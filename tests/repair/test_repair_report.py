@@ -1,0 +1,99 @@
+"""What people read: the sentence, the energies, and foreign names that stay text."""
+
+import io
+import json
+
+import pytest
+from repair_models import RANK, write_checkpoint
+from rich.console import Console
+
+from intruscope import RunOptions, ScanSettings
+from intruscope.repair import repair
+from intruscope.repair.records import totals
+from intruscope.report.repair import repair_sentence, repair_table
+
+INLINE = RunOptions(workers=0)
+
+
+def text_of(plan):
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    for part in repair_table(plan):
+        console.print(part)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    return stream.getvalue()
+
+
+def plan_of(models, **options):
+    options = {"strength": 0.5, "options": INLINE, **options}
+    return repair(str(models / "base"), str(models / "adapter"), **options)
+
+
+def test_an_edit_is_told_in_energy_and_not_only_in_counts(models):
+    plan = plan_of(models, which="all")
+    sums = totals(plan.matrices)
+    shown = text_of(plan)
+    assert f"{sums.num_vectors} vectors are multiplied by 0.5, in 3 matrices." in shown
+    assert f"at least {sums.num_still_counted} of" in shown
+    assert f"{100 * sums.update_before:.0f}% of the edited updates before" in shown
+    assert f"{100 * sums.update_after:.0f}% after" in shown
+    assert f"(before: {RANK})" in shown
+    assert sums.update_after < sums.update_before
+    assert sums.tuned_after < sums.tuned_before
+
+
+def test_removal_and_growth_and_nothing(models):
+    removed = repair_sentence(plan_of(models, strength=0.0))
+    assert "3 vectors are removed, in 3 matrices." in removed
+    assert "still count" not in removed
+    grown = plan_of(models, strength=1.5)
+    assert "multiplied by 1.5" in repair_sentence(grown)
+    assert totals(grown.matrices).update_after > totals(grown.matrices).update_before
+    assert repair_sentence(plan_of(models, strength=1.0)).startswith("Nothing to repair: the strength is 1.")
+    none = plan_of(models, settings=ScanSettings(epsilon=0.001))
+    assert repair_sentence(none).startswith("Nothing to repair: no vector is an intruder.")
+
+
+@pytest.mark.parametrize("control", ["uniform", "random", "interpolation"])
+def test_a_control_says_what_it_is(models, control):
+    plan = plan_of(models, control=control)
+    shown = text_of(plan)
+    assert f"The control '{control}' at strength 0.5 changes" in shown
+    assert "energy" not in shown
+    assert f"{totals(plan.matrices).change_norm:.4g}" in shown
+
+
+def test_undecided_vectors_are_left_alone_and_said(models, tmp_path):
+    """Two equal singular values of the tuned matrix: no single vector is there to be turned down."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(48, 40, generator=generator, dtype=torch.float64))[0]
+    right = torch.linalg.qr(torch.randn(40, 40, generator=generator, dtype=torch.float64))[0]
+    values = torch.linspace(4.0, 1.0, 40, dtype=torch.float64)
+    twice = values.clone()
+    twice[:2] = 6.0
+    turned = left.clone()
+    turned[:, :2] = (left[:, :2] - left[:, 2:4]) / 2**0.5
+    turned[:, 2:4] = (left[:, :2] + left[:, 2:4]) / 2**0.5
+    name = "model.layers.0.self_attn.q_proj.weight"
+    write_checkpoint(tmp_path / "base", {name: (left * values) @ right.T})
+    write_checkpoint(tmp_path / "tuned", {name: (turned * twice) @ right.T})
+    plan = repair(str(tmp_path / "base"), str(tmp_path / "tuned"), strength=0.5, options=INLINE)
+    assert plan.num_left == sum(v != "aligned" for v in plan.survey.matrices[0].verdicts) > 0
+    assert not plan.edits
+    assert f"{plan.num_left} vectors whose verdict is open are left alone" in repair_sentence(plan)
+
+
+def test_foreign_names_stay_text(models, tmp_path):
+    folder = tmp_path / "[red]`x`\u202e"
+    import shutil
+
+    shutil.copytree(models / "adapter", folder)
+    plan = repair(str(models / "base"), str(folder), strength=0.5, options=INLINE)
+    assert "[red]`x`\\u202e" in text_of(plan).replace("\n", "")
+    plan.apply(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`[red]'x'\\u202e`" in card
+    assert json.loads((tmp_path / "out" / "intruscope_repair.json").read_text())["tuned"].endswith("\u202e")
