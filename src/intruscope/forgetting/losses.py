@@ -37,6 +37,9 @@ MASKED_FRACTION = 0.15
 DEFAULT_BATCH_TOKENS = 4096
 _MAX_LOGITS = 1 << 27
 """Logits held at once: half a gibibyte in float32."""
+_MAX_PADDING = 0.1
+_MIN_POSITIONS = 512
+"""Below so many positions a batch is too small for padding to matter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,15 +167,20 @@ def _groups(window: Window, index: int, protocol: Protocol, seed: int) -> list[N
 
 
 def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[list[_Row]]:
+    """Rows that run together: within the budgets, and of like length where there are enough of them."""
     batch: list[_Row] = []
-    num_scored = 0
+    num_scored = num_real = 0
     for row in rows:
-        too_long = batch and (len(batch) + 1) * len(batch[0]) > batch_tokens
-        if too_long or (batch and (num_scored + len(row.positions)) * num_words > _MAX_LOGITS):
-            yield batch
-            batch, num_scored = [], 0
+        if batch:
+            padded = (len(batch) + 1) * len(batch[0])
+            loose = padded > _MIN_POSITIONS and num_real + len(row) < (1 - _MAX_PADDING) * padded
+            many = (num_scored + len(row.positions)) * num_words > _MAX_LOGITS
+            if padded > batch_tokens or loose or many:
+                yield batch
+                batch, num_scored, num_real = [], 0, 0
         batch.append(row)
         num_scored += len(row.positions)
+        num_real += len(row)
     if batch:
         yield batch
 
@@ -181,8 +189,8 @@ class Forward:
     """Runs a language model and computes logits only where a token is scored.
 
     The head is half the work of a small model, so the body's output is cut down to the scored positions on
-    its way to the head, which treats every position alike. That is checked once, on the first batch; a model
-    whose head does more keeps all positions.
+    its way to the head, which treats every position alike. That is checked once, on two rows; a model whose
+    head does more keeps all positions.
     """
 
     def __init__(self, language: LanguageModel, *, masked: bool) -> None:
@@ -204,7 +212,28 @@ class Forward:
         import torch
         from torch.nn.functional import cross_entropy
 
-        ids = np.full((len(batch), len(batch[0])), self._pad_id, dtype=np.int64)
+        if self._cuts is None:
+            few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
+            self._cuts = self._may_cut(*few[:4])
+        tensors = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch)]
+        try:
+            with torch.inference_mode():
+                run = self._cut_run if self._cuts else self._whole_run
+                logits_MV = run(*tensors[:4])
+                wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+                lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ResourceExhausted(
+                f"got no memory for a batch of {tensors[0].numel()} positions on {self._model.device}, "
+                "expected room",
+                remedy="lower --batch-tokens, or take another --device",
+            ) from error
+        found: NDArray[np.float64] = lost.double().cpu().numpy()
+        return found
+
+    def _arrays(self, batch: list[_Row]) -> tuple[NDArray[np.int64], ...]:
+        """Ids and attention (B, T); row, position to read, and target of each scored token (M,)."""
+        ids = np.full((len(batch), max(map(len, batch))), self._pad_id, dtype=np.int64)
         attention = np.zeros_like(ids)
         rows = np.repeat(np.arange(len(batch)), [len(row.positions) for row in batch])
         positions = np.concatenate([row.positions for row in batch])
@@ -214,29 +243,28 @@ class Forward:
         targets = ids[rows, positions]
         if self._masked:
             ids[rows, positions] = self._mask_id
-        read = positions if self._masked else positions - 1
-        device = self._model.device
-        tensors = [torch.from_numpy(array).to(device) for array in (ids, attention, rows, read, targets)]
-        try:
-            with torch.inference_mode():
-                logits_MV = self._logits(tensors[0], tensors[1], tensors[2], tensors[3])
-                wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-                lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ResourceExhausted(
-                f"got no memory for a batch of {ids.size} positions on {device}, expected room",
-                remedy="lower --batch-tokens, or take another --device",
-            ) from error
-        return lost.double().cpu().numpy()
+        return ids, attention, rows, positions if self._masked else positions - 1, targets
 
-    def _logits(
-        self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
-    ) -> torch.Tensor:
-        """(M, words)."""
+    def _may_cut(self, *tensors: torch.Tensor) -> bool:
+        """Whether the head gives the same of the cut output as of the whole one."""
         import torch
 
-        if self._cuts is False:
-            return self._run(ids_BT, attention_BT)[rows_M, read_M]
+        with torch.inference_mode():
+            whole_MV, cut_MV = self._whole_run(*tensors), self._cut_run(*tensors)
+            spread = 64 * torch.finfo(whole_MV.dtype).eps * whole_MV.abs().max().clamp(min=1.0)
+            same_shape = cut_MV.shape == whole_MV.shape
+            return same_shape and bool(((cut_MV - whole_MV).abs() <= spread).all())
+
+    def _whole_run(
+        self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
+    ) -> torch.Tensor:
+        """(M, words), cut out of the logits of all positions."""
+        return self._run(ids_BT, attention_BT)[rows_M, read_M]
+
+    def _cut_run(
+        self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
+    ) -> torch.Tensor:
+        """(M, words), of the head run on the scored positions alone."""
 
         def keep_scored(_module: object, _arguments: object, output: Any) -> Any:
             picked = output[0][rows_M, read_M].unsqueeze(0)
@@ -247,15 +275,9 @@ class Forward:
 
         hook = self._model.base_model.register_forward_hook(keep_scored)
         try:
-            cut = self._run(ids_BT, attention_BT)
+            return self._run(ids_BT, attention_BT)[0]
         finally:
             hook.remove()
-        if self._cuts is None:
-            whole = self._run(ids_BT, attention_BT)[rows_M, read_M]
-            spread = 64 * torch.finfo(whole.dtype).eps * whole.abs().max().clamp(min=1.0)
-            self._cuts = cut.shape == (1, *whole.shape) and bool(((cut[0] - whole).abs() <= spread).all())
-            return whole
-        return cut[0]
 
     def _run(self, ids_BT: torch.Tensor, attention_BT: torch.Tensor) -> torch.Tensor:
         more = {} if self._masked else {"use_cache": False}
