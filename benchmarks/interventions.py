@@ -37,9 +37,9 @@ from intruscope.report.tables import write_rows
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.figures import Measured, cell_report
+from intruscope.sweep.measure import MeasureOptions, measure_pair
 from intruscope.sweep.records import MATCHED, Cell, CellReport, Measurement, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
-from intruscope.sweep.sweep import MeasureOptions, measure_pair
 
 SHRINKS = SweepSettings(controls=("intruders", *MATCHED, "uniform", "interpolation"))
 OTHERS = replace(

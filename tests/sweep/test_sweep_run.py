@@ -18,9 +18,9 @@ from intruscope.repair.survey import survey
 from intruscope.report.sweep_tables import sweep_json
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench, limited
+from intruscope.sweep.measure import MeasureOptions, sweep
 from intruscope.sweep.records import Measurement, SweepSettings
 from intruscope.sweep.run import run_grid
-from intruscope.sweep.sweep import MeasureOptions, sweep
 
 INLINE = RunOptions(workers=0)
 SETTINGS = SweepSettings(strengths=(0.2, 0.6), num_resamples=200)
@@ -181,7 +181,7 @@ def report_of(files, tuned, **options):
         str(files / "base"),
         str(files / tuned),
         task=load_task(files / "task.tsv"),
-        text=read_texts([files / "text.txt"]),
+        text=files / "text.txt",
         settings=settings,
         measuring=MeasureOptions(device="cpu"),
         options=replace(INLINE, work_dir=options.pop("work", None)),
@@ -253,3 +253,11 @@ def test_fewer_examples_are_spread_evenly(files):
     assert few.labels == tuple(task.labels[i] for i in (0, 4, 8, 12, 16))
     assert few.texts[1] == task.texts[4]
     assert limited(task, 100) == task == limited(task, None)
+
+
+def test_the_notebook_finds_the_function_however_often_it_asks():
+    import intruscope.sweep
+
+    assert callable(intruscope.sweep.sweep)
+    assert intruscope.sweep.sweep is sweep
+    assert intruscope.sweep.SweepSettings is SweepSettings

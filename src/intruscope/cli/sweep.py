@@ -108,17 +108,17 @@ def sweep(
     targets = Targets(json=json, csv=None, parquet=parquet, html=html, plots=plots, with_maps=False)
     targets.check([base, tuned], work=work, force=force)
     _keep_off(targets, [task, *text])
-    from intruscope.forgetting.texts import read_texts
     from intruscope.spectra.scan import RunOptions
-    from intruscope.sweep.sweep import MeasureOptions
-    from intruscope.sweep.sweep import sweep as run_sweep
+    from intruscope.sweep.measure import MeasureOptions
+    from intruscope.sweep.measure import sweep as run_sweep
 
     with stage_progress(quiet=quiet) as on_stage:
         report = run_sweep(
             base,
             tuned,
             task=_task(task, task_fields, labels),
-            text=read_texts(text, field=field),
+            text=text,
+            field=field,
             settings=settings,
             measuring=MeasureOptions(
                 protocol=protocol,

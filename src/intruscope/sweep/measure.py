@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import OutputConflict, UsageError
@@ -17,7 +18,6 @@ from intruscope.sweep.statistics import check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from intruscope.adapters.live import LivePair
     from intruscope.engine.tasks import Progress
@@ -65,7 +65,8 @@ def sweep(
     tuned: str | None = None,
     *,
     task: Task,
-    text: Corpus,
+    text: str | Path | Sequence[str | Path],
+    field: str | None = None,
     settings: SweepSettings | None = None,
     measuring: MeasureOptions | None = None,
     options: RunOptions | None = None,
@@ -81,7 +82,8 @@ def sweep(
         base: Model before, see :func:`intruscope.spectra.scan.plan`.
         tuned: Model after, see there.
         task: From :func:`intruscope.forgetting.tasks.load_task`.
-        text: From :func:`intruscope.forgetting.texts.read_texts`.
+        text: Files, patterns, or datasets of the hub (``hf:org/name:split``).
+        field: Column of tables that holds the text.
         settings: Grid, intruders, statistics.
         measuring: How models are loaded and measured.
         options: How the survey runs, and the folder of both journals.
@@ -105,8 +107,10 @@ def sweep(
         )
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
+    from intruscope.forgetting.texts import read_texts
     from intruscope.sweep.live import check_task
 
+    corpus = read_texts([text] if isinstance(text, (str, Path)) else text, field=field)
     work = options.work_dir
     check_outputs(plan(base, tuned, allow_pickle=allow_pickle), [*outputs, *([work] if work else [])])
     if work is not None:
@@ -149,7 +153,7 @@ def sweep(
         found,
         pair,
         task=task,
-        text=text,
+        text=corpus,
         settings=settings,
         measuring=measuring,
         options=_within(options, "sweep"),
@@ -162,8 +166,8 @@ def sweep(
         base=found.pairing.base,
         tuned=found.pairing.tuned,
         text=Source(
-            name=", ".join(source.name for source in text.sources),
-            sha256=text.sha256,
+            name=", ".join(source.name for source in corpus.sources),
+            sha256=corpus.sha256,
             num_items=len(measured.tuned.text_nats),
             protocol=measured.protocol,
         ),
