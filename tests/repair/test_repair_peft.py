@@ -122,7 +122,7 @@ def test_the_written_adapter_is_the_formula(case, made, tmp_path):
         assert not config.get("use_rslora")
 
 
-@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("case", [*SOME, "bias", "convolution-dora", "experts-stored-apart"])
 def test_the_merged_checkpoint_is_the_formula(case, made, tmp_path):
     folder = made(case)
     plan = plan_for(folder, merged=True)
@@ -138,7 +138,7 @@ def test_the_merged_checkpoint_is_the_formula(case, made, tmp_path):
     assert model is not None
 
 
-@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("case", [case for case in SOME if case not in ("conv1d", "rslora")])
 @pytest.mark.parametrize("rank", ["compact", 9, "same"])
 def test_other_ranks_are_the_formula_or_its_best_approximation(case, rank, made, tmp_path):
     folder = made(case)
