@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import intruscope
-from intruscope import RunOptions
-from intruscope.adapters.on_disk import on_disk
+from intruscope import RunOptions, on_disk
 from intruscope.repair import repair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
