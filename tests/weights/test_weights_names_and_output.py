@@ -9,7 +9,7 @@ import pytest
 
 from intruscope.errors import OutputConflict, ResourceExhausted, UsageError
 from intruscope.weights.names import parse_name
-from intruscope.weights.output import check_output, write_atomically
+from intruscope.weights.output import check_output, whole_folder, write_atomically
 
 
 def test_hub_ids_with_and_without_revision(tmp_path, monkeypatch):
@@ -121,3 +121,26 @@ def test_a_folder_in_the_way_or_missing_is_a_conflict(tmp_path, refused):
     for target in (tmp_path / "folder", tmp_path / "missing" / "r.json"):
         error = refused(lambda target=target: write_atomically(target, lambda stream: None), 7, says="")
         assert isinstance(error, OutputConflict)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "a").write_bytes(b"1")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "a").read_bytes() == b"1"
+    with pytest.raises(OutputConflict, match="not empty"), whole_folder(tmp_path / "out"):
+        raise AssertionError("unreachable")
+    with pytest.raises(ResourceExhausted, match="No space left"), whole_folder(tmp_path / "full") as folder:
+        (folder / "a").write_bytes(b"1")
+        raise OSError(28, "No space left on device")
+    with (
+        pytest.raises(OutputConflict, match="expected a folder that exists"),
+        whole_folder(tmp_path / "no" / "out"),
+    ):
+        raise AssertionError("unreachable")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(Path()) as folder:
+        (folder / "b").write_bytes(b"2")
+    assert (tmp_path / "here" / "b").read_bytes() == b"2"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["here", "out"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import UsageError
@@ -100,7 +101,6 @@ class Survey:
             deadline); nothing can be done to these.
         others: Names of the further matrices that the fine-tune may have changed (embeddings, heads); only
             interpolation touches them.
-        other_tensors: Stored names, on the base's side, of changed tensors that are no matrices.
     """
 
     base: ModelSource
@@ -110,7 +110,11 @@ class Survey:
     matrices: tuple[SurveyedMatrix, ...]
     unreadable: tuple[MatrixReport, ...]
     others: tuple[str, ...]
-    other_tensors: tuple[str, ...]
+
+    @cached_property
+    def other_tensors(self) -> tuple[str, ...]:
+        """Stored names, on the base's side, of changed tensors that are no matrices; read when asked."""
+        return changed_tensors(self.base, self.tuned, self.pairing)
 
 
 def survey(
@@ -190,7 +194,6 @@ def survey(
         matrices=tuple(found),
         unreadable=tuple(unreadable),
         others=tuple(pair.name for pair in pairing.pairs if pair.name not in surveyed),
-        other_tensors=changed_tensors(before, after, pairing),
     )
 
 

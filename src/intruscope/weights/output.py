@@ -83,6 +83,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         check_new_folder(target)
+        target = target.resolve()  # "." has no name and no other parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent))
         temporary.chmod(0o777 & ~_umask())  # mkdtemp leaves 0700
         yield temporary
