@@ -1,6 +1,7 @@
 """One live model in two states: each state is what transformers and PEFT run, and nothing is left behind."""
 
 import copy
+import json
 
 import peft_models
 import pytest
@@ -345,6 +346,19 @@ def test_an_edit_of_a_tied_embedding_moves_the_head_with_it(tmp_path):
     model = pair.language_model().model
     with pair.with_edits([Scaled("model.embed_tokens", 1.0)]):
         assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_strangers_expression_is_never_run(tmp_path):
+    """It would take longer than the universe; the keys say what it matched."""
+    base, tuned = saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj"]})
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"] = r"(\w+\.?)+(\w+\.?)+(\w+\.?)+Z"
+    path.write_text(json.dumps(config))
+    pair = live(tmp_path)
+    assert torch.allclose(logits(pair.language_model().model), logits(tuned), atol=1e-5)
+    with pair.as_base():
+        assert torch.equal(logits(pair.language_model().model), logits(base))
 
 
 class TestRefused:

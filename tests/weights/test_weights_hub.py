@@ -236,3 +236,27 @@ def test_a_local_pair_works_without_any_network(tmp_path):
     command = [unshare, "-rn", sys.executable, "-c", script, str(tmp_path / "base"), str(tmp_path / "tuned")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout == "1 []\n", done.stderr
+
+
+def test_a_tokenizer_is_fetched_where_it_is_asked_for(hub, ask, tmp_path):
+    """Into the same snapshot, and nothing that could run."""
+    hub.files |= {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}", "vocab.txt": b"word"}
+    ask("org/model")
+    fetched = {path.rpartition("/")[2] for _, path, _ in hub.requests}
+    assert "tokenizer.json" not in fetched
+    script = (
+        "from intruscope.weights.hub import download_model;"
+        "print(*sorted(p.name for p in download_model('org/model', with_tokenizer=True)[0].iterdir()))"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    expected = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    assert done.stdout.split() == expected, done.stderr

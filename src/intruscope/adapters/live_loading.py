@@ -21,6 +21,7 @@ from intruscope.adapters.live_models import (
 from intruscope.adapters.live_tokenizers import choose_tokenizers
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
+from intruscope.weights.names import parse_name
 from intruscope.weights.pairing import pair_checkpoints
 from intruscope.weights.source import ModelSource
 
@@ -64,11 +65,10 @@ def load_sources(
         merged = merge_adapter(tuned, tensors, config, start.cls, dtype=_merge_dtype(dtype))
     else:
         merged = _whole_model(base, tuned, config, tensors, start.cls, dtype=_merge_dtype(dtype))
-    tuned_folder = tuned.path.parent if isinstance(tuned, AdapterSource) else _folder(tuned)
     return assemble(
         start,
         merged,
-        choose_tokenizers(tokenizer, _folder(base), tuned_folder),
+        choose_tokenizers(tokenizer, _tokenizer_folder(base), _tokenizer_folder(tuned)),
         dtype=dtype,
         device=device,
         description=(base.name, tuned.name),
@@ -96,7 +96,7 @@ def load_modules(
     if isinstance(base, ModelSource):
         config = config_of(base)
         start = _base_language(base, config, read_tensors(base), merge_dtype)
-        folder: Path | None = _folder(base)
+        folder: Path | None = _tokenizer_folder(base)
         name = base.name
     else:
         start = _module_language(pristine_base(base, tuned).to(merge_dtype))
@@ -248,5 +248,13 @@ def _check_vocabulary(config: Any, tuned_config: Any, file: Path) -> None:
         )
 
 
-def _folder(source: ModelSource) -> Path:
+def _tokenizer_folder(source: ModelSource | AdapterSource) -> Path:
+    """Where a model's tokenizer lies; of a hub id it is fetched there first."""
+    if source.revision is not None:
+        from intruscope.weights.hub import download_model
+
+        name = parse_name(source.name)
+        name = name.adapter if isinstance(source, AdapterSource) and name.adapter is not None else name
+        if name.hub_id is not None:
+            return download_model(name.hub_id, revision=source.revision, with_tokenizer=True)[0]
     return source.path if source.path.is_dir() else source.path.parent

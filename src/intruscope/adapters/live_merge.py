@@ -222,11 +222,21 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
 
 
 def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
+    modules, _ = sort_keys(adapter)
     try:
         with quiet():
-            wrapped = PeftModel.from_pretrained(host, str(adapter.path.parent))
+            config = PeftConfig.from_pretrained(str(adapter.path.parent))
+            # What was trained is known from the keys. The config's own patterns are a stranger's expressions,
+            # which may run for ever; those for ranks were tried in a process of their own before.
+            layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
+            trained = {name for name, module in modules.items() if "down" in module.roles}
+            config.target_modules = (
+                trained & layers
+            )  # fused experts are no layers: target_parameters names them
+            config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+            wrapped = PeftModel.from_pretrained(host, str(adapter.path.parent), config=config)
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
         raise MalformedInput(

@@ -132,7 +132,8 @@ def forget(
         text_sha256=corpus.sha256,
         texts=corpus.sources,
         tasks=tuple(
-            _task_figures(pair, task, bootstrap, batch_tokens, max_task_tokens, on_progress) for task in tasks
+            _task_figures(pair, task, bootstrap, unit, batch_tokens, max_task_tokens, on_progress)
+            for task in tasks
         ),
         environment=_environment(),
     )
@@ -199,6 +200,7 @@ def _task_figures(
     pair: LivePair,
     task: Task,
     bootstrap: dict[str, int],
+    unit: Unit | None,
     batch_tokens: int,
     max_tokens: int | None,
     on_progress: Callable[[str, int, int], None],
@@ -207,6 +209,7 @@ def _task_figures(
         return score(
             pair,
             task,
+            unit=unit,
             batch_tokens=batch_tokens,
             max_tokens=max_tokens,
             on_progress=lambda done, all_: on_progress(f"{task.name}, {state}", done, all_),

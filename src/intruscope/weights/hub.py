@@ -12,12 +12,13 @@ from intruscope.errors import MalformedInput, UsageError
 
 _NEEDED = ("config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 _PICKLES = ("*.bin", "*.bin.index.json")
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 # Training state and other formats' twins: gigabytes that are never read.
 _NEVER = ("optimizer*", "scheduler*", "training_args*", "rng_state*", "scaler*", "checkpoint-*/*", "onnx/*")
 
 
 def download_model(
-    hub_id: str, *, revision: str | None = None, allow_pickle: bool = False
+    hub_id: str, *, revision: str | None = None, allow_pickle: bool = False, with_tokenizer: bool = False
 ) -> tuple[Path, str | None]:
     """Bring a model or adapter into the hub's cache, or find it there.
 
@@ -25,6 +26,7 @@ def download_model(
         hub_id: ``org/name``.
         revision: Branch, tag or commit.
         allow_pickle: Also fetch PyTorch pickles.
+        with_tokenizer: Also fetch what a tokenizer is made of, for models that are run.
 
     Returns:
         The folder, and the commit it is of.
@@ -43,7 +45,7 @@ def download_model(
     )
 
     shown = f"{hub_id}@{revision}" if revision else hub_id
-    patterns = [*_NEEDED, *(_PICKLES if allow_pickle else ())]
+    patterns = [*_NEEDED, *(_PICKLES if allow_pickle else ()), *(_TOKENIZER if with_tokenizer else ())]
     try:
         folder = snapshot_download(
             hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=list(_NEVER)
