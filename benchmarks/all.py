@@ -12,6 +12,7 @@ def main() -> None:
         "growth": ["--widths", "1024", "2048", "4096"],
         "speed": ["--matrices", "4", "--repeats", "1"],
         "llama7b": [],
+        "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],
         "wrong_base": ["--seeds", "2"],
     }.items():
         print(f"== {module}", flush=True)

@@ -20,6 +20,7 @@ from intruscope.errors import (
     UnsupportedFormat,
     UsageError,
 )
+from intruscope.repair.interventions import KINDS
 from intruscope.repair.manifest import MANIFEST_NAME
 from intruscope.repair.plan import repair
 
@@ -242,6 +243,33 @@ def test_the_merged_checkpoint_of_an_adapter_is_base_plus_update_plus_edit(model
     unedited.apply(tmp_path / "plain")
     report = scan(str(tmp_path / "plain"), str(models / "merged"), options=INLINE)
     assert max(m.update.relative_frobenius_norm for m in report.matrices if m.scope == "paper") < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("merged", [False, True], ids=["adapter", "checkpoint"])
+def test_every_intervention_is_written_as_it_says(models, tmp_path, kind, merged):
+    plan = plan_of(models, control=kind, strength=0.8, seed=4, merged=merged)
+    plan.apply(tmp_path / "out")
+    base, adapter = bases(), factors()
+    written = load_file(tmp_path / "out" / ("model.safetensors" if merged else "adapter_model.safetensors"))
+    changed = 0
+    for name in SHAPES:
+        before, update = truth(name, base, adapter)
+        edit = plan.changed.get(name)
+        expected = before + update if edit is None else edit.applied(before, before + update)
+        if merged:
+            got = written[f"{name}.weight"].double()
+        else:
+            config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+            down, up = (written[f"base_model.model.{name}.lora_{f}.weight"].double() for f in "AB")
+            got = before + config["lora_alpha"] / config["r"] * up @ down
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        changed += float((expected - before - update).norm()) > 1e-2
+    assert changed >= 2
+    manifest = json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())
+    assert (manifest["control"], manifest["strength"], manifest["seed"]) == (kind, 0.8, 4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("(a control)" in card) == (kind != "intruders")
 
 
 def test_tied_words_stay_tied(models, tmp_path):

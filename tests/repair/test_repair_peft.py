@@ -138,6 +138,39 @@ def test_the_merged_checkpoint_is_the_formula(case, made, tmp_path):
     assert model is not None
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "conv1d",
+        "embedding-tied",
+        "fused-qkv-per-head",
+        "fused-qkv-grouped",
+        "experts-stored-fused",
+        "convolution",
+    ],
+)
+def test_a_full_checkpoint_is_the_formula_in_every_layout(case, made, tmp_path):
+    folder = made(case)
+    plan = repair(
+        str(folder / "base"), str(folder / "merged"), strength=STRENGTH, which="*:0+1", options=INLINE
+    )
+    plan.apply(tmp_path / "repaired")
+    before, tuned = matrices(folder / "base"), matrices(folder / "merged")
+    changed = {name for name in tuned if not torch.equal(before[name], tuned[name])}
+    edited = {matrix.name for matrix in plan.matrices}
+    assert changed <= edited
+    expected = formula(before, tuned, changed)
+    for name in edited - changed:  # named by the star, and equal on both sides: still the formula
+        left, values, right_t = torch.linalg.svd(tuned[name], full_matrices=False)
+        expected[name] = tuned[name] + (STRENGTH - 1.0) * (left[:, :2] * values[:2]) @ right_t[:2]
+    check_equal(matrices(tmp_path / "repaired"), expected, 1e-6)
+    old, new = (
+        load_file(place / "model.safetensors") for place in (folder / "merged", tmp_path / "repaired")
+    )
+    assert set(old) == set(new)
+    assert all(torch.equal(old[name], new[name]) for name in old if old[name].ndim < 2)
+
+
 @pytest.mark.parametrize("case", [case for case in SOME if case not in ("conv1d", "rslora")])
 @pytest.mark.parametrize("rank", ["compact", 9, "same"])
 def test_other_ranks_are_the_formula_or_its_best_approximation(case, rank, made, tmp_path):
