@@ -9,7 +9,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
-from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
 from intruscope.adapters.live import LanguageModel
 from intruscope.adapters.live_models import max_context
@@ -26,19 +25,31 @@ All happy families are alike, and each unhappy family is unhappy in its own way,
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 
 
+def _merges():
+    """Every other word of the text grows letter by letter, from the left, with the space before it."""
+    words = sorted({word for word in TEXT.replace(".", " ").replace(",", " ").split() if word.isascii()})
+    found = []
+    for word in words[::2]:
+        grown = "Ġ"
+        for letter in word:
+            if (grown, letter) not in found:
+                found.append((grown, letter))
+            grown += letter
+    return found
+
+
 @functools.cache
 def byte_tokenizer(*, begins: bool):
-    """Byte-level BPE; with ``begins`` it puts <s> in front, as Llama's does."""
-    tokenizer = Tokenizer(BPE())
+    """Byte-level BPE; with ``begins`` it puts <s> in front, as Llama's does.
+
+    Its merges are written down: the library's trainers break ties by chance.
+    """
+    merges = _merges()
+    words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    tokenizer = Tokenizer(BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
     if begins:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
@@ -50,13 +61,13 @@ def byte_tokenizer(*, begins: bool):
 
 @functools.cache
 def word_tokenizer():
-    """WordPiece with [CLS] and [SEP], as BERT's."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """WordPiece with [CLS] and [SEP], as BERT's: most words of the text, and its letters."""
+    words = sorted({word for word in TEXT.replace(".", " ").replace(",", " ").split() if word.isalpha()})
+    letters = sorted({c for c in TEXT if not c.isspace()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        TEXT.splitlines(), WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    )
+    pieces = [*special, *letters, *(f"##{c}" for c in letters), *(w for w in words[::2] if len(w) > 1)]
+    tokenizer = Tokenizer(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

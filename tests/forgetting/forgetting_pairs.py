@@ -51,8 +51,8 @@ def masked_pair(folder):
     """A masked base and a classifier's adapter of it."""
     torch.manual_seed(0)
     tokenizer = copy.deepcopy(word_tokenizer())
-    tokenizer.model_max_length = 40  # no line of the text is longer
-    config = transformers.BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=40)
+    tokenizer.model_max_length = 80  # no line of the text is longer
+    config = transformers.BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=80)
     base = transformers.BertForMaskedLM(config).eval()
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")

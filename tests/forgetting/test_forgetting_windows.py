@@ -43,7 +43,7 @@ def test_bytes_are_those_of_the_text(name, unit, models):
     # Without a token in front the first token of a stream is not scored, and its bytes are not counted.
     assert total - 8 * unscored <= sequences.bytes_N.sum() <= total + 1
     if unscored:
-        assert sequences.bytes_N.sum() < total
+        assert sequences.bytes_N.sum() < total + (unit == "running")  # the last line break is a token
 
 
 class Slow:
@@ -139,7 +139,7 @@ def test_roberta_counts_positions_from_past_the_padding(models):
         ("gpt2", "Call me.", {}, r"text of \d tokens, expected at least one context of 64", "--context"),
         ("bert", "Call me.", {"unit": "running"}, "expected at least one context of 30", "--unit line"),
         ("gpt2", "Call me.", {"unit": "line"}, "got 1 sequences .* at least 2", "running"),
-        ("gpt2", "It\nIt", {"unit": "line"}, "got 0 sequences", "more lines"),
+        ("gpt2", "A\nB", {"unit": "line"}, "got 0 sequences", "more lines"),
         ("gpt2", TEXT, {"context": 65}, "context of 65 tokens, expected from 2 to 64", "--context"),
         ("gpt2", TEXT, {"context": 8, "stride": 8}, "stride of 8, expected from 1 to 7", "--stride"),
         ("bert", TEXT, {"stride": 8}, "got a stride", "leave --stride out"),
