@@ -383,6 +383,17 @@ class TestRefused:
             )
         assert "resize_token_embeddings(40)" in caught.value.remedy
 
+    def test_another_vocabulary_in_an_adapter(self, tmp_path):
+        torch.manual_seed(0)
+        base = peft_models.llama()
+        base.save_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(41)
+        options = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+        get_peft_model(base, LoraConfig(**options)).save_pretrained(tmp_path / "adapter")
+        with pytest.raises(IntruscopeError, match="41 words cannot be compared with one of 40") as caught:
+            live(tmp_path)
+        assert "resize_token_embeddings(40)" in caught.value.remedy
+
     def test_no_config(self, tmp_path):
         saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj"]})
         (tmp_path / "base" / "config.json").unlink()

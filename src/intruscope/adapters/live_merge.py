@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
 from intruscope.adapters.live_models import build, class_for, quiet, require
-from intruscope.errors import MalformedInput, UnsupportedFormat, printable
+from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -206,8 +206,14 @@ def _with_labels(config: Any, adapter: AdapterSource) -> Any:
 
 
 def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
-    """Every module that the adapter trained must be in the model that it is put on."""
-    names = {name for name, _ in host.named_modules()} | {name for name, _ in host.named_parameters()}
+    """Every module that the adapter trained must be in the model that it is put on, and of its size.
+
+    Raises:
+        MalformedInput: a module is not there.
+        ShapeMismatch: one that is stored whole has another shape, such as a resized vocabulary.
+    """
+    parameters = dict(host.named_parameters(remove_duplicate=False))
+    names = {name for name, _ in host.named_modules()} | set(parameters)
     modules, _ = sort_keys(adapter)
     # The second parameter of fused experts is wrapped around the first: its keys say base_layer.
     plain = {name.removesuffix(".base_layer") for name in modules}
@@ -218,6 +224,19 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
             "not, expected an adapter whose names are this model's",
             remedy="check task_type in adapter_config.json, and that this adapter is for this base",
             file=adapter.path,
+        )
+    for name, module in modules.items():
+        stored = module.roles.get("saved") or module.roles.get("replaced")
+        parameter = parameters.get(f"{name}.weight")
+        if stored is None or parameter is None or tuple(parameter.shape) == stored.shape:
+            continue
+        words, base_words = stored.shape[0], parameter.shape[0]
+        raise ShapeMismatch(
+            f"got {list(stored.shape)}, expected {list(parameter.shape)} as in the base: a vocabulary of "
+            f"{words} words cannot be compared with one of {base_words}",
+            remedy=f"merge the adapter, cut it back with resize_token_embeddings({base_words}), and save it",
+            file=adapter.path,
+            tensor=stored.name,
         )
 
 
