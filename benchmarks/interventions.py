@@ -128,7 +128,7 @@ def demo_cases(work: Path) -> list[Case]:
     cases = []
     for seed in SEEDS:
         chapters, test = language_reference(seed=seed)
-        folder, test_file = work / f"demo-r{LORA_RANK}-s{seed}", work / f"demo-task-s{seed}.txt"
+        folder, test_file = work / f"demo-adapter-s{seed}", work / f"demo-task-s{seed}.txt"
         test_file.write_text("\n\n".join(each.content for each in test)[:60_000], encoding="utf-8")
         settings = LoopSettings(
             learning_rate=LORA_LEARNING_RATE, num_steps=NUM_STEPS, batch=BATCH, context=CONTEXT, seed=seed
@@ -140,7 +140,7 @@ def demo_cases(work: Path) -> list[Case]:
             model.save_pretrained(folder, save_embedding_layers=False)
         cases.append(
             Case(
-                name=folder.name,
+                name=f"demo-r{LORA_RANK}-s{seed}",
                 group=f"demo LM r={LORA_RANK}",
                 seed=seed,
                 base=MODEL,
@@ -191,6 +191,7 @@ def measure_case(case: Case, work: Path) -> None:
         "text_sha256": case.text.sha256,
         "task_sha256": case.task.sha256,
         "metric": grids[0].metric,
+        "protocol": grids[0].protocol,
         "base_text": plain(grids[0].base_text),
         "tuned": plain(grids[0].tuned),
         "cells": [plain(cell) for cell in cells.values()],
@@ -225,6 +226,7 @@ def pooled(records: list[dict[str, Any]]) -> Measured:
         )
     return Measured(
         metric=records[0]["metric"],
+        protocol=records[0]["protocol"],
         base_text=joined([each["base_text"] for each in records]),
         tuned=joined([each["tuned"] for each in records]),
         cells=tuple(cells),
@@ -273,6 +275,7 @@ def publish(work: Path) -> None:
             {
                 "group": group,
                 "metric": measured.metric,
+                "protocol": measured.protocol,
                 "seeds": [record["seed"] for record in records],
                 "num_intruders": [record["num_intruders"] for record in records],
                 "num_matrices": records[0]["num_matrices"],
