@@ -55,6 +55,19 @@ def test_removal_and_growth_and_nothing(models):
     assert repair_sentence(none).startswith("Nothing to repair: no vector is an intruder.")
 
 
+def test_vectors_chosen_by_name_are_not_called_intruders(models, tmp_path):
+    plan = plan_of(models, which="*.k_proj:0", strength=0.9)
+    (vector,) = plan.matrices[0].vectors
+    assert vector.verdict == "aligned"
+    assert not vector.still_counted
+    assert "as intruders" not in repair_sentence(plan)
+    plan.apply(tmp_path / "out")
+    assert (
+        "1 singular vector, chosen by name, in 1 matrix was multiplied by 0.9"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
 @pytest.mark.parametrize("control", ["uniform", "random", "interpolation"])
 def test_a_control_says_what_it_is(models, control):
     plan = plan_of(models, control=control)

@@ -80,7 +80,12 @@ def _new_card(plan: RepairPlan) -> str:
 
 def _shown(name: str) -> str:
     """A model's name without the folders of the machine that it was made on."""
-    return printable(Path(name).name).replace("`", "'")
+    return _quoted(Path(name).name)
+
+
+def _quoted(text: str) -> str:
+    """Foreign text that goes between back ticks."""
+    return printable(text).replace("`", "'")
 
 
 def _section(plan: RepairPlan) -> str:
@@ -91,10 +96,7 @@ def _section(plan: RepairPlan) -> str:
     if plan.control != "intruders":
         lines.append(f"{made}: {_CONTROL_WORDS[plan.control]}, strength {plan.strength:g}.")
     elif plan.edits:
-        lines.append(
-            f"{made}: {sums.num_vectors} intruder dimensions in {sums.num_matrices} matrices were multiplied "
-            f"by {plan.strength:g} (selection: `{printable(plan.which).replace('`', chr(39))}`)."
-        )
+        lines.append(f"{made}: {_edited(plan)} by {plan.strength:g} (selection: `{_quoted(plan.which)}`).")
     else:
         lines.append(f"{made}: merged; no vector was changed.")
     if sums.update_before is not None and sums.update_after is not None:
@@ -115,6 +117,16 @@ def _section(plan: RepairPlan) -> str:
         lines += ["", f"The adapter's rank is {plan.stored_rank} (before: {_ranks_before(plan)})."]
     lines += ["", f"Details: `{MANIFEST_NAME}`.", ""]
     return "\n".join(lines)
+
+
+def _edited(plan: RepairPlan) -> str:
+    vectors = [vector for matrix in plan.matrices for vector in matrix.vectors]
+    intruders = all(vector.verdict == "intruder" for vector in vectors)
+    what = "intruder dimension" if intruders else "singular vector"
+    named = "" if intruders else ", chosen by name,"
+    plural, were = ("", "was") if len(vectors) == 1 else ("s", "were")
+    matrices = "1 matrix" if len(plan.matrices) == 1 else f"{len(plan.matrices)} matrices"
+    return f"{len(vectors)} {what}{plural}{named} in {matrices} {were} multiplied"
 
 
 def _ranks_before(plan: RepairPlan) -> str:

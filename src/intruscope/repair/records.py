@@ -26,7 +26,7 @@ class EditedVector:
         certificate: How the verdict is known.
         before: Its singular value.
         after: Its new one.
-        still_counted: It is still one of the top k, so that a scan finds the same intruder again.
+        still_counted: An intruder that is still one of the top k, so that a scan finds it again.
     """
 
     index: int
@@ -130,7 +130,7 @@ def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, 
             certificate=side.certificates[i],
             before=values[i],
             after=after[i],
-            still_counted=after[i] > 0.0 and after[i] >= floor,
+            still_counted=side.verdicts[i] == "intruder" and after[i] > 0.0 and after[i] >= floor,
         )
         for i in indices
     )

@@ -74,13 +74,14 @@ def _figures(plan: RepairPlan) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    if sums.update_before is not None and sums.update_after is not None:
-        table.add_row(
-            "energy in intruders",
-            f"{percent(sums.update_before)} of the edited updates before, {percent(sums.update_after)} after",
-        )
-    if sums.tuned_before is not None and sums.tuned_after is not None:
-        table.add_row("", f"{percent(sums.tuned_before)} of the matrices, {percent(sums.tuned_after)} after")
+    label = "energy in intruders"
+    for what, before, after in (
+        ("of the edited updates", sums.update_before, sums.update_after),
+        ("of the matrices", sums.tuned_before, sums.tuned_after),
+    ):
+        if before is not None and after is not None:
+            table.add_row(label, f"{percent(before)} {what} before, {percent(after)} after")
+            label = ""
     table.add_row("norm of the change", f"{sums.change_norm:.4g}")
     table.add_row("writes", _writes(plan))
     return table
