@@ -496,6 +496,28 @@ def test_formats_that_are_read_but_not_written_are_refused_by_name(models, tmp_p
         )
 
 
+def test_the_old_format_of_fused_parts_is_merged_and_not_written(models, tmp_path):
+    name = "model.layers.0.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 48, generator=generator), torch.randn(32, 2, 1, generator=generator)
+    key = f"base_model.model.{name}"
+    old = {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    folder = write_adapter(tmp_path / "old", old, r=2, lora_alpha=6, enable_lora=[True, False, True])
+    arguments = (str(models / "base"), str(folder))
+    with pytest.raises(UnsupportedFormat, match="enable_lora.*--merged"):
+        repair(*arguments, strength=0.5, which=f"{name}:0", options=INLINE)
+    repair(*arguments, strength=0.5, which=f"{name}:0", options=INLINE, merged=True).apply(tmp_path / "out")
+    tuned = bases()[f"{name}.weight"].double()
+    for part, group in ((0, 0), (2, 1)):
+        rows, ranks = slice(16 * part, 16 * part + 16), slice(2 * group, 2 * group + 2)
+        factor = up[16 * group : 16 * group + 16, :, 0].double()
+        tuned[rows] += 3.0 * factor @ down[ranks].double()
+    left, values, right_t = torch.linalg.svd(tuned)
+    expected = tuned - 0.5 * values[0] * torch.outer(left[:, 0], right_t[0])
+    got = load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"].double()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
 def test_a_pickled_adapter_is_written_as_safetensors(models, tmp_path):
     (tmp_path / "adapter").mkdir()
     torch.save(factors(), tmp_path / "adapter" / "adapter_model.bin")
