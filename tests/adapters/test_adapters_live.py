@@ -88,6 +88,14 @@ def test_both_states_are_what_transformers_and_peft_run(name, tmp_path):
     assert torch.equal(logits(language.model), got)
 
 
+def test_a_file_under_a_name_of_its_own(tmp_path):
+    _, tuned = saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj"]})
+    named = tmp_path / "adapter" / "mine.safetensors"
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(named)
+    pair = live(tmp_path, tuned="adapter/mine.safetensors")
+    assert torch.allclose(logits(pair.language_model().model), logits(tuned), atol=1e-5)
+
+
 def test_in_float32_the_base_is_bit_equal(tmp_path):
     base, _ = saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj", "embed_tokens"]})
     pair = live(tmp_path)
@@ -393,6 +401,15 @@ class TestRefused:
         with pytest.raises(IntruscopeError, match="41 words cannot be compared with one of 40") as caught:
             live(tmp_path)
         assert "resize_token_embeddings(40)" in caught.value.remedy
+
+    def test_weights_that_peft_would_leave_out(self, tmp_path):
+        options = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}
+        saved_pair(tmp_path, peft_models.gpt2, options)
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "lora_bias": False}))
+        with pytest.raises(IntruscopeError, match=r"2 tensors that PEFT leaves out .*lora_B.*bias") as caught:
+            live(tmp_path)
+        assert "adapter_config.json" in caught.value.remedy
 
     def test_no_config(self, tmp_path):
         saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj"]})

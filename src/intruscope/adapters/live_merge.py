@@ -241,21 +241,26 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
 
 
 def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
-    from peft import PeftConfig, PeftModel
+    """PEFT's own layers around the host, filled with the adapter's numbers as we read them, and merged."""
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, set_peft_model_state_dict
 
     modules, _ = sort_keys(adapter)
+    # Fused experts are no layers: target_parameters names them.
+    layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
+    trained = {name for name, module in modules.items() if "down" in module.roles}
+    numbers = {name: tensor.read() for name, tensor in adapter.tensors.items()}
+    assert adapter.config is not None
     try:
         with quiet():
-            config = PeftConfig.from_pretrained(str(adapter.path.parent))
+            config = PeftConfig.from_pretrained(str(adapter.config.path.parent))
             # What was trained is known from the keys. The config's own patterns are a stranger's expressions,
             # which may run for ever; those for ranks were tried in a process of their own before.
-            layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
-            trained = {name for name, module in modules.items() if "down" in module.roles}
-            config.target_modules = (
-                trained & layers
-            )  # fused experts are no layers: target_parameters names them
+            config.target_modules = trained & layers
             config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-            wrapped = PeftModel.from_pretrained(host, str(adapter.path.parent), config=config)
+            config.inference_mode = True
+            cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+            wrapped = cls(host, config)
+            ignored = set_peft_model_state_dict(wrapped, numbers).unexpected_keys
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
         raise MalformedInput(
@@ -263,4 +268,11 @@ def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
             remedy="check its weights for NaN, its shapes, and that it is for this base",
             file=adapter.path,
         ) from error
+    if ignored:
+        raise MalformedInput(
+            f"got {len(ignored)} tensors that PEFT leaves out (such as {printable(min(ignored))}), expected "
+            "the config to tell of all of them",
+            remedy="restore the adapter's own adapter_config.json (modules_to_save, lora_bias ...)",
+            file=adapter.path,
+        )
     return merged.eval()
