@@ -39,6 +39,8 @@ class Tokenizer:
     """Stands in where no text is read."""
 
     model_max_length = 16
+    pad_token_id = None
+    eos_token_id = 0
 
     def get_vocab(self):
         return {}
@@ -410,6 +412,16 @@ class TestRefused:
         with pytest.raises(IntruscopeError, match=r"2 tensors that PEFT leaves out .*lora_B.*bias") as caught:
             live(tmp_path)
         assert "adapter_config.json" in caught.value.remedy
+
+    def test_a_regression_is_no_classifier(self, tmp_path):
+        torch.manual_seed(0)
+        base = peft_models.gpt2()
+        base.save_pretrained(tmp_path / "base")
+        host = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+        host.save_pretrained(tmp_path / "tuned")
+        pair = live(tmp_path, tuned="tuned")
+        with pytest.raises(IntruscopeError, match="head of 1 outputs for regression"):
+            pair.task_model()
 
     def test_no_config(self, tmp_path):
         saved_pair(tmp_path, peft_models.llama, {"target_modules": ["q_proj"]})

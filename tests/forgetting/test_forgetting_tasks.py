@@ -183,6 +183,27 @@ def test_classification_is_what_the_model_says_one_by_one(batch, classifier, tmp
     assert seen[-1] == (40, 40)
 
 
+def test_a_causal_classifier_without_a_padding_token(tmp_path):
+    """It reads its answer off the last token, which padding must not become."""
+    from forgetting_models import byte_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(begins=False)
+    assert tokenizer.pad_token_id is None
+    config = transformers.GPT2Config(
+        n_embd=24, n_layer=2, n_head=4, vocab_size=len(tokenizer), num_labels=2, pad_token_id=1
+    )
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    texts = ["she waited", "call me", "all happy families are alike", "no"]
+    (tmp_path / "t.json").write_text(json.dumps([{"text": text, "label": 1} for text in texts]))
+    task_model = TaskModel(model=model, tokenizer=tokenizer, labels=("a", "b"), max_context=None)
+    got = score(pair_of(task=task_model), load_task(tmp_path / "t.json"))
+    for text, nats in zip(texts, got.nats_N, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        assert nats == pytest.approx(-float(torch.log_softmax(logits, 0)[1]), abs=1e-5)
+
+
 def test_texts_cut_to_a_given_length(classifier, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"text": "she waited " * 5, "label": 0}] * 2))
     got = score(pair_of(task=classifier), load_task(tmp_path / "t.json"), max_tokens=6)

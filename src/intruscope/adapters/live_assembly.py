@@ -142,6 +142,16 @@ def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
             remedy="train with that module in modules_to_save (of a BERT base without pooler, that too)",
         )
     config: Any = merged.model.config
+    if config.num_labels < 2 or getattr(config, "problem_type", None) == "multi_label_classification":
+        return UsageError(
+            f"got a head of {config.num_labels} outputs for {config.problem_type or 'regression'}, expected "
+            "one class per text",
+            remedy="leave the task out: only forgetting can be measured",
+        )
+    if getattr(config, "pad_token_id", None) is None:  # causal classifiers find the last token by it
+        config.pad_token_id = next(
+            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
+        )
     labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     return TaskModel(
         model=merged.model,

@@ -200,8 +200,6 @@ def _with_labels(config: Any, adapter: AdapterSource) -> Any:
     count = _num_labels(adapter)
     if count is not None and count != config.num_labels:
         config.num_labels = count
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = getattr(config, "eos_token_id", None) or 0
     return config
 
 

@@ -66,12 +66,12 @@ def forget(
     from intruscope.forgetting.tasks import load_task
     from intruscope.report.forgetting import forgetting_summary, forgetting_text, write_forgetting
 
-    *text_fields, label_field = task_fields.split(",") if task_fields else [None]
+    columns = task_fields.split(",") if task_fields else []
     tasks = [
         load_task(
             name,
-            text_fields=[f for f in text_fields if f] or None,
-            label_field=label_field,
+            text_fields=columns[:-1] or None,
+            label_field=columns[-1] if columns else None,
             labels=labels.split(",") if labels else None,
         )
         for name in task or []

@@ -152,9 +152,11 @@ def measure_both(
     language = pair.language_model()
     options: dict[str, Any] = {"protocol": protocol, "seed": seed, "batch_tokens": batch_tokens}
     with pair.as_base():
-        before = measure(language, sequences, on_progress=lambda d, n: on_progress("base", d, n), **options)
+        options |= {"name": pair.description[0], "on_progress": lambda d, n: on_progress("base", d, n)}
+        before = measure(language, sequences, **options)
     with pair.as_tuned():
-        after = measure(language, sequences, on_progress=lambda d, n: on_progress("tuned", d, n), **options)
+        options |= {"name": pair.description[1], "on_progress": lambda d, n: on_progress("tuned", d, n)}
+        after = measure(language, sequences, **options)
     return before, after
 
 

@@ -11,6 +11,7 @@ Shape suffixes: B rows of a batch, T positions, M scored tokens, N sequences.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,8 +69,11 @@ class SequenceLosses:
 
     @property
     def perplexity(self) -> float:
-        """Exp of nats per token; for the masked protocols the pseudo-perplexity."""
-        return float(np.exp(self.nats_per_token))
+        """E to the nats per token, infinite past the floats; of a masked protocol the pseudo-perplexity."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +116,7 @@ def measure(
     protocol: Protocol,
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    name: str | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> SequenceLosses:
     """The losses of a model in the state it is in.
@@ -122,6 +127,7 @@ def measure(
         protocol: How.
         seed: Of the fast protocol's masks.
         batch_tokens: Positions per batch, padding included; at least one row is always taken.
+        name: Of the model, for errors.
         on_progress: Called after each batch with the scored tokens done and of all.
 
     Returns:
@@ -139,7 +145,7 @@ def measure(
     for batch in _batches(rows, batch_tokens, forward.num_words):
         lost = forward.nats(batch)
         owners = np.repeat([row.window.sequence for row in batch], [len(row.positions) for row in batch])
-        _check_finite(lost, owners)
+        _check_finite(lost, owners, name)
         np.add.at(nats, owners, lost)
         np.add.at(tokens, owners, 1)
         done += len(lost)
@@ -285,10 +291,11 @@ class Forward:
         return logits
 
 
-def _check_finite(lost: NDArray[np.float64], owners: NDArray[np.int64]) -> None:
+def _check_finite(lost: NDArray[np.float64], owners: NDArray[np.int64], name: str | None) -> None:
     bad = np.flatnonzero(~np.isfinite(lost))
     if len(bad):
         raise MalformedInput(
             f"got the loss {lost[bad[0]]} in sequence {owners[bad[0]]}, expected a finite number",
             remedy="look for non-finite weights with intruscope scan; of float16, try --dtype float32",
+            file=name,
         )

@@ -15,6 +15,7 @@ from intruscope.forgetting.windows import Sequences, Unit, Window, cut, special_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from numpy.typing import NDArray
 
     from intruscope.adapters.live import LanguageModel, LivePair, TaskModel
@@ -115,9 +116,7 @@ def _classify(
     while done < len(order):
         longest = len(encoded[order[done]]["input_ids"])
         chosen = order[done : done + max(1, batch_tokens // longest)]
-        batch = model.tokenizer.pad([dict(encoded[i]) for i in chosen], return_tensors="pt").to(
-            classifier.device
-        )
+        batch = _padded([encoded[i] for i in chosen], classifier.config.pad_token_id, classifier.device)
         wanted = torch.from_numpy(targets[chosen])
         try:
             with torch.inference_mode():
@@ -143,6 +142,21 @@ def _classify(
         units_N=np.ones(len(order), dtype=np.int64),
         num_truncated=num_truncated,
     )
+
+
+def _padded(
+    encoded: list[dict[str, list[int]]], padding: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """A batch padded on the right with the id by which a causal classifier finds where a text ends."""
+    import torch
+
+    longest = max(len(one["input_ids"]) for one in encoded)
+    batch = {}
+    for key in encoded[0]:
+        filler = padding if key == "input_ids" else 0
+        rows = [one[key] + [filler] * (longest - len(one[key])) for one in encoded]
+        batch[key] = torch.tensor(rows, device=device)
+    return batch
 
 
 def _choose(language: LanguageModel, task: ChoiceTask, batch_tokens: int, on_progress: Progress) -> TaskScore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import IO, TYPE_CHECKING, Any
 
 from rich import box
@@ -67,7 +68,7 @@ def _side(name: str, loss: LossFigures) -> dict[str, Any]:
         "high": interval.high,
         "unit": "nats/token",
         "nats_per_byte": loss.nats_per_byte,
-        "perplexity": loss.perplexity,
+        "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
     }
 
 
