@@ -44,6 +44,7 @@ def test_the_quoted_sentence_is_what_the_sweep_would_say():
         report=cell("intruders", three(-23, -31, -15), three(-0.2, -0.9, 0.6)),
         matched=[cell("matched_change", three(-22, -30, -14), three(-0.1, -0.9, 0.7))],
         intruders="not-special",
+        shrink=None,
         metric="accuracy",
         max_task_cost=0.01,
         forgetting=three(10, 5, 15),

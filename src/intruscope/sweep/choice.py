@@ -41,8 +41,9 @@ def choose(
     """
     series = list(dict.fromkeys((cell.control, cell.which) for cell in measured.cells))
     choices = tuple(_choice(measured, settings, halves, control, which) for control, which in series)
+    shrink = next((choice for choice in choices if choice.control == "uniform"), None)
     recommendations = tuple(
-        _recommendation(measured, settings, halves[1], choice)
+        _recommendation(measured, settings, halves[1], choice, shrink)
         for choice in choices
         if choice.control == "intruders"
     )
@@ -79,7 +80,7 @@ def _choice(
 
 
 def _recommendation(
-    measured: Measured, settings: SweepSettings, half: Sample, choice: Choice
+    measured: Measured, settings: SweepSettings, half: Sample, choice: Choice, shrink: Choice | None
 ) -> Recommendation:
     assert choice.which is not None
     edited = [
@@ -111,6 +112,7 @@ def _recommendation(
             report=choice.report,
             matched=matched,
             intruders=intruders,
+            shrink=None if shrink is None else shrink.report,
             metric=measured.metric,
             max_task_cost=settings.max_task_cost,
             forgetting=half.interval(half.losses(measured.tuned) - half.losses(measured.base_text)),

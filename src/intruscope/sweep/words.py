@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 CONTROL_NAMES = {
     "intruders": "intruders turned down",
-    "matched_change": "whole update shrunk, same change",
-    "matched_result": "whole update shrunk, same result",
+    "matched_change": "update shrunk, same change",
+    "matched_result": "update shrunk, same result",
     "uniform": "whole update shrunk",
     "random": "random directions, same size",
     "neighbour_above": "neighbour above turned down",
@@ -43,6 +43,7 @@ def recommendation_sentence(
     report: CellReport | None,
     matched: Sequence[CellReport],
     intruders: Specialness | None,
+    shrink: CellReport | None,
     metric: Metric,
     max_task_cost: float,
     forgetting: Interval,
@@ -55,6 +56,7 @@ def recommendation_sentence(
         report: Figures of the chosen strength.
         matched: Figures of the shrinks of the same size.
         intruders: The verdict on them.
+        shrink: What the same rule takes of the whole update's shrinks; said where a mere shrink does better.
         metric: Of the task.
         max_task_cost: What a strength may cost.
         forgetting: Of the tuned model, on the same half.
@@ -75,7 +77,11 @@ def recommendation_sentence(
     strength = f"{report.cell.strength:g}"
     control = _control(matched, intruders, metric)
     if outcome == "recommended":
-        return f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
+        said = f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
+        if intruders != "worse" or shrink is None:
+            return said
+        instead = f"shrinking the whole update to {shrink.cell.strength:g} {effect(shrink, metric)}"
+        return f"{said} By the same rule, {instead}."
     return (
         f"No strength of {them} is worth it: {strength} looked best on one half of the data, but on the "
         f"other it {effect(report, metric)}{'; ' + control if control else ''}."
