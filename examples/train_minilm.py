@@ -18,7 +18,7 @@ import random
 import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["sst2"])
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=["full", "r8", "dora"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--learning-rate", type=float, help="in place of that of each run")
     parser.add_argument("--examples", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
@@ -231,6 +232,8 @@ def train_one(
 ) -> None:
     """Train one run and save it with its figures; the folder appears when it is whole."""
     run = RUNS[name]
+    if options.learning_rate is not None:
+        run = replace(run, learning_rate=options.learning_rate)
     examples, held_out = read_task(options.data / task)
     random.Random(seed).shuffle(examples)
     start = time.perf_counter()

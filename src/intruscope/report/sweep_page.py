@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import CellReport, SweepReport
+    from intruscope.sweep.records import CellReport, Recommendation, SweepReport
 
 _OUTCOMES = {
     "recommended": "recommended",
@@ -68,8 +68,9 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
         "advice": [
             {
                 "sentence": each.sentence,
-                "outcome": _OUTCOMES[each.outcome],
-                "isRecommended": each.outcome == "recommended",
+                "outcome": "helps" if _is_outdone(each) else _OUTCOMES[each.outcome],
+                "isRecommended": each.outcome == "recommended" and not _is_outdone(each),
+                "isOutdone": _is_outdone(each),
                 "which": each.which,
                 "strength": each.strength,
                 "figures": None if each.report is None else _cell(each.report),
@@ -103,6 +104,11 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
             for name, value in report.environment.items()
         ],
     }
+
+
+def _is_outdone(recommendation: Recommendation) -> bool:
+    """Worth it by itself, and a mere shrink does better."""
+    return recommendation.outcome == "recommended" and recommendation.intruders == "worse"
 
 
 def _facts(report: SweepReport) -> list[list[str]]:

@@ -49,7 +49,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
         figure = tradeoff_figure(
             series,
             title=report.tuned,
-            task_title="accuracy gained, points" if is_accuracy else "task loss gained, nats/token",
+            task_title="accuracy gained, points" if is_accuracy else "fall of the task's loss, nats/token",
             forgetting_title="forgetting won back, %" if has_share else "forgetting won back, nats/token",
         )
         return [("tradeoff", figure)]

@@ -16,7 +16,7 @@ function switches(indices, isOn, changed) {
 function glance(section) {
   section.append(...DATA.advice.map(advice => element("article", { class: "card" },
     element("p", { class: "pills" },
-      element("span", { class: advice.isRecommended ? "pill good" : "pill" }, advice.isRecommended ? `${advice.outcome}: strength ${advice.strength}` : advice.outcome),
+      element("span", { class: advice.isRecommended ? "pill good" : "pill" }, advice.isRecommended || advice.isOutdone ? `${advice.outcome}: strength ${advice.strength}` : advice.outcome),
       advice.verdict ? element("span", { class: "pill plain" }, "intruders: " + advice.verdict) : null),
     element("p", { class: "advice" }, advice.sentence))), facts(DATA.facts));
 }
@@ -28,7 +28,7 @@ function reading(series, cell) {
     ["The same in nats/token", told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" })],
     ["Forgetting that is left", told(cell.forgetting, { digits: 3, unit: "" })],
     [isAccuracy ? "Accuracy" : "Task loss", isAccuracy ? told(times(100, cell.task), { digits: 1, unit: "%" }) : told(cell.task, { digits: 3, unit: "" })],
-    [isAccuracy ? "Accuracy gained" : "Task loss gained", told(TASK.gain(cell), TASK)]);
+    [isAccuracy ? "Accuracy gained" : "Fall of the task’s loss", told(TASK.gain(cell), TASK)]);
   if (isAccuracy) pairs.push(["Loss of the right answers, change", told(cell.taskLoss, { digits: 3, unit: "" })]);
   if (cell.difference) {
     pairs.push(["The edit forgets less by", told(cell.difference, { digits: 3, unit: "" })],

@@ -9,7 +9,7 @@ const times = (factor, three) => three.map(value => factor * value);
 const TASK = {
   gain: cell => isAccuracy ? times(100, cell.taskChange) : minus(cell.taskChange),
   difference: cell => cell.taskDifference && (isAccuracy ? times(100, cell.taskDifference) : minus(cell.taskDifference)),
-  title: isAccuracy ? "accuracy gained, points" : "task loss gained, nats/token", digits: isAccuracy ? 1 : 3, unit: isAccuracy ? " points" : " nats/token",
+  title: isAccuracy ? "accuracy gained, points" : "fall of the task’s loss, nats/token", digits: isAccuracy ? 1 : 3, unit: isAccuracy ? " points" : " nats/token",
 };
 const FORGETTING = {
   share: { name: "% of the forgetting", gain: cell => cell.share && times(100, minus(cell.share)), title: "forgetting won back, %", digits: 0, unit: "%" },
@@ -36,7 +36,7 @@ function told(three, { digits, unit }) {
 }
 
 function tradeTip(series, cell, forgetting) {
-  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy" : "task loss"} gained: ${told(TASK.gain(cell), TASK)}`;
+  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "fall of the task’s loss"}: ${told(TASK.gain(cell), TASK)}`;
 }
 
 // Bounds that hold the values and zero, with room around; an interval may run out of the frame.
