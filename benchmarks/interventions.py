@@ -42,6 +42,7 @@ from intruscope.sweep.records import MATCHED, Cell, CellReport, Measurement, Swe
 from intruscope.sweep.statistics import Sample, samples
 
 SHRINKS = SweepSettings(controls=("intruders", *MATCHED, "uniform", "interpolation"))
+"""The edit and what is a shrink, at the paper's strengths."""
 OTHERS = replace(
     SHRINKS,
     strengths=(0.5,),
@@ -202,11 +203,21 @@ def measure_case(case: Case, work: Path) -> None:
 
 
 def pooled(records: list[dict[str, Any]]) -> Measured:
-    """Several seeds as one sample: their items one after the other, norms and counts as means."""
+    """Several seeds as one sample; norms and counts as means.
+
+    Where the seeds took other sequences, these come one after the other. Where they took the same, the losses
+    of a sequence are added up over the seeds: it is one item of the resampling, not several.
+    """
+    is_same_text = len({record["text_sha256"] for record in records}) == 1
 
     def joined(measurements: list[dict[str, list[float]]]) -> Measurement:
-        names = measurements[0]
-        return Measurement(**{name: tuple(v for each in measurements for v in each[name]) for name in names})
+        values = {
+            name: tuple(value for each in measurements for value in each[name]) for name in measurements[0]
+        }
+        if is_same_text:
+            for name in ("text_nats", "text_tokens"):
+                values[name] = tuple(map(sum, zip(*(each[name] for each in measurements), strict=True)))
+        return Measurement(**values)
 
     keys = [key for key in records[0]["by_key"] if all(key in each["by_key"] for each in records)]
     cells = []
@@ -280,7 +291,8 @@ def publish(work: Path) -> None:
                 "num_intruders": [record["num_intruders"] for record in records],
                 "num_matrices": records[0]["num_matrices"],
                 "num_sequences": len(measured.tuned.text_nats),
-                "num_tokens": int(sum(measured.tuned.text_tokens)),
+                "text_sha256": [record["text_sha256"] for record in records],
+                "task_sha256": [record["task_sha256"] for record in records],
                 "num_examples": len(measured.tuned.task_scores),
                 "forgetting": plain(sample.interval(losses)),
                 "forgetting_of_seeds": [
@@ -375,34 +387,47 @@ def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(groups: list[dict[str, Any]], rows: list[tuple[Any, ...]]) -> str:
-    """The paper's form: per group and control, change of accuracy / change of forgetting at each strength."""
-    strengths = list(SHRINKS.strengths)
-    lines = [
-        "| fine-tune | edit or control | " + " | ".join(f"{strength:g}" for strength in strengths) + " |",
-        "|---" * (len(strengths) + 2) + "|",
-    ]
-    names = list(COLUMNS)
+    """The paper's form: change of the task / change of forgetting with its interval.
+
+    One table of the edit and the shrinks over the strengths, one of the other controls at theirs.
+    """
+    strengths = [f"{strength:g}" for strength in SHRINKS.strengths]
+    others = [name for name in OTHERS.controls if name != "intruders"]
+    first = _heading("fine-tune", "edit or shrink", *strengths)
+    second = _heading(
+        "fine-tune", *(f"{name}, {strength:g}" for name in others for strength in OTHERS.strengths)
+    )
     for group in groups:
-        scale = 100.0 if group["metric"] == "accuracy" else 1.0
-        digits = 1 if group["metric"] == "accuracy" else 3
-        found = [dict(zip(names, row, strict=True)) for row in rows if row[0] == group["group"]]
-        for control in dict.fromkeys(row["control"] for row in found):
-            cells = {row["strength"]: row for row in found if row["control"] == control}
-            shown = []
-            for strength in strengths:
-                row = cells.get(strength)
-                if row is None:
-                    shown.append("")
-                    continue
-                unit = "share" if row["forgetting_share"] is not None else "change"
-                factor, places = (100.0, 0) if unit == "share" else (1.0, 3)
-                value, low, high = (factor * row[f"forgetting_{unit}{end}"] for end in ("", "_low", "_high"))
-                shown.append(
-                    f"{scale * row['task_change']:+.{digits}f} / {value:+.{places}f} "
-                    f"({low:.{places}f} to {high:.{places}f})"
-                )
-            lines.append(f"| {group['group']} | {control} | " + " | ".join(shown) + " |")
-    return "\n".join(lines).replace("-", "−").replace("|−−−", "|---")
+        found = {
+            (row["control"], row["strength"]): row
+            for row in (dict(zip(COLUMNS, values, strict=True)) for values in rows)
+            if row["group"] == group["group"]
+        }
+        for control in ("intruders", *MATCHED, "uniform"):
+            shown = [_shown(group, found[control, strength]) for strength in SHRINKS.strengths]
+            first += _line(group["group"], control, *shown)
+        second += _line(
+            group["group"],
+            *(_shown(group, found[name, strength]) for name in others for strength in OTHERS.strengths),
+        )
+    return f"{first}\n{second}"
+
+
+def _heading(*names: str) -> str:
+    return _line(*names) + "|---" * len(names) + "|\n"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _shown(group: dict[str, Any], row: dict[str, Any]) -> str:
+    scale, digits = (100.0, 1) if group["metric"] == "accuracy" else (1.0, 3)
+    unit, factor, places = ("change", 1.0, 3) if row["forgetting_share"] is None else ("share", 100.0, 0)
+    value, low, high = (factor * row[f"forgetting_{unit}{end}"] for end in ("", "_low", "_high"))
+    text = f"{value:+.{places}f} ({low:.{places}f} to {high:.{places}f})"
+    text = f"{scale * row['task_change']:+.{digits}f} / {text}"
+    return text.replace("-", "−")
 
 
 def main() -> None:
