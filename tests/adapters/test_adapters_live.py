@@ -371,6 +371,13 @@ def test_a_strangers_expression_is_never_run(tmp_path):
         assert torch.equal(logits(pair.language_model().model), logits(base))
 
 
+def test_what_parted_is_not_tied_again_by_others(tmp_path):
+    _, tuned = saved_pair(tmp_path, peft_models.tied_llama, {"target_modules": ["embed_tokens", "q_proj"]})
+    model = live(tmp_path).language_model().model
+    model.tie_weights()
+    assert torch.allclose(logits(model), logits(tuned), atol=1e-5)
+
+
 class TestRefused:
     def test_no_head_anywhere(self, tmp_path):
         base, _ = bert_pair(tmp_path)

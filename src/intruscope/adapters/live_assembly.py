@@ -130,6 +130,9 @@ def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_h
         other = tuned.get(name, parameter if keeps_head else tuned[kept])
         if not torch.equal(other, tuned[kept]):
             _set_parameter(model, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            # Others call tie_weights on what they are given (lm-evaluation-harness does).
+            config: Any = model.config
+            config.tie_word_embeddings = False
 
 
 def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:

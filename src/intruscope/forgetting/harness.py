@@ -1,0 +1,60 @@
+"""A bridge to lm-evaluation-harness: both states of a live model on its tasks, by its own rules."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from intruscope.adapters.live import LivePair
+
+
+def run_harness(
+    pair: LivePair, tasks: Sequence[str | Mapping[str, Any]], *, batch_size: int = 8, **options: Any
+) -> dict[str, dict[str, Any]]:
+    """Evaluate base and tuned model with lm-evaluation-harness, loaded once.
+
+    Args:
+        pair: From ``load_pair``; a causal language model.
+        tasks: Names of the harness's tasks, or its task definitions.
+        batch_size: Sequences per batch.
+        options: Passed on to ``lm_eval.simple_evaluate`` (``num_fewshot``, ``limit``, ``log_samples`` ...).
+
+    Returns:
+        Under ``base`` and ``tuned``, what the harness returns: ``results``, ``samples``, versions.
+
+    Raises:
+        UsageError: the harness is not installed, or the model is not causal.
+        IntruscopeError: there is no language-model head.
+    """
+    if find_spec("lm_eval") is None:
+        fact = "the package lm-eval is not installed, expected it for the harness's tasks"
+        raise UsageError(fact, remedy="install it with: pip install 'intruscope[eval]'")
+    language = pair.language_model()
+    if language.kind != "causal":
+        raise UsageError(
+            "got a masked language model, expected a causal one: the harness scores by likelihood",
+            remedy="use --task, which takes pseudo-likelihoods",
+        )
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(
+        pretrained=language.model,
+        tokenizer=language.tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        max_length=language.max_context,
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for state, inside in (("base", pair.as_base), ("tuned", pair.as_tuned)):
+        with inside():
+            # Neither requests nor answers may be kept: the two states would share them.
+            found[state] = simple_evaluate(
+                model=wrapped, tasks=list(tasks), use_cache=None, cache_requests=False, **options
+            )
+    return found
