@@ -1,0 +1,230 @@
+"""A PEFT model as :class:`~intruscope.methods.contract.Attached`: updates, merging, saving and loading.
+
+Every update is obtained in the one way that is right for all mergeable methods: a float32 copy of the layer
+is merged by PEFT's safe merge, and the weights before the method came are taken from the result.
+
+Shape suffixes: O out, I in.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import MalformedInput, OutputConflict, UsageError, printable
+from intruscope.methods.targets import targets_of, weight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import TrainerCallback
+
+    from intruscope.methods.contract import Setting
+
+ADAPTER = "default"
+"""PEFT's name for the adapter that we make and load."""
+
+
+class PeftAttached:
+    """A model with one PEFT adapter on it.
+
+    Args:
+        model: PeftModel whose adapter is called ``default``.
+        before: Module name to its weight (out, in) before the adapter came, of those that the start changed.
+        start: The adapter's state at the start, where the base was changed by it (PiSSA, OLoRA): saving then
+            turns the adapter into an ordinary LoRA of twice the rank against the unchanged base.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        before: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self._before = dict(before or {})
+        self._start = dict(start) if start is not None else None
+        self._layers = tuner_layers(model)
+        self.names = tuple(self._layers)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Everything that is trained, by its name in ``model``."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def optimizer(self, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
+        """AdamW; vectors (biases, norms, scales) without decay."""
+        return adamw(self.trainable(), lr=lr, weight_decay=weight_decay)
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        """None are needed."""
+        return ()
+
+    def update(self, name: str) -> Tensor:
+        """The update of one matrix: (out, in), float32, against the weights before the method came.
+
+        Raises:
+            UsageError: the method does not change a matrix of that name.
+        """
+        layer = self._layer(name)
+        before_OI = self._before.get(name)
+        if before_OI is None:
+            before_OI = weight_of(layer.get_base_layer())
+        merged = copy.deepcopy(layer).float()
+        merged.merge(safe_merge=True)
+        return (weight_of(merged.get_base_layer()) - before_OI).contiguous()
+
+    def merged(self) -> nn.Module:
+        """A float32 copy of the base model with the update in its weights."""
+        model: nn.Module = copy.deepcopy(self.model).float().merge_and_unload(safe_merge=True)
+        return model
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as PEFT does; relative to the unchanged base, whatever the start did to it.
+
+        Raises:
+            OutputConflict: the folder exists and is not empty.
+        """
+        from intruscope.adapters.live_models import quiet
+
+        refuse_full(folder)
+        with quiet(), tempfile.TemporaryDirectory() as scratch:
+            if self._start is None:
+                self.model.save_pretrained(str(folder))
+                return
+            from safetensors.torch import save_file
+
+            save_file(self._start, str(Path(scratch) / "adapter_model.safetensors"))
+            self.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=scratch)
+
+    def _layer(self, name: str) -> Any:
+        if name in self._layers:
+            return self._layers[name]
+        raise UsageError(
+            f"got a matrix that the method does not change, expected one of {len(self.names)} such as "
+            f"{printable(self.names[0])}",
+            remedy="name a module of the base model as in .names",
+            tensor=name,
+        )
+
+
+def tuner_layers(model: Any) -> dict[str, Any]:
+    """PEFT's layers by the name that their module has in the base model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: dict[str, Any] = {}
+    for name, module in model.base_model.model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, BaseTunerLayer) and not inside:
+            found[name] = module
+    return found
+
+
+def attach_peft(
+    model: nn.Module,
+    setting: Setting,
+    make_config: Callable[..., Any],
+    *,
+    method: str,
+    layers: Collection[str],
+    moves_base: bool = False,
+    kind: type[PeftAttached] = PeftAttached,
+    **extra: Any,
+) -> PeftAttached:
+    """Put a PEFT adapter on a model; the model is changed in place, as ``get_peft_model`` does.
+
+    Args:
+        model: A transformers model.
+        setting: Targets, modules trained whole, seed.
+        make_config: From ``target_modules``, ``modules_to_save`` and ``task_type`` to PEFT's config.
+        method: Its name, for messages.
+        layers: Kinds of layer that it can change.
+        moves_base: The start changes the base's weights: they are kept, and saving converts.
+        kind: Class of what is returned.
+        extra: Further arguments of ``kind``.
+
+    Raises:
+        UsageError: no target matches, or PEFT refuses an option.
+        UnsupportedFormat: a target's layer is of another kind.
+    """
+    import torch
+    from peft import get_peft_model
+    from peft.utils import get_peft_model_state_dict
+
+    from intruscope.adapters.live_models import quiet
+
+    names = targets_of(model, setting, layers, method=method)
+    before = {name: weight_of(model.get_submodule(name)).clone() for name in names} if moves_base else None
+    config = make_config(
+        target_modules=list(names),
+        modules_to_save=list(setting.train_whole) or None,
+        task_type=task_type(model),
+    )
+    with quiet():  # restores the random state
+        torch.manual_seed(setting.seed)
+        try:
+            peft_model = get_peft_model(model, config, ADAPTER)
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"PEFT refuses the options of {method} for this model ({printable(error)})",
+                remedy="change the options or the targets",
+            ) from error
+    if moves_base:
+        state = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER)
+        extra["start"] = {key: value.detach().clone() for key, value in state.items()}
+    return kind(peft_model, before=before, **extra)
+
+
+def load_peft(model: nn.Module, folder: Path) -> PeftAttached:
+    """Put a saved adapter on its base, trainable.
+
+    Raises:
+        MalformedInput: it is none, or does not fit.
+    """
+    from peft import PeftModel
+
+    from intruscope.adapters.live_models import quiet
+
+    try:
+        with quiet():
+            return PeftAttached(PeftModel.from_pretrained(model, str(folder), ADAPTER, is_trainable=True))
+    except Exception as error:  # whatever a foreign folder provokes in there
+        raise MalformedInput(
+            f"got an adapter that PEFT does not load ({printable(error)})",
+            remedy="check that it is complete and that the base is the one it was trained on",
+            file=folder,
+        ) from error
+
+
+def task_type(model: nn.Module) -> str | None:
+    """PEFT's word for the model's head; it decides the class and that a classifier's head is trained."""
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if name.endswith(("ForCausalLM", "LMHeadModel")) else None
+
+
+def adamw(trainable: Sequence[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float) -> Optimizer:
+    """AdamW; vectors (biases, norms, scales) without decay."""
+    import torch
+
+    decayed = [p for _, p in trainable if p.ndim >= 2]
+    rest = [p for _, p in trainable if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuse a folder that something is in.
+
+    Raises:
+        OutputConflict: it exists and is not empty, or is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise OutputConflict(
+            "is there already, expected a new folder", remedy="choose another name", file=folder
+        )

@@ -1,0 +1,39 @@
+"""The methods by name. Their files are light: torch and PEFT are imported when a model is built."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from intruscope.errors import UsageError, printable
+from intruscope.methods.contract import nearest
+
+if TYPE_CHECKING:
+    from intruscope.methods.contract import Method
+
+_FILES: tuple[str, ...] = ("lora",)
+"""Modules of this folder, each with a METHOD of the same name, in the order of the table."""
+
+
+def registered() -> tuple[Method, ...]:
+    """Every method."""
+    return tuple(_method(name) for name in _FILES)
+
+
+def find(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        UsageError: there is none; the message names those that are most like it.
+    """
+    if name in _FILES:
+        return _method(name)
+    raise UsageError(
+        f"got the method {printable(name)}, expected one of {', '.join(_FILES)}",
+        remedy=nearest(name, _FILES, what="method") or "see: intruscope methods",
+    )
+
+
+def _method(name: str) -> Method:
+    method: Method = import_module(f"intruscope.methods.{name}").METHOD
+    return method

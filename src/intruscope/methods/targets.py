@@ -1,0 +1,132 @@
+"""Which matrices of a live model a method changes, and which it cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.errors import UnsupportedFormat, UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import Tensor, nn
+
+    from intruscope.methods.contract import Setting
+
+_SHOWN = 6
+
+
+def kind_of(module: nn.Module) -> str:
+    """``linear``, ``conv1d`` (GPT-2's, stored (in, out)), or the class's own name."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "conv1d" if isinstance(module, Conv1D) else type(module).__name__
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer or Conv1D: (out, in), float32 or wider, sharing storage where it can."""
+    import torch
+
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return wide.T if kind_of(module) == "conv1d" else wide
+
+
+def ends_with(name: str, ends: Collection[str]) -> bool:
+    """Whether a module's name is one of these, or ends in one after a dot, as PEFT reads targets."""
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def targets_of(model: nn.Module, setting: Setting, kinds: Collection[str], *, method: str) -> tuple[str, ...]:
+    """Names of the modules that are to be changed.
+
+    Args:
+        model: A transformers model, nothing attached yet.
+        setting: What was asked for.
+        kinds: Kinds of layer that the method can change.
+        method: Its name, for messages.
+
+    Raises:
+        UsageError: none matches, or one is trained whole as well.
+        UnsupportedFormat: a layer of another kind, or one whose weight is tied to another module.
+    """
+    modules = dict(model.named_modules())
+    if setting.targets == "all-linear":
+        head = _heads(model)
+        names = [
+            name
+            for name, module in modules.items()
+            if kind_of(module) in ("linear", "conv1d")
+            and name not in head
+            and not ends_with(name, setting.train_whole)
+        ]
+    else:
+        names = [name for name in modules if ends_with(name, setting.targets)]
+    if not names:
+        _no_target(modules, setting)
+    tied = _tied(model)
+    for name in names:
+        kind = kind_of(modules[name])
+        if kind not in kinds:
+            raise UnsupportedFormat(
+                f"got a layer of kind {printable(kind)}, expected {' or '.join(sorted(kinds))} for {method}",
+                remedy="name other targets, or choose another method (see: intruscope methods)",
+                tensor=name,
+            )
+        if name in tied:
+            raise UnsupportedFormat(
+                f"got a layer whose weight is tied to {printable(tied[name])}, expected one of its own: an "
+                "update to one would silently be an update to both",
+                remedy="leave it out of the targets",
+                tensor=name,
+            )
+        if ends_with(name, setting.train_whole):
+            raise UsageError(
+                "got a layer that is a target and is to be trained whole, expected one of the two",
+                remedy="leave it out of one of them",
+                tensor=name,
+            )
+    return tuple(names)
+
+
+def _heads(model: nn.Module) -> set[str]:
+    """Modules that a task puts on top: the output embeddings, and what a classifier has outside its body."""
+    prefix = getattr(model, "base_model_prefix", "")
+    body = getattr(model, prefix, None) if prefix else None
+    if body is None or body is model:
+        return set()
+    inside = {id(module) for module in body.modules()}
+    return {name for name, module in model.named_modules() if id(module) not in inside}
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Module to another one that holds the same weight."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and hasattr(weight, "data_ptr"):
+            holders.setdefault(id(weight), []).append(name)
+    return {
+        name: next(other for other in names if other != name)
+        for names in holders.values()
+        if len(names) > 1
+        for name in names
+    }
+
+
+def _no_target(modules: dict[str, nn.Module], setting: Setting) -> None:
+    import difflib
+
+    ends = sorted(
+        {name.rpartition(".")[2] for name, m in modules.items() if kind_of(m) in ("linear", "conv1d")}
+    )
+    asked = [] if setting.targets == "all-linear" else [name.rpartition(".")[2] for name in setting.targets]
+    like = [found for name in asked for found in difflib.get_close_matches(name, ends, n=2)]
+    raise UsageError(
+        f"got targets that no module's name ends in ({', '.join(map(printable, asked)) or 'all-linear'}), "
+        f"expected some of {', '.join(ends[: _SHOWN * 2]) or 'no linear layer: this model has none'}",
+        remedy=f"did you mean {' or '.join(like)}?" if like else "name modules of this model, or all-linear",
+    )
