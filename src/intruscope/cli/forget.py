@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import Annotated, Literal
 
 import typer
 
+from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import emit, show, stage_progress
-from intruscope.errors import OutputConflict, UsageError
+from intruscope.errors import UsageError
 
 
 def forget(
@@ -61,7 +62,8 @@ def forget(
     """
     if not text:
         raise UsageError("got no text, expected some to measure on", remedy="name a file with --text FILE")
-    _check_output(json, [base, tuned], [*text, *(task or [])])
+    targets = Targets(json=json, csv=None, parquet=None, html=None, plots=None, with_maps=False)
+    targets.check([base, tuned], files=[*text, *(task or [])])
     from intruscope.forgetting.forget import forget as run_forget
     from intruscope.forgetting.tasks import load_task
     from intruscope.report.forgetting import forgetting_summary, forgetting_text, write_forgetting
@@ -100,24 +102,7 @@ def forget(
         )
     if json == "-":
         emit(forgetting_text(report))
-    elif json is not None:
-        write_forgetting(report, Path(json))
+    elif targets.json_file is not None:
+        write_forgetting(report, targets.json_file)
     if not quiet and json != "-":
         show(forgetting_summary(report))
-
-
-def _check_output(json: str | None, models: list[str | None], files: list[str]) -> None:
-    """Refuse an output that would touch a model or a text, before any work."""
-    from intruscope.weights.names import parse_name
-    from intruscope.weights.output import check_output
-
-    if json in (None, "-"):
-        return
-    inputs = [Path(name) for name in files if Path(name).exists()]
-    for model in models:
-        name = parse_name(model) if model is not None else None
-        inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
-    path = Path(str(json))
-    if path.is_dir():
-        raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
-    check_output(path, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,13 +57,21 @@ class Targets:
         """Everything that may be written."""
         return (*self._files, *([self.plots] if self.plots else []))
 
-    def check(self, models: Sequence[str | None], *, work: Path | None, force: bool) -> None:
+    def check(
+        self,
+        models: Sequence[str | None],
+        *,
+        work: Path | None = None,
+        force: bool = False,
+        files: Sequence[str] = (),
+    ) -> None:
         """Refuse outputs that would touch an input or another's work, as far as names can tell.
 
         Args:
             models: As the user named them.
             work: Folder of the journal, if given.
             force: Write into folders that are not empty.
+            files: Texts and tasks that are read; what is no path (a pattern, a dataset's name) is let be.
 
         Raises:
             OutputConflict: one of them would, or two outputs are the same file.
@@ -71,7 +80,7 @@ class Targets:
         from intruscope.weights.names import parse_name
         from intruscope.weights.output import check_output
 
-        inputs = []
+        inputs = [Path(name) for name in files if os.path.exists(name)]  # noqa: PTH110 - takes any string
         for model in models:
             name = parse_name(model) if model is not None else None
             inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]

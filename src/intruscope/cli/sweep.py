@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -106,8 +106,7 @@ def sweep(
         strengths, controls, which, k=k, epsilon=epsilon, seed=seed, max_cost=max_cost, resamples=resamples
     )
     targets = Targets(json=json, csv=None, parquet=parquet, html=html, plots=plots, with_maps=False)
-    targets.check([base, tuned], work=work, force=force)
-    _keep_off(targets, [task, *text])
+    targets.check([base, tuned], work=work, force=force, files=[task, *text])
     from intruscope.spectra.scan import RunOptions
     from intruscope.sweep.measure import MeasureOptions
     from intruscope.sweep.measure import sweep as run_sweep
@@ -194,15 +193,6 @@ def _number(text: str) -> float:
             f"--strengths holds {text!r}, expected numbers with commas between them",
             remedy="write for example --strengths 0.3,0.5,0.7",
         ) from None
-
-
-def _keep_off(targets: Targets, files: Sequence[str]) -> None:
-    """No output may be one of the files that are measured on."""
-    from intruscope.weights.output import check_output
-
-    inputs = [Path(name) for name in files if Path(name).exists()]
-    for path in targets.paths:
-        check_output(path, inputs)
 
 
 def _task(name: str, fields: str | None, labels: str | None) -> Task:
