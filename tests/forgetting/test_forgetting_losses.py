@@ -162,6 +162,20 @@ def test_a_head_that_looks_at_other_positions_keeps_them_all(models):
     assert forward._cuts is False
 
 
+def test_a_padding_token_that_the_model_has_no_row_for(models):
+    import copy
+    from dataclasses import replace
+
+    language = models("gpt2")
+    padded = copy.deepcopy(language.tokenizer)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert padded.pad_token_id == language.model.config.vocab_size
+    sequences = cut(corpus(TEXT), language, unit="line")
+    expected = measure(language, sequences, protocol="causal").nats
+    got = measure(replace(language, tokenizer=padded), sequences, protocol="causal").nats
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
 def test_progress_counts_tokens_to_the_end(models):
     language = models("gpt2")
     sequences = cut(corpus(TEXT), language, context=32)

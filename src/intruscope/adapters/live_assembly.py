@@ -152,9 +152,8 @@ def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
             remedy="leave the task out: only forgetting can be measured",
         )
     if getattr(config, "pad_token_id", None) is None:  # causal classifiers find the last token by it
-        config.pad_token_id = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
-        )
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        config.pad_token_id = next((i for i in known if i is not None and i < config.vocab_size), 0)
     labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     return TaskModel(
         model=merged.model,

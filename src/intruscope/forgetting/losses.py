@@ -204,9 +204,10 @@ class Forward:
         self._masked = masked
         tokenizer = language.tokenizer
         self._mask_id: int = tokenizer.mask_token_id if masked else 0
-        padding = tokenizer.pad_token_id
-        self._pad_id = padding if padding is not None else 0
         self.num_words: int = self._model.get_input_embeddings().num_embeddings
+        padding = tokenizer.pad_token_id
+        # A padding token that was added to the tokenizer alone has no row in the model; nothing looks at it.
+        self._pad_id = padding if padding is not None and padding < self.num_words else 0
         self._cuts: bool | None = None if self._model.base_model is not self._model else False
 
     def nats(self, batch: list[_Row]) -> NDArray[np.float64]:
