@@ -100,7 +100,7 @@ def test_rows_of_a_table_are_sequences_whatever_breaks_they_hold(models):
     language = models("gpt2")
     rows = corpus("It was a\nbright cold day", "Call me.\n\nShe waited.", rows=True)
     assert cut(rows, language, unit="line").num_sequences == 2
-    lines = corpus("It was a\nbright cold day", "Call me.\n\nShe waited.")
+    lines = corpus("It was a\nbright cold\x0c\x85day", "Call me.\r\n\rShe waited.")
     assert cut(lines, language, unit="line").num_sequences == 4
 
 

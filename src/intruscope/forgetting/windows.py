@@ -7,6 +7,7 @@ one. A *window* is one input of the model; a sequence longer than a context has 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,7 +207,8 @@ def _texts(corpus: Corpus, unit: Unit) -> list[str]:
     if unit == "line":
         found: list[str] = []
         for document in corpus.documents:
-            rows = [document.text] if document.is_row else document.text.splitlines()
+            # Not splitlines, which also parts at form feeds and the like.
+            rows = [document.text] if document.is_row else re.split("\r\n|\n|\r", document.text)
             found += [row for row in rows if row.strip()]
         return found
     streams: dict[int, list[str]] = {}
