@@ -11,7 +11,8 @@ from intruscope.methods.contract import nearest
 if TYPE_CHECKING:
     from intruscope.methods.contract import Method
 
-_FILES: tuple[str, ...] = ("lora",)
+_OURS = ("melora", "multilora")
+_FILES: tuple[str, ...] = ("lora", *_OURS)
 """Modules of this folder, each with a METHOD of the same name, in the order of the table."""
 
 
