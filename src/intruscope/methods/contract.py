@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 Value = int | float | str | bool
 Options = dict[str, Value]
 LayerKind = Literal["linear", "conv1d"]
-Departure = Literal["moves_base", "trains_base", "nonzero_at_start", "no_training", "no_static_update"]
+Departure = Literal[
+    "moves_base", "trains_base", "nonzero_at_start", "uneven_ranks", "no_training", "no_static_update"
+]
 """Where a method departs from the contract, declared:
 
 ``moves_base``        its start changes the base's weights (PiSSA); the update is against the weights before
 ``trains_base``       the model's own weights are trained, and nothing is added (full)
 ``nonzero_at_start``  the update is not zero before the first step
+``uneven_ranks``      the option ``rank`` is the mean over the matrices; each has its own
 ``no_training``       the update is computed, not trained (construct)
 ``no_static_update``  the update depends on the input (a mixture of experts): there is none to give
 """
@@ -231,6 +234,11 @@ class Method:
             name: parameter.checked(given[name]) if given and name in given else parameter.default
             for name, parameter in known.items()
         }
+
+
+def any_rank(num_out: int, num_in: int, _options: Options) -> int:
+    """The bound of methods that can reach every rank."""
+    return min(num_out, num_in)
 
 
 def nearest(name: str, known: Iterable[str], *, what: str) -> str | None:

@@ -11,8 +11,12 @@ from intruscope.methods.contract import nearest
 if TYPE_CHECKING:
     from intruscope.methods.contract import Method
 
-_OURS = ("melora", "multilora")
-_FILES: tuple[str, ...] = ("lora", *_OURS)
+_OURS = ("b_only", "sora", "prilora", "melora", "multilora")
+_PEFT = (
+    "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora", "vera",
+    "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
+)  # fmt: skip
+_FILES: tuple[str, ...] = (*_PEFT, *_OURS)
 """Modules of this folder, each with a METHOD of the same name, in the order of the table."""
 
 

@@ -1,0 +1,164 @@
+"""AdaLoRA: LoRA as ``B diag(E) A`` whose directions are pruned while it trains, where they matter least.
+
+Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512. Every
+matrix starts with ``start_rank`` directions; by the end the mean is ``rank``. PEFT prunes only when it is
+told of each step, after the optimiser's and before the gradients are cleared: the callback does that. Its
+penalty on A and B that are not orthogonal is part of the loss in training, and left out in evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import UsageError
+from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft, load_peft
+from intruscope.methods.contract import Method, Parameter
+from intruscope.methods.lora import ALPHA, DROPOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+    from transformers import TrainerCallback
+
+    from intruscope.methods.contract import Options, Setting
+
+_PAPER_PER_DATASET = "ours: the paper sets it for each data set; PEFT's is 0"
+RANK = Parameter(
+    name="rank", kind="int", default=8, least=1,
+    source="PEFT (AdaLoraConfig, target_r)", meaning="Mean rank at the end.",
+)  # fmt: skip
+START_RANK = Parameter(
+    name="start_rank", kind="int", default=12, least=1,
+    source="PEFT (AdaLoraConfig, init_r)", meaning="Rank of every matrix at the start.",
+)  # fmt: skip
+WARMUP = Parameter(
+    name="warmup_share", kind="float", default=0.1, least=0.0, most=0.9,
+    source=_PAPER_PER_DATASET, meaning="Share of the steps before pruning begins.",
+)  # fmt: skip
+FINAL = Parameter(
+    name="final_share", kind="float", default=0.3, least=0.0, most=0.9,
+    source=_PAPER_PER_DATASET, meaning="Share of the steps after it has ended.",
+)  # fmt: skip
+EVERY = Parameter(
+    name="every", kind="int", default=1, least=1,
+    source="PEFT (AdaLoraConfig, deltaT)", meaning="Steps between prunings.",
+)  # fmt: skip
+ORTHOGONALITY = Parameter(
+    name="orthogonality", kind="float", default=0.5, least=0.0,
+    source="PEFT (AdaLoraConfig, orth_reg_weight)", meaning="Weight of the penalty in the training loss.",
+)  # fmt: skip
+
+
+class AdaLoraAttached(PeftAttached):
+    """LoRA whose ranks are allocated in training."""
+
+    def __init__(self, model: Any, **rest: Any) -> None:
+        super().__init__(model, **rest)
+        _leave_penalty_out_of_evaluation(model.base_model)
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        """Tell PEFT of each step."""
+        return (_allocator(self.model),)
+
+
+def _allocator(model: Any) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class Allocator(TrainerCallback):  # type: ignore[misc]
+        """After the optimiser's step, before the gradients are cleared."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002
+            # The Trainer counts the step after this event.
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+    return Allocator()
+
+
+def _leave_penalty_out_of_evaluation(tuner: Any) -> None:
+    """PEFT adds its penalty to every loss; in evaluation mode its weight is zero for the time of the call."""
+    config = tuner.peft_config[ADAPTER]
+    weight = config.orth_reg_weight
+
+    def before(module: nn.Module, _inputs: Any) -> None:
+        config.orth_reg_weight = weight if module.training else 0.0
+
+    def after(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        config.orth_reg_weight = weight
+
+    tuner.register_forward_pre_hook(before)
+    tuner.register_forward_hook(after, always_call=True)
+
+
+def num_trainable(num_out: int, num_in: int, options: Options) -> int:
+    """A, B and E at the start; what is pruned is zero, and dropped when it is saved."""
+    return int(options["start_rank"]) * (num_out + num_in + 1)
+
+
+def max_rank(num_out: int, num_in: int, options: Options) -> int:
+    """Of a matrix that loses nothing."""
+    return min(int(options["start_rank"]), num_out, num_in)
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
+    """Put AdaLoRA on a model.
+
+    Raises:
+        UsageError: the number of steps is not known, too few, or more rank is asked for than there is.
+    """
+    from peft import AdaLoraConfig
+
+    total = setting.total_steps
+    if total is None:
+        raise UsageError(
+            "got no number of steps, expected it: AdaLoRA prunes by a schedule",
+            remedy="give total_steps, or choose another method",
+        )
+    if int(options["rank"]) > int(options["start_rank"]):
+        raise UsageError(
+            f"got the rank {options['rank']}, expected at most start_rank = {options['start_rank']}",
+            remedy="raise start_rank (the paper: 1.5 times the rank)",
+            tensor="rank",
+        )
+    first, last = int(total * float(options["warmup_share"])), int(total * float(options["final_share"]))
+    if first + last >= total:
+        raise UsageError(
+            f"got {total} steps of which {first} come before and {last} after pruning, expected some between",
+            remedy="lower warmup_share or final_share, or train longer",
+        )
+
+    def make_config(**given: Any) -> Any:
+        # A model without a task of PEFT's would be run past the tuner, and so without the penalty.
+        given["task_type"] = given["task_type"] or "FEATURE_EXTRACTION"
+        return AdaLoraConfig(
+            target_r=options["rank"],
+            init_r=options["start_rank"],
+            lora_alpha=options["alpha"],
+            lora_dropout=options["dropout"],
+            tinit=first,
+            tfinal=last,
+            deltaT=options["every"],
+            orth_reg_weight=options["orthogonality"],
+            total_step=total,
+            **given,
+        )
+
+    return attach_peft(
+        model, setting, make_config, method=METHOD.name, layers=METHOD.layers, kind=AdaLoraAttached
+    )
+
+
+METHOD = Method(
+    name="adalora",
+    title="AdaLoRA",
+    paper="arXiv 2303.10512",
+    source="peft",
+    cost="As LoRA at start_rank; smoothed sensitivities of every trained number are kept while it trains.",
+    how_updated="(alpha / start_rank) B diag(E) A.",
+    parameters=(RANK, START_RANK, ALPHA, DROPOUT, WARMUP, FINAL, EVERY, ORTHOGONALITY),
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load_peft,
+    num_trainable=num_trainable,
+    max_rank=max_rank,
+)

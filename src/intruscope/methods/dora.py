@@ -1,0 +1,52 @@
+"""DoRA: the direction of each row of the weights is changed by LoRA, its length by a trained magnitude.
+
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353. The tuned weights are ``m (W0 +
+s B A) / |W0 + s B A|`` row by row, so that the update is of any rank although few numbers are trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.methods.attached import attach_peft, load_peft
+from intruscope.methods.contract import Method, any_rank
+from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_numbers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from intruscope.methods.attached import PeftAttached
+    from intruscope.methods.contract import Options, Setting
+
+
+def num_trainable(num_out: int, num_in: int, options: Options) -> int:
+    """LoRA's, and a magnitude for each output."""
+    return lora_numbers(num_out, num_in, options) + num_out
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
+    """Put DoRA on a model."""
+    return attach_peft(
+        model,
+        setting,
+        lambda **given: lora_config(options, use_dora=True, **given),
+        method=METHOD.name,
+        layers=METHOD.layers,
+    )
+
+
+METHOD = Method(
+    name="dora",
+    title="DoRA",
+    paper="arXiv 2402.09353",
+    source="peft",
+    cost="As LoRA, and the norms of W0 + s B A, formed dense, in every forward step.",
+    how_updated="PEFT's merge (the magnitudes times the normed rows) minus the base; not s B A.",
+    parameters=LORA_PARAMETERS,
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load_peft,
+    num_trainable=num_trainable,
+    max_rank=any_rank,
+    plain_lora=True,
+)

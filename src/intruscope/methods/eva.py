@@ -1,0 +1,102 @@
+"""EVA: LoRA whose A starts as the main directions of the data, with ranks where these explain most.
+
+Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", arXiv
+2410.07170. PEFT's incremental PCA of each layer's inputs runs the model over the batches until the
+directions settle; the mean rank is kept, and a matrix that gets none is left alone. B starts at zero, and
+the base is not changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import UsageError
+from intruscope.methods.attached import PeftAttached, attach_peft, load_peft
+from intruscope.methods.contract import Method, Parameter
+from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from intruscope.methods.contract import Options, Setting
+
+RHO = Parameter(
+    name="rho", kind="float", default=2.0, least=1.0, most=16.0,
+    source="PEFT (EvaConfig)", meaning="A matrix gets at most rho times the mean rank; 1 keeps ranks even.",
+)  # fmt: skip
+
+
+def max_rank(num_out: int, num_in: int, options: Options) -> int:
+    """Of the matrix that got most."""
+    return min(round(float(options["rho"]) * int(options["rank"])), num_out, num_in)
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
+    """Put EVA on a model; it is run over ``setting.batches``.
+
+    Raises:
+        UsageError: there are no batches, or one has too few tokens for the rank.
+    """
+    from peft import EvaConfig, initialize_lora_eva_weights
+
+    batches = list(setting.batches or ())
+    needed = round(float(options["rho"]) * int(options["rank"]))
+    _check(batches, needed)
+    attached = attach_peft(
+        model,
+        setting,
+        lambda **given: lora_config(
+            options, init_lora_weights="eva", eva_config=EvaConfig(rho=float(options["rho"])), **given
+        ),
+        method=METHOD.name,
+        layers=METHOD.layers,
+    )
+    initialize_lora_eva_weights(
+        attached.model, batches, prepare_layer_inputs_fn=_of_tokens, show_progress_bar=False
+    )
+    return PeftAttached(attached.model)  # matrices that got no rank are plain layers again
+
+
+def _check(batches: list[Any], needed: int) -> None:
+    """PEFT would run for ever over batches with fewer tokens than directions."""
+    if not batches:
+        raise UsageError(
+            "got no data, expected batches: EVA starts from the inputs of the layers",
+            remedy="give the training data, or choose another method",
+        )
+    fewest = min(int(batch.get("attention_mask", batch["input_ids"]).bool().sum()) for batch in batches)
+    if fewest < needed:
+        raise UsageError(
+            f"got a batch of {fewest} tokens, expected at least {needed} (rho times the rank)",
+            remedy="give larger batches, or lower rank or rho",
+        )
+
+
+def _of_tokens(layer_input: Any, kept: Tensor, name: str) -> Tensor:
+    """The inputs of the tokens that are no padding: (tokens, in)."""
+    hidden: Tensor = layer_input if hasattr(layer_input, "ndim") else layer_input[0]
+    if hidden.ndim != 3:
+        raise UsageError(
+            f"got a layer whose input has {hidden.ndim} axes, expected 3 (texts, tokens, features)",
+            remedy="leave it out of the targets (a pooler sees one token of each text)",
+            tensor=name,
+        )
+    return hidden[kept.T.unbind()]
+
+
+METHOD = Method(
+    name="eva",
+    title="EVA",
+    paper="arXiv 2410.07170",
+    source="peft",
+    cost="As LoRA; some forward passes and an incremental PCA of each layer's inputs at the start.",
+    how_updated="(alpha / rank) B A, rank and alpha per matrix.",
+    parameters=(*LORA_PARAMETERS, RHO),
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load_peft,
+    num_trainable=lora_numbers,
+    max_rank=max_rank,
+    plain_lora=True,
+    departures=frozenset({"uneven_ranks"}),
+)

@@ -1,0 +1,133 @@
+"""Full fine-tuning: every number of the model is trained; where targets are named, all of theirs.
+
+Nothing is added to the model. A copy of the watched matrices is kept, against which the update is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import MalformedInput, UsageError, printable
+from intruscope.methods.attached import adamw, refuse_full
+from intruscope.methods.contract import Method, any_rank
+from intruscope.methods.targets import ends_with, targets_of, weight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import TrainerCallback
+
+    from intruscope.methods.contract import Options, Setting
+
+
+class FullAttached:
+    """A model that is trained itself.
+
+    Args:
+        model: What is trained.
+        before: Name of each matrix to its module before training.
+    """
+
+    def __init__(self, model: nn.Module, before: dict[str, nn.Module]) -> None:
+        self.model = model
+        self._before = before
+        self.names = tuple(before)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Everything that is trained, by its name."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def optimizer(self, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
+        """AdamW; vectors (biases, norms) without decay."""
+        return adamw(self.trainable(), lr=lr, weight_decay=weight_decay)
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        """None are needed."""
+        return ()
+
+    def update(self, name: str) -> Tensor:
+        """The weights minus those before: (out, in), float32.
+
+        Raises:
+            UsageError: no matrix of that name is watched.
+        """
+        if name not in self._before:
+            raise UsageError(
+                f"got a matrix that is not watched, expected one of {len(self.names)} such as "
+                f"{printable(self.names[0])}",
+                remedy="name a linear module of the model as in .names",
+                tensor=name,
+            )
+        return (weight_of(self.model.get_submodule(name)) - weight_of(self._before[name])).contiguous()
+
+    def merged(self) -> nn.Module:
+        """A float32 copy of the model."""
+        return copy.deepcopy(self.model).float()
+
+    def save(self, folder: Path) -> None:
+        """Write the model as transformers does.
+
+        Raises:
+            OutputConflict: the folder exists and is not empty.
+        """
+        from intruscope.adapters.live_models import quiet
+
+        refuse_full(folder)
+        model: Any = self.model
+        with quiet():
+            model.save_pretrained(str(folder))
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> FullAttached:  # noqa: ARG001
+    """Make a model trainable, all of it or the targets."""
+    everything = setting.targets == "all-linear"
+    names = targets_of(model, setting, METHOD.layers, method=METHOD.name)
+    trained = (*names, *setting.train_whole)
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        parameter.requires_grad_(everything or ends_with(module, trained))
+    return FullAttached(model, {name: copy.deepcopy(model.get_submodule(name)) for name in names})
+
+
+def load(model: nn.Module, folder: Path) -> FullAttached:
+    """A saved model, whose updates are against ``model``.
+
+    Raises:
+        MalformedInput: transformers does not load it, or it is another model.
+    """
+    from intruscope.adapters.live_models import quiet
+    from intruscope.methods.contract import Setting
+
+    cls: Any = type(model)
+    try:
+        with quiet():
+            tuned = cls.from_pretrained(str(folder), dtype=next(model.parameters()).dtype)
+    except Exception as error:  # whatever a foreign folder provokes in there
+        raise MalformedInput(
+            f"got a model that transformers does not load ({printable(error)})",
+            remedy="check that the folder is complete",
+            file=folder,
+        ) from error
+    names = targets_of(model, Setting(), METHOD.layers, method=METHOD.name)
+    return FullAttached(tuned, {name: model.get_submodule(name) for name in names})
+
+
+METHOD = Method(
+    name="full",
+    title="Full fine-tuning",
+    paper="arXiv 2410.21228 (as the paper's reference)",
+    source="intruscope",
+    cost="in * out numbers per matrix; gradients and two moments of each, four times the model in memory.",
+    how_updated="The weights minus a copy of those before.",
+    parameters=(),
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load,
+    num_trainable=lambda num_out, num_in, options: num_out * num_in,  # noqa: ARG005
+    max_rank=any_rank,
+    departures=frozenset({"trains_base"}),
+)

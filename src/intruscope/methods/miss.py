@@ -1,0 +1,69 @@
+"""MiSS: one matrix (rank, out) is added to every group of ``rank`` neighbouring columns of the weights.
+
+Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure", arXiv
+2409.15371. The balanced form, which is PEFT's default.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.methods.attached import attach_peft, load_peft
+from intruscope.methods.contract import Method, Parameter
+from intruscope.methods.lora import DROPOUT
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from intruscope.methods.attached import PeftAttached
+    from intruscope.methods.contract import Options, Setting
+
+
+RANK = Parameter(
+    name="rank", kind="int", default=64, least=1,
+    source="PEFT (MissConfig)", meaning="Columns of the shared matrix; at most the inputs of every target.",
+)  # fmt: skip
+
+
+def num_trainable(num_out: int, _num_in: int, options: Options) -> int:
+    """The shared matrix."""
+    return int(options["rank"]) * num_out
+
+
+def max_rank(num_out: int, num_in: int, options: Options) -> int:
+    """The rank, or the matrix's own where that is less."""
+    return min(int(options["rank"]), num_out, num_in)
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
+    """Put MiSS on a model."""
+    from peft import MissConfig
+
+    return attach_peft(
+        model,
+        setting,
+        lambda **given: MissConfig(
+            r=options["rank"],
+            miss_dropout=options["dropout"],
+            **given,
+        ),
+        method=METHOD.name,
+        layers=METHOD.layers,
+    )
+
+
+METHOD = Method(
+    name="miss",
+    title="MiSS",
+    paper="arXiv 2409.15371",
+    source="peft",
+    cost="rank * out numbers per matrix; one thin product in every step.",
+    how_updated="The shared matrix, repeated along the inputs: PEFT's merge minus the base.",
+    parameters=(RANK, DROPOUT),
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load_peft,
+    num_trainable=num_trainable,
+    max_rank=max_rank,
+    layers=frozenset({"linear"}),
+)

@@ -1,0 +1,75 @@
+"""VeRA: two random matrices, shared by all layers and fixed; each layer trains two vectors that scale them.
+
+Kopiczko, Blankevoort and Asano, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454. The update
+is ``diag(b) B diag(d) A``, B and A cut to the layer's shape; b starts at zero. The two matrices are saved
+along.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.methods.attached import attach_peft, load_peft
+from intruscope.methods.contract import Method, Parameter
+from intruscope.methods.lora import DROPOUT
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from intruscope.methods.attached import PeftAttached
+    from intruscope.methods.contract import Options, Setting
+
+
+RANK = Parameter(
+    name="rank", kind="int", default=256, least=1,
+    source="PEFT (VeraConfig); arXiv 2310.11454, RoBERTa-large", meaning="Columns of the shared matrices.",
+)  # fmt: skip
+D_INITIAL = Parameter(
+    name="d_initial", kind="float", default=0.1, least=0.0,
+    source="PEFT (VeraConfig); arXiv 2310.11454", meaning="What d starts at.",
+)  # fmt: skip
+
+
+def num_trainable(num_out: int, _num_in: int, options: Options) -> int:
+    """The two vectors: d (rank) and b (out)."""
+    return int(options["rank"]) + num_out
+
+
+def max_rank(num_out: int, num_in: int, options: Options) -> int:
+    """The rank, or the matrix's own where that is less."""
+    return min(int(options["rank"]), num_out, num_in)
+
+
+def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
+    """Put VeRA on a model."""
+    from peft import VeraConfig
+
+    return attach_peft(
+        model,
+        setting,
+        lambda **given: VeraConfig(
+            r=options["rank"],
+            d_initial=options["d_initial"],
+            vera_dropout=options["dropout"],
+            projection_prng_key=setting.seed,
+            **given,
+        ),
+        method=METHOD.name,
+        layers=METHOD.layers,
+    )
+
+
+METHOD = Method(
+    name="vera",
+    title="VeRA",
+    paper="arXiv 2310.11454",
+    source="peft",
+    cost="rank + out numbers per matrix; products of the size of LoRA's at this, much higher, rank.",
+    how_updated="diag(b) B diag(d) A.",
+    parameters=(RANK, D_INITIAL, DROPOUT),
+    documentation=__doc__ or "",
+    attach=attach,
+    load=load_peft,
+    num_trainable=num_trainable,
+    max_rank=max_rank,
+)
