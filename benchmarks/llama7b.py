@@ -67,6 +67,13 @@ def write_model(folder: Path, layers: int) -> tuple[Path, Path]:
     return base, adapter
 
 
+def model_files(folder: Path, layers: int) -> tuple[Path, Path]:
+    """The model in a folder, made if it is not there."""
+    if (folder / "adapter" / "adapter_config.json").exists():  # written last
+        return folder / "base", folder / "adapter"
+    return write_model(folder, layers)
+
+
 def resident_bytes(root: int) -> int:
     """Proportional set size of a process and all its descendants (shared pages counted once)."""
     children: dict[int, list[int]] = {}
@@ -91,10 +98,11 @@ def resident_bytes(root: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--files", type=Path, help="Keep the model here, and use it if it is here already.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base, adapter = write_model(folder, given.layers)
+        base, adapter = model_files(given.files or folder, given.layers)
         output = folder / "scan.json"
         command = [
             sys.executable,

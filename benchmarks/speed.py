@@ -57,7 +57,7 @@ def measure(shape: tuple[int, int], matrices: int, repeats: int) -> dict[str, ob
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--matrices", type=int, default=8)
+    parser.add_argument("--matrices", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shapes", nargs="*", default=[f"{r}x{c}" for r, c in SHAPES])
     given = parser.parse_args()
