@@ -3,68 +3,25 @@
 The contract suite checks what all methods have in common; here is what makes each of them that method.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from our_methods import (
+    LINEAR,
+    MODELS,
+    assert_peft_alone_runs_it,
+    assert_trains_on,
+    attached,
+    factor_state,
+    llama,
+    logits,
+    tokens,
+    train,
+)
 
-from intruscope.methods import find
 from intruscope.methods.contract import Setting
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-from peft_models import gpt2, llama, train
 
 # What transformers and PEFT warn of among themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-LINEAR = Setting(targets=("q_proj", "up_proj", "down_proj"), seed=3)  # square, tall and wide
-CONV1D = Setting(targets=("c_attn", "c_proj"), seed=3)
-MODELS = [pytest.param(llama, LINEAR, id="linear"), pytest.param(gpt2, CONV1D, id="conv1d")]
-
-
-def attached(name, make, setting, **options):
-    torch.manual_seed(0)
-    method = find(name)
-    return method.attach(make().eval(), setting, method.options(options))
-
-
-def factor_state(done, name):
-    """A layer's own tensors in float64, by the part of their name that tells them apart."""
-    layer = done.model.base_model.model.get_submodule(name)
-    state = {key: value.double() for key, value in layer.state_dict().items() if "lora_" in key}
-    return {key.replace(".default", "").removeprefix("lora_"): value for key, value in state.items()}
-
-
-def tokens():
-    return torch.arange(12).reshape(2, 6) % 40
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=tokens()).logits
-
-
-def assert_peft_alone_runs_it(done, make, folder):
-    """The saved adapter, loaded by PEFT on a fresh base, computes what the trained model computes."""
-    from peft import PeftModel
-
-    done.save(folder)
-    torch.manual_seed(0)
-    alone = PeftModel.from_pretrained(make(), str(folder)).eval()
-    torch.testing.assert_close(logits(alone), logits(done.model.eval()), rtol=1e-4, atol=1e-5)
-    return alone
-
-
-def assert_trains_on(name, done, make, folder):
-    """What is loaded again holds every number that was saved."""
-    torch.manual_seed(0)
-    again = find(name).load(make().eval(), folder)
-    ours, theirs = done.model.state_dict(), again.model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert [n for n, _ in again.trainable()] == [n for n, _ in done.trainable()]
-    return again
 
 
 @pytest.mark.parametrize(("make", "setting"), MODELS)
@@ -158,7 +115,7 @@ class TestSora:
 
     @pytest.mark.parametrize(("prox", "l1"), [("paper", 0.0), ("official", 10.0)])
     def test_steps_are_those_of_two_separate_optimisers(self, prox, l1):
-        """The twin: float64, one AdamW without the gate, another on it, the L1 term in the loss, then the prox."""
+        """The twin: float64, an AdamW without the gates, another on them, L1 in the loss, then the prox."""
         options = {"rank": 4, "threshold": 0.05, "prox": prox}
         ours, twin = (attached("sora", llama, LINEAR, **options) for _ in range(2))
         for done in (ours, twin):

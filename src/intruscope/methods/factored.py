@@ -124,7 +124,7 @@ def attach_factored(
     attached = attach_peft(
         model,
         setting,
-        lambda **given: prepare(lora_config(options, **given), options),
+        lambda **given: prepare(lora_config({"dropout": 0.0, **options}, **given), options),
         method=method.name,
         layers=method.layers,
         kind=kind,

@@ -138,4 +138,5 @@ METHOD = Method(
     num_trainable=lambda num_out, num_in, options: int(options["rank"]) * (num_out + num_in),
     max_rank=lambda num_out, num_in, options: min(-(-3 * int(options["rank"]) // 2), num_out, num_in),
     plain_lora=True,
+    departures=frozenset({"uneven_ranks"}),
 )

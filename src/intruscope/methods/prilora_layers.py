@@ -28,9 +28,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
         memory: Share of the running norm that stays at each forward pass.
     """
 
-    def __init__(
-        self, layers: Mapping[str, nn.Module], *, every: int, fraction: float, memory: float
-    ) -> None:
+    def __init__(self, layers: Mapping[str, Any], *, every: int, fraction: float, memory: float) -> None:
         self.every = every
         self.fraction = fraction
         self.norms: dict[str, Tensor] = {}
@@ -46,7 +44,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
     def prune(self) -> None:
         """Prune every A whose inputs were seen."""
         for name, norms_I in self.norms.items():
-            prune_rows(self._layers[name].lora_A[ADAPTER].weight, norms_I, self.fraction)  # type: ignore[index]
+            prune_rows(self._layers[name].lora_A[ADAPTER].weight, norms_I, self.fraction)
 
 
 def _watch(
