@@ -2,8 +2,8 @@
 
 Malinovsky et al., "Randomized Asymmetric Chain of LoRA: The First Meaningful Theoretical Framework for
 Low-Rank Adaptation", arXiv 2410.08305. ``dW = (alpha / rank) (B_1 A_1 + ... + B_n A_n)``; for each link A
-(or B) is drawn anew as LoRA draws A, and stays. Its theory is of gradient descent, its experiments use AdamW. Links
-are merged as in the method ``chain``.
+(or B) is drawn anew as LoRA draws A, and stays. Its theory is of gradient descent, its experiments use AdamW.
+Links are merged as in the method ``chain``.
 """
 
 from __future__ import annotations
