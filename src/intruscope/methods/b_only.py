@@ -6,7 +6,7 @@ the number of high-ranking intruder dimensions. ``dW = (alpha / rank) B A``; B s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft, load_peft, tuner_layers
 from intruscope.methods.contract import Method
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Options, Setting
 
 
-def freeze_factor(attached: PeftAttached, which: str) -> None:
-    """Let a factor never be trained, whatever PEFT switches on and off.
+class BOnlyAttached(PeftAttached):
+    """LoRA whose A is never trained, whatever PEFT switches on and off."""
 
-    Args:
-        attached: With PEFT's LoRA layers.
-        which: ``lora_A`` or ``lora_B``.
-    """
-    for layer in tuner_layers(attached.model).values():
-        layer.frozen_peft_weight_names = {ADAPTER: (which,)}
-        layer._freeze_non_trainable_peft_weights(ADAPTER)
+    def __init__(self, model: Any, **rest: Any) -> None:
+        super().__init__(model, **rest)
+        for layer in self._layers.values():
+            layer.frozen_peft_weight_names = {ADAPTER: ("lora_A",)}
+            layer._freeze_non_trainable_peft_weights(ADAPTER)
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
@@ -37,7 +35,12 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     import torch
 
     attached = attach_peft(
-        model, setting, lambda **given: lora_config(options, **given), method="b_only", layers=METHOD.layers
+        model,
+        setting,
+        lambda **given: lora_config(options, **given),
+        method="b_only",
+        layers=METHOD.layers,
+        kind=BOnlyAttached,
     )
     generator = torch.Generator().manual_seed(setting.seed)
     for layer in tuner_layers(attached.model).values():
@@ -46,15 +49,12 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         torch.nn.init.orthogonal_(start, generator=generator)
         with torch.no_grad():
             down.copy_(start)
-    freeze_factor(attached, "lora_A")
     return attached
 
 
 def load(model: nn.Module, folder: Path) -> PeftAttached:
     """Put a saved one on its base, to train on."""
-    attached = load_peft(model, folder)
-    freeze_factor(attached, "lora_A")
-    return attached
+    return load_peft(model, folder, BOnlyAttached)
 
 
 METHOD = Method(

@@ -15,7 +15,7 @@ from intruscope.methods.factored import FactoredAttached, attach_factored, load_
 from intruscope.methods.lora import ALPHA, RANK, lora_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Any
 
@@ -43,15 +43,10 @@ class LinksAttached(FactoredAttached):
         return (Links(self._layers, num_links=num_links, drawn=self.drawn, seed=self.seed),)
 
 
-def prepare_links(drawn: Literal["A", "B"]) -> Callable[[Any, Options], Any]:
-    """What registers a chain's layers in PEFT's config."""
+def _prepare(config: Any, options: Options) -> Any:
+    from intruscope.methods.links_layers import use_links
 
-    def prepare(config: Any, options: Options) -> Any:
-        from intruscope.methods.links_layers import use_links
-
-        return use_links(config, num_links=int(options["num_links"]), drawn=drawn)
-
-    return prepare
+    return use_links(config, num_links=int(options["num_links"]), drawn="A")
 
 
 def links_rank(num_out: int, num_in: int, options: Options) -> int:
@@ -61,13 +56,12 @@ def links_rank(num_out: int, num_in: int, options: Options) -> int:
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAttached:
     """Put a chain on a model."""
-    prepare = prepare_links("A")
-    return attach_factored(model, setting, options, method=METHOD, prepare=prepare, kind=LinksAttached)
+    return attach_factored(model, setting, options, method=METHOD, prepare=_prepare, kind=LinksAttached)
 
 
 def load(model: nn.Module, folder: Path) -> FactoredAttached:
     """Put a saved one on its base, to train on."""
-    return load_factored(model, folder, method=METHOD, prepare=prepare_links("A"), kind=LinksAttached)
+    return load_factored(model, folder, method=METHOD, prepare=_prepare, kind=LinksAttached)
 
 
 METHOD = Method(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import MalformedInput, printable
 from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft
 from intruscope.methods.lora import lora_config
-from intruscope.weights.output import whole_folder
 from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
@@ -54,19 +53,14 @@ class FactoredAttached(PeftAttached):
         down_RI, up_OR = layer.dense_factors(ADAPTER)
         return down_RI.detach().contiguous(), (layer.scaling[ADAPTER] * up_OR).detach().contiguous()
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary PEFT LoRA, and beside it what :attr:`Method.load` needs to train on.
+    def _write(self, folder: Path) -> None:
+        """An ordinary PEFT LoRA, and beside it what :attr:`Method.load` needs to train on."""
+        self._write_plain(folder)
+        self._write_state(folder)
 
-        Raises:
-            OutputConflict: the folder exists and is not empty.
-            ResourceExhausted: no room.
-        """
-        from intruscope.adapters.live_models import quiet
-
-        with whole_folder(folder) as whole, quiet():
-            self._write_plain(whole)
-            self.model.save_pretrained(str(whole / STATE))
-            write_options(whole / STATE, self.method_name, self.options, self.seed)
+    def _write_state(self, folder: Path) -> None:
+        self.model.save_pretrained(str(folder / STATE))
+        write_options(folder / STATE, self.method_name, self.options, self.seed)
 
     def _write_plain(self, folder: Path) -> None:
         from safetensors.torch import save_file

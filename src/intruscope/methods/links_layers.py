@@ -40,6 +40,8 @@ class LinkDown(nn.Linear):
         num_links: Of the whole chain.
     """
 
+    weight: Tensor
+
     def __init__(self, in_features: int, rank: int, num_links: int) -> None:
         super().__init__(in_features, rank, bias=False)
         self.before: Tensor
@@ -58,6 +60,8 @@ class LinkDown(nn.Linear):
 
 class LinkUp(nn.Linear):
     """B of the link that is trained, and those before it; arguments as of :class:`LinkDown`."""
+
+    weight: Tensor
 
     def __init__(self, out_features: int, rank: int, num_links: int) -> None:
         super().__init__(rank, out_features, bias=False)
@@ -85,17 +89,30 @@ def start_link(down: LinkDown, up: LinkUp, drawn: Drawn, generator: Generator | 
 
 
 def link_factors(
-    in_features: int, out_features: int, rank: int, *, num_links: int, drawn: Drawn
+    in_features: int, out_features: int, rank: int, *, num_links: int, drawn: Drawn, frozen: bool
 ) -> tuple[nn.Module, nn.Module]:
     """Start of one layer: the first link, and none before it."""
     down, up = LinkDown(in_features, rank, num_links), LinkUp(out_features, rank, num_links)
     start_link(down, up, drawn)
+    if frozen:
+        # A buffer: nothing that switches parameters on and off can ever train it.
+        factor = down if drawn == "A" else up
+        start = factor.weight.detach()
+        del factor.weight
+        factor.register_buffer("weight", start)
     return down, up
 
 
-def use_links(config: LoraConfig, *, num_links: int, drawn: Drawn) -> LoraConfig:
-    """Let a config build a chain's layers."""
-    return use_factors(config, partial(link_factors, num_links=num_links, drawn=drawn))
+def use_links(config: LoraConfig, *, num_links: int, drawn: Drawn, frozen: bool = False) -> LoraConfig:
+    """Let a config build a chain's layers.
+
+    Args:
+        config: PEFT's.
+        num_links: Of the whole chain.
+        drawn: The factor that is drawn at random at the start of a link; the other is zero there.
+        frozen: That factor stays as it is drawn while its link is trained.
+    """
+    return use_factors(config, partial(link_factors, num_links=num_links, drawn=drawn, frozen=frozen))
 
 
 @torch.no_grad()

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import ADAPTER
 from intruscope.methods.contract import Method, Parameter
-from intruscope.methods.factored import (
-    STATE,
-    FactoredAttached,
-    attach_factored,
-    load_factored,
-    write_options,
-)
-from intruscope.weights.output import whole_folder
+from intruscope.methods.factored import FactoredAttached, attach_factored, load_factored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -138,18 +131,9 @@ class ExpertsAttached(FactoredAttached):
 
         raise no_static_update()
 
-    def save(self, folder: Path) -> None:
-        """Write what :func:`load` needs; no ordinary LoRA computes this.
-
-        Raises:
-            OutputConflict: the folder exists and is not empty.
-            ResourceExhausted: no room.
-        """
-        from intruscope.adapters.live_models import quiet
-
-        with whole_folder(folder) as whole, quiet():
-            self.model.save_pretrained(str(whole / STATE))
-            write_options(whole / STATE, self.method_name, self.options, self.seed)
+    def _write(self, folder: Path) -> None:
+        """What :func:`load` needs; no ordinary LoRA computes this."""
+        self._write_state(folder)
 
 
 def _prepare(config: Any, options: Options) -> Any:

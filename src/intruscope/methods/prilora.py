@@ -87,9 +87,9 @@ class PriloraAttached(PeftAttached):
         """The pruning."""
         return (self.pruning,)
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary PEFT LoRA with a rank of its own in each layer, and our options beside it."""
-        super().save(folder)
+    def _write(self, folder: Path) -> None:
+        """An ordinary PEFT LoRA with a rank of its own in each layer, and our options beside it."""
+        super()._write(folder)
         write_options(folder, "prilora", self.options, self.seed)
 
 
@@ -121,7 +121,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
 def load(model: nn.Module, folder: Path) -> PeftAttached:
     """Put a saved one on its base, to train on; the running norms begin anew."""
     options, seed = read_options(folder, METHOD)
-    return PriloraAttached(load_peft(model, folder).model, options=options, seed=seed)
+    return load_peft(model, folder, PriloraAttached, options=options, seed=seed)
 
 
 METHOD = Method(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.methods.b_only import freeze_factor
-from intruscope.methods.chain import NUM_LINKS, LinksAttached, links_rank, prepare_links
+from intruscope.methods.chain import NUM_LINKS, LinksAttached, links_rank
 from intruscope.methods.contract import Method, Parameter
 from intruscope.methods.factored import attach_factored, load_factored
 from intruscope.methods.lora import ALPHA, RANK
@@ -40,11 +39,12 @@ class RacAttached(LinksAttached):
     def __init__(self, model: Any, *, options: Options, **rest: Any) -> None:
         super().__init__(model, options=options, **rest)
         self.drawn = _frozen(options)
-        freeze_factor(self, f"lora_{self.drawn}")
 
 
 def _prepare(config: Any, options: Options) -> Any:
-    return prepare_links(_frozen(options))(config, options)
+    from intruscope.methods.links_layers import use_links
+
+    return use_links(config, num_links=int(options["num_links"]), drawn=_frozen(options), frozen=True)
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAttached:
@@ -74,4 +74,5 @@ METHOD = Method(
     ),
     max_rank=links_rank,
     plain_lora=True,
+    departures=frozenset({"redraws"}),
 )
