@@ -52,8 +52,8 @@ def side_report(
         similarity: The map, if asked for.
     """
     count = len(spectrum.singular_values)
-    verdicts = tuple(_verdict(found, i, settings.epsilon) for i in range(count))
-    intruders = [i for i, verdict in enumerate(verdicts) if verdict == "intruder"]
+    verdicts = tuple(verdict(found, i, settings.epsilon) for i in range(count))
+    intruders = [i for i, each in enumerate(verdicts) if each == "intruder"]
     total = tuned_frobenius_norm**2
     inside = float(spectrum.singular_values[intruders].square().sum()) if intruders else 0.0
     return SideReport(
@@ -81,7 +81,8 @@ def side_report(
     )
 
 
-def _verdict(found: Alignments, index: int, epsilon: float) -> Verdict:
+def verdict(found: Alignments, index: int, epsilon: float) -> Verdict:
+    """What the bounds on one vector's alignment say."""
     if float(found.upper[index]) < epsilon:
         return "intruder"
     if float(found.lower[index]) >= epsilon:
