@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import UsageError
-from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft, load_peft
+from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft, load_peft, tuner_layers
 from intruscope.methods.contract import Method, Parameter
 from intruscope.methods.lora import ALPHA, DROPOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import nn
     from transformers import TrainerCallback
@@ -51,15 +52,26 @@ ORTHOGONALITY = Parameter(
 
 
 class AdaLoraAttached(PeftAttached):
-    """LoRA whose ranks are allocated in training."""
+    """LoRA whose ranks are allocated in training.
 
-    def __init__(self, model: Any, **rest: Any) -> None:
+    Args:
+        model: As the base class.
+        allocates: Ranks are still to be allocated; a loaded one keeps those that it has.
+        rest: As the base class.
+    """
+
+    def __init__(self, model: Any, *, allocates: bool = True, **rest: Any) -> None:
         super().__init__(model, **rest)
+        self._allocates = allocates
         _leave_penalty_out_of_evaluation(model.base_model)
+        for layer in tuner_layers(model).values():
+            # The rank at the start, which scales the update and is not saved. Where PEFT casts it to the
+            # base's dtype, it becomes a parameter that is trained.
+            layer.ranknum[ADAPTER].requires_grad_(False)
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         """Tell PEFT of each step."""
-        return (_allocator(self.model),)
+        return (_allocator(self.model),) if self._allocates else ()
 
 
 def _allocator(model: Any) -> TrainerCallback:
@@ -148,6 +160,21 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     )
 
 
+def load(model: nn.Module, folder: Path) -> PeftAttached:
+    """Put a saved AdaLoRA on its base, with the ranks that it has."""
+    from safetensors.torch import load_file
+
+    attached = load_peft(model, folder, AdaLoraAttached, allocates=False)
+    # PEFT makes pruned factors anew in the base's dtype, and so rounds them when that is a half precision.
+    saved = load_file(str(folder / "adapter_model.safetensors"))
+    for name, layer in tuner_layers(attached.model).items():
+        for part in ("lora_A", "lora_B", "lora_E"):
+            getattr(layer, part)[ADAPTER].data = saved[f"base_model.model.{name}.{part}"].to(
+                layer.get_base_layer().weight.device
+            )
+    return attached
+
+
 METHOD = Method(
     name="adalora",
     title="AdaLoRA",
@@ -158,7 +185,7 @@ METHOD = Method(
     parameters=(RANK, START_RANK, ALPHA, DROPOUT, WARMUP, FINAL, EVERY, ORTHOGONALITY),
     documentation=__doc__ or "",
     attach=attach,
-    load=load_peft,
+    load=load,
     num_trainable=num_trainable,
     max_rank=max_rank,
 )

@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import MalformedInput, OutputConflict, UsageError, printable
+from intruscope.errors import MalformedInput, UsageError, printable
 from intruscope.methods.targets import targets_of, weight_of
+from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -88,16 +89,21 @@ class PeftAttached:
 
         Raises:
             OutputConflict: the folder exists and is not empty.
+            ResourceExhausted: no room.
         """
         from intruscope.adapters.live_models import quiet
 
-        refuse_full(folder)
-        with quiet(), tempfile.TemporaryDirectory() as scratch:
-            if self._start is None:
-                self.model.save_pretrained(str(folder))
-                return
-            from safetensors.torch import save_file
+        with whole_folder(folder) as whole, quiet():
+            self._write(whole)
 
+    def _write(self, folder: Path) -> None:
+        """Fill an empty folder."""
+        from safetensors.torch import save_file
+
+        if self._start is None:
+            self.model.save_pretrained(str(folder))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
             save_file(self._start, str(Path(scratch) / "adapter_model.safetensors"))
             self.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=scratch)
 
@@ -179,8 +185,16 @@ def attach_peft(
     return kind(peft_model, before=before, **extra)
 
 
-def load_peft(model: nn.Module, folder: Path) -> PeftAttached:
+def load_peft(
+    model: nn.Module, folder: Path, kind: type[PeftAttached] = PeftAttached, **extra: Any
+) -> PeftAttached:
     """Put a saved adapter on its base, trainable.
+
+    Args:
+        model: The base.
+        folder: What was saved.
+        kind: Class of what is returned.
+        extra: Further arguments of ``kind``.
 
     Raises:
         MalformedInput: it is none, or does not fit.
@@ -191,13 +205,14 @@ def load_peft(model: nn.Module, folder: Path) -> PeftAttached:
 
     try:
         with quiet():
-            return PeftAttached(PeftModel.from_pretrained(model, str(folder), ADAPTER, is_trainable=True))
+            peft_model = PeftModel.from_pretrained(model, str(folder), ADAPTER, is_trainable=True)
     except Exception as error:  # whatever a foreign folder provokes in there
         raise MalformedInput(
             f"got an adapter that PEFT does not load ({printable(error)})",
             remedy="check that it is complete and that the base is the one it was trained on",
             file=folder,
         ) from error
+    return kind(peft_model, **extra)
 
 
 def task_type(model: nn.Module) -> str | None:
@@ -216,15 +231,3 @@ def adamw(trainable: Sequence[tuple[str, nn.Parameter]], *, lr: float, weight_de
     rest = [p for _, p in trainable if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
-
-
-def refuse_full(folder: Path) -> None:
-    """Refuse a folder that something is in.
-
-    Raises:
-        OutputConflict: it exists and is not empty, or is a file.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise OutputConflict(
-            "is there already, expected a new folder", remedy="choose another name", file=folder
-        )

@@ -27,7 +27,13 @@ Value = int | float | str | bool
 Options = dict[str, Value]
 LayerKind = Literal["linear", "conv1d"]
 Departure = Literal[
-    "moves_base", "trains_base", "nonzero_at_start", "uneven_ranks", "no_training", "no_static_update"
+    "moves_base",
+    "trains_base",
+    "nonzero_at_start",
+    "uneven_ranks",
+    "redraws",
+    "no_training",
+    "no_static_update",
 ]
 """Where a method departs from the contract, declared:
 
@@ -35,6 +41,7 @@ Departure = Literal[
 ``trains_base``       the model's own weights are trained, and nothing is added (full)
 ``nonzero_at_start``  the update is not zero before the first step
 ``uneven_ranks``      the option ``rank`` is the mean over the matrices; each has its own
+``redraws``           frozen factors are drawn anew during training (RAC-LoRA, between its links)
 ``no_training``       the update is computed, not trained (construct)
 ``no_static_update``  the update depends on the input (a mixture of experts): there is none to give
 """

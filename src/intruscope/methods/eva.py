@@ -37,7 +37,10 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     Raises:
         UsageError: there are no batches, or one has too few tokens for the rank.
     """
+    import torch
     from peft import EvaConfig, initialize_lora_eva_weights
+
+    from intruscope.adapters.live_models import quiet
 
     batches = list(setting.batches or ())
     needed = round(float(options["rho"]) * int(options["rank"]))
@@ -51,9 +54,11 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         method=METHOD.name,
         layers=METHOD.layers,
     )
-    initialize_lora_eva_weights(
-        attached.model, batches, prepare_layer_inputs_fn=_of_tokens, show_progress_bar=False
-    )
+    with quiet():  # restores the random state
+        torch.manual_seed(setting.seed)
+        initialize_lora_eva_weights(
+            attached.model, batches, prepare_layer_inputs_fn=_of_tokens, show_progress_bar=False
+        )
     return PeftAttached(attached.model)  # matrices that got no rank are plain layers again
 
 

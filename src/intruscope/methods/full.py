@@ -9,9 +9,10 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, UsageError, printable
-from intruscope.methods.attached import adamw, refuse_full
+from intruscope.methods.attached import adamw
 from intruscope.methods.contract import Method, any_rank
 from intruscope.methods.targets import ends_with, targets_of, weight_of
+from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,10 +77,9 @@ class FullAttached:
         """
         from intruscope.adapters.live_models import quiet
 
-        refuse_full(folder)
         model: Any = self.model
-        with quiet():
-            model.save_pretrained(str(folder))
+        with whole_folder(folder) as whole, quiet():
+            model.save_pretrained(str(whole))
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> FullAttached:  # noqa: ARG001

@@ -14,6 +14,8 @@ from intruscope.methods.contract import Method
 from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_rank
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
     from torch.optim import Optimizer
 
@@ -57,6 +59,11 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     )
 
 
+def load(model: nn.Module, folder: Path) -> PeftAttached:
+    """Put a saved LoRA-FA on its base."""
+    return load_peft(model, folder, LoraFaAttached)
+
+
 METHOD = Method(
     name="lora_fa",
     title="LoRA-FA",
@@ -67,7 +74,7 @@ METHOD = Method(
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",
     attach=attach,
-    load=load_peft,
+    load=load,
     num_trainable=num_trainable,
     max_rank=lora_rank,
     plain_lora=True,

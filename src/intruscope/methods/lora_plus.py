@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.methods.attached import PeftAttached, attach_peft, load_peft
 from intruscope.methods.contract import Method, Parameter
+from intruscope.methods.factored import read_options, write_options
 from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_numbers, lora_rank
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
     from torch.optim import Optimizer
 
@@ -29,13 +32,15 @@ class LoraPlusAttached(PeftAttached):
 
     Args:
         model: As the base class.
-        ratio: Learning rate of B over that of A.
+        options: The method's.
+        seed: Of the start.
         rest: As the base class.
     """
 
-    def __init__(self, model: Any, *, ratio: float, **rest: Any) -> None:
+    def __init__(self, model: Any, *, options: Options, seed: int = 0, **rest: Any) -> None:
         super().__init__(model, **rest)
-        self._ratio = ratio
+        self._options = options
+        self._seed = seed
 
     def optimizer(self, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
         """AdamW, B at ``ratio`` times the rate of A."""
@@ -46,12 +51,17 @@ class LoraPlusAttached(PeftAttached):
             self.model,
             torch.optim.AdamW,
             lr=lr,
-            loraplus_lr_ratio=self._ratio,
+            loraplus_lr_ratio=self._options["ratio"],
             loraplus_weight_decay=weight_decay,
         )
         # Without its empty groups (embeddings), which would show as learning rates of nothing.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
+
+    def _write(self, folder: Path) -> None:
+        """With the ratio beside it, which PEFT's config does not hold."""
+        super()._write(folder)
+        write_options(folder, METHOD.name, self._options, self._seed)
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
@@ -63,8 +73,15 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         method=METHOD.name,
         layers=METHOD.layers,
         kind=LoraPlusAttached,
-        ratio=float(options["ratio"]),
+        options=options,
+        seed=setting.seed,
     )
+
+
+def load(model: nn.Module, folder: Path) -> PeftAttached:
+    """Put a saved LoRA+ on its base."""
+    options, _ = read_options(folder, METHOD)
+    return load_peft(model, folder, LoraPlusAttached, options=options)
 
 
 METHOD = Method(
@@ -77,7 +94,7 @@ METHOD = Method(
     parameters=(*LORA_PARAMETERS, RATIO),
     documentation=__doc__ or "",
     attach=attach,
-    load=load_peft,
+    load=load,
     num_trainable=lora_numbers,
     max_rank=lora_rank,
     plain_lora=True,

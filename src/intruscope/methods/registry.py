@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _OURS = ("b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts")
 _PEFT = (
-    "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora", "vera",
-    "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
+    "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora",
+    "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
 )  # fmt: skip
 _FILES: tuple[str, ...] = (*_PEFT, *_OURS)
 """Modules of this folder, each with a METHOD of the same name, in the order of the table."""
