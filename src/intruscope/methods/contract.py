@@ -31,7 +31,6 @@ Departure = Literal[
     "trains_base",
     "nonzero_at_start",
     "uneven_ranks",
-    "redraws",
     "no_training",
     "no_static_update",
 ]
@@ -41,7 +40,6 @@ Departure = Literal[
 ``trains_base``       the model's own weights are trained, and nothing is added (full)
 ``nonzero_at_start``  the update is not zero before the first step
 ``uneven_ranks``      the option ``rank`` is the mean over the matrices; each has its own
-``redraws``           frozen factors are drawn anew during training (RAC-LoRA, between its links)
 ``no_training``       the update is computed, not trained (construct)
 ``no_static_update``  the update depends on the input (a mixture of experts): there is none to give
 """
@@ -128,6 +126,7 @@ class Setting:
         train_whole: Ends of names of modules trained whole beside the method (a new classifier head).
         total_steps: Optimiser steps of the run, for methods with a schedule.
         batches: Batches as the model takes them, for methods that start from data (EVA).
+        tuned: A model that was fine-tuned from this one, for methods that approximate its update (construct).
         seed: Of everything random in the start.
     """
 
@@ -135,6 +134,7 @@ class Setting:
     train_whole: tuple[str, ...] = ()
     total_steps: int | None = None
     batches: Iterable[Mapping[str, Any]] | None = None
+    tuned: nn.Module | None = None
     seed: int = 0
 
 

@@ -74,5 +74,4 @@ METHOD = Method(
     ),
     max_rank=links_rank,
     plain_lora=True,
-    departures=frozenset({"redraws"}),
 )

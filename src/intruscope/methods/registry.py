@@ -11,7 +11,7 @@ from intruscope.methods.contract import nearest
 if TYPE_CHECKING:
     from intruscope.methods.contract import Method
 
-_OURS = ("b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts")
+_OURS = ("b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts", "construct")
 _PEFT = (
     "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora",
     "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
