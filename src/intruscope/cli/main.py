@@ -16,6 +16,7 @@ import typer
 from intruscope.cli.demo import demo
 from intruscope.cli.forget import forget
 from intruscope.cli.layers import layers
+from intruscope.cli.methods import methods
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
 from intruscope.cli.sweep import sweep
@@ -39,6 +40,7 @@ app.command()(layers)
 app.command()(repair)
 app.command()(forget)
 app.command()(sweep)
+app.command()(methods)
 app.command()(demo)
 
 

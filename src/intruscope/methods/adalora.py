@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import UsageError
 from intruscope.methods.attached import ADAPTER, PeftAttached, attach_peft, load_peft, tuner_layers
 from intruscope.methods.contract import Method, Parameter
-from intruscope.methods.lora import ALPHA, DROPOUT
+from intruscope.methods.lora import DROPOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,10 @@ RANK = Parameter(
 START_RANK = Parameter(
     name="start_rank", kind="int", default=12, least=1,
     source="PEFT (AdaLoraConfig, init_r)", meaning="Rank of every matrix at the start.",
+)  # fmt: skip
+ALPHA = Parameter(
+    name="alpha", kind="float", default=8.0, least=0.0,
+    source="PEFT (AdaLoraConfig)", meaning="The update is scaled by alpha / start_rank, whatever is pruned.",
 )  # fmt: skip
 WARMUP = Parameter(
     name="warmup_share", kind="float", default=0.1, least=0.0, most=0.9,

@@ -119,7 +119,7 @@ def load(model: nn.Module, folder: Path) -> FullAttached:
 METHOD = Method(
     name="full",
     title="Full fine-tuning",
-    paper="arXiv 2410.21228 (as the paper's reference)",
+    paper="arXiv 2410.21228",
     source="intruscope",
     cost="in * out numbers per matrix; gradients and two moments of each, four times the model in memory.",
     how_updated="The weights minus a copy of those before.",

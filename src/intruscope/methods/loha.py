@@ -6,11 +6,12 @@ Learning", arXiv 2108.06098; as LyCORIS uses it (arXiv 2309.14859).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import attach_peft, load_peft
 from intruscope.methods.contract import Method, Parameter
-from intruscope.methods.lora import ALPHA
+from intruscope.methods.lora import ALPHA as LORA_ALPHA
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Options, Setting
 
 
+ALPHA = replace(LORA_ALPHA, source="PEFT (LoHaConfig)")
 RANK = Parameter(
     name="rank", kind="int", default=8, least=1,
     source="PEFT (LoHaConfig)", meaning="Rank of each of the two products.",

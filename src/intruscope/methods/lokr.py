@@ -7,12 +7,14 @@ Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import attach_peft, load_peft
 from intruscope.methods.contract import Method, Parameter
 from intruscope.methods.loha import MODULE_DROPOUT
-from intruscope.methods.lora import ALPHA, RANK
+from intruscope.methods.lora import ALPHA as LORA_ALPHA
+from intruscope.methods.lora import RANK as LORA_RANK
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Options, Setting
 
 
+ALPHA = replace(LORA_ALPHA, source="PEFT (LoKrConfig)")
+RANK = replace(LORA_RANK, source="PEFT (LoKrConfig)", meaning="Rank of the larger factor.")
 FACTOR = Parameter(
     name="factor", kind="int", default=-1, least=-1,
     source="PEFT (LoKrConfig)", meaning="Side of the small factor; -1: the divisor nearest the square root.",
