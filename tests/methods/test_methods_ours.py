@@ -18,6 +18,7 @@ from our_methods import (
     train,
 )
 
+from intruscope.methods import find
 from intruscope.methods.contract import Setting
 
 # What transformers and PEFT warn of among themselves.
@@ -212,3 +213,29 @@ class TestPrilora:
         layers = [done.model.base_model.model.get_submodule(name) for name in done.names]
         assert {layer.r["default"] for layer in layers} == {2, 6}
         assert {layer.scaling["default"] for layer in layers} == {1.5}
+
+
+@pytest.mark.parametrize("name", ["sora", "melora", "multilora", "chain"])
+def test_a_classifiers_head_is_saved_with_the_ordinary_lora(name, tmp_path):
+    from peft_models import bert
+
+    done = attached(name, bert, Setting(targets=("query", "intermediate.dense")))
+    train(done.model)
+    assert any("classifier" in key for key, _ in done.trainable())
+    assert_peft_alone_runs_it(done, bert, tmp_path / "saved")
+    assert_trains_on(name, done, bert, tmp_path / "saved")
+
+
+def test_another_methods_state_or_none_is_refused(tmp_path):
+    from intruscope.errors import MalformedInput
+
+    done = attached("melora", llama, LINEAR)
+    done.save(tmp_path / "melora")
+    with pytest.raises(MalformedInput, match="got a state of the method melora, expected one of multilora"):
+        find("multilora").load(llama(), tmp_path / "melora")
+    attached("lora", llama, LINEAR).save(tmp_path / "lora")
+    with pytest.raises(MalformedInput, match="without method.json"):
+        find("melora").load(llama(), tmp_path / "lora")
+    (tmp_path / "melora" / "training_state" / "adapter_model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(MalformedInput, match="does not load"):
+        find("melora").load(llama(), tmp_path / "melora")

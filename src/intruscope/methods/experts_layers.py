@@ -157,7 +157,8 @@ def precondition(down: nn.Parameter, up: nn.Parameter, damping: float) -> None:
             continue
         plain = parameter.grad.to(wide)
         rows = plain if parameter is down else plain.mT
-        solved = torch.linalg.solve(gram_NRR + damping * torch.eye(gram_NRR.shape[-1], dtype=wide), rows)
+        eye_RR = torch.eye(gram_NRR.shape[-1], dtype=wide, device=gram_NRR.device)
+        solved = torch.linalg.solve(gram_NRR + damping * eye_RR, rows)
         known = gram_NRR.diagonal(dim1=-2, dim2=-1).mean(-1) > damping
         better = solved if parameter is down else solved.mT
         parameter.grad.copy_(torch.where(known[:, None, None], better, plain))

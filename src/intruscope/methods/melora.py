@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 NUM_BLOCKS = Parameter(
     name="num_blocks", kind="int", default=2, least=1,
-    source="arXiv 2402.17263, the smallest of its grid; it must divide both sides of every target",
-    meaning="n, the number of small adapters on the diagonal.",
+    source="ours: the paper chooses it by the task",
+    meaning="n, the number of small adapters on the diagonal; it must divide both sides of every target.",
 )  # fmt: skip
 
 
