@@ -1,10 +1,11 @@
-"""The construction of the expressive power of LoRA: adapters that are computed, not trained.
+"""Expressive-power construction: adapters that are computed, not trained.
 
 Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513. For a frozen chain of
 linear layers and a target, adapters of rank R on its L layers bring the product as close to the target as
-rank allows: the error is exactly the singular value LR + 1 of what was missing (:func:`construct_chain`). In
-a model with other things between its layers that holds for each matrix alone (L = 1): given a model that was
-fine-tuned from this one, each adapter is the truncated singular value decomposition of its update.
+rank allows: the error is exactly the singular value LR + 1 of what was missing
+(``intruscope.methods.construct.construct_chain``). In a model with other things between its layers that holds
+for each matrix alone (L = 1): given a model that was fine-tuned from this one, each adapter is the truncated
+singular value decomposition of its update.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ _DEPARTURES = {
     "trains_base": "The model's own weights are trained; nothing is added to it.",
     "nonzero_at_start": "The update is not zero before the first step.",
     "uneven_ranks": "Each matrix has a rank of its own; the option is their mean.",
-    "redraws": "Its frozen factors are drawn anew during training.",
     "no_training": "The update is computed, not trained.",
     "no_static_update": "What it adds depends on the input: there is no one update.",
 }
