@@ -465,9 +465,15 @@ def _shown(group: dict[str, Any], row: dict[str, Any]) -> str:
     scale, digits = (100.0, 1) if group["metric"] == "accuracy" else (1.0, 3)
     unit, factor, places = ("change", 1.0, 3) if row["forgetting_share"] is None else ("share", 100.0, 0)
     value, low, high = (factor * row[f"forgetting_{unit}{end}"] for end in ("", "_low", "_high"))
-    text = f"{value:+.{places}f} ({low:.{places}f} to {high:.{places}f})"
-    text = f"{scale * row['task_change']:+.{digits}f} / {text}"
-    return text.replace("-", "−")
+    interval = f"({_rounded(low, places)} to {_rounded(high, places)})"
+    task = _rounded(scale * row["task_change"], digits, is_signed=True)
+    return f"{task} / {_rounded(value, places, is_signed=True)} {interval}"
+
+
+def _rounded(value: float, places: int, *, is_signed: bool = False) -> str:
+    """Without a sign before what rounds to zero."""
+    text = f"{value:+.{places}f}" if is_signed else f"{value:.{places}f}"
+    return text.lstrip("+-") if float(text) == 0.0 else text.replace("-", "−")
 
 
 def main() -> None:
