@@ -203,3 +203,31 @@ def test_the_looks_of_another_run_are_not_written_over(tmp_path):
     with pytest.raises(OutputConflict):
         run.train()
     assert file.read_bytes() == before
+
+
+class MergesAtFour(TrainerCallback):
+    """What a chain of adapters does between its links."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 4:
+            for module in model.modules():
+                if hasattr(module, "lora_B"):
+                    with torch.no_grad():
+                        module.get_base_layer().weight.data += module.get_delta_weight("default")
+                        module.lora_B["default"].weight.zero_()
+
+
+def test_a_chain_is_seen_against_the_first_base_which_must_be_named(tmp_path):
+    for named in (False, True):
+        model, base, _ = prepared("lora", tmp_path / str(named))
+        run = trainer(model, tmp_path / str(named) / "run", max_steps=8, callbacks=[MergesAtFour()])
+        watch = IntruderWatch(run, every=4, base=base if named else None)
+        run.add_callback(watch)
+        if not named:
+            with pytest.raises(UsageError, match="base="):
+                run.train()
+            continue
+        run.train()
+        merged = tmp_path / "merged"
+        model.merge_and_unload().save_pretrained(merged)
+        assert_equals_scan(watch.looks[-1], scanned(base, merged))

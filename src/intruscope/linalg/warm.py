@@ -24,10 +24,10 @@ from intruscope.linalg.topk import TopTriplets
 if TYPE_CHECKING:
     from intruscope.linalg.operators import Operator
 
-_GUARD = 6
+GUARD = 6
 """Columns beside the wanted ones: a vector that is about to enter the top is among them."""
 _DEPTH = 2
-_ROUNDS = 3
+_ROUNDS = 4
 _GOOD_SINE = 1e-2
 
 
@@ -61,12 +61,20 @@ def gram_with(gram_SS: Tensor, matrix_MN: Tensor, left_MR: Tensor, right_RN: Ten
     return gram_SS + change_SS + change_SS.T
 
 
-def start_from(left_MK: Tensor, right_NK: Tensor, *, seed: int) -> Tensor:
-    """A first block from singular vectors found in another way: the shorter ones, and random columns."""
+def start_from(left_MK: Tensor, right_NK: Tensor, *, k: int, seed: int) -> Tensor:
+    """A first block from singular vectors found in another way: the shorter ones.
+
+    Args:
+        left_MK: Leading left vectors; more than k are a help.
+        right_NK: The right ones.
+        k: How many are wanted.
+        seed: Of random columns where there are not enough.
+    """
     known_SK = right_NK if left_MK.shape[0] >= right_NK.shape[0] else left_MK
     generator = torch.Generator().manual_seed(seed)
-    more = torch.randn((known_SK.shape[0], _GUARD), generator=generator, dtype=torch.float64)
-    return torch.cat([known_SK, more / known_SK.shape[0] ** 0.5], dim=1)
+    size, known = known_SK.shape
+    more = torch.randn((size, max(0, k + GUARD - known)), generator=generator, dtype=torch.float64)
+    return torch.cat([known_SK[:, : k + GUARD], more / size**0.5], dim=1)
 
 
 def warm_triplets(operator: Operator, gram_SS: Tensor, block_SC: Tensor, k: int) -> Warm | None:
@@ -103,15 +111,16 @@ def warm_triplets(operator: Operator, gram_SS: Tensor, block_SC: Tensor, k: int)
 
 def _rayleigh_ritz(gram_SS: Tensor, block_SC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ritz values (descending), vectors, and what leaks: G X − X M, of the block's Krylov space."""
-    basis, _ = torch.linalg.qr(block_SC)
-    blocks, last = basis, basis
-    for _ in range(_DEPTH):
-        image = gram_SS @ last
-        for _ in range(2):
-            image = image - blocks @ (blocks.T @ image)
-            image, _ = torch.linalg.qr(image)
-        blocks, last = torch.cat([blocks, image], dim=1), image
+    blocks, _ = torch.linalg.qr(block_SC)
     image_SD = gram_SS @ blocks
+    last = image_SD
+    for _ in range(_DEPTH):
+        for _ in range(2):
+            last = last - blocks @ (blocks.T @ last)
+            last, _ = torch.linalg.qr(last)
+        blocks = torch.cat([blocks, last], dim=1)
+        last = gram_SS @ last
+        image_SD = torch.cat([image_SD, last], dim=1)
     values, rotation = torch.linalg.eigh(blocks.T @ image_SD)
     kept = block_SC.shape[1]
     values, rotation = values.flip(0)[:kept], rotation.flip(1)[:, :kept]
@@ -129,11 +138,13 @@ def _floor(
 ) -> tuple[float, int]:
     """A value that only the first ``count`` eigenvalues reach, with count at least k; (0, 0) for none."""
     rounding = _rounding(values_C, gram_SS.shape[0])
-    steps = values_C[k - 1 : -1] - values_C[k:]
+    leak_C = torch.linalg.vector_norm(leak_SC, dim=0)
+    # A column that is not found yet may belong as much higher as it leaks.
+    steps = (values_C - leak_C)[k - 1 : -1] - (values_C + leak_C)[k:]
     for place in torch.argsort(steps, descending=True).tolist()[:2]:
         count = k + place
-        rho = float(torch.linalg.matrix_norm(leak_SC[:, :count])) + rounding
-        step = float(steps[place])
+        rho = float(torch.linalg.vector_norm(leak_C[:count])) + rounding
+        step = float(values_C[count - 1] - values_C[count])
         down = max(0.4 * step, 2.0 * clusters.RESOLUTION * rho)
         if down >= 0.9 * step:
             continue

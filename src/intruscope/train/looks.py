@@ -21,7 +21,7 @@ from intruscope.linalg.analysis import analyse
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.linalg.operators import Operator
-from intruscope.linalg.warm import gram_of, gram_with, start_from, warm_triplets
+from intruscope.linalg.warm import GUARD, gram_of, gram_with, start_from, warm_triplets
 from intruscope.spectra.matrix import seed_for
 from intruscope.spectra.sides import verdict
 
@@ -174,14 +174,16 @@ class MatrixWatch:
             shared=self._dense,
         )
         triplets = result.spectrum
-        self._block_SC = start_from(triplets.left_MK, triplets.right_NK, seed=self._settings.seed)
+        self._block_SC = self._start(triplets.left_MK, triplets.right_NK)
         return triplets, result.sides["left"]
 
     def _of_base(self, base_OI: Tensor, vectors: BaseVectors) -> Tensor:
         """The first block: the base's own leading vectors."""
-        left_OK = vectors.left_MR[:, : self._k]
-        right_IK = base_OI.T @ left_OK / vectors.values[: self._k]
-        return start_from(left_OK, right_IK, seed=self._settings.seed)
+        left_OK = vectors.left_MR[:, : self._k + GUARD]
+        return self._start(left_OK, base_OI.T @ left_OK / vectors.values[: self._k + GUARD])
+
+    def _start(self, left_OK: Tensor, right_IK: Tensor) -> Tensor:
+        return start_from(left_OK, right_IK, k=self._k, seed=self._settings.seed)
 
     def _verdict(self, alignments: Alignments, index: int) -> Verdict:
         return verdict(alignments, index, self._settings.epsilon)

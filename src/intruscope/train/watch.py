@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from functools import partial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
+
+    from intruscope.adapters.live_matrices import Form
 
 _FIGURE_NAME = "intruders"
 
@@ -197,7 +200,16 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         """This process's part of a look, with the places of the matrices."""
         mine = range(args.process_index, len(self._matrices), args.world_size)
         with exact_arithmetic(torch.get_num_threads()):
-            return [(i, self._watches[i].look(self._matrices[i].now())) for i in mine]
+            return [(i, self._watches[i].look(self._form(self._matrices[i]))) for i in mine]
+
+    def _form(self, matrix: LiveMatrix) -> Form:
+        """The matrix as it is now, against the base that the watch knows."""
+        form, kept = matrix.now(), (self._kept or {}).get(matrix.name)
+        if isinstance(form, torch.Tensor) or kept is None:
+            return form
+        weight_OI = matrix.weight()
+        # A chain of adapters is merged into the weights that it stands on, link by link.
+        return form if torch.equal(weight_OI, _widened(kept)) else weight_OI + form[0] @ form[1]
 
     def _log(self, look: Look, state: Any, control: Any) -> None:
         if self._trainer is not None:
@@ -282,7 +294,27 @@ def _whole(matrix: LiveMatrix) -> Tensor:
 
 
 def _base_of(matrix: LiveMatrix, kept: Tensor | None) -> Callable[[], Tensor]:
-    return matrix.weight if kept is None else partial(_widened, kept)
+    return _Unmoved(matrix) if kept is None else partial(_widened, kept)
+
+
+class _Unmoved:
+    """The model's own weight as the base, for as long as nothing is merged into it."""
+
+    def __init__(self, matrix: LiveMatrix) -> None:
+        self._matrix = matrix
+        self._sum: float | None = None
+
+    def __call__(self) -> Tensor:
+        weight_OI = self._matrix.weight()
+        found = float(weight_OI.double().sum())
+        if self._sum is not None and not math.isclose(found, self._sum, rel_tol=1e-9, abs_tol=1e-9):
+            raise UsageError(
+                "got weights under the adapter that have changed since the start, expected the base's",
+                remedy="name the base: IntruderWatch(base=...)",
+                tensor=self._matrix.name,
+            )
+        self._sum = found
+        return weight_OI
 
 
 def _widened(tensor: Tensor) -> Tensor:
