@@ -404,7 +404,7 @@ def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
 
 
 def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the edit, or the shrink, forgets less: by its own interval, and after Holm's correction."""
+    """How often the edit, or the shrink, forgets less at the level: uncorrected, and after Holm's correction."""
     found: dict[str, Any] = {"comparisons": len(comparisons), "level": LEVEL}
     ordered = sorted(comparisons, key=lambda each: each["p"])
     kept = 0
@@ -413,7 +413,7 @@ def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
             break
         kept = place + 1
     for name, chosen in (
-        ("by_interval", [c for c in comparisons if c["p"] < LEVEL]),
+        ("uncorrected", [c for c in comparisons if c["p"] < LEVEL]),
         ("after_holm", ordered[:kept]),
     ):
         better = [c for c in chosen if c["edit_forgets_less_by"]["estimate"] > 0.0]
