@@ -404,7 +404,7 @@ def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
 
 
 def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the edit, or the shrink, forgets less at the level: uncorrected, and after Holm's correction."""
+    """How often the edit or the shrink forgets less at this level: raw, and after Holm's correction."""
     found: dict[str, Any] = {"comparisons": len(comparisons), "level": LEVEL}
     ordered = sorted(comparisons, key=lambda each: each["p"])
     kept = 0
