@@ -18,40 +18,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, environment
+from benchmarks.interventions_table import OTHERS, SHRINKS, publish
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, Task, load_task
 from intruscope.forgetting.texts import Corpus, read_texts
 from intruscope.repair.survey import survey
 from intruscope.report.json_report import plain, write_object
-from intruscope.report.tables import write_rows
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
-from intruscope.sweep.figures import Measured, cell_report
 from intruscope.sweep.measure import MeasureOptions, measure_pair
-from intruscope.sweep.records import MATCHED, Cell, CellReport, Measurement, SweepSettings
-from intruscope.sweep.statistics import Sample, samples
 
-SHRINKS = SweepSettings(controls=("intruders", *MATCHED, "uniform", "interpolation"))
-"""The edit and what is a shrink, at the paper's strengths."""
-OTHERS = replace(
-    SHRINKS,
-    strengths=(0.5,),
-    controls=("intruders", "random", "neighbour_above", "neighbour_below", "tail"),
-)
 SEEDS = (0, 1, 2)
 NUM_SEQUENCES, NUM_EXAMPLES, MAX_TOKENS = 20, 100, 48
 LABELS = {"mnli": ("contradiction", "entailment", "neutral")}
-LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,280 +186,6 @@ def measure_case(case: Case, work: Path) -> None:
     }
     write_object(record, path)
     print(f"{case.name}: {len(cells)} cells in {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def pooled(records: list[dict[str, Any]]) -> Measured:
-    """Several seeds as one sample; norms and counts as means.
-
-    Where the seeds took other sequences, these come one after the other. Where they took the same, the losses
-    of a sequence are added up over the seeds: it is one item of the resampling, not several.
-    """
-    is_same_text = len({record["text_sha256"] for record in records}) == 1
-
-    def joined(measurements: list[dict[str, list[float]]]) -> Measurement:
-        values = {
-            name: tuple(value for each in measurements for value in each[name]) for name in measurements[0]
-        }
-        if is_same_text:
-            for name in ("text_nats", "text_tokens"):
-                values[name] = tuple(map(sum, zip(*(each[name] for each in measurements), strict=True)))
-        return Measurement(**values)
-
-    keys = [key for key in records[0]["by_key"] if all(key in each["by_key"] for each in records)]
-    cells = []
-    for place, plain_cell in enumerate(records[0]["cells"]):
-        twins = [each["cells"][place] for each in records]
-        assert {(t["control"], t["strength"]) for t in twins} == {
-            (plain_cell["control"], plain_cell["strength"])
-        }
-        cells.append(
-            Cell(
-                **{
-                    **plain_cell,
-                    "num_matrices": round(statistics.mean(t["num_matrices"] for t in twins)),
-                    "change_norm": statistics.mean(t["change_norm"] for t in twins),
-                }
-            )
-        )
-    return Measured(
-        metric=records[0]["metric"],
-        protocol=records[0]["protocol"],
-        base_text=joined([each["base_text"] for each in records]),
-        tuned=joined([each["tuned"] for each in records]),
-        cells=tuple(cells),
-        by_key={key: joined([each["by_key"][key] for each in records]) for key in keys},
-    )
-
-
-def figures(records: list[dict[str, Any]]) -> tuple[Measured, Sample, list[CellReport]]:
-    measured = pooled(records)
-    sample, *_ = samples(len(measured.tuned.text_nats), len(measured.tuned.task_scores), SHRINKS)
-    return measured, sample, [cell_report(measured, cell, "top", sample) for cell in measured.cells]
-
-
-FIGURES = (
-    "forgetting_change",
-    "forgetting_share",
-    "task_change",
-    "task_loss_change",
-    "forgetting_difference",
-    "task_difference",
-)
-COLUMNS = {
-    "group": "string",
-    "seeds": "int64",
-    "control": "string",
-    "strength": "float64",
-    "change_norm": "float64",
-    **{f"{name}{end}": "float64" for name in FIGURES for end in ("", "_low", "_high")},
-    "forgetting_share_least_of_seeds": "float64",
-    "forgetting_share_most_of_seeds": "float64",
-}
-
-
-def publish(work: Path) -> None:
-    """Pool whatever is measured, and write the table, its comparisons and its sources."""
-    by_group: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(work.glob("*.measured.json")):
-        record = json.loads(path.read_text())
-        by_group.setdefault(record["group"], []).append(record)
-    rows, groups, comparisons, prices = [], [], [], []
-    for group, records in by_group.items():
-        measured, sample, reports = figures(records)
-        own = [{each.cell.key: each for each in figures([record])[2]} for record in records]
-        losses = sample.losses(measured.tuned) - sample.losses(measured.base_text)
-        groups.append(
-            {
-                "group": group,
-                "metric": measured.metric,
-                "protocol": measured.protocol,
-                "seeds": [record["seed"] for record in records],
-                "num_intruders": [record["num_intruders"] for record in records],
-                "num_matrices": records[0]["num_matrices"],
-                "num_sequences": len(measured.tuned.text_nats),
-                "text_sha256": [record["text_sha256"] for record in records],
-                "task_sha256": [record["task_sha256"] for record in records],
-                "num_examples": len(measured.tuned.task_scores),
-                "forgetting": plain(sample.interval(losses)),
-                "forgetting_of_seeds": [
-                    sum(record["tuned"]["text_nats"]) / sum(record["tuned"]["text_tokens"])
-                    - sum(record["base_text"]["text_nats"]) / sum(record["base_text"]["text_tokens"])
-                    for record in records
-                ],
-                "task_score": plain(reports[0].task) | _tuned_score(measured),
-                "training": [record["training"] for record in records],
-            }
-        )
-        for report in reports:
-            shares = [r[report.cell.key].forgetting_share for r in own]
-            known = [share.estimate for share in shares if share is not None]
-            rows.append(
-                (
-                    group,
-                    len(records),
-                    report.cell.control,
-                    report.cell.strength,
-                    report.cell.change_norm,
-                    *(value for name in FIGURES for value in _three(getattr(report, name))),
-                    min(known) if len(known) == len(shares) else None,
-                    max(known) if len(known) == len(shares) else None,
-                )
-            )
-            if report.cell.control in MATCHED:
-                comparisons.append(_comparison(group, report, measured.metric))
-        prices += _prices(group, reports)
-    RESULTS.mkdir(exist_ok=True)
-    write_rows(COLUMNS, rows, RESULTS / "interventions.parquet")
-    record = {
-        "environment": environment(),
-        "command": "python -m benchmarks.interventions, see its docstring",
-        "groups": groups,
-        "against_matched_shrinks": _counted(comparisons),
-        "at_no_greater_price": prices,
-        "comparisons": comparisons,
-        "columns": list(COLUMNS),
-        "rows": rows,
-    }
-    write_object(record, RESULTS / "interventions.json")
-    print(table(groups, rows))
-    print(json.dumps(record["against_matched_shrinks"], indent=2))
-    outdone = sum(price["shrink_wins_back"] > price["edit_wins_back"] for price in prices)
-    print(f"a shrink that costs the task no more wins back more in {outdone} of {len(prices)} cells")
-
-
-def _tuned_score(measured: Measured) -> dict[str, float]:
-    return {"tuned": sum(measured.tuned.task_scores) / sum(measured.tuned.task_weights)}
-
-
-def _three(interval: Any) -> tuple[float | None, float | None, float | None]:
-    return (None,) * 3 if interval is None else (interval.estimate, interval.low, interval.high)
-
-
-def _comparison(group: str, report: CellReport, metric: str) -> dict[str, Any]:
-    """One matched shrink beside the edit: the difference, and a p from its interval's width (normal)."""
-    difference, task = report.forgetting_difference, report.task_difference
-    assert difference is not None
-    assert task is not None
-    error = (difference.high - difference.low) / (2 * NormalDist().inv_cdf(0.975))
-    z = difference.estimate / error if error > 0.0 else 0.0
-    sign = 1.0 if metric == "accuracy" else -1.0
-    return {
-        "group": group,
-        "control": report.cell.control,
-        "strength": report.cell.strength,
-        "edit_forgets_less_by": plain(difference),
-        "shrink_task_better_by": sorted((sign * task.low, sign * task.high)),
-        "p": 2.0 * (1.0 - NormalDist().cdf(abs(z))),
-    }
-
-
-def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
-    """For each strength of the edit, the shrink that wins back most without costing the task more.
-
-    By the loss of the right answers, which is finer than accuracy; strength 1, the tuned model, counts as a
-    shrink of nothing.
-    """
-    shrinks = [
-        (report.cell.control, report.cell.strength, report.task_loss_change, report.forgetting_change)
-        for report in reports
-        if report.cell.control in (*MATCHED, "uniform")
-    ]
-    found = []
-    for report in reports:
-        if report.cell.control != "intruders":
-            continue
-        price = report.task_loss_change.estimate
-        fitting = [
-            (change.estimate, control, strength)
-            for control, strength, task, change in shrinks
-            if task.estimate <= price
-        ]
-        best = min(fitting, default=(0.0, None, 1.0))
-        found.append(
-            {
-                "group": group,
-                "strength": report.cell.strength,
-                "task_loss_change": price,
-                "edit_wins_back": -report.forgetting_change.estimate,
-                "shrink_wins_back": max(0.0, -best[0]),
-                "shrink": best[1],
-                "shrink_strength": best[2],
-            }
-        )
-    return found
-
-
-def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the edit or the shrink forgets less at this level: raw, and after Holm's correction."""
-    found: dict[str, Any] = {"comparisons": len(comparisons), "level": LEVEL}
-    ordered = sorted(comparisons, key=lambda each: each["p"])
-    kept = 0
-    for place, each in enumerate(ordered):
-        if each["p"] > LEVEL / (len(ordered) - place):
-            break
-        kept = place + 1
-    for name, chosen in (
-        ("uncorrected", [c for c in comparisons if c["p"] < LEVEL]),
-        ("after_holm", ordered[:kept]),
-    ):
-        better = [c for c in chosen if c["edit_forgets_less_by"]["estimate"] > 0.0]
-        found[name] = {
-            "edit_forgets_less": len(better),
-            "of_these_task_surely_worse": sum(c["shrink_task_better_by"][0] > 0.0 for c in better),
-            "shrink_forgets_less": len(chosen) - len(better),
-            "no_difference_shown": len(comparisons) - len(chosen),
-        }
-    return found
-
-
-def table(groups: list[dict[str, Any]], rows: list[tuple[Any, ...]]) -> str:
-    """The paper's form: change of the task / change of forgetting with its interval.
-
-    One table of the edit and the shrinks over the strengths, one of the other controls at theirs.
-    """
-    strengths = [f"{strength:g}" for strength in SHRINKS.strengths]
-    others = [name for name in OTHERS.controls if name != "intruders"]
-    first = _heading("fine-tune", "edit or shrink", *strengths)
-    second = _heading(
-        "fine-tune", *(f"{name}, {strength:g}" for name in others for strength in OTHERS.strengths)
-    )
-    for group in groups:
-        found = {
-            (row["control"], row["strength"]): row
-            for row in (dict(zip(COLUMNS, values, strict=True)) for values in rows)
-            if row["group"] == group["group"]
-        }
-        for control in ("intruders", *MATCHED, "uniform"):
-            shown = [_shown(group, found[control, strength]) for strength in SHRINKS.strengths]
-            first += _line(group["group"], control, *shown)
-        second += _line(
-            group["group"],
-            *(_shown(group, found[name, strength]) for name in others for strength in OTHERS.strengths),
-        )
-    return f"{first}\n{second}"
-
-
-def _heading(*names: str) -> str:
-    return _line(*names) + "|---" * len(names) + "|\n"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |\n"
-
-
-def _shown(group: dict[str, Any], row: dict[str, Any]) -> str:
-    scale, digits = (100.0, 1) if group["metric"] == "accuracy" else (1.0, 3)
-    unit, factor, places = ("change", 1.0, 3) if row["forgetting_share"] is None else ("share", 100.0, 0)
-    value, low, high = (factor * row[f"forgetting_{unit}{end}"] for end in ("", "_low", "_high"))
-    interval = f"({_rounded(low, places)} to {_rounded(high, places)})"
-    task = _rounded(scale * row["task_change"], digits, is_signed=True)
-    return f"{task} / {_rounded(value, places, is_signed=True)} {interval}"
-
-
-def _rounded(value: float, places: int, *, is_signed: bool = False) -> str:
-    """Without a sign before what rounds to zero."""
-    text = f"{value:+.{places}f}" if is_signed else f"{value:.{places}f}"
-    return text.lstrip("+-") if float(text) == 0.0 else text.replace("-", "−")
 
 
 def main() -> None:
