@@ -213,7 +213,7 @@ def test_adalora_pays_for_what_is_not_orthogonal_in_training_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 20}, "expected at most start_rank = 12"),
+        ({"rank": 20}, "expected less than start_rank = 12"),
         ({"warmup_share": 0.6, "final_share": 0.6}, "expected some between"),
     ],
 )

@@ -16,7 +16,7 @@ from intruscope.methods.contract import Method, Parameter
 from intruscope.methods.lora import DROPOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from intruscope.methods.contract import Options, Setting
 
+_AVERAGES = {"sensitivity": "exp_avg_ipt", "uncertainty": "exp_avg_unc"}
+"""Names in the optimiser's state of the averages that PEFT keeps in its allocator."""
 _PAPER_PER_DATASET = "ours: the paper sets it for each data set; PEFT's is 0"
 RANK = Parameter(
     name="rank", kind="int", default=8, least=1,
@@ -77,18 +79,72 @@ class AdaLoraAttached(PeftAttached):
         """Tell PEFT of each step."""
         return (_allocator(self.model),) if self._allocates else ()
 
+    def _write(self, folder: Path) -> None:
+        """Without the directions that are pruned."""
+        config = self.model.peft_config[ADAPTER]
+        config.rank_pattern = _kept(self.model)
+        try:
+            super()._write(folder)
+        finally:
+            config.rank_pattern = None
+
+
+def _kept(model: Any) -> dict[str, list[bool]] | None:
+    """PEFT's rank pattern, told from the zeros in E; None where nothing is pruned, or nothing trained yet."""
+    parts = {f"{name}.lora_E.{ADAPTER}": layer.lora_E[ADAPTER] for name, layer in tuner_layers(model).items()}
+    kept = {name: (part.detach() != 0).view(-1).tolist() for name, part in parts.items()}
+    numbers = [number for row in kept.values() for number in row]
+    return kept if any(numbers) and not all(numbers) else None
+
 
 def _allocator(model: Any) -> TrainerCallback:
+    """What tells PEFT of each step.
+
+    PEFT's own record of what is pruned would make Trainer's checkpoints smaller than the model that they are
+    to be loaded into, so that it is given only for the time of the call; and the smoothed sensitivities are
+    kept with the optimiser's state, which is saved and restored with it.
+    """
     from transformers import TrainerCallback
+
+    tuner = model.base_model
+    config = model.peft_config[ADAPTER]
 
     class Allocator(TrainerCallback):  # type: ignore[misc]
         """After the optimiser's step, before the gradients are cleared."""
 
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002
+            # Once ranks are final, what a step revives is zeroed again; the step itself hides what was zero.
+            config.rank_pattern = _kept(model) if _is_final(state.global_step + 1) else None
+
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002
-            # The Trainer counts the step after this event.
-            model.base_model.update_and_allocate(state.global_step + 1)
+            step, moments = (
+                state.global_step + 1,
+                rest["optimizer"].state,
+            )  # Trainer counts it after this event
+            allocator = tuner.rankallocator
+            parameters = {name: p for name, p in tuner.model.named_parameters() if p in moments}
+            if not allocator.ipt:
+                _restore(allocator, parameters, moments)
+            if config.rank_pattern is not None or not _is_final(step):
+                tuner.update_and_allocate(step)
+            config.rank_pattern = None
+            for key, attribute in _AVERAGES.items():
+                for name, value in getattr(allocator, attribute).items():
+                    moments[parameters[name]][key] = value
+
+    def _is_final(step: int) -> bool:
+        return bool(step > config.total_step - config.tfinal)
 
     return Allocator()
+
+
+def _restore(allocator: Any, parameters: Mapping[str, nn.Parameter], moments: Mapping[Any, Any]) -> None:
+    """Give PEFT its averages back from the optimiser's state, where a run that was stopped goes on."""
+    for name, parameter in parameters.items():
+        for key, attribute in _AVERAGES.items():
+            if key in moments[parameter]:
+                getattr(allocator, attribute)[name] = moments[parameter][key]
+                allocator.ipt[name] = moments[parameter][key]  # replaced by the next gradient's
 
 
 def _leave_penalty_out_of_evaluation(tuner: Any) -> None:
@@ -130,9 +186,9 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             "got no number of steps, expected it: AdaLoRA prunes by a schedule",
             remedy="give total_steps, or choose another method",
         )
-    if int(options["rank"]) > int(options["start_rank"]):
+    if int(options["rank"]) >= int(options["start_rank"]):
         raise UsageError(
-            f"got the rank {options['rank']}, expected at most start_rank = {options['start_rank']}",
+            f"got the rank {options['rank']}, expected less than start_rank = {options['start_rank']}",
             remedy="raise start_rank (the paper: 1.5 times the rank)",
             tensor="rank",
         )
