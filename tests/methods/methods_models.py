@@ -26,8 +26,8 @@ def tied() -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GATED, tie_word_embeddings=True))
 
 
-def bfloat16() -> nn.Module:
-    return linear().to(torch.bfloat16)
+def tied_bfloat16() -> nn.Module:
+    return tied().to(torch.bfloat16)
 
 
 def conv1d() -> nn.Module:
@@ -38,8 +38,9 @@ def conv1d() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
-MODELS = {"linear": linear, "conv1d": conv1d, "tied": tied, "bfloat16": bfloat16}
-KINDS = {"linear": "linear", "conv1d": "conv1d", "tied": "linear", "bfloat16": "linear"}
+MODELS = {"linear": linear, "conv1d": conv1d, "tied_bfloat16": tied_bfloat16, "tied": tied}
+KINDS = {"linear": "linear", "conv1d": "conv1d", "tied_bfloat16": "linear"}
+"""What the layers are of those that every method is put on."""
 
 
 def fresh(model: str) -> nn.Module:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
 METHODS = registered()
-TAKEN = [(method, model) for method in METHODS for model in tiny.MODELS if tiny.KINDS[model] in method.layers]
-REFUSED = [(m, model) for m in METHODS for model in tiny.MODELS if tiny.KINDS[model] not in m.layers]
+TAKEN = [(method, model) for method in METHODS for model in tiny.KINDS if tiny.KINDS[model] in method.layers]
+REFUSED = [(m, model) for m in METHODS for model in tiny.KINDS if tiny.KINDS[model] not in m.layers]
 
 
 def _names(cases):
