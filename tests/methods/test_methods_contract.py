@@ -225,6 +225,7 @@ def test_what_is_saved_is_what_is_loaded(case, tmp_path):
     loaded = case.method.load(tiny.fresh(case.model), tmp_path / "saved")
     eps = EPS[case.dtype if "moves_base" in case.method.departures else torch.float32]
     assert set(loaded.names) == set(case.attached.names)
+    assert {name for name, _ in loaded.trainable()} == {name for name, _ in case.attached.trainable()}
     for name, update in case.updates.items():
         scale = case.before[name].norm() + update.norm()
         assert (loaded.update(name) - update).norm() <= 8 * eps * scale, name
