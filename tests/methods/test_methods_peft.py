@@ -365,6 +365,25 @@ def test_a_classifiers_head_is_trained_whole_and_saved_along(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        (transformers.BertForMultipleChoice, {"classifier"}),
+        (transformers.BertForQuestionAnswering, {"qa_outputs"}),
+        (transformers.BertForTokenClassification, {"classifier"}),
+        (transformers.BertForMaskedLM, set()),
+    ],
+)
+def test_a_new_head_is_trained_whole_and_a_language_models_is_not(kind, head):
+    method = find("lora")
+    done = method.attach(kind(BERT), Setting(targets=("query",)), method.options())
+    whole = {name.split(".")[2] for name, _ in done.trainable() if ".lora_" not in name}
+    assert whole == head
+    if head:
+        with pytest.raises(UsageError, match="expected one of the two"):
+            method.attach(kind(BERT), Setting(targets=("query", *head)), method.options())
+
+
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("lora", "full", "lora_plus"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, UsageError, printable
-from intruscope.methods.targets import targets_of, weight_of
+from intruscope.methods.targets import targets_of, trained_whole, weight_of
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def attach_peft(
     before = {name: weight_of(model.get_submodule(name)).clone() for name in names} if moves_base else None
     config = make_config(
         target_modules=list(names),
-        modules_to_save=list(setting.train_whole) or None,
+        modules_to_save=list(trained_whole(model, setting)) or None,
         task_type=task_type(model),
     )
     with quiet():  # restores the random state

@@ -123,7 +123,8 @@ class Setting:
 
     Attributes:
         targets: Ends of module names, or ``all-linear`` (every linear layer but the head).
-        train_whole: Ends of names of modules trained whole beside the method (a new classifier head).
+        train_whole: Ends of names of modules trained whole beside the method; the head of a
+            model that is no language model is so without being named.
         total_steps: Optimiser steps of the run, for methods with a schedule.
         batches: Batches as the model takes them, for methods that start from data (EVA).
         tuned: A model that was fine-tuned from this one, for methods that approximate its update (construct).

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import MalformedInput, UsageError, printable
 from intruscope.methods.attached import adamw
 from intruscope.methods.contract import Method, any_rank
-from intruscope.methods.targets import ends_with, targets_of, weight_of
+from intruscope.methods.targets import ends_with, targets_of, trained_whole, weight_of
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FullAttached
     """Make a model trainable, all of it or the targets."""
     everything = setting.targets == "all-linear"
     names = targets_of(model, setting, METHOD.layers, method=METHOD.name)
-    trained = (*names, *setting.train_whole)
+    trained = (*names, *trained_whole(model, setting))
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
         parameter.requires_grad_(everything or ends_with(module, trained))

@@ -54,14 +54,13 @@ def targets_of(model: nn.Module, setting: Setting, kinds: Collection[str], *, me
         UnsupportedFormat: a layer of another kind, or one whose weight is tied to another module.
     """
     modules = dict(model.named_modules())
+    whole = trained_whole(model, setting)
     if setting.targets == "all-linear":
         head = _heads(model)
         names = [
             name
             for name, module in modules.items()
-            if kind_of(module) in ("linear", "conv1d")
-            and name not in head
-            and not ends_with(name, setting.train_whole)
+            if kind_of(module) in ("linear", "conv1d") and name not in head and not ends_with(name, whole)
         ]
     else:
         names = [name for name in modules if ends_with(name, setting.targets)]
@@ -83,7 +82,7 @@ def targets_of(model: nn.Module, setting: Setting, kinds: Collection[str], *, me
                 remedy="leave it out of the targets",
                 tensor=name,
             )
-        if ends_with(name, setting.train_whole):
+        if ends_with(name, whole):
             raise UsageError(
                 "got a layer that is a target and is to be trained whole, expected one of the two",
                 remedy="leave it out of one of them",
@@ -100,6 +99,19 @@ def _heads(model: nn.Module) -> set[str]:
         return set()
     inside = {id(module) for module in body.modules()}
     return {name for name, module in model.named_modules() if id(module) not in inside}
+
+
+def trained_whole(model: nn.Module, setting: Setting) -> tuple[str, ...]:
+    """What is trained whole: as asked for, and the new head of a model that is no language model."""
+    heads: tuple[str, ...] = ()
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        outside = _heads(model)
+        heads = tuple(
+            name
+            for name, module in model.named_children()
+            if name in outside and next(module.parameters(), None) is not None
+        )
+    return tuple(dict.fromkeys((*setting.train_whole, *heads)))
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
