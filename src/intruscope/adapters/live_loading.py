@@ -68,7 +68,7 @@ def load_sources(
     return assemble(
         start,
         merged,
-        choose_tokenizers(tokenizer, _tokenizer_folder(base), _tokenizer_folder(tuned)),
+        choose_tokenizers(tokenizer, tokenizer_folder(base), tokenizer_folder(tuned)),
         dtype=dtype,
         device=device,
         description=(base.name, tuned.name),
@@ -96,7 +96,7 @@ def load_modules(
     if isinstance(base, ModelSource):
         config = config_of(base)
         start = _base_language(base, config, read_tensors(base), merge_dtype)
-        folder: Path | None = _tokenizer_folder(base)
+        folder: Path | None = tokenizer_folder(base)
         name = base.name
     else:
         start = _module_language(pristine_base(base, tuned).to(merge_dtype))
@@ -248,7 +248,7 @@ def _check_vocabulary(config: Any, tuned_config: Any, file: Path) -> None:
         )
 
 
-def _tokenizer_folder(source: ModelSource | AdapterSource) -> Path:
+def tokenizer_folder(source: ModelSource | AdapterSource) -> Path:
     """Where a model's tokenizer lies; of a hub id it is fetched there first."""
     if source.revision is not None:
         from intruscope.weights.hub import download_model

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from intruscope.adapters.config import moves_the_base
 from intruscope.errors import UnsupportedFormat
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.source import ModelSource
@@ -31,8 +32,6 @@ Form = tuple[Tensor, Tensor] | Tensor
 """The tuned matrix (O, I), or the factors (O, R), (R, I) of its update."""
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_UNMOVED_STARTS = (True, False, "gaussian", "eva")
-"""Starts of LoRA that leave the base's weights as they were."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,7 +194,7 @@ def _active(layer: Any) -> list[str]:
 def _moves_base(config: Any) -> bool:
     """Whether the start of a method changes the weights it stands on."""
     kind = getattr(config.peft_type, "value", config.peft_type)
-    return kind == "OSF" or getattr(config, "init_lora_weights", True) not in _UNMOVED_STARTS
+    return kind == "OSF" or moves_the_base(getattr(config, "init_lora_weights", True))
 
 
 def _is_plain_lora(layer: Any) -> bool:

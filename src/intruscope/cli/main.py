@@ -20,12 +20,13 @@ from intruscope.cli.methods import methods
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
 from intruscope.cli.sweep import sweep
+from intruscope.cli.tune import tune
 from intruscope.errors import IntruscopeError, printable
 
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "repair", "sweep")
+_RESUMING = ("scan", "repair", "sweep", "tune")
 """The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command()(layers)
 app.command()(repair)
 app.command()(forget)
 app.command()(sweep)
+app.command()(tune)
 app.command()(methods)
 app.command()(demo)
 

@@ -1,0 +1,169 @@
+"""``intruscope tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intruscope.cli.screen import note, show, stage_progress
+from intruscope.errors import UsageError, printable
+
+
+def tune(
+    base: Annotated[str, typer.Argument(help="Model before: path or org/name@revision.")],
+    method: Annotated[str, typer.Option(help="Fine-tuning method; intruscope methods lists them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same again goes on where it stopped.")],
+    task: Annotated[str | None, typer.Option(help="Classification task: file or hf:org/name:split.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Or text for a language model: file, pattern, or hf:org/name.")
+    ] = None,
+    eval: Annotated[str | None, typer.Option(help="Task to score after every epoch.")] = None,
+    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, in order.")] = None,
+    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the method, where it has one.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Of the method; by the recipe, twice the rank.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-O", help="Further option of the method: NAME=VALUE.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="End of the names of modules to change; all linear by default.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Where all other numbers are from.")] = "paper",
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples per step.")] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is taken in.")] = 1,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Longest input in tokens.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    watch: Annotated[int, typer.Option(min=0, help="Steps between looks for intruders; 0 for none.")] = 50,
+    forget_text: Annotated[
+        list[str] | None, typer.Option(help="Text on which every look measures forgetting.")
+    ] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Where transformers logs besides: tensorboard, wandb ...")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+) -> None:
+    """Train a model on a task or on text by any method, and watch intruders being born.
+
+    Needs the 'lab' extra. Numbers that are not given are the paper's.
+    """
+    if (task is None) == (not text):
+        raise UsageError(
+            "got " + ("no data" if task is None else "a task and a text") + ", expected one of them",
+            remedy="name a classification task with --task, or text with --text",
+        )
+    given = {
+        **_options(option or []),
+        **{k: v for k, v in (("rank", rank), ("alpha", alpha)) if v is not None},
+    }
+    from intruscope.methods.registry import find
+
+    found = find(method)
+    found.options(given)
+    from intruscope.adapters.live_models import require
+    from intruscope.weights.names import parse_name
+    from intruscope.weights.output import check_output
+
+    for package in ("transformers", "peft", "accelerate"):
+        require(package)
+    name = parse_name(base)
+    inputs = [*(text or []), *(forget_text or []), *[each for each in (task, eval) if each is not None]]
+    check_output(out, [*([name.path] if name.path else []), *(Path(f) for f in inputs if Path(f).is_file())])
+    from intruscope.forgetting.tasks import load_task
+    from intruscope.forgetting.texts import read_texts
+    from intruscope.train.recipes import find_recipe
+    from intruscope.train.tune import TuneSettings
+    from intruscope.train.tune import tune as run_tune
+
+    columns = task_fields.split(",") if task_fields else []
+
+    def task_of(path: str) -> object:
+        return load_task(
+            path,
+            text_fields=columns[:-1] or None,
+            label_field=columns[-1] if columns else None,
+            labels=labels.split(",") if labels else None,
+        )
+
+    settings = TuneSettings(
+        method=method,
+        options=given,
+        recipe=find_recipe(recipe),
+        rate=lr,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        max_length=max_length,
+        targets=tuple(target or ()),
+        bf16=bf16,
+        seed=seed,
+        save_every=save_every,
+        watch_every=watch,
+        report_to=tuple(report_to or ()),
+    )
+    data = task_of(task) if task is not None else read_texts(text or [], field=field)
+    with stage_progress(quiet=quiet) as on_progress:
+        report = run_tune(
+            base,
+            out=out,
+            settings=settings,
+            data=data,  # type: ignore[arg-type]
+            held_out=task_of(eval) if eval is not None else None,  # type: ignore[arg-type]
+            forget_text=forget_text or (),
+            tokenizer=tokenizer,
+            allow_pickle=allow_pickle,
+            on_progress=on_progress,
+        )
+    if not quiet:
+        show([_summary(report)])
+        if settings.watch_every and report.watch.get("intruders/count"):
+            note(f"pictures of the intruders' lives are in {out / 'intruders'}")
+
+
+def _options(given: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            fact = f"got the option {printable(each)}, expected NAME=VALUE"
+            raise UsageError(fact, remedy="write for instance -O num_links=3")
+        found[name.replace("-", "_")] = value
+    return found
+
+
+def _summary(report: object) -> str:
+    from intruscope.train.tune import TuneReport
+
+    assert isinstance(report, TuneReport)
+    lines = [
+        f"{report.steps} steps in {report.seconds:.0f} s, {report.num_trained:,} numbers trained",
+        *([f"loss {report.loss:.4f}"] if report.loss is not None else []),
+        *(
+            [f"accuracy {report.accuracy[-1]:.4f} (best {max(report.accuracy):.4f})"]
+            if report.accuracy
+            else []
+        ),
+        *([f"{report.watch['intruders/count']:.0f} intruders"] if report.watch else []),
+        *(
+            [f"forgetting {report.watch['intruders/forgetting']:+.4f} nats per token"]
+            if "intruders/forgetting" in report.watch
+            else []
+        ),
+        f"in {report.model}",
+    ]
+    return "\n".join(lines)

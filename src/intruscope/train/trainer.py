@@ -1,0 +1,104 @@
+"""transformers' Trainer with what we add: a loss that is no number ends the run, and progress is told."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from intruscope.errors import IncompleteResult, ResourceExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from intruscope.train.run_folder import RunFolder
+
+_ALLOCATION = re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE)
+
+
+class Diverged(Exception):
+    """The loss, or a weight, is no longer a number."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(what, step)
+        self.what = what
+        self.step = step
+
+
+class SteadyTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that stops before a step from a loss that is NaN or infinite."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One step's gradients.
+
+        Raises:
+            Diverged: the loss is no number.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise Diverged("a loss", self.state.global_step + 1)
+        return loss
+
+
+class Keeper(TrainerCallback):  # type: ignore[misc]
+    """Tells progress, and notes whole checkpoints; none is written of weights that are no numbers."""
+
+    def __init__(
+        self, folder: RunFolder, model: torch.nn.Module, on_progress: Callable[[str, int, int], None]
+    ) -> None:
+        self._folder = folder
+        self._model = model
+        self._on_progress = on_progress
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Between a step and its checkpoint."""
+        self._on_progress("training", state.global_step, state.max_steps)
+        if control.should_save or state.global_step >= state.max_steps:
+            trained = (p for p in self._model.parameters() if p.requires_grad)
+            if not all(bool(torch.isfinite(p).all()) for p in trained):
+                raise Diverged("a weight", state.global_step)
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """After everything of a checkpoint is there."""
+        if state.is_world_process_zero:
+            self._folder.checkpoint_done(state.global_step)
+
+
+def silence(trainer: Trainer) -> None:
+    """Nothing is printed but by the command line."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+@contextmanager
+def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[None]:
+    """What can go wrong in training, said in our words.
+
+    Raises:
+        IncompleteResult: the loss or the weights became NaN or infinite; the last good checkpoint is named.
+        ResourceExhausted: no memory for a batch; the figure is named.
+    """
+    try:
+        yield
+    except Diverged as error:
+        last = folder.last_checkpoint()
+        kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint was written yet"
+        raise IncompleteResult(
+            f"got {error.what} that is NaN or infinite at step {error.step}, expected numbers; {kept}",
+            remedy="lower --lr (or leave --bf16 out) and choose another --out",
+            file=folder.path,
+        ) from None
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        wanted = _ALLOCATION.search(str(error))
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and wanted is None:
+            raise
+        figure = f" ({wanted.group(1)} more were asked for)" if wanted is not None else ""
+        raise ResourceExhausted(
+            f"got no memory for a batch of {batch} x {max_length} tokens{figure}, expected room",
+            remedy="lower --batch and raise --accumulate by as much, or lower --max-length",
+            file=folder.path,
+        ) from error

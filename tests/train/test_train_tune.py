@@ -1,0 +1,186 @@
+"""A run gives what its record says, goes on where it was killed, and stops where there is nothing to save."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+from tune_models import write_bert, write_llama, write_task, write_text
+
+from intruscope.engine.journal import Journal
+from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
+from intruscope.forgetting.tasks import load_task
+from intruscope.forgetting.texts import read_texts
+from intruscope.methods.registry import find
+from intruscope.train.look_file import read_looks
+from intruscope.train.recipes import PAPER
+from intruscope.train.trainer import SteadyTrainer
+from intruscope.train.tune import TuneSettings, tune
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+def settings(method="lora", **changes):
+    usual = {"method": method, "steps": 12, "batch": 8, "rate": 5e-3, "save_every": 4, "watch_every": 4}
+    return TuneSettings(**(usual | changes))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_classifier_is_trained_scored_saved_and_recorded(method, tmp_path):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    before = {p.name: p.read_bytes() for p in base.iterdir()}
+    out = tmp_path / "run"
+    rate = 5e-3 if method == "full" else 2e-2
+    chosen = settings(method, accumulate=2, steps=36, rate=rate)
+    report = tune(
+        str(base), out=out, settings=chosen, data=task, held_out=task,
+        forget_text=[write_text(tmp_path / "text.txt")],
+    )  # fmt: skip
+    assert len(report.accuracy) == 6 and report.accuracy[-1] == 1.0
+    assert {p.name: p.read_bytes() for p in base.iterdir()} == before
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base if method == "lora" else out / "model", num_labels=2
+    )
+    model = PeftModel.from_pretrained(model, out / "model") if method == "lora" else model
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
+    batch = tokenizer([first for first, _ in task.texts], return_tensors="pt", padding=True)
+    right = model.eval()(**batch).logits.argmax(-1) == torch.tensor(task.numbers(("cold", "happy")))
+    assert bool(right.all())
+    if method == "full":
+        stored, start = load_file(out / "model" / "model.safetensors"), load_file(base / "model.safetensors")
+        for name in start:
+            if name in stored:
+                assert torch.equal(stored[name], start[name]) == ("embeddings" in name and "Norm" not in name)
+    record = json.loads((out / "run.json").read_text())
+    assert record["schema"] == "intruscope.tune/1"
+    assert record["plan"]["rate"] == rate and record["plan"]["warmup"] == 0.06
+    assert record["plan"]["data_sha256"] == task.sha256
+    rates = [entry["learning_rate"] for entry in record["log"] if "learning_rate" in entry]
+    assert max(rates) <= rate and rates[-1] < 0.2 * rate
+    assert "intruders/forgetting" in record["watch"]
+    assert [look.step for look in read_looks(out / "intruders" / "looks.jsonl")[1]] == [*range(0, 37, 4)]
+    assert not (out / "checkpoints").exists()
+    with pytest.raises(OutputConflict, match="finished"):
+        tune(str(base), out=out, settings=settings(method), data=task)
+
+
+@pytest.mark.parametrize("method", ["pissa", "adalora", "chain", "vera", "oft"])
+def test_any_method_is_watched_and_saved(method, tmp_path):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    report = tune(str(base), out=tmp_path / "run", settings=settings(method), data=task)
+    looks = read_looks(tmp_path / "run" / "intruders" / "looks.jsonl")[1]
+    assert [look.step for look in looks] == [0, 4, 8, 12]
+    assert not looks[0].intruders and looks[-1].matrices != looks[0].matrices
+    assert report.num_trained > 0 and any((tmp_path / "run" / "model").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_language_model_learns_its_text(kind, tmp_path):
+    base = (write_llama if kind == "causal" else write_bert)(tmp_path / "base")
+    text = write_text(tmp_path / "text.txt")
+    chosen = settings(steps=30, max_length=24, watch_every=15, bf16=True)
+    report = tune(
+        str(base), out=tmp_path / "run", settings=chosen, data=read_texts([text]), forget_text=[text]
+    )
+    assert report.watch["intruders/forgetting"] < -0.1  # it is the very text that is trained on
+    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_the_papers_numbers_are_held_over_the_ranks():
+    lora = find("lora")
+    for rank in (1, 8, 64):
+        options = lora.options(PAPER.completed(lora, {"rank": rank}))
+        assert options["alpha"] == 2 * rank
+        assert PAPER.rate(lora, options) * options["alpha"] == pytest.approx(2.4e-3)
+    eight = lora.options(PAPER.completed(lora, {"rank": 64, "alpha": 8}))
+    assert PAPER.rate(lora, eight) == pytest.approx(3e-4)
+    assert PAPER.rate(find("full"), {}) == 1e-5
+    with pytest.raises(UsageError, match="--lr"):
+        PAPER.rate(find("vera"), find("vera").options())
+
+
+class Poisoned(SteadyTrainer):
+    """A Trainer whose loss is no number from the seventh step on."""
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        return loss * float("nan") if self.state.global_step >= 6 else loss
+
+
+def test_a_loss_that_is_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    monkeypatch.setattr("intruscope.train.tune.SteadyTrainer", Poisoned)
+    with pytest.raises(IncompleteResult, match="loss.*step 7.*checkpoint-4"):
+        tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
+    kept = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(kept).values())
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    first = tune(str(base), out=tmp_path / "first", settings=settings(), data=task)
+    plan = json.loads((tmp_path / "first" / "run.json").read_text())["plan"]
+    out = tmp_path / "second"
+    out.mkdir()
+    Journal(out / "journal", plan).close()
+    shutil.copytree(tmp_path / "first" / "intruders", out / "intruders")
+    (out / "checkpoints" / "checkpoint-4").mkdir(parents=True)  # cut in the middle: not in the journal
+    second = tune(str(base), out=out, settings=settings(), data=task)
+    files = [load_file(report.model / "adapter_model.safetensors") for report in (first, second)]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+class Hungry(SteadyTrainer):
+    def compute_loss(self, *args, **kwargs):
+        torch.empty(1 << 55, dtype=torch.uint8)
+
+
+def test_a_batch_without_room_names_its_figure(tmp_path, monkeypatch):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    monkeypatch.setattr("intruscope.train.tune.SteadyTrainer", Hungry)
+    with pytest.raises(ResourceExhausted, match=r"36028797018963968.*--batch"):
+        tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
+    assert not (tmp_path / "run").exists()
+
+
+def command(base, task, out):
+    numbers = {"rank": 2, "lr": 5e-3, "steps": 16, "batch": 8, "save-every": 4, "watch": 4}
+    options = [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
+    files = ["--task", task, "--out", out, "--method", "lora", "-q"]
+    return [sys.executable, "-m", "intruscope", "tune", base, *files, *options]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path):
+    base, task = str(write_bert(tmp_path / "base")), str(write_task(tmp_path / "task.tsv"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(base, task, str(whole)), check=True, env=environment, timeout=300)
+    running = subprocess.Popen(command(base, task, str(killed)), env=environment)
+    records = killed / "journal" / "records.jsonl"
+    deadline = time.monotonic() + 200
+    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not (killed / "run.json").exists()
+    subprocess.run(command(base, task, str(killed)), check=True, env=environment, timeout=300)
+    first = load_file(whole / "model" / "adapter_model.safetensors")
+    second = load_file(killed / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    looks = [read_looks(folder / "intruders" / "looks.jsonl")[1] for folder in (whole, killed)]
+    assert [look.step for look in looks[1]] == [0, 4, 8, 12, 16]
+    verdicts = [[v.verdict for look in each for m in look.matrices for v in m.vectors] for each in looks]
+    assert verdicts[0] == verdicts[1]
+    done = subprocess.run(command(base, task, str(killed)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 7 and "finished run" in done.stderr

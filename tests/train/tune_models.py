@@ -1,0 +1,51 @@
+"""Tiny models with tokenizers on disk, and a task and a text to train them on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "forgetting"))
+from forgetting_models import TEXT, byte_tokenizer, word_tokenizer
+
+
+def write_bert(folder):
+    """A masked language model, as a base."""
+    tokenizer = word_tokenizer()
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_llama(folder):
+    """A causal language model, as a base."""
+    tokenizer = byte_tokenizer(begins=True)
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_task(file, count=48):
+    """Whether a sentence speaks of cold or of happy."""
+    words = ("bright cold day in April", "happy families are alike")
+    rows = [f"{words[i % 2]} number {i % 7}\t{('cold', 'happy')[i % 2]}" for i in range(count)]
+    file.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def write_text(file):
+    file.write_text(TEXT * 3)
+    return file
