@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from intruscope.adapters.config import moves_the_base
 from intruscope.errors import UnsupportedFormat
 from intruscope.weights.layout import base_matrices
@@ -24,14 +21,14 @@ from intruscope.weights.source import ModelSource
 from intruscope.weights.stored import FileStamp, StoredTensor
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from intruscope.weights.views import TensorView
 
-Form = tuple[Tensor, Tensor] | Tensor
-"""The tuned matrix (O, I), or the factors (O, R), (R, I) of its update."""
+    Form = tuple[Tensor, Tensor] | Tensor
+    """The tuned matrix (O, I), or the factors (O, R), (R, I) of its update."""
 
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +73,8 @@ class LiveMatrix:
             return self.weight()
         if not self.is_low_rank:
             return self._cut(_merged(self.layer, self.name))
+        import torch
+
         layer = self.layer
         lefts, rights = [], []
         for adapter in _active(layer):
@@ -90,7 +89,7 @@ class LiveMatrix:
         part = _wide(stored if view.expert is None else stored[view.expert])
         part = part.reshape(part.shape[0], -1)
         whole_FI = part.T if view.transposed else part
-        return view.select_rows(whole_FI).clone(memory_format=torch.contiguous_format)
+        return view.select_rows(whole_FI).clone().contiguous()
 
 
 def live_matrices(model: nn.Module) -> list[LiveMatrix]:
@@ -176,7 +175,7 @@ def _as_source(parameters: dict[str, nn.Parameter], config: dict[str, Any]) -> M
         name: StoredTensor(
             name=name,
             path=nowhere,
-            dtype=_DTYPES.get(parameter.dtype, "U8"),
+            dtype=_DTYPES.get(str(parameter.dtype).removeprefix("torch."), "U8"),
             shape=tuple(parameter.shape),
             offset=0,
             num_bytes=math.prod(parameter.shape) * parameter.element_size(),
@@ -208,6 +207,8 @@ def _is_plain_lora(layer: Any) -> bool:
 
 def _merged(layer: Any, name: str) -> Tensor:
     """The weight of a float32 copy of the layer after PEFT has merged it."""
+    import torch
+
     merged = copy.deepcopy(layer)
     if merged.get_base_layer().weight.dtype != torch.float64:
         merged = merged.float()
@@ -225,4 +226,6 @@ def _merged(layer: Any, name: str) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    import torch
+
     return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
