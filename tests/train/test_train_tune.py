@@ -22,8 +22,9 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find
 from intruscope.train.look_file import read_looks
 from intruscope.train.recipes import PAPER
+from intruscope.train.settings import TuneSettings
 from intruscope.train.trainer import SteadyTrainer
-from intruscope.train.tune import TuneSettings, tune
+from intruscope.train.tune import tune
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 

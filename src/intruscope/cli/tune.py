@@ -86,7 +86,7 @@ def tune(
     from intruscope.forgetting.tasks import load_task
     from intruscope.forgetting.texts import read_texts
     from intruscope.train.recipes import find_recipe
-    from intruscope.train.tune import TuneSettings
+    from intruscope.train.settings import TuneSettings
     from intruscope.train.tune import tune as run_tune
 
     columns = task_fields.split(",") if task_fields else []
@@ -147,7 +147,7 @@ def _options(given: list[str]) -> dict[str, object]:
 
 
 def _summary(report: object) -> str:
-    from intruscope.train.tune import TuneReport
+    from intruscope.train.settings import TuneReport
 
     assert isinstance(report, TuneReport)
     lines = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +32,8 @@ from intruscope.methods.registry import find
 from intruscope.spectra.scan import environment
 from intruscope.train.data import TrainingData, classification_data, label_names, text_data
 from intruscope.train.look_file import figures
-from intruscope.train.recipes import PAPER, Recipe
 from intruscope.train.run_folder import RunFolder
+from intruscope.train.settings import TuneReport, TuneSettings
 from intruscope.train.trainer import Keeper, SteadyTrainer, explained, silence
 from intruscope.train.watch import IntruderWatch
 from intruscope.weights.source import ModelSource, open_model
@@ -48,70 +48,6 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Attached, Method, Options
 
 _LAB = ("transformers", "peft", "accelerate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneSettings:
-    """What a run does; what is None is the recipe's.
-
-    Attributes:
-        method: By its name (``intruscope methods``).
-        options: Of the method.
-        recipe: Where everything else is from.
-        rate: Learning rate.
-        epochs: Passes over the data.
-        steps: Optimiser steps instead.
-        batch: Examples per step and process, all accumulated parts together.
-        accumulate: Parts that a batch is taken in.
-        max_length: Longest input in tokens.
-        targets: Ends of the names of the modules that are changed; all linear layers by default.
-        bf16: Compute in bfloat16 (weights and optimiser stay float32).
-        seed: Of everything random.
-        save_every: Steps between checkpoints.
-        watch_every: Steps between looks for intruders; 0 for none.
-        report_to: Integrations of transformers that take the log.
-    """
-
-    method: str
-    options: Mapping[str, object] = field(default_factory=dict)
-    recipe: Recipe = PAPER
-    rate: float | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch: int | None = None
-    accumulate: int = 1
-    max_length: int | None = None
-    targets: tuple[str, ...] = ()
-    bf16: bool = False
-    seed: int = 0
-    save_every: int = 500
-    watch_every: int = 50
-    report_to: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneReport:
-    """What came of a run.
-
-    Attributes:
-        model: Folder of the tuned model, or of the adapter.
-        plan: Everything that is needed to repeat it.
-        steps: Optimiser steps.
-        seconds: Of training, looks included; of the last part where it was resumed.
-        loss: Mean training loss at the end (last logged).
-        accuracy: On the held-out task after each epoch, in order; empty without one.
-        watch: Figures of the last look; empty without a watch.
-        num_trained: Numbers that were trained.
-    """
-
-    model: Path
-    plan: dict[str, Any]
-    steps: int
-    seconds: float
-    loss: float | None
-    accuracy: tuple[float, ...]
-    watch: dict[str, float]
-    num_trained: int
 
 
 def tune(
