@@ -15,6 +15,7 @@ def main() -> None:
         "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],
         "wrong_base": ["--seeds", "2"],
         "forgetting": ["--repeats", "1"],
+        "watch": ["--steps", "50"],
     }.items():
         print(f"== {module}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], check=True)
