@@ -22,7 +22,9 @@ def exact(matrix):
 
 def block(matrix, seed=0):
     left, _, right = exact(matrix)
-    return start_from(torch.from_numpy(left[:, :K].copy()), torch.from_numpy(right[:K].T.copy()), k=K, seed=seed)
+    return start_from(
+        torch.from_numpy(left[:, :K].copy()), torch.from_numpy(right[:K].T.copy()), k=K, seed=seed
+    )
 
 
 def look(matrix, start):
