@@ -185,7 +185,7 @@ def test_numbers_are_counted_as_declared(case):
             assert found == declared, name
     if "uneven_ranks" in case.method.departures:
         ranks = {name: _rank_with(case, name, found) for name, found in case.numbers.items()}
-        everywhere = len(targets_of(tiny.fresh(case.model), Setting(), case.method.layers, method=""))
+        everywhere = len(targets_of(tiny.fresh(case.model), Setting(), case.method))
         assert abs(sum(ranks.values()) / everywhere - options["rank"]) <= 0.5, ranks
 
 

@@ -215,9 +215,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             **given,
         )
 
-    return attach_peft(
-        model, setting, make_config, method=METHOD.name, layers=METHOD.layers, kind=AdaLoraAttached
-    )
+    return attach_peft(model, setting, make_config, method=METHOD, kind=AdaLoraAttached)
 
 
 def load(model: nn.Module, folder: Path) -> PeftAttached:

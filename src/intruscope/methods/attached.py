@@ -18,13 +18,13 @@ from intruscope.methods.targets import targets_of, trained_whole, weight_of
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from transformers import TrainerCallback
 
-    from intruscope.methods.contract import Setting
+    from intruscope.methods.contract import Method, Setting
 
 ADAPTER = "default"
 """PEFT's name for the adapter that we make and load."""
@@ -135,9 +135,7 @@ def attach_peft(
     setting: Setting,
     make_config: Callable[..., Any],
     *,
-    method: str,
-    layers: Collection[str],
-    moves_base: bool = False,
+    method: Method,
     kind: type[PeftAttached] = PeftAttached,
     **extra: Any,
 ) -> PeftAttached:
@@ -147,9 +145,7 @@ def attach_peft(
         model: A transformers model.
         setting: Targets, modules trained whole, seed.
         make_config: From ``target_modules``, ``modules_to_save`` and ``task_type`` to PEFT's config.
-        method: Its name, for messages.
-        layers: Kinds of layer that it can change.
-        moves_base: The start changes the base's weights: they are kept, and saving converts.
+        method: Its description. Where it moves the base, the weights before are kept, and saving converts.
         kind: Class of what is returned.
         extra: Further arguments of ``kind``.
 
@@ -163,7 +159,8 @@ def attach_peft(
 
     from intruscope.adapters.live_models import quiet
 
-    names = targets_of(model, setting, layers, method=method)
+    names = targets_of(model, setting, method)
+    moves_base = "moves_base" in method.departures
     before = {name: weight_of(model.get_submodule(name)).clone() for name in names} if moves_base else None
     config = make_config(
         target_modules=list(names),
@@ -176,7 +173,7 @@ def attach_peft(
             peft_model = get_peft_model(model, config, ADAPTER)
         except (ValueError, TypeError) as error:
             raise UsageError(
-                f"PEFT refuses the options of {method} for this model ({printable(error)})",
+                f"PEFT refuses the options of {method.name} for this model ({printable(error)})",
                 remedy="change the options or the targets",
             ) from error
     if moves_base:

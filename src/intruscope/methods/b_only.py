@@ -38,8 +38,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         model,
         setting,
         lambda **given: lora_config(options, **given),
-        method="b_only",
-        layers=METHOD.layers,
+        method=METHOD,
         kind=BOnlyAttached,
     )
     generator = torch.Generator().manual_seed(setting.seed)

@@ -42,8 +42,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             boft_n_butterfly_factor=1,
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

@@ -152,15 +152,14 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> ConstructAtt
     # All of it before the model is touched.
     closest = {
         name: _best(_update(name, model.get_submodule(name), tuned), rank + 1, setting.seed)
-        for name in targets_of(model, setting, METHOD.layers, method=METHOD.name)
+        for name in targets_of(model, setting, METHOD)
     }
     attached = attach_peft(
         model,
         setting,
         # One scale of one, so that B A is the update.
         lambda **given: lora_config({"alpha": rank, "dropout": 0.0, **options}, **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
         kind=ConstructAttached,
     )
     assert isinstance(attached, ConstructAttached)

@@ -31,8 +31,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         model,
         setting,
         lambda **given: lora_config(options, use_dora=True, **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
     _start_at_the_base(attached)
     return attached

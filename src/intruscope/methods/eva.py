@@ -51,8 +51,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         lambda **given: lora_config(
             options, init_lora_weights="eva", eva_config=EvaConfig(rho=float(options["rho"])), **given
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
     with quiet():  # restores the random state
         torch.manual_seed(setting.seed)

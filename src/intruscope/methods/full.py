@@ -85,7 +85,7 @@ class FullAttached:
 def attach(model: nn.Module, setting: Setting, options: Options) -> FullAttached:  # noqa: ARG001
     """Make a model trainable, all of it or the targets."""
     everything = setting.targets == "all-linear"
-    names = targets_of(model, setting, METHOD.layers, method=METHOD.name)
+    names = targets_of(model, setting, METHOD)
     trained = (*names, *trained_whole(model, setting))
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
@@ -112,7 +112,7 @@ def load(model: nn.Module, folder: Path) -> FullAttached:
             remedy="check that the folder is complete",
             file=folder,
         ) from error
-    names = targets_of(model, Setting(), METHOD.layers, method=METHOD.name)
+    names = targets_of(model, Setting(), METHOD)
     return FullAttached(tuned, {name: model.get_submodule(name) for name in names})
 
 

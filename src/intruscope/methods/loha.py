@@ -54,8 +54,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             module_dropout=options["module_dropout"],
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

@@ -58,11 +58,14 @@ def lora_rank(num_out: int, num_in: int, options: Options) -> int:
     return min(int(options["rank"]), num_out, num_in)
 
 
+def doubled_rank(num_out: int, num_in: int, options: Options) -> int:
+    """Where the start takes something out of the base: that, and what was trained in its place."""
+    return min(2 * int(options["rank"]), num_out, num_in)
+
+
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
     """Put LoRA on a model."""
-    return attach_peft(
-        model, setting, lambda **given: lora_config(options, **given), method="lora", layers=METHOD.layers
-    )
+    return attach_peft(model, setting, lambda **given: lora_config(options, **given), method=METHOD)
 
 
 METHOD = Method(

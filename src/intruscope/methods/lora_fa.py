@@ -53,8 +53,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         model,
         setting,
         lambda **given: lora_config(options, **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
         kind=LoraFaAttached,
     )
 

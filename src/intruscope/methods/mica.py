@@ -30,8 +30,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         model,
         setting,
         lambda **given: lora_config(options, init_lora_weights="mica", **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import attach_peft, load_peft
 from intruscope.methods.contract import Method, Parameter
-from intruscope.methods.lora import DROPOUT
+from intruscope.methods.lora import DROPOUT, lora_rank
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +30,6 @@ def num_trainable(num_out: int, _num_in: int, options: Options) -> int:
     return int(options["rank"]) * num_out
 
 
-def max_rank(num_out: int, num_in: int, options: Options) -> int:
-    """The rank, or the matrix's own where that is less."""
-    return min(int(options["rank"]), num_out, num_in)
-
-
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
     """Put MiSS on a model."""
     from peft import MissConfig
@@ -47,8 +42,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             miss_dropout=options["dropout"],
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 
@@ -64,6 +58,6 @@ METHOD = Method(
     attach=attach,
     load=load_peft,
     num_trainable=num_trainable,
-    max_rank=max_rank,
+    max_rank=lora_rank,
     layers=frozenset({"linear"}),
 )

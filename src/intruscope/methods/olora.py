@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import attach_peft, load_peft
 from intruscope.methods.contract import Method
-from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_numbers
+from intruscope.methods.lora import LORA_PARAMETERS, doubled_rank, lora_config, lora_numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,20 +21,13 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Options, Setting
 
 
-def max_rank(num_out: int, num_in: int, options: Options) -> int:
-    """What was taken out of the base and what was trained in its place."""
-    return min(2 * int(options["rank"]), num_out, num_in)
-
-
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
     """Put OLoRA on a model, whose weights are changed."""
     return attach_peft(
         model,
         setting,
         lambda **given: lora_config(options, init_lora_weights="olora", **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
-        moves_base=True,
+        method=METHOD,
     )
 
 
@@ -50,7 +43,7 @@ METHOD = Method(
     attach=attach,
     load=load_peft,
     num_trainable=lora_numbers,
-    max_rank=max_rank,
+    max_rank=doubled_rank,
     plain_lora=True,
     departures=frozenset({"moves_base"}),
     layers=frozenset({"linear"}),

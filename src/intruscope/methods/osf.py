@@ -52,8 +52,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             effective_rank=options["preserved"],
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

@@ -51,8 +51,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             projection_prng_key=setting.seed,
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

@@ -24,8 +24,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
         model,
         setting,
         lambda **given: lora_config(options, use_rslora=True, **given),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 

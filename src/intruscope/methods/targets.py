@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from intruscope.methods.contract import Setting
+    from intruscope.methods.contract import Method, Setting
 
 _SHOWN = 6
 
@@ -40,14 +40,13 @@ def ends_with(name: str, ends: Collection[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-def targets_of(model: nn.Module, setting: Setting, kinds: Collection[str], *, method: str) -> tuple[str, ...]:
+def targets_of(model: nn.Module, setting: Setting, method: Method) -> tuple[str, ...]:
     """Names of the modules that are to be changed.
 
     Args:
         model: A transformers model, nothing attached yet.
         setting: What was asked for.
-        kinds: Kinds of layer that the method can change.
-        method: Its name, for messages.
+        method: Whose kinds of layer they must be.
 
     Raises:
         UsageError: none matches, or one is trained whole as well.
@@ -69,9 +68,10 @@ def targets_of(model: nn.Module, setting: Setting, kinds: Collection[str], *, me
     tied = _tied(model)
     for name in names:
         kind = kind_of(modules[name])
-        if kind not in kinds:
+        if kind not in method.layers:
+            expected = " or ".join(sorted(method.layers))
             raise UnsupportedFormat(
-                f"got a layer of kind {printable(kind)}, expected {' or '.join(sorted(kinds))} for {method}",
+                f"got a layer of kind {printable(kind)}, expected {expected} for {method.name}",
                 remedy="name other targets, or choose another method (see: intruscope methods)",
                 tensor=name,
             )

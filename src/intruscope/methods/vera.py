@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import attach_peft, load_peft
 from intruscope.methods.contract import Method, Parameter
-from intruscope.methods.lora import DROPOUT
+from intruscope.methods.lora import DROPOUT, lora_rank
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,11 +35,6 @@ def num_trainable(num_out: int, _num_in: int, options: Options) -> int:
     return int(options["rank"]) + num_out
 
 
-def max_rank(num_out: int, num_in: int, options: Options) -> int:
-    """The rank, or the matrix's own where that is less."""
-    return min(int(options["rank"]), num_out, num_in)
-
-
 def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached:
     """Put VeRA on a model."""
     from peft import VeraConfig
@@ -54,8 +49,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             projection_prng_key=setting.seed,
             **given,
         ),
-        method=METHOD.name,
-        layers=METHOD.layers,
+        method=METHOD,
     )
 
 
@@ -71,5 +65,5 @@ METHOD = Method(
     attach=attach,
     load=load_peft,
     num_trainable=num_trainable,
-    max_rank=max_rank,
+    max_rank=lora_rank,
 )
