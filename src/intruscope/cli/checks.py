@@ -57,6 +57,16 @@ def above_zero(value: float | None, name: str) -> float | None:
     )
 
 
+def gibibytes(value: float | None, name: str) -> int | None:
+    """A limit in GiB as bytes, or none.
+
+    Raises:
+        UsageError: not above 0, or not finite.
+    """
+    above_zero(value, name)
+    return None if value is None else int(value * 2**30)
+
+
 def check_device(device: str) -> None:
     """Refuse what would otherwise be ignored: a scan does not run on a GPU.
 

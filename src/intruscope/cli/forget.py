@@ -7,18 +7,33 @@ from typing import Annotated, Literal
 
 import typer
 
+from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    AllowPickle,
+    Base,
+    BatchTokens,
+    Context,
+    Dtype,
+    Field,
+    Labels,
+    MaxTaskTokens,
+    Quiet,
+    Stride,
+    TaskFields,
+    Tuned,
+    Verbose,
+)
 from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import emit, show, stage_progress
 from intruscope.errors import UsageError
 
 
 def forget(
-    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
-    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    base: Base,
+    tuned: Tuned = None,
     text: Annotated[
         list[str] | None, typer.Option(help="Text: file, pattern, or hf:org/name:split; may be repeated.")
     ] = None,
-    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    field: Field = None,
     unit: Annotated[
         Literal["line", "running"] | None,
         typer.Option(
@@ -30,31 +45,25 @@ def forget(
         Literal["causal", "exact", "fast"] | None,
         typer.Option(help="Masked models: exact (each token in turn; default) or fast (fixed random masks)."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Longest input in tokens.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens per further window (causal).")] = None,
+    context: Context = None,
+    stride: Stride = None,
     max_sequences: Annotated[
         int | None, typer.Option(min=2, help="At most so many, spread evenly over the text.")
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task to score besides; may be repeated.")] = None,
-    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the classes, in the model's order.")] = None,
-    max_task_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Cut a task's texts to so many tokens.")
-    ] = None,
+    task_fields: TaskFields = None,
+    labels: Labels = None,
+    max_task_tokens: MaxTaskTokens = None,
     json: Annotated[str | None, typer.Option(help="Write the figures as JSON; - for stdout.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the masks and the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 4000,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions per batch.")] = 4096,
+    batch_tokens: BatchTokens = 4096,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or a torch device.")] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of weights and computation.")
-    ] = "float32",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    dtype: Dtype = "float32",
+    allow_pickle: AllowPickle = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
 ) -> None:
     """Measure how much a fine-tune forgot: its loss on text, minus the base's, with an interval.
 

@@ -7,6 +7,7 @@ from typing import IO, Annotated
 
 import typer
 
+from intruscope.cli.options import AllowPickle  # noqa: TC001 - typer reads annotations when it runs
 from intruscope.cli.screen import emit, show
 from intruscope.errors import UsageError
 
@@ -17,9 +18,7 @@ _WIDTH = 140
 def layers(
     model: Annotated[str, typer.Argument(help="Model: path or org/name@revision.")],
     json: Annotated[str | None, typer.Option(help="Write the list as JSON; - for stdout.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """List the matrices that a scan would see in a model, from its file headers alone."""
     from intruscope.adapters.folder import find_adapter

@@ -9,9 +9,25 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from intruscope.cli.checks import above_zero, check_device, top, within
+from intruscope.cli.checks import check_device, gibibytes, top, within
+from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    AllowPickle,
+    Base,
+    Epsilon,
+    Fresh,
+    LoraAlpha,
+    Memory,
+    Prove,
+    Quiet,
+    TopIntruders,
+    Tuned,
+    Verbose,
+    Work,
+    Workers,
+)
 from intruscope.cli.screen import emit, matrix_progress, note, show
 from intruscope.errors import IncompleteResult, OutputConflict, UsageError, printable
+from intruscope.repair.interventions import Kind  # noqa: TC001 - typer reads annotations when it runs
 from intruscope.weights.output import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -19,8 +35,8 @@ if TYPE_CHECKING:
 
 
 def repair(
-    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
-    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    base: Base,
+    tuned: Tuned = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the repaired model.")
     ] = None,
@@ -38,40 +54,25 @@ def repair(
         bool, typer.Option("--merged", help="Write a full checkpoint where an adapter is given.")
     ] = False,
     control: Annotated[
-        Literal[
-            "intruders",
-            "uniform",
-            "matched_change",
-            "matched_result",
-            "random",
-            "neighbour_above",
-            "neighbour_below",
-            "tail",
-            "interpolation",
-        ],
-        typer.Option(help="The intervention; all but the first are controls."),
+        Kind, typer.Option(help="The intervention; all but the first are controls.")
     ] = "intruders",
-    k: Annotated[str, typer.Option(help="How many top vectors per matrix may be intruders.")] = "10",
-    epsilon: Annotated[float, typer.Option(help="Alignment below which a vector is an intruder.")] = 0.5,
+    k: TopIntruders = "10",
+    epsilon: Epsilon = 0.5,
     seed: Annotated[int, typer.Option(help="Of every random block and direction.")] = 0,
-    prove: Annotated[bool, typer.Option("--prove", help="Decompose everything densely in float64.")] = False,
+    prove: Prove = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Find and print what would change.")] = False,
     json: Annotated[str | None, typer.Option(help="Write the plan as JSON; - for stdout.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for the journal (default: user cache).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: cores).")] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB that running matrices may take.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="For adapter formats that do not store alpha.")
-    ] = None,
+    work: Work = None,
+    fresh: Fresh = False,
+    workers: Workers = None,
+    memory: Memory = None,
+    allow_pickle: AllowPickle = False,
+    lora_alpha: LoraAlpha = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; a repair needs no GPU.")
     ] = "auto",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
 ) -> None:
     """Write a copy of a fine-tuned model with its intruder dimensions turned down.
 
@@ -84,7 +85,7 @@ def repair(
     from intruscope.spectra.scan import RunOptions
 
     checked_strength(strength)
-    memory = above_zero(memory, "--memory")
+    memory_bytes = gibibytes(memory, "--memory")
     check_device(device)
     if out is None and not dry_run:
         raise UsageError("got no output, expected one", remedy="name a new folder: -o OUT, or add --dry-run")
@@ -104,7 +105,7 @@ def repair(
             settings=ScanSettings(k=top(k), epsilon=within(epsilon, "--epsilon"), seed=seed, prove=prove),
             options=RunOptions(
                 workers=workers,
-                memory_bytes=None if memory is None else int(memory * 2**30),
+                memory_bytes=memory_bytes,
                 work_dir=work,
                 fresh=fresh,
             ),

@@ -8,7 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from intruscope.cli.checks import above_zero, check_device, not_negative, top, within
+from intruscope.cli.checks import above_zero, check_device, gibibytes, not_negative, top, within
+from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    AllowPickle,
+    Base,
+    Epsilon,
+    Force,
+    Fresh,
+    Html,
+    LoraAlpha,
+    Memory,
+    Plots,
+    Prove,
+    Quiet,
+    ReportJson,
+    Tuned,
+    Verbose,
+    Work,
+    Workers,
+)
 from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import matrix_progress, note, show
 from intruscope.errors import IncompleteResult
@@ -19,10 +37,10 @@ if TYPE_CHECKING:
 
 
 def scan(
-    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
-    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    base: Base,
+    tuned: Tuned = None,
     k: Annotated[str, typer.Option(help="How many top vectors per matrix, or 'all' (dense).")] = "10",
-    epsilon: Annotated[float, typer.Option(help="Alignment below which a vector is an intruder.")] = 0.5,
+    epsilon: Epsilon = 0.5,
     side: Annotated[
         Literal["left", "right", "both"], typer.Option(help="Output space, input space.")
     ] = "left",
@@ -32,32 +50,28 @@ def scan(
     exact_effective_rank: Annotated[
         bool, typer.Option("--exact-effective-rank", help="Of large full updates, from all singular values.")
     ] = False,
-    prove: Annotated[bool, typer.Option("--prove", help="Decompose everything densely in float64.")] = False,
-    json: Annotated[str | None, typer.Option(help="Write the report as JSON; - for stdout.")] = None,
+    prove: Prove = False,
+    json: ReportJson = None,
     csv: Annotated[Path | None, typer.Option(help="One row per tuned vector.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="The same rows as Parquet.")] = None,
-    html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for PNG and SVG pictures.")] = None,
+    html: Html = None,
+    plots: Plots = None,
     fail_on: Annotated[str | None, typer.Option(help="Exit with 1 if e.g. intruders>0 (comma: any).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, read no weights.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Folder for the journal (default: user cache).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: cores).")] = None,
+    work: Work = None,
+    fresh: Fresh = False,
+    workers: Workers = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads per worker.")] = 1,
     deadline: Annotated[float | None, typer.Option(help="Seconds per matrix.")] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB that running matrices may take.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="For adapter formats that do not store alpha.")
-    ] = None,
+    memory: Memory = None,
+    allow_pickle: AllowPickle = False,
+    lora_alpha: LoraAlpha = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; a scan needs no GPU.")
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Write into folders that are not empty.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    force: Force = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
 ) -> None:
     """Find the intruder dimensions that a fine-tune left in a model's weights.
 
@@ -81,7 +95,7 @@ def scan(
         prove=prove,
         threads=threads,
     )
-    deadline, memory = above_zero(deadline, "--deadline"), above_zero(memory, "--memory")
+    deadline, memory_bytes = above_zero(deadline, "--deadline"), gibibytes(memory, "--memory")
     check_device(device)
     targets = Targets(json=json, csv=csv, parquet=parquet, html=html, plots=plots, with_maps=maps > 0)
     targets.check([base, tuned], work=work, force=force)
@@ -94,7 +108,7 @@ def scan(
     options = RunOptions(
         workers=workers,
         deadline_seconds=deadline,
-        memory_bytes=None if memory is None else int(memory * 2**30),
+        memory_bytes=memory_bytes,
         work_dir=work,
         fresh=fresh,
     )

@@ -8,6 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from intruscope.cli.checks import top, within
+from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    AllowPickle,
+    Base,
+    BatchTokens,
+    Context,
+    Dtype,
+    Epsilon,
+    Field,
+    Force,
+    Fresh,
+    Html,
+    Labels,
+    MaxTaskTokens,
+    Plots,
+    Quiet,
+    ReportJson,
+    Stride,
+    TaskFields,
+    TopIntruders,
+    Tuned,
+    Verbose,
+)
 from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import emit, note, show, stage_progress
 from intruscope.errors import UsageError
@@ -23,8 +45,8 @@ _WIDTH = 100
 
 
 def sweep(
-    base: Annotated[str, typer.Argument(help="Model before: path, org/name@revision, or base+adapter.")],
-    tuned: Annotated[str | None, typer.Argument(help="Model after: full checkpoint or adapter.")] = None,
+    base: Base,
+    tuned: Tuned = None,
     task: Annotated[
         str | None, typer.Option(help="What the fine-tune was for: a table, or held-out text.")
     ] = None,
@@ -45,17 +67,17 @@ def sweep(
     max_cost: Annotated[
         float, typer.Option(help="What a strength may cost: a share of accuracy, or nats/token of a loss.")
     ] = 0.01,
-    json: Annotated[str | None, typer.Option(help="Write the report as JSON; - for stdout.")] = None,
-    html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
+    json: ReportJson = None,
+    html: Html = None,
     parquet: Annotated[Path | None, typer.Option(help="One row per cell of the grid.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for PNG and SVG pictures.")] = None,
+    plots: Plots = None,
     work: Annotated[Path | None, typer.Option(help="Folder for the journals (default: user cache).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
-    k: Annotated[str, typer.Option(help="How many top vectors per matrix may be intruders.")] = "10",
-    epsilon: Annotated[float, typer.Option(help="Alignment below which a vector is an intruder.")] = 0.5,
+    fresh: Fresh = False,
+    k: TopIntruders = "10",
+    epsilon: Epsilon = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Of random directions, masks, halves and resamples.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 4000,
-    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    field: Field = None,
     unit: Annotated[
         Literal["line", "running"] | None, typer.Option(help="What a sequence of the text is; as in forget.")
     ] = None,
@@ -63,34 +85,28 @@ def sweep(
         Literal["causal", "exact", "fast"] | None,
         typer.Option(help="Of losses; masked models: fast (default: a grid has dozens of cells) or exact."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Longest input in tokens.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens per further window (causal).")] = None,
+    context: Context = None,
+    stride: Stride = None,
     max_sequences: Annotated[
         int | None, typer.Option(min=4, help="Of the text at most so many, spread evenly.")
     ] = None,
     max_examples: Annotated[
         int | None, typer.Option(min=4, help="Of the task at most so many, spread evenly.")
     ] = None,
-    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the classes, in the model's order.")] = None,
-    max_task_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Cut a task's texts to so many tokens.")
-    ] = None,
+    task_fields: TaskFields = None,
+    labels: Labels = None,
+    max_task_tokens: MaxTaskTokens = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions per batch.")] = 4096,
+    batch_tokens: BatchTokens = 4096,
     device: Annotated[str, typer.Option(help="Of the losses: auto, cpu, cuda or a torch device.")] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of weights and computation.")
-    ] = "float32",
+    dtype: Dtype = "float32",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of the survey (default: cores).")
     ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write into folders that are not empty.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    allow_pickle: AllowPickle = False,
+    force: Force = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
 ) -> None:
     """Measure what turning intruders down buys and costs, beside shrinks of the same size.
 

@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    AllowPickle,
+    Field,
+    TaskFields,
+    Verbose,
+)
 from intruscope.cli.screen import note, show, stage_progress
 from intruscope.errors import UsageError, printable
 
@@ -20,9 +26,9 @@ def tune(
         list[str] | None, typer.Option(help="Or text for a language model: file, pattern, or hf:org/name.")
     ] = None,
     eval: Annotated[str | None, typer.Option(help="Task to score after every epoch.")] = None,
-    task_fields: Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")] = None,
+    task_fields: TaskFields = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, in order.")] = None,
-    field: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    field: Field = None,
     rank: Annotated[int | None, typer.Option(help="Of the method, where it has one.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Of the method; by the recipe, twice the rank.")] = None,
     option: Annotated[
@@ -51,10 +57,8 @@ def tune(
         list[str] | None, typer.Option(help="Where transformers logs besides: tensorboard, wandb ...")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")] = False,  # noqa: ARG001
+    allow_pickle: AllowPickle = False,
+    verbose: Verbose = False,  # noqa: ARG001
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Train a model on a task or on text by any method, and watch intruders being born.
