@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from intruscope.linalg import alignment, analysis, topk
+from intruscope.linalg import alignment, analysis, known, topk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,8 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> Claims:
 
     _listen(monkeypatch, alignment, "_bounds", bounds)
     _listen(monkeypatch, topk, "account_for_top", tuned_account)
-    _listen(monkeypatch, alignment, "account_for_top", base_account)
-    _listen(monkeypatch, alignment, "smallest_counted_value", floor)
+    _listen(monkeypatch, known, "account_for_top", base_account)
+    _listen(monkeypatch, known, "smallest_counted_value", floor)
     return heard
 
 

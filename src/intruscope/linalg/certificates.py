@@ -247,7 +247,7 @@ class TopAccount:
     """The Ritz values from the top down that account for every singular value above ``floor``.
 
     Attributes:
-        count: How many leading Ritz values are accounted for.
+        values: The leading Ritz values that are accounted for, descending (count,).
         floor: No other singular value lies above it (up to the failure probability).
         gap: Distance from each accounted Ritz value to the nearest singular value outside its
             cluster (count,).
@@ -256,11 +256,16 @@ class TopAccount:
         failure_probability: Of the whole account.
     """
 
-    count: int
+    values: Tensor
     floor: float
     gap: Tensor
     cluster: Tensor
     failure_probability: float
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.values)
 
 
 def account_for_top(
@@ -304,7 +309,7 @@ def account_for_top(
         accounted, upper_edge, floor = last + 1, low, low
     gap, cluster = _gaps(groups, edges_of, values, accounted)
     return TopAccount(
-        count=accounted,
+        values=values[:accounted],
         floor=floor,
         gap=gap,
         cluster=cluster,

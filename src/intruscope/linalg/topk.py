@@ -146,10 +146,10 @@ def ritz_triplets(system: RitzSystem, account: TopAccount) -> Triplets:
     count = account.count
     # The pair (u, v)/√2 is an eigenvector of [0 A; Aᵀ 0]; its angle bounds either half's up to √2.
     # The null space of the longer side lies at the value zero.
-    gap = torch.minimum(account.gap, system.values[:count])
+    gap = torch.minimum(account.gap, account.values)
     sine = math.sqrt(2.0) * system.residuals[:count] / gap.clamp_min(1e-300)
     return Triplets(
-        values=system.values[:count],
+        values=account.values,
         left_MC=system.left_vectors(count),
         right_NC=system.right_vectors(count),
         sine_error=sine.clamp(max=1.0),
