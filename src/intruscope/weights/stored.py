@@ -30,7 +30,7 @@ DTYPE_BITS = {
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _PIECE_BYTES = 16 << 20
-_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class StoredTensor:
     @property
     def decodable(self) -> bool:
         """Whether the numbers mean what they say: float64, float32, float16 or bfloat16."""
-        return self.dtype in _TORCH_NAMES
+        return self.dtype in TORCH_NAMES
 
     def leading(self, count: int) -> StoredTensor:
         """The first ``count`` slices of the first axis, as a tensor of its own (a resized vocabulary)."""
@@ -195,7 +195,7 @@ class StoredTensor:
             fact = f"got dtype {self.dtype}, expected F64, F32, F16 or BF16"
             remedy = "convert the model to bfloat16 first"
             raise MalformedInput(fact, remedy=remedy, file=self.path, tensor=self.name)
-        dtype: torch.dtype = getattr(torch, _TORCH_NAMES[self.dtype])
+        dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype])
         inner = self.shape[1:]
         slice_bytes = math.prod(inner) * DTYPE_BITS[self.dtype] // 8
         with open_regular(self.path) as (descriptor, stamp):

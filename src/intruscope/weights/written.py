@@ -12,7 +12,7 @@ import math
 import struct
 from typing import IO, TYPE_CHECKING
 
-from intruscope.weights.stored import DTYPE_BITS, StoredTensor, open_regular, read_pieces
+from intruscope.weights.stored import DTYPE_BITS, TORCH_NAMES, StoredTensor, open_regular, read_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_TYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_TYPE_NAMES = {name: dtype for dtype, name in TORCH_NAMES.items()}
 
 
 class HashedFile:
