@@ -11,8 +11,8 @@ import intruscope
 
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
-    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("forgetting",),
-    ("sweep",), ("methods",), ("train",), ("studies",), ("report",), ("demo",), ("cli",),
+    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("extract",),
+    ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
 FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
@@ -77,8 +77,11 @@ def test_each_folder_says_what_may_live_in_it(folder):
     assert len(docstring.split()) >= 8
 
 
-# What trains is made of transformers' classes; its folder is imported when something is trained.
-@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in {"linalg", "demo", "train"}])
+# What trains is made of transformers' classes; its folders are imported when something is trained.
+WITH_TORCH = {"linalg", "demo", "train", "sequence", "profiling"}
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in WITH_TORCH])
 def test_the_calling_process_never_needs_heavy_packages(folder):
     # Only what runs in workers may import torch as a module; everything else does so inside functions.
     in_workers = {"matrix.py", "sides.py", "updates.py"} if folder == "spectra" else set()
