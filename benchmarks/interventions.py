@@ -7,8 +7,7 @@ measured on text that the base never saw. Each seed takes other sequences of the
 the task, so that pooling seeds also pools samples.
 
 Measurements are kept in the work folder, cell by cell, and an interrupted run goes on there; whatever is
-finished is published. The controls that are no shrinks (random directions, neighbours, tail) are taken at one
-strength, for processor time.
+finished is published.
 
     python -m benchmarks.interventions --work WORK --base MODEL --runs RUNS --tasks TASKS --text FILE
     python -m benchmarks.interventions --work WORK --demo --publish
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.interventions_table import OTHERS, SHRINKS, publish
+from benchmarks.interventions_table import GRID, publish
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, Task, load_task
 from intruscope.forgetting.texts import Corpus, read_texts
@@ -142,7 +141,7 @@ def demo_cases(work: Path) -> list[Case]:
 
 
 def measure_case(case: Case, work: Path) -> None:
-    """Both grids of one fine-tune, kept as one file."""
+    """The grid of one fine-tune, kept as one file."""
     path = work / f"{case.name}.measured.json"
     if path.exists():
         return
@@ -156,19 +155,15 @@ def measure_case(case: Case, work: Path) -> None:
         options=RunOptions(workers=0, work_dir=folder / "survey"),
     )
     pair = load_pair(case.base, case.tuned, device="cpu")
-    grids = [
-        measure_pair(
-            found,
-            pair,
-            task=case.task,
-            text=case.text,
-            settings=replace(settings, seed=case.seed),
-            measuring=case.measuring,
-            options=RunOptions(work_dir=folder / "sweep"),
-        )
-        for settings in (SHRINKS, OTHERS)
-    ]
-    cells = {cell.key: cell for grid in grids for cell in grid.cells}
+    measured = measure_pair(
+        found,
+        pair,
+        task=case.task,
+        text=case.text,
+        settings=replace(GRID, seed=case.seed),
+        measuring=case.measuring,
+        options=RunOptions(work_dir=folder / "sweep"),
+    )
     record = {
         "group": case.group,
         "seed": case.seed,
@@ -177,15 +172,15 @@ def measure_case(case: Case, work: Path) -> None:
         "num_matrices": len(found.matrices),
         "text_sha256": case.text.sha256,
         "task_sha256": case.task.sha256,
-        "metric": grids[0].metric,
-        "protocol": grids[0].protocol,
-        "base_text": plain(grids[0].base_text),
-        "tuned": plain(grids[0].tuned),
-        "cells": [plain(cell) for cell in cells.values()],
-        "by_key": {key: plain(value) for grid in grids for key, value in grid.by_key.items()},
+        "metric": measured.metric,
+        "protocol": measured.protocol,
+        "base_text": plain(measured.base_text),
+        "tuned": plain(measured.tuned),
+        "cells": [plain(cell) for cell in measured.cells],
+        "by_key": {key: plain(value) for key, value in measured.by_key.items()},
     }
     write_object(record, path)
-    print(f"{case.name}: {len(cells)} cells in {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{case.name}: {len(measured.cells)} cells in {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def main() -> None:

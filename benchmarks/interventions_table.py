@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,10 @@ from intruscope.sweep.statistics import Sample, samples
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHRINKS = SweepSettings(controls=("intruders", *MATCHED, "uniform", "interpolation"))
-"""The edit and what is a shrink, at the paper's strengths."""
-OTHERS = replace(
-    SHRINKS,
-    strengths=(0.5,),
-    controls=("intruders", "random", "neighbour_above", "neighbour_below", "tail"),
-)
+GRID = SweepSettings()
+"""The edit and every control, at the paper's strengths."""
+SHRINKS = ("intruders", *MATCHED, "uniform")
+OTHERS = ("random", "neighbour_above", "neighbour_below", "tail")
 LEVEL = 0.05
 
 
@@ -73,7 +69,7 @@ def pooled(records: list[dict[str, Any]]) -> Measured:
 
 def figures(records: list[dict[str, Any]]) -> tuple[Measured, Sample, list[CellReport]]:
     measured = pooled(records)
-    sample, *_ = samples(len(measured.tuned.text_nats), len(measured.tuned.task_scores), SHRINKS)
+    sample, *_ = samples(len(measured.tuned.text_nats), len(measured.tuned.task_scores), GRID)
     return measured, sample, [cell_report(measured, cell, "top", sample) for cell in measured.cells]
 
 
@@ -255,28 +251,22 @@ def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
 def table(groups: list[dict[str, Any]], rows: list[tuple[Any, ...]]) -> str:
     """The paper's form: change of the task / change of forgetting with its interval.
 
-    One table of the edit and the shrinks over the strengths, one of the other controls at theirs.
+    One table of the edit and the shrinks over the strengths, one of the other controls.
     """
-    strengths = [f"{strength:g}" for strength in SHRINKS.strengths]
-    others = [name for name in OTHERS.controls if name != "intruders"]
-    first = _heading("fine-tune", "edit or shrink", *strengths)
-    second = _heading(
-        "fine-tune", *(f"{name}, {strength:g}" for name in others for strength in OTHERS.strengths)
-    )
+    return "\n".join(_one_table(groups, rows, controls) for controls in (SHRINKS, OTHERS))
+
+
+def _one_table(groups: list[dict[str, Any]], rows: list[tuple[Any, ...]], controls: tuple[str, ...]) -> str:
+    found = {
+        (row["group"], row["control"], row["strength"]): row
+        for row in (dict(zip(COLUMNS, values, strict=True)) for values in rows)
+    }
+    lines = _heading("fine-tune", "change", *(f"{strength:g}" for strength in GRID.strengths))
     for group in groups:
-        found = {
-            (row["control"], row["strength"]): row
-            for row in (dict(zip(COLUMNS, values, strict=True)) for values in rows)
-            if row["group"] == group["group"]
-        }
-        for control in ("intruders", *MATCHED, "uniform"):
-            shown = [_shown(group, found[control, strength]) for strength in SHRINKS.strengths]
-            first += _line(group["group"], control, *shown)
-        second += _line(
-            group["group"],
-            *(_shown(group, found[name, strength]) for name in others for strength in OTHERS.strengths),
-        )
-    return f"{first}\n{second}"
+        for control in controls:
+            shown = [_shown(group, found[group["group"], control, at]) for at in GRID.strengths]
+            lines += _line(group["group"], control, *shown)
+    return lines
 
 
 def _heading(*names: str) -> str:
