@@ -6,9 +6,11 @@ to do next (the remedy). Names that come from files are escaped before they are 
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _MAX_NAME_CHARS = 160
@@ -18,6 +20,12 @@ def printable(text: object) -> str:
     """Escape control, bidirectional and non-printing characters of a foreign name, and cut it short."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return shown if len(shown) <= _MAX_NAME_CHARS else shown[: _MAX_NAME_CHARS - 1] + "…"
+
+
+def nearest(name: str, known: Iterable[str], *, what: str) -> str | None:
+    """What was perhaps meant, as a remedy; None where nothing is like it."""
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
+    return f"did you mean the {what} {' or '.join(found)}?" if found else None
 
 
 class IntruscopeError(Exception):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from intruscope.forgetting.named_tasks import Split
+    from intruscope.forgetting.tasks import Task
 
 
 def top(text: str) -> int | Literal["all"]:
@@ -78,3 +84,24 @@ def check_device(device: str) -> None:
             "--device is cuda, expected cpu: a scan computes on the CPU, one matrix per process",
             remedy="leave --device out; --workers says how many processes",
         )
+
+
+def task_of(
+    name: str, *, fields: str | None, labels: str | None, data: Path | None, split: Split = "eval"
+) -> Task:
+    """The task that ``--task``, ``--task-fields``, ``--labels`` and ``--data`` name together.
+
+    Raises:
+        IntruscopeError: no such file or task, or what is in it is none.
+    """
+    from intruscope.forgetting.named_tasks import find_task
+
+    *text_fields, label_field = fields.split(",") if fields else [None]
+    return find_task(
+        name,
+        split=split,
+        folder=data,
+        text_fields=[field for field in text_fields if field] or None,
+        label_field=label_field,
+        labels=labels.split(",") if labels else None,
+    )

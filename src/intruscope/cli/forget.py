@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from intruscope.cli.checks import task_of
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     AllowPickle,
     Base,
     BatchTokens,
     Context,
+    Data,
     Dtype,
     Field,
     Labels,
@@ -50,7 +52,10 @@ def forget(
     max_sequences: Annotated[
         int | None, typer.Option(min=2, help="At most so many, spread evenly over the text.")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task to score besides; may be repeated.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task to score: sst2, mnli ... or a file; may be repeated.")
+    ] = None,
+    data: Data = None,
     task_fields: TaskFields = None,
     labels: Labels = None,
     max_task_tokens: MaxTaskTokens = None,
@@ -74,19 +79,9 @@ def forget(
     targets = Targets(json=json, csv=None, parquet=None, html=None, plots=None, with_maps=False)
     targets.check([base, tuned], files=[*text, *(task or [])])
     from intruscope.forgetting.forget import forget as run_forget
-    from intruscope.forgetting.tasks import load_task
     from intruscope.report.forgetting import forgetting_summary, forgetting_text, write_forgetting
 
-    columns = task_fields.split(",") if task_fields else []
-    tasks = [
-        load_task(
-            name,
-            text_fields=columns[:-1] or None,
-            label_field=columns[-1] if columns else None,
-            labels=labels.split(",") if labels else None,
-        )
-        for name in task or []
-    ]
+    tasks = [task_of(name, fields=task_fields, labels=labels, data=data) for name in task or []]
     with stage_progress(quiet=quiet) as on_progress:
         report = run_forget(
             base,

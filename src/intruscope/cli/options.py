@@ -23,6 +23,10 @@ LoraAlpha = Annotated[float | None, typer.Option(help="For adapter formats that 
 Field = Annotated[str | None, typer.Option(help="Column of tables that holds the text.")]
 Context = Annotated[int | None, typer.Option(help="Longest input in tokens.")]
 Stride = Annotated[int | None, typer.Option(help="Tokens per further window (causal).")]
+Data = Annotated[
+    Path | None,
+    typer.Option(envvar="INTRUSCOPE_DATA", help="Folder of the tasks named by a short name; else the hub."),
+]
 TaskFields = Annotated[str | None, typer.Option(help="Columns of the task: TEXT[,TEXT],LABEL.")]
 Labels = Annotated[str | None, typer.Option(help="Names of the classes, in the model's order.")]
 MaxTaskTokens = Annotated[int | None, typer.Option(min=2, help="Cut a task's texts to so many tokens.")]

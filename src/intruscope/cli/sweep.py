@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from intruscope.cli.checks import top, within
+from intruscope.cli.checks import task_of, top, within
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     AllowPickle,
     Base,
     BatchTokens,
     Context,
+    Data,
     Dtype,
     Epsilon,
     Field,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from intruscope.engine.tasks import Progress
-    from intruscope.forgetting.tasks import Task
     from intruscope.sweep.records import SweepReport, SweepSettings
 
 _WIDTH = 100
@@ -48,7 +48,8 @@ def sweep(
     base: Base,
     tuned: Tuned = None,
     task: Annotated[
-        str | None, typer.Option(help="What the fine-tune was for: a table, or held-out text.")
+        str | None,
+        typer.Option(help="What the fine-tune was for: sst2, mnli ..., a table, or held-out text."),
     ] = None,
     text: Annotated[
         list[str] | None,
@@ -93,6 +94,7 @@ def sweep(
     max_examples: Annotated[
         int | None, typer.Option(min=4, help="Of the task at most so many, spread evenly.")
     ] = None,
+    data: Data = None,
     task_fields: TaskFields = None,
     labels: Labels = None,
     max_task_tokens: MaxTaskTokens = None,
@@ -131,7 +133,7 @@ def sweep(
         report = run_sweep(
             base,
             tuned,
-            task=_task(task, task_fields, labels),
+            task=task_of(task, fields=task_fields, labels=labels, data=data),
             text=text,
             field=field,
             settings=settings,
@@ -209,18 +211,6 @@ def _number(text: str) -> float:
             f"--strengths holds {text!r}, expected numbers with commas between them",
             remedy="write for example --strengths 0.3,0.5,0.7",
         ) from None
-
-
-def _task(name: str, fields: str | None, labels: str | None) -> Task:
-    from intruscope.forgetting.tasks import load_task
-
-    *text_fields, label_field = fields.split(",") if fields else [None]
-    return load_task(
-        name,
-        text_fields=[field for field in text_fields if field] or None,
-        label_field=label_field,
-        labels=labels.split(",") if labels else None,
-    )
 
 
 def _told(what: str, on_stage: Callable[[str, int, int], None]) -> Callable[[Progress], None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from intruscope.cli.checks import task_of
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     AllowPickle,
+    Data,
     Field,
     TaskFields,
     Verbose,
@@ -21,11 +23,14 @@ def tune(
     base: Annotated[str, typer.Argument(help="Model before: path or org/name@revision.")],
     method: Annotated[str, typer.Option(help="Fine-tuning method; intruscope methods lists them.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same again goes on where it stopped.")],
-    task: Annotated[str | None, typer.Option(help="Classification task: file or hf:org/name:split.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task: sst2, mnli ..., a file, or hf:org/name:split.")
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="Or text for a language model: file, pattern, or hf:org/name.")
     ] = None,
     eval: Annotated[str | None, typer.Option(help="Task to score after every epoch.")] = None,
+    data: Data = None,
     task_fields: TaskFields = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, in order.")] = None,
     field: Field = None,
@@ -87,22 +92,12 @@ def tune(
     name = parse_name(base)
     inputs = [*(text or []), *(forget_text or []), *[each for each in (task, eval) if each is not None]]
     check_output(out, [*([name.path] if name.path else []), *(Path(f) for f in inputs if Path(f).is_file())])
-    from intruscope.forgetting.tasks import load_task
     from intruscope.forgetting.texts import read_texts
     from intruscope.train.recipes import find_recipe
     from intruscope.train.settings import TuneSettings
     from intruscope.train.tune import tune as run_tune
 
-    columns = task_fields.split(",") if task_fields else []
-
-    def task_of(path: str) -> object:
-        return load_task(
-            path,
-            text_fields=columns[:-1] or None,
-            label_field=columns[-1] if columns else None,
-            labels=labels.split(",") if labels else None,
-        )
-
+    named: dict[str, Any] = {"fields": task_fields, "labels": labels, "data": data}
     settings = TuneSettings(
         method=method,
         options=given,
@@ -120,14 +115,16 @@ def tune(
         watch_every=watch,
         report_to=tuple(report_to or ()),
     )
-    data = task_of(task) if task is not None else read_texts(text or [], field=field)
+    given_data = (
+        task_of(task, split="train", **named) if task is not None else read_texts(text or [], field=field)
+    )
     with stage_progress(quiet=quiet) as on_progress:
         report = run_tune(
             base,
             out=out,
             settings=settings,
-            data=data,  # type: ignore[arg-type]
-            held_out=task_of(eval) if eval is not None else None,  # type: ignore[arg-type]
+            data=given_data,
+            held_out=task_of(eval, **named) if eval is not None else None,
             forget_text=forget_text or (),
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,

@@ -30,6 +30,8 @@ _TEXT_FIELDS = (
     ("claim",),
 )
 _LABEL_FIELDS = ("label", "gold_label", "labels")
+# What transformers calls a class without a name.
+_NO_NAME = re.compile(r"LABEL_\d+")
 # Instructions with their answers in the last line, as the LLM-Adapters collection writes them.
 _ANSWER_FORMAT = re.compile(r"Answer format: *([^\n]+)\s*$")
 
@@ -44,6 +46,8 @@ class ClassificationTask:
         labels: One per example, as stored.
         order: Names of the model's classes in their order, where the user gave it.
         sha256: Of examples and labels.
+        classes: The task's own classes in their usual order, where it is known by name: for a new head, and
+            for a model that does not name its classes.
     """
 
     name: str
@@ -51,17 +55,20 @@ class ClassificationTask:
     labels: tuple[str, ...]
     order: tuple[str, ...] | None
     sha256: str
+    classes: tuple[str, ...] = ()
 
     def numbers(self, classes: tuple[str, ...]) -> tuple[int, ...]:
         """The class of each example.
 
         Labels are the model's class names (case aside), or class numbers; where the model only knows
-        ``LABEL_0`` and so on, the user's order tells which is which.
+        ``LABEL_0`` and so on, the user's order tells which is which, or else the task's own.
 
         Raises:
             MalformedInput: a label that is none of the model's.
         """
         names = self.order if self.order is not None else classes
+        if self.order is None and len(self.classes) == len(classes) and all(map(_NO_NAME.fullmatch, classes)):
+            names = self.classes
         if self.order is not None and len(self.order) != len(classes):
             raise MalformedInput(
                 f"got {len(self.order)} labels in the order given, expected the model's {len(classes)}",
@@ -152,17 +159,33 @@ def load_task(
         raise MalformedInput("got no examples, expected some", remedy="check the file", file=name)
     first = rows[0]
     if text_fields is None and ("choices" in first or "option1" in first or _is_instruction(first)):
-        return _choice_task(rows, name)
-    return _classification_task(rows, name, text_fields, label_field, labels)
+        return choice_task(rows, name)
+    return classification_task(rows, name, text_fields, label_field, labels)
 
 
-def _classification_task(
-    rows: list[dict[str, Any]],
+def classification_task(
+    rows: Sequence[dict[str, Any]],
     name: str,
-    text_fields: Sequence[str] | None,
-    label_field: str | None,
-    labels: Sequence[str] | None,
+    text_fields: Sequence[str] | None = None,
+    label_field: str | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    classes: tuple[str, ...] = (),
 ) -> ClassificationTask:
+    """Rows of a table as a classification.
+
+    Args:
+        rows: At least one.
+        name: For messages.
+        text_fields: One or two columns; the usual names by default.
+        label_field: Column of the labels; the usual names by default.
+        labels: The model's classes in their order, where the model does not name them.
+        classes: The task's own, in their order; labels that are numbers stand for these.
+
+    Raises:
+        UsageError: fields that are not there.
+        MalformedInput: a row without text or label, or a label that is none of the task's classes.
+    """
     names = set(rows[0])
     usual = next((fields for fields in _TEXT_FIELDS if names.issuperset(fields)), ())
     fields = tuple(text_fields) if text_fields else usual
@@ -184,13 +207,27 @@ def _classification_task(
             fact = f"got example {number} without text or label, expected both"
             raise MalformedInput(fact, remedy="correct the file", file=name)
         texts.append((parts[0], second))
-        found.append(_label_text(value))
+        found.append(_named_label(_label_text(value), classes, number, name))
     return ClassificationTask(
         name=name,
         texts=tuple(texts),
         labels=tuple(found),
         order=tuple(labels) if labels is not None else None,
         sha256=_digest([*texts, *found]),
+        classes=classes,
+    )
+
+
+def _named_label(label: str, classes: tuple[str, ...], number: int, name: str) -> str:
+    """A label by its name, where the classes are known; they may be stored as numbers."""
+    if not classes or label in classes:
+        return label
+    if label.isdecimal() and int(label) < len(classes):
+        return classes[int(label)]
+    raise MalformedInput(
+        f"got the label '{printable(label)}' in example {number}, expected one of {', '.join(classes)}",
+        remedy="check the file; name it instead of the task to give labels of its own",
+        file=name,
     )
 
 
@@ -206,7 +243,12 @@ def _is_instruction(row: dict[str, Any]) -> bool:
     return isinstance(row.get("instruction"), str) and "answer" in row
 
 
-def _choice_task(rows: list[dict[str, Any]], name: str) -> ChoiceTask:
+def choice_task(rows: Sequence[dict[str, Any]], name: str) -> ChoiceTask:
+    """Rows of a table as multiple choice, in any of the forms that :func:`load_task` reads.
+
+    Raises:
+        MalformedInput: a row of no such form, or an answer that is none of its choices.
+    """
     choices = []
     for number, row in enumerate(rows, start=1):
         try:

@@ -9,11 +9,10 @@ Shape suffixes: O out, I in.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from intruscope.errors import UsageError, printable
+from intruscope.errors import UsageError, nearest, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -247,9 +246,3 @@ class Method:
 def any_rank(num_out: int, num_in: int, _options: Options) -> int:
     """The bound of methods that can reach every rank."""
     return min(num_out, num_in)
-
-
-def nearest(name: str, known: Iterable[str], *, what: str) -> str | None:
-    """What was perhaps meant, as a remedy; None where nothing is like it."""
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
-    return f"did you mean the {what} {' or '.join(found)}?" if found else None

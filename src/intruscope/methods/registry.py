@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from intruscope.errors import UsageError, printable
-from intruscope.methods.contract import nearest
+from intruscope.errors import UsageError, nearest, printable
 
 if TYPE_CHECKING:
     from intruscope.methods.contract import Method
