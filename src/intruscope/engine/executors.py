@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 import selectors
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intruscope.engine.worker import receive, send
+from intruscope.engine.processes import WorkerProcess
 from intruscope.errors import ResourceExhausted
 
 if TYPE_CHECKING:
@@ -86,9 +81,7 @@ class InlineExecutor(Executor):
 
 
 @dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    errors: IO[bytes]
+class _Worker(WorkerProcess):
     task: Task | None = None
     ready: bool = False
     deadline: float = float("inf")
@@ -131,23 +124,12 @@ class LocalExecutor(Executor):
         threads = dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
         environment = {**_MEMORY_VARIABLES, **os.environ, **threads}
         try:
-            with contextlib.ExitStack() as undo:
-                errors = undo.enter_context(tempfile.TemporaryFile())
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [sys.executable, "-m", "intruscope.engine.worker", self._function],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=environment,
-                    start_new_session=True,
-                )
-                undo.pop_all()  # from here on it is closed with its worker
+            return _Worker.start(self._function, environment)
         except OSError as error:
             raise ResourceExhausted(
                 f"a worker could not be started ({error.strerror})",
                 remedy="free memory or temporary disk space, or lower --workers",
             ) from error
-        return _Worker(process=process, errors=errors)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """See :class:`Executor`."""
@@ -156,7 +138,7 @@ class LocalExecutor(Executor):
         tries = dict.fromkeys((task.key for task in tasks), 0)
         self._num_workers = min(self._num_workers, len(tasks))
         for surplus in self._workers[self._num_workers :]:
-            self._end(surplus)
+            surplus.end()
         self._workers = self._workers[: self._num_workers]
         with contextlib.closing(self):
             while waiting or any(worker.task for worker in self._workers):
@@ -192,9 +174,7 @@ class LocalExecutor(Executor):
             worker.task = task
             self._set_deadline(worker)
             yield Event("started", task.key)
-            with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when it is read
-                assert worker.process.stdin is not None
-                send(worker.process.stdin, task.payload)
+            worker.send(task.payload)
 
     def _set_deadline(self, worker: _Worker) -> None:
         limited = worker.ready and self._deadline is not None
@@ -205,8 +185,7 @@ class LocalExecutor(Executor):
         busy = [worker for worker in self._workers if worker.task]
         with selectors.DefaultSelector() as selector:
             for worker in busy:
-                assert worker.process.stdout is not None
-                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                selector.register(worker.output, selectors.EVENT_READ, worker)
             nearest = min((worker.deadline for worker in busy), default=float("inf"))
             timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
             found = [key.data for key, _ in selector.select(timeout)]
@@ -216,14 +195,12 @@ class LocalExecutor(Executor):
     def _collect(self, worker: _Worker, waiting: list[Task], tries: dict[str, int]) -> Iterator[Event]:
         task = worker.task
         assert task is not None
-        if time.monotonic() >= worker.deadline and not _has_output(worker):
+        if time.monotonic() >= worker.deadline and not worker.has_output():
             self._discard(worker)
             yield Event("unfinished", task.key, f"not finished within {self._deadline:g} s")
             return
         try:
-            # Past the buffer: what it held of a second message, no selector would see.
-            assert isinstance(worker.process.stdout, io.BufferedReader)
-            kind, value = receive(worker.process.stdout.raw)
+            kind, value = worker.receive()
         except EOFError:
             reason = self._discard(worker)
             if tries[task.key] < _TRIES:
@@ -244,37 +221,13 @@ class LocalExecutor(Executor):
     def _discard(self, worker: _Worker) -> str:
         """Kill a worker and say how it ended."""
         self._workers.remove(worker)
-        return self._end(worker)
-
-    def _end(self, worker: _Worker) -> str:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
-        code = worker.process.wait()
-        for stream in (worker.process.stdin, worker.process.stdout):
-            with contextlib.suppress(OSError):
-                assert stream is not None
-                stream.close()
-        worker.errors.seek(0, os.SEEK_END)
-        worker.errors.seek(max(0, worker.errors.tell() - 2000))
-        last = worker.errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        worker.errors.close()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if code == -signal.SIGKILL:
-            how += ", which a system short of memory sends"
-        return f"its worker ended with {how}" + (f" ({last[0]})" if last else "")
+        return worker.end()
 
     def close(self) -> None:
         """Kill all workers, idle or not: nothing that they hold is worth a wait."""
         for worker in self._workers:
-            self._end(worker)
+            worker.end()
         self._workers = []
-
-
-def _has_output(worker: _Worker) -> bool:
-    with selectors.DefaultSelector() as selector:
-        assert worker.process.stdout is not None
-        selector.register(worker.process.stdout, selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def physical_memory() -> int:
