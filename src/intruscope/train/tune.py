@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import nn
-
     from intruscope.forgetting.texts import Corpus
     from intruscope.methods.contract import Attached, Method, Options
 
@@ -94,7 +92,7 @@ def tune(
         loaded = _loaded(source, settings, data, tokenizer)
         training, evaluation = _encoded(loaded, data, held_out, plan["max_length"])
         arguments = _arguments(folder, settings, plan, len(training.examples), evaluates=held_out is not None)
-        attached = _attached(loaded.model, settings, method, options, training, arguments)
+        attached = _attached(loaded, settings, method, options, training, arguments)
         run = _Run(folder, settings, plan, method, attached, loaded, forget_text, base)
         return run.train(arguments, training, evaluation, on_progress)
 
@@ -110,12 +108,13 @@ def _checked_held_out(held_out: Task | None, data: Task | Corpus) -> Task | None
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """A model on which nothing is attached yet."""
+    """A model on which nothing is attached yet; ``drawn`` are layers of the body that the base lacks."""
 
     model: Any
     tokenizer: Any
     labels: tuple[str, ...]
     kind: str
+    drawn: tuple[str, ...]
 
 
 def _loaded(source: ModelSource, settings: TuneSettings, data: Any, tokenizer: Any) -> _Loaded:
@@ -144,12 +143,15 @@ def _loaded(source: ModelSource, settings: TuneSettings, data: Any, tokenizer: A
     if config.pad_token_id is None:
         config.pad_token_id = words.pad_token_id
     set_seed(settings.seed)
-    model, _ = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
+    model, missing = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
     # An adapter names its base by this.
     named: Any = model
     named.name_or_path = source.name if source.revision is not None else str(source.path.resolve())
     named.config._name_or_path = named.name_or_path
-    return _Loaded(model=model, tokenizer=words, labels=labels, kind=kind)
+    # Whoever loads an adapter draws a pooler of his own, unless this one is trained whole and saved with it.
+    body = f"{named.base_model_prefix}."
+    drawn = dict.fromkeys(name.rpartition(".")[0] for name in sorted(missing) if name.startswith(body))
+    return _Loaded(model=model, tokenizer=words, labels=labels, kind=kind, drawn=tuple(drawn))
 
 
 def _encoded(
@@ -255,7 +257,7 @@ def _num_processes() -> int:
 
 
 def _attached(
-    model: nn.Module,
+    loaded: _Loaded,
     settings: TuneSettings,
     method: Method,
     options: Options,
@@ -264,13 +266,14 @@ def _attached(
 ) -> Attached:
     setting = Setting(
         targets=settings.targets or "all-linear",
+        train_whole=loaded.drawn,
         total_steps=arguments.max_steps,
         batches=training.batches(arguments.per_device_train_batch_size),
         seed=settings.seed,
     )
-    attached = method.attach(model, setting, options)
+    attached = method.attach(loaded.model, setting, options)
     if "trains_base" in method.departures:
-        for module in model.modules():
+        for module in loaded.model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.requires_grad_(False)
     return attached
