@@ -47,14 +47,18 @@ def test_a_classifier_is_trained_scored_saved_and_recorded(method, tmp_path):
     )  # fmt: skip
     assert len(report.accuracy) == 6 and report.accuracy[-1] == 1.0
     assert {p.name: p.read_bytes() for p in base.iterdir()} == before
-    torch.manual_seed(99)  # the base has no pooler: whoever loads the adapter draws another
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        base if method == "lora" else out / "model", num_labels=2
-    )
-    model = PeftModel.from_pretrained(model, out / "model") if method == "lora" else model
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
     batch = tokenizer([first for first, _ in task.texts], return_tensors="pt", padding=True)
-    right = model.eval()(**batch).logits.argmax(-1) == torch.tensor(task.numbers(("cold", "happy")))
+    logits = []
+    for seed in (1, 2):  # the base has no pooler: whoever loads the adapter draws one
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            base if method == "lora" else out / "model", num_labels=2
+        )
+        model = PeftModel.from_pretrained(model, out / "model") if method == "lora" else model
+        logits.append(model.eval()(**batch).logits)
+    torch.testing.assert_close(*logits)
+    right = logits[0].argmax(-1) == torch.tensor(task.numbers(("cold", "happy")))
     assert bool(right.all())
     if method == "full":
         stored, start = load_file(out / "model" / "model.safetensors"), load_file(base / "model.safetensors")
