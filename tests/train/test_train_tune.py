@@ -123,7 +123,7 @@ class Poisoned(SteadyTrainer):
 
 def test_a_loss_that_is_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
-    monkeypatch.setattr("intruscope.train.tune.SteadyTrainer", Poisoned)
+    monkeypatch.setattr("intruscope.train.run.SteadyTrainer", Poisoned)
     with pytest.raises(IncompleteResult, match="loss.*step 7.*checkpoint-4"):
         tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
     kept = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
@@ -152,7 +152,7 @@ class Hungry(SteadyTrainer):
 
 def test_a_batch_without_room_names_its_figure(tmp_path, monkeypatch):
     base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
-    monkeypatch.setattr("intruscope.train.tune.SteadyTrainer", Hungry)
+    monkeypatch.setattr("intruscope.train.run.SteadyTrainer", Hungry)
     with pytest.raises(ResourceExhausted, match=r"36028797018963968.*--batch"):
         tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
     assert not (tmp_path / "run").exists()

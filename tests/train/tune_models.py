@@ -38,6 +38,19 @@ def write_llama(folder):
     return folder
 
 
+def write_gpt2(folder):
+    """A causal language model with Conv1D and a tied head, as a base."""
+    tokenizer = word_tokenizer()
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=64, n_layer=1, n_head=4,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_task(file, count=48):
     """Whether a sentence speaks of cold or of happy."""
     words = ("bright cold day in April", "happy families are alike")

@@ -46,6 +46,9 @@ def tune(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank.")
     ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many of the examples at most, drawn by the seed.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples per step.")] = None,
@@ -103,6 +106,7 @@ def tune(
         options=given,
         recipe=find_recipe(recipe),
         rate=lr,
+        examples=examples,
         epochs=epochs,
         steps=steps,
         batch=batch,

@@ -21,6 +21,7 @@ class TuneSettings:
         options: Of the method.
         recipe: Where everything else is from.
         rate: Learning rate.
+        examples: Train on so many of the examples at most, drawn at random; on all by default.
         epochs: Passes over the data.
         steps: Optimiser steps instead.
         batch: Examples per step and process, all accumulated parts together.
@@ -38,6 +39,7 @@ class TuneSettings:
     options: Mapping[str, object] = field(default_factory=dict)
     recipe: Recipe = PAPER
     rate: float | None = None
+    examples: int | None = None
     epochs: int | None = None
     steps: int | None = None
     batch: int | None = None

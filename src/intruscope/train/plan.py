@@ -1,0 +1,134 @@
+"""What a run is: everything that can change its result, as plain data; and transformers' arguments for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from intruscope.errors import UsageError
+from intruscope.spectra.scan import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from intruscope.forgetting.tasks import Task
+    from intruscope.forgetting.texts import Corpus
+    from intruscope.methods.contract import Method, Options
+    from intruscope.train.settings import TuneSettings
+    from intruscope.weights.source import ModelSource
+
+_LAB = ("transformers", "peft", "accelerate")
+
+
+def plan_of(
+    source: ModelSource,
+    settings: TuneSettings,
+    method: Method,
+    options: Options,
+    data: Task | Corpus,
+    held_out: Task | None,
+    forget_text: Sequence[str | Path],
+) -> dict[str, Any]:
+    """Everything that can change the result, with every default filled in.
+
+    Raises:
+        UsageError: no learning rate is known.
+    """
+    recipe = settings.recipe
+    given = asdict(settings)
+    kept = ("examples", "accumulate", "bf16", "seed", "save_every", "watch_every")
+    return {
+        "base": source.name,
+        "base_revision": source.revision,
+        "base_files": list(source.inputs),
+        "method": method.name,
+        "options": options,
+        "recipe": recipe.name,
+        "rate": settings.rate if settings.rate is not None else recipe.rate(method, options),
+        "epochs": None if settings.steps is not None else settings.epochs or recipe.epochs,
+        "steps": settings.steps,
+        "batch": settings.batch or recipe.batch,
+        "max_length": settings.max_length or recipe.max_length,
+        "schedule": recipe.schedule,
+        "warmup": recipe.warmup,
+        "weight_decay": recipe.weight_decay,
+        "embeddings": "frozen" if "trains_base" in method.departures else "as the method leaves them",
+        **{name: given[name] for name in kept},
+        "targets": list(settings.targets) or "all-linear",
+        "data_sha256": data.sha256,
+        "held_out_sha256": held_out.sha256 if held_out is not None else None,
+        "forget_text": [str(name) for name in forget_text],
+        "environment": environment() | _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in _LAB}
+
+
+def training_arguments(
+    plan: Mapping[str, Any],
+    folder: Path,
+    num_examples: int,
+    *,
+    evaluates: bool = False,
+    report_to: Sequence[str] = (),
+) -> Any:
+    """The arguments of transformers for a plan.
+
+    Args:
+        plan: By :func:`plan_of`.
+        folder: Of the checkpoints.
+        num_examples: To train on.
+        evaluates: Whether something is scored after every epoch.
+        report_to: Integrations of transformers that take the log.
+
+    Raises:
+        UsageError: a batch that cannot be taken in parts of one size.
+    """
+    if plan["batch"] % plan["accumulate"]:
+        raise UsageError(
+            f"got a batch of {plan['batch']} in {plan['accumulate']} parts, expected parts of one size",
+            remedy="change --batch or --accumulate",
+        )
+    from transformers import TrainingArguments
+
+    part = plan["batch"] // plan["accumulate"]
+    steps_per_epoch = math.ceil(num_examples / (plan["batch"] * _num_processes()))
+    steps = plan["steps"] or plan["epochs"] * steps_per_epoch
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=part,
+        per_device_eval_batch_size=4 * part,
+        gradient_accumulation_steps=plan["accumulate"],
+        learning_rate=plan["rate"],
+        lr_scheduler_type=plan["schedule"],
+        warmup_steps=math.ceil(plan["warmup"] * steps),
+        weight_decay=plan["weight_decay"],
+        bf16=plan["bf16"],
+        use_cpu=not torch.accelerator.is_available(),
+        seed=plan["seed"],
+        save_steps=plan["save_every"],
+        save_total_limit=2,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=steps_per_epoch,
+        logging_steps=max(1, min(50, steps // 20)),
+        logging_nan_inf_filter=False,
+        report_to=list(report_to),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=True,
+    )
+
+
+def _num_processes() -> int:
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return int(PartialState().num_processes)

@@ -1,0 +1,196 @@
+"""A run: a method put on a loaded model, trained, saved and recorded."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from intruscope.adapters.live_models import quiet
+from intruscope.methods.contract import Setting
+from intruscope.train.look_file import figures
+from intruscope.train.settings import TuneReport
+from intruscope.train.trainer import Keeper, SteadyTrainer, explained, silence
+from intruscope.train.watch import IntruderWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from intruscope.methods.contract import Attached, Method, Options
+    from intruscope.train.data import TrainingData
+    from intruscope.train.loading import Loaded
+    from intruscope.train.run_folder import RunFolder
+    from intruscope.train.settings import TuneSettings
+
+
+def attach(
+    loaded: Loaded,
+    method: Method,
+    options: Options,
+    training: TrainingData,
+    arguments: Any,
+    *,
+    targets: Sequence[str] = (),
+    seed: int = 0,
+) -> Attached:
+    """Put a method on a loaded model, with what is new in it trained whole.
+
+    Args:
+        loaded: Changed in place.
+        method: What is put on it.
+        options: Of the method, complete.
+        training: From which a method that starts from data takes its first batches.
+        arguments: transformers', for the number of steps and the size of a batch.
+        targets: Ends of the names of the modules that are changed; all linear layers by default.
+        seed: Of a random start.
+
+    Raises:
+        UsageError: no target matches.
+        UnsupportedFormat: a target's layer is of a kind that the method cannot change.
+    """
+    setting = Setting(
+        targets=tuple(targets) or "all-linear",
+        train_whole=loaded.drawn,
+        total_steps=arguments.max_steps,
+        batches=training.batches(arguments.per_device_train_batch_size),
+        seed=seed,
+    )
+    attached = method.attach(loaded.model, setting, options)
+    if "trains_base" in method.departures:  # as in the paper, where full fine-tuning leaves them
+        for module in loaded.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.requires_grad_(False)
+    return attached
+
+
+def trainer_for(
+    attached: Attached,
+    loaded: Loaded,
+    arguments: Any,
+    training: TrainingData,
+    evaluation: TrainingData | None = None,
+) -> SteadyTrainer:
+    """A Trainer of an attached method, with the method's own optimiser; it prints nothing.
+
+    Args:
+        attached: By :func:`attach`.
+        loaded: What it was put on.
+        arguments: transformers'; the rate and the decay are taken from them.
+        training: To train on.
+        evaluation: Scored after every epoch.
+    """
+    optimizer = attached.optimizer(lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
+    with quiet():
+        trainer = SteadyTrainer(
+            model=attached.model,
+            args=arguments,
+            data_collator=training.collate,
+            train_dataset=training.examples,
+            eval_dataset=evaluation.examples if evaluation is not None else None,
+            processing_class=loaded.tokenizer,
+            compute_metrics=_accuracy if evaluation is not None else None,
+            optimizers=(optimizer, None),
+            callbacks=[*attached.callbacks()],
+        )
+    silence(trainer)
+    return trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run in its folder, from an attached method to its record.
+
+    Attributes:
+        folder: Open.
+        plan: What the run is.
+        base: As it was named, for the watch.
+        settings: What was asked for.
+        method: What is trained.
+        attached: The method on the model.
+        loaded: What it was put on.
+        forget_text: On which every look measures forgetting.
+    """
+
+    folder: RunFolder
+    plan: dict[str, Any]
+    base: str
+    settings: TuneSettings
+    method: Method
+    attached: Attached
+    loaded: Loaded
+    forget_text: Sequence[str | Path]
+
+    def train(
+        self,
+        arguments: Any,
+        training: TrainingData,
+        evaluation: TrainingData | None,
+        on_progress: Callable[[str, int, int], None],
+    ) -> TuneReport:
+        """Train from the last checkpoint on, save, record.
+
+        Raises:
+            IncompleteResult: the loss became NaN; the last good checkpoint is named.
+            ResourceExhausted: no memory for a batch, or no room.
+        """
+        folder, attached = self.folder, self.attached
+        trainer = trainer_for(attached, self.loaded, arguments, training, evaluation)
+        watch = self._watch(trainer)
+        trainer.add_callback(Keeper(folder, attached.model, on_progress))
+        started = time.perf_counter()
+        last = folder.last_checkpoint()
+        if last is None:
+            folder.start_over()
+        with quiet(), explained(folder, batch=self.plan["batch"], max_length=self.plan["max_length"]):
+            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        seconds = time.perf_counter() - started
+        if not folder.model.exists():
+            attached.save(folder.model)
+            with quiet():
+                self.loaded.tokenizer.save_pretrained(str(folder.model))
+        history = trainer.state.log_history
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        report = TuneReport(
+            model=folder.model,
+            plan=self.plan,
+            steps=trainer.state.global_step,
+            seconds=round(seconds, 3),
+            loss=losses[-1] if losses else None,
+            accuracy=tuple(entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry),
+            watch=figures(watch.looks[-1]) if watch is not None else {},
+            num_trained=sum(p.numel() for _, p in attached.trainable()),
+        )
+        record = {k: v for k, v in asdict(report).items() if k not in ("plan", "model")}
+        folder.finish({**record, "num_cut": training.num_cut, "log": _finite(history)})
+        return report
+
+    def _watch(self, trainer: Any) -> IntruderWatch | None:
+        if not self.settings.watch_every:
+            return None
+        needs_base = bool(self.forget_text) or "moves_base" in self.method.departures
+        watch = IntruderWatch(
+            trainer,
+            every=self.settings.watch_every,
+            base=self.base if needs_base else None,
+            text=list(self.forget_text) or None,
+            folder=self.folder.looks,
+            seed=self.settings.seed,
+        )
+        trainer.add_callback(watch)
+        return watch
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _finite(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The log as JSON can hold it."""
+    return [
+        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in entry.items()}
+        for entry in history
+    ]
