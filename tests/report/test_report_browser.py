@@ -204,6 +204,31 @@ return answer;
     assert seen.answer["background"] == "rgb(20, 23, 27)"
 
 
+def test_the_ledger_tells_what_was_missed_from_what_is_no_matrix(tmp_path):
+    whole = CoverageEntry(tensor="score.weight", origin="tuned", status="skipped", reason="new", head="new")
+    ledger = (whole, replace(whole, tensor="lost.weight", head=None, gap=True))
+    page = page_of([("one", cases.scan(layers=1, coverage=ledger))], tmp_path)
+    script = (
+        COMMON
+        + """
+const box = document.querySelector("#coverage select"), answer = {};
+answer.told = document.querySelector("#coverage .lead").textContent;
+for (const status of ["head", "missed"]) {
+  box.value = status;
+  box.dispatchEvent(new Event("input", { bubbles: true }));
+  box.dispatchEvent(new Event("change", { bubbles: true }));
+  answer[status] = all("#coverage tbody tr").map(row => row.textContent);
+}
+return answer;
+"""
+    )
+    seen = look(page, script, tmp_path)
+    assert seen.console == []
+    assert seen.answer["told"].endswith("1 skipped, 1 of a head that one model alone has, 1 missed.")
+    assert seen.answer["head"] == ["score.weighttunedheadnew"]
+    assert seen.answer["missed"] == ["lost.weighttunedmissednew"]
+
+
 def test_experts_of_a_layer_share_a_cell_and_a_mark(tmp_path):
     settings = cases.scan().settings
     experts = tuple(

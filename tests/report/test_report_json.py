@@ -48,6 +48,13 @@ def test_a_written_report_comes_back_equal(rich_report, tmp_path):
     assert json.loads(text) == to_json(rich_report)
 
 
+def test_a_report_from_before_gaps_and_heads_were_told_is_read(rich_report):
+    data = to_json(rich_report)
+    for entry in data["coverage"]:
+        del entry["gap"], entry["head"]
+    assert from_json(data) == rich_report
+
+
 def test_the_contract(rich_report):
     data = json.loads(json.dumps(to_json(rich_report), allow_nan=False))
     assert data["schema"] == "intruscope.scan/1"
@@ -76,7 +83,8 @@ def test_the_contract(rich_report):
         assert given["update"]["frobenius_norm"] == matrix.update.frobenius_norm
         assert given["update"]["spectral_norm"] == matrix.update.spectral_norm
     assert data["coverage"][-1] == {
-        "tensor": HOSTILE, "origin": "adapter", "status": "skipped", "reason": "a vector", "matrices": []
+        "tensor": HOSTILE, "origin": "adapter", "status": "skipped", "reason": "a vector", "matrices": [],
+        "gap": False, "head": None,
     }  # fmt: skip
 
 

@@ -83,6 +83,12 @@ def test_coverage_adds_up():
     assert "2 skipped: a vector: no singular vectors to compare" in text
 
 
+def test_what_was_missed_is_counted_apart():
+    missed = CoverageEntry(tensor="t", origin="base", status="skipped", reason="lost", gap=True)
+    text = shown(summary(cases.scan(layers=2, coverage=(missed,))))
+    assert "coverage: 17 tensors, 14 compared, 0 unchanged, 3 skipped, 1 of these missed" in text
+
+
 def test_what_is_outside_the_scope_is_apart():
     settings = cases.scan().settings
     head = cases.matrix(

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from weights_models import LLAMA
 
 from intruscope.errors import IntruscopeError
+from intruscope.weights.source import open_model
 
 _DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -71,3 +75,23 @@ def raw_safetensors():
         return path
 
     return write
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Save tensors (by shape, or given) as a model folder and open it."""
+
+    def make(name, tensors, config=LLAMA):
+        folder = tmp_path / name
+        folder.mkdir()
+        generator = torch.Generator().manual_seed(sum(map(ord, name)))
+        saved = {
+            key: value if isinstance(value, torch.Tensor) else torch.randn(value, generator=generator)
+            for key, value in tensors.items()
+        }
+        save_file(saved, folder / "model.safetensors")
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config))
+        return open_model(folder)
+
+    return make

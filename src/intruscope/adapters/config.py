@@ -30,6 +30,8 @@ _PROMPTS = (
     *("CPT", "CARTRIDGE"),
 )
 _PROMPT_REMEDY = "leave it out: it adds to the input and changes no matrix"
+# For these PEFT's model classes add a head of their own (peft_model.py); the others keep the base's.
+_TASKS_WITH_A_HEAD = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 _KNOWN_USES = frozenset({"use_rslora", "use_dora"})
 _REFUSED_OPTIONS = {
     "alora_invocation_tokens": "activated LoRA (no static update)",
@@ -61,6 +63,7 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: Regular expressions on module names to other values.
         enable_lora: Of the old format: which thirds of a fused projection are adapted.
         modules_to_save: Names of the modules stored whole.
+        task: ``task_type``.
         token_indices: ``trainable_token_indices``; the key ``""`` stands for the input embedding.
         target_parameters: Ends of the names of the fused expert parameters that are adapted.
     """
@@ -75,8 +78,23 @@ class AdapterConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     enable_lora: tuple[bool, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
+    task: str | None = None
     token_indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
+
+    def why_new(self, module: str, *, saved: bool) -> str | None:
+        """Why the adapter has a module that its base has not; None where the config does not say.
+
+        Args:
+            module: Its name.
+            saved: Whether it is stored whole.
+        """
+        words = module.split(".")
+        above = [".".join(words[: at + 1]) for at in range(len(words))]
+        # PEFT saves whole modules whose name ends in an entry (utils/other.py), with all that lies below.
+        if saved and any(name.endswith(entry) for entry in self.modules_to_save if entry for name in above):
+            return "a head that modules_to_save names"
+        return f"a head of the adapter's task {self.task}" if self.task in _TASKS_WITH_A_HEAD else None
 
     def strengths_of(self, modules: Sequence[str]) -> dict[str, Strength]:
         """Rank and scaling of each module.
@@ -119,7 +137,7 @@ def read_config(path: Path) -> AdapterConfig:
     alpha = _positive_number(raw.get("lora_alpha"), "lora_alpha", path)
     ranks = _object(raw, "rank_pattern", path)
     alphas = _object(raw, "alpha_pattern", path)
-    base_name = raw.get("base_model_name_or_path")
+    base_name, task = raw.get("base_model_name_or_path"), raw.get("task_type")
     return AdapterConfig(
         path=path,
         base_name=base_name if isinstance(base_name, str) and base_name else None,
@@ -131,6 +149,7 @@ def read_config(path: Path) -> AdapterConfig:
         alpha_pattern={k: _positive_number(v, f"alpha_pattern[{k}]", path) for k, v in alphas.items()},
         enable_lora=_enable_lora(raw.get("enable_lora"), path),
         modules_to_save=_strings(raw.get("modules_to_save"), "modules_to_save", path),
+        task=task if isinstance(task, str) else None,
         token_indices=_token_indices(raw.get("trainable_token_indices"), path),
         target_parameters=_target_parameters(raw.get("target_parameters"), path),
     )

@@ -17,6 +17,7 @@ from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
 from intruscope.adapters.keys import AdaptedModule, sort_keys
 from intruscope.adapters.updates import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
+from intruscope.weights.heads import Body, head_findings
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
@@ -47,8 +48,8 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         adapter: From ``open_adapter``.
 
     Returns:
-        The plan. ``complete`` is False when the adapter trained a matrix that the base does not store, or the
-        base holds weights that cannot be decoded.
+        The plan. ``complete`` is False when the adapter trained a matrix that the base does not store and
+        that is no head which its config explains, or the base holds weights that cannot be decoded.
 
     Raises:
         MalformedInput: no key matches the base, a factor is missing, or ranks contradict the config.
@@ -65,7 +66,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     for name, stored in match.stored.items():
         fitted = fit_updates(modules[name], listing.matrices[stored], adapter, strengths)
         if not fitted.matrices:
-            plan.skip(modules[name], fitted.note)
+            plan.skip(modules[name], fitted.note, is_head=True)
             plan.notes[stored] = fitted.note
             continue
         if fitted.note:
@@ -73,24 +74,26 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
             plan.findings.append(Finding(code="resized", severity="info", message=message))
         plan.notes[stored] = fitted.note or listing.notes.get(stored, "")
         plan.add(modules[name], fitted.matrices, fitted.note)
-    num_gaps = len(listing.gaps)
     for name, module in modules.items():
         if name not in match.stored and name not in match.parameters:
-            is_new = module.roles.keys() == {"saved"}
-            num_gaps += not is_new
+            why = match.why_new(module, adapter)
             missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
-            plan.skip(module, _SAVED_ONLY if is_new else missing)
+            plan.skip(module, why or missing, is_head=why is not None)
+            if why is not None and "down" in module.roles:
+                plan.findings.append(_unsaved_finding(name))
     for stored, views in listing.matrices.items():
         plan.add_base(stored, views)
     plan.coverage.extend(listing.skipped)
     for key, reason in skipped.items():
         plan.coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
+    num_gaps = len(listing.gaps) + plan.num_gaps
     findings = (
         *base.findings,
         *adapter.findings,
         *_base_name_findings(base, adapter),
         *match.findings,
         *plan.findings,
+        *head_findings(plan.coverage, base.tensors, adapter.tensors),
         *_content_findings(modules, skipped, num_gaps),
     )
     return Pairing(
@@ -105,7 +108,6 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
 
 
 _NOT_STORED = "the base stores no matrix of this name (a tied head is stored as the embedding)"
-_SAVED_ONLY = "saved whole, and the base stores none of this name (a new head, or one that was tied)"
 
 
 class _Plan:
@@ -116,6 +118,7 @@ class _Plan:
         self.coverage: list[CoverageEntry] = []
         self.findings: list[Finding] = []
         self.notes: dict[str, str] = {}
+        self.num_gaps = 0
         self._pair_of: dict[str, MatrixPair] = {}
 
     def add(
@@ -130,9 +133,18 @@ class _Plan:
             for t in tensors
         )
 
-    def skip(self, module: AdaptedModule, reason: str) -> None:
+    def skip(self, module: AdaptedModule, reason: str, *, is_head: bool) -> None:
+        """A gap, unless it is a head that the base has not, or has in another size."""
+        self.num_gaps += not is_head
         self.coverage.extend(
-            CoverageEntry(tensor=t.name, origin="adapter", status="skipped", reason=reason)
+            CoverageEntry(
+                tensor=t.name,
+                origin="adapter",
+                status="skipped",
+                reason=reason,
+                gap=not is_head,
+                head="new" if is_head else None,
+            )
             for t in module.roles.values()
         )
 
@@ -180,6 +192,8 @@ class Match:
         )
 
         bare = {name: name.removeprefix(adapter_prefix) for name in modules}
+        self._bare = bare
+        self._body = Body.of(name.removeprefix(base_prefix) for name in stored_of)
         fused = {name.removeprefix(base_prefix): parameter for name, parameter in fused.items()}
         named = name_parameters({bare[name]: m for name, m in modules.items()}, fused, targets, adapter)
         self.parameters: dict[str, FusedParameter] = {
@@ -205,6 +219,12 @@ class Match:
             for side, prefix in (("base", base_prefix), ("adapter", adapter_prefix))
             if prefix
         ]
+
+    def why_new(self, module: AdaptedModule, adapter: AdapterSource) -> str | None:
+        """Why a module that the base does not store is a new head; None where nothing says so."""
+        if adapter.config is None or self._body.holds(self._bare[module.name]):
+            return None
+        return adapter.config.why_new(module.name, saved=module.roles.keys() == {"saved"})
 
     def strengths(self, modules: dict[str, AdaptedModule], adapter: AdapterSource) -> dict[str, Strength]:
         """Rank and scaling of the low-rank modules that matched; none without a config."""
@@ -266,6 +286,14 @@ def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Findi
         return []
     message = f"the adapter names the base '{printable(told)}', and was put on '{printable(base.name)}'"
     return [Finding(code="other-base", severity="warning", message=message)]
+
+
+def _unsaved_finding(module: str) -> Finding:
+    message = (
+        f"{printable(module)} has factors, and neither base nor adapter stores the matrix under them, so "
+        "that every load draws another; train it whole (modules_to_save), or leave it out"
+    )
+    return Finding(code="unsaved-head", severity="warning", message=message)
 
 
 def _content_findings(

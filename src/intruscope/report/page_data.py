@@ -180,13 +180,16 @@ def _map(similarity: SimilarityMap | None, room: list[int]) -> dict[str, Any] | 
 
 
 def _coverage(ledger: Sequence[CoverageEntry]) -> dict[str, Any]:
-    """The ledger with its few reasons said once; a line is tensor, origin, status, number of reason."""
+    """The ledger with its few reasons said once; a line is tensor, origin, status, number of reason.
+
+    Of what is skipped, gaps are ``missed`` and heads of one side ``head``.
+    """
     reasons: dict[str, int] = {}
     lines = [
         [
             printable_text(entry.tensor),
             entry.origin,
-            entry.status,
+            "missed" if entry.gap else "head" if entry.head else entry.status,
             reasons.setdefault(printable_text(entry.reason), len(reasons)),
         ]
         for entry in ledger

@@ -225,6 +225,9 @@ def _coverage(ledger: Sequence[CoverageEntry]) -> Text:
         f"{counts['unchanged']} unchanged, {counts['skipped']} skipped",
         style="dim",
     )
+    missed = sum(entry.gap for entry in ledger)
+    if missed:
+        text.append(f", {missed} of these missed", style="yellow")
     reasons = Counter(entry.reason for entry in ledger if entry.status == "skipped")
     for reason, count in reasons.most_common(4):
         text.append(f"\n  {count} skipped: {printable(reason)}")

@@ -111,7 +111,7 @@ def base_matrices(source: ModelSource, *, origin: Literal["base", "tuned"] = "ba
                 continue
             is_gap = True
             reason = reason or "its name without .weight is that of another tensor"
-        skipped.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason))
+        skipped.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason, gap=is_gap))
         if is_gap:
             gaps.add(name)
     return MatrixListing(matrices, tuple(skipped), frozenset(gaps), notes)

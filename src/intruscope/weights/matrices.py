@@ -88,6 +88,9 @@ class CoverageEntry:
         status: ``compared``, ``unchanged`` or ``skipped``.
         reason: One clause; never empty for ``skipped``.
         matrices: Names of the pairs it went into.
+        gap: Skipped, and weights that should have been compared: the scan is incomplete (exit code 5).
+        head: Skipped, as a head that only the tuned model has (``new``) or only the base (``dropped``), and
+            the files say why.
     """
 
     tensor: str
@@ -95,6 +98,8 @@ class CoverageEntry:
     status: CoverageStatus
     reason: str
     matrices: tuple[str, ...] = ()
+    gap: bool = False
+    head: Literal["new", "dropped"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import MalformedInput, ShapeMismatch, printable
+from intruscope.weights.heads import Body, head_findings, is_tied, other_task
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
@@ -56,8 +57,8 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         tuned: The model after. Where only one of both has a config, it is used for both.
 
     Returns:
-        The plan. ``complete`` is False when weights of the blocks, or quantised weights, exist on one side
-        only or cannot be decoded.
+        The plan. ``complete`` is False when weights cannot be decoded, or exist on one side only and are no
+        head that the files explain (see :mod:`intruscope.weights.heads`).
 
     Raises:
         MalformedInput: nothing matches.
@@ -72,20 +73,24 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
     plan = _Plan()
     if base_prefix or tuned_prefix:
         plan.findings.append(_prefix_finding(base_prefix, tuned_prefix))
-    matched: set[str] = set()
-    for name, base_views in base_listing.matrices.items():
-        tuned_name = tuned_of.get(name.removeprefix(base_prefix))
-        if tuned_name is None:
-            plan.add_lonely(name, base_views, "base")
-            continue
-        matched.add(tuned_name)
-        notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(tuned_name, ""))
-        plan.add_match(name, base_views, tuned_name, tuned_listing.matrices[tuned_name], notes)
+    twins = {name: tuned_of.get(name.removeprefix(base_prefix)) for name in base_listing.matrices}
+    matched = {twin for twin in twins.values() if twin is not None}
     if not matched:
         raise _no_match(base, tuned)
+    heads = _Heads(base, tuned, [name.removeprefix(tuned_prefix) for name in matched])
+    for name, base_views in base_listing.matrices.items():
+        twin = twins[name]
+        if twin is None:
+            plan.add_lonely(
+                base_views[0], "base", heads.why(name.removeprefix(base_prefix), base_views[0], "base")
+            )
+            continue
+        notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(twin, ""))
+        is_head = base_views[0].kind == "head" and not heads.body.holds(twin.removeprefix(tuned_prefix))
+        plan.add_match(name, base_views, twin, tuned_listing.matrices[twin], notes, is_head=is_head)
     for name, views in tuned_listing.matrices.items():
         if name not in matched:
-            plan.add_lonely(name, views, "tuned")
+            plan.add_lonely(views[0], "tuned", heads.why(name.removeprefix(tuned_prefix), views[0], "tuned"))
     for listing in (base_listing, tuned_listing):
         plan.coverage.extend(listing.skipped)
     gaps = plan.num_gaps + len(base_listing.gaps) + len(tuned_listing.gaps)
@@ -97,7 +102,12 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         tuned=_full_name(tuned),
         pairs=tuple(plan.pairs),
         coverage=tuple(plan.coverage),
-        findings=(*base.findings, *tuned.findings, *plan.findings),
+        findings=(
+            *base.findings,
+            *tuned.findings,
+            *plan.findings,
+            *head_findings(plan.coverage, base.tensors, tuned.tensors),
+        ),
         inputs=(*base.inputs, *tuned.inputs),
         complete=gaps == 0,
     )
@@ -112,6 +122,37 @@ def _full_name(source: ModelSource) -> str:
     return f"{source.name} ({source.revision})" if source.revision else source.name
 
 
+class _Heads:
+    """Which matrices are heads that one side has and the other need not have.
+
+    What only the tuned model has must be explained: it could be anything. What only the base has leaves
+    nothing of the tuned model unseen, so that of a head other than the words' (the pooler, say, that goes
+    when a language model is saved anew) its absence is enough.
+
+    Attributes:
+        body: What both have in common that is no head.
+    """
+
+    def __init__(self, base: ModelSource, tuned: ModelSource, matched: Iterable[str]) -> None:
+        self.body = Body.of(matched)
+        self._task = other_task(base.config, tuned.config)
+        self._sides = {"base": base, "tuned": tuned}
+        self._configs = {"base": base.config or tuned.config, "tuned": tuned.config or base.config}
+
+    def why(self, name: str, view: TensorView, origin: Literal["base", "tuned"]) -> str | None:
+        """Why only one side has a head of this name (without prefix); None where nothing says so."""
+        if self.body.holds(name):
+            return None
+        if self._task is not None:
+            return self._task
+        other = "tuned" if origin == "base" else "base"
+        if is_word_matrix(view):
+            if is_tied(self._configs[other], view.tensor.shape, self._sides[other].tensors):
+                return f"a head that the {other} model ties to its embedding"
+            return None
+        return "a head that the tuned model is without" if origin == "base" and view.kind == "head" else None
+
+
 class _Plan:
     """The lines of a plan while it grows."""
 
@@ -121,17 +162,25 @@ class _Plan:
         self.findings: list[Finding] = []
         self.num_gaps = 0
 
-    def skip(self, name: str, origin: Literal["base", "tuned"], reason: str) -> None:
-        self.coverage.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason))
+    def skip(self, name: str, origin: Literal["base", "tuned"], reason: str, *, is_head: bool) -> None:
+        """A gap, unless it is a head that one side alone has."""
+        head: Literal["new", "dropped"] = "new" if origin == "tuned" else "dropped"
+        self.num_gaps += not is_head
+        self.coverage.append(
+            CoverageEntry(
+                tensor=name,
+                origin=origin,
+                status="skipped",
+                reason=reason,
+                gap=not is_head,
+                head=head if is_head else None,
+            )
+        )
 
-    def add_lonely(self, name: str, views: tuple[TensorView, ...], origin: Literal["base", "tuned"]) -> None:
-        """A matrix that only one side has: a gap, unless it is a head (often tied, replaced or dropped)."""
-        other = "tuned" if origin == "base" else "base"
-        if views[0].kind == "head":
-            self.skip(name, origin, f"a head that the {other} model does not store (tied, dropped or new)")
-            return
-        self.num_gaps += 1
-        self.skip(name, origin, f"no such tensor in the {other} model")
+    def add_lonely(self, view: TensorView, origin: Literal["base", "tuned"], why: str | None) -> None:
+        """A matrix that only one side has, and why it is a head, if it is."""
+        missing = f"no such tensor in the {'tuned' if origin == 'base' else 'base'} model"
+        self.skip(view.tensor.name, origin, why or missing, is_head=why is not None)
 
     def add_match(
         self,
@@ -140,13 +189,15 @@ class _Plan:
         tuned_name: str,
         tuned_views: tuple[TensorView, ...],
         notes: tuple[str, str],
+        *,
+        is_head: bool,
     ) -> None:
-        """Pair the parts of two tensors of one name."""
+        """Pair the parts of two tensors of one name; a head may be of another size, and is then skipped."""
         base_shape, tuned_shape = base_views[0].tensor.shape, tuned_views[0].tensor.shape
         reason = "; ".join(dict.fromkeys(note for note in notes if note))
         if base_shape != tuned_shape:
             kind = base_views[0].kind
-            if kind not in ("embedding", "head"):
+            if kind != "embedding" and not is_head:
                 raise ShapeMismatch(
                     f"got the shape {list(tuned_shape)}, expected {list(base_shape)} as in the base",
                     remedy="check that the tuned model was made from this base",
@@ -155,8 +206,9 @@ class _Plan:
                 )
             if not is_word_matrix(base_views[0]) or len(base_shape) != 2 or base_shape[1:] != tuned_shape[1:]:
                 sizes = f"{list(base_shape)} in the base, {list(tuned_shape)} in the tuned model"
-                self.skip(base_name, "base", f"a {kind} of another size: {sizes}")
-                self.skip(tuned_name, "tuned", f"a {kind} of another size: {sizes}")
+                reason = f"the {kind} is of another size: {sizes}"
+                self.skip(base_name, "base", reason, is_head=is_head)
+                self.skip(tuned_name, "tuned", reason, is_head=is_head)
                 return
             common = min(base_shape[0], tuned_shape[0])
             base_views = tuple(replace(v, tensor=v.tensor.leading(common)) for v in base_views)

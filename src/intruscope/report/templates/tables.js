@@ -200,12 +200,14 @@ function coverageTable(section) {
   ];
   const table = pagedTable(columns, { caption: "Coverage ledger", perPage: 20 });
   const set = filters(rows, {}, table);
+  const words = { compared: "compared", unchanged: "unchanged", skipped: "skipped", head: "of a head that one model alone has", missed: "missed" };
+  const states = Object.keys(words).filter(status => rows.some(row => row.status === status));
   const count = status => rows.reduce((sum, row) => sum + (row.status === status), 0).toLocaleString("en");
   section.append(
-    element("p", { class: "lead" }, `What was done with each of ${rows.length.toLocaleString("en")} stored tensors: ${count("compared")} compared, ${count("unchanged")} unchanged, ${count("skipped")} skipped.`),
+    element("p", { class: "lead" }, `What was done with each of ${rows.length.toLocaleString("en")} stored tensors: ${states.map(status => `${count(status)} ${words[status]}`).join(", ")}.`),
     element("div", { class: "controls" },
       searchBox("Find a tensor", text => set("search", row => row.search.includes(text))),
       scanFilter(set),
-      selectBox("Status", [["", "Every status"], ...["compared", "unchanged", "skipped"].map(status => [status, status])], value => set("status", row => value === "" || row.status === value))),
+      selectBox("Status", [["", "Every status"], ...states.map(status => [status, status])], value => set("status", row => value === "" || row.status === value))),
     table.node);
 }
