@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError
-from intruscope.forgetting.tasks import ClassificationTask, Task
+from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task
 from intruscope.methods.registry import find
+from intruscope.train.carrying import go_on
 from intruscope.train.encoding import encode
 from intruscope.train.loading import load_for
 from intruscope.train.plan import plan_of, training_arguments
-from intruscope.train.run import Run, attach
+from intruscope.train.run import Run, attach, ending_scorer
 from intruscope.train.run_folder import RunFolder
 from intruscope.weights.source import open_model
 
@@ -34,6 +35,7 @@ def tune(
     data: Task | Corpus,
     held_out: Task | None = None,
     forget_text: Sequence[str | Path] = (),
+    start: Path | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
@@ -44,9 +46,11 @@ def tune(
         base: Model before: a path or ``org/name@revision``.
         out: Folder of the run.
         settings: What is done.
-        data: A classification task, or text for a language model.
-        held_out: A classification task with the same labels, scored after every epoch.
+        data: A classification, multiple choice, or text for a language model.
+        held_out: A task of the same kind (and labels), scored after every epoch.
         forget_text: Text on which the watch measures forgetting.
+        start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
+            with under a new head.
         tokenizer: Folder of one; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         on_progress: Called with a stage, what is done of it, and all there is.
@@ -66,11 +70,16 @@ def tune(
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
     plan = plan_of(source, settings, method, options, data, held_out, forget_text)
+    if start is not None:
+        plan["start"] = str(start)
     with RunFolder(out, plan) as folder:
         loaded = load_for(source, data, seed=settings.seed, tokenizer=tokenizer)
         length: int = plan["max_length"]
         training = encode(loaded, data, length, at_most=settings.examples, seed=settings.seed)
         evaluation = encode(loaded, held_out, length) if held_out is not None else None
+        scorer = None
+        if isinstance(held_out, ChoiceTask) and loaded.kind == "endings":
+            scorer = ending_scorer(loaded, held_out, length)
         arguments = training_arguments(
             plan,
             folder.checkpoints,
@@ -81,6 +90,8 @@ def tune(
         attached = attach(
             loaded, method, options, training, arguments, targets=settings.targets, seed=settings.seed
         )
+        if start is not None:
+            go_on(attached, method, start)
         run = Run(
             folder=folder,
             plan=plan,
@@ -91,12 +102,19 @@ def tune(
             loaded=loaded,
             forget_text=forget_text,
         )
-        return run.train(arguments, training, evaluation, on_progress)
+        return run.train(arguments, training, evaluation, scorer, on_progress)
 
 
 def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
-    if held_out is not None and not isinstance(data, ClassificationTask):
+    if held_out is None:
+        return
+    if not isinstance(data, (ClassificationTask, ChoiceTask)):
         raise UsageError(
-            "got a held-out task for a run on text, expected one only beside --task",
+            "got a held-out task for a run on text, expected one only beside a task with right answers",
             remedy="leave --eval out, and measure afterwards with intruscope forget",
+        )
+    if type(held_out) is not type(data):
+        raise UsageError(
+            f"got {held_out.name} to score, which is of another kind than {data.name}, expected one kind",
+            remedy="give both as classification, or both as multiple choice",
         )
