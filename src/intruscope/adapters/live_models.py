@@ -202,20 +202,25 @@ def build(
 
 def max_context(model: nn.Module, tokenizer: Any) -> int | None:
     """The longest input in tokens, special ones included; None where nothing bounds it."""
+    limits = [limit for limit in (max_positions(model),) if limit is not None]
+    if isinstance(tokenizer.model_max_length, int) and 0 < tokenizer.model_max_length < 10**9:
+        limits.append(tokenizer.model_max_length)
+    return min(limits) if limits else None
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """The longest input that a model has positions for; None where nothing bounds it."""
     import torch
 
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limits = []
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if isinstance(positions, int) and positions > 0:
-        limits.append(positions)
-        for name, module in model.named_modules():
-            # RoBERTa counts positions from one past the padding's.
-            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-                if module.padding_idx is not None:
-                    limits.append(module.num_embeddings - module.padding_idx - 1)
-                break
-    if isinstance(tokenizer.model_max_length, int) and 0 < tokenizer.model_max_length < 10**9:
-        limits.append(tokenizer.model_max_length)
-    return min(limits) if limits else None
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa counts positions from one past the padding's.
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            if module.padding_idx is not None:
+                return min(positions, module.num_embeddings - module.padding_idx - 1)
+            break
+    return positions

@@ -74,6 +74,14 @@ def silence(trainer: Trainer) -> None:
         trainer.remove_callback(callback)
 
 
+def allocation_asked(error: BaseException) -> str | None:
+    """What an error says of the memory that was wanted: empty without a figure, None where it is another."""
+    wanted = _ALLOCATION.search(str(error))
+    if wanted is not None:
+        return f"{wanted.group(1)} more were asked for"
+    return "" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else None
+
+
 @contextmanager
 def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[None]:
     """What can go wrong in training, said in our words.
@@ -93,10 +101,10 @@ def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[Non
             file=folder.path,
         ) from None
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        wanted = _ALLOCATION.search(str(error))
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and wanted is None:
+        wanted = allocation_asked(error)
+        if wanted is None:
             raise
-        figure = f" ({wanted.group(1)} more were asked for)" if wanted is not None else ""
+        figure = f" ({wanted})" if wanted else ""
         raise ResourceExhausted(
             f"got no memory for a batch of {batch} x {max_length} tokens{figure}, expected room",
             remedy="lower --batch and raise --accumulate by as much, or lower --max-length",
