@@ -1,0 +1,363 @@
+"""What would decide the paper's claims about forgetting, and about what to do: C12 to C18, C21, C23.
+
+Every bound was set before the runs. Rows hold, beside ``arm``, ``task``, ``seed`` and ``status``, the
+figures that each function names. Forgetting is in nats per token on text that the base never saw,
+accuracies are shares.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, SAME_ACCURACY, share_of
+from intruscope.studies.estimates import Estimate, rank_correlation, stratified_mean
+from intruscope.studies.evidence import by_task, count_of, difference_of, mean_of
+from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
+
+if TYPE_CHECKING:
+    from intruscope.studies.evidence import Figure, Row, Rows
+
+WORTH_HAVING = 0.1
+"""'A large drop of forgetting': a tenth of it. The paper's at strength 0.7: 9% to 33% (its table 3)."""
+NO_CORRELATION = 0.5
+"""What 15 models, the paper's number, just tell from none: |rho| of .51 at the 5% level."""
+STRONG = 0.5
+
+
+def c12(rows: Rows) -> list[Statement]:
+    """At equal fit LoRA forgets less than full fine-tuning (v3); v1 saw a U over the ranks.
+
+    Figure: ``forgetting_at_fit``, where a run's held-out loss first comes down to the level that all arms
+    of its task and seed reach; and ``forgetting_at_end`` beside it.
+    """
+    level = shared_level(1)
+    figure = "forgetting_at_fit"
+    return [
+        Statement(
+            text="forgetting at equal held-out loss, LoRA r 8 less full",
+            estimate=difference_of(rows, figure, "lora_r8", "full", level=level),
+            below=0.0,
+            unit=NATS,
+        ),
+        Statement(
+            text="v1's reading: r 1 less r 64",
+            estimate=difference_of(rows, figure, "lora_r1", "lora_r64", level=level),
+            above=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+        Statement(
+            text="v1's reading: full width less r 64",
+            estimate=difference_of(rows, figure, "lora_full_width", "lora_r64", level=level),
+            above=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+        Statement(
+            text="forgetting at the end of training, LoRA r 8 less full",
+            estimate=difference_of(rows, "forgetting_at_end", "lora_r8", "full", level=level),
+            below=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+    ]
+
+
+def c13(rows: Rows) -> list[Statement]:
+    """A higher learning rate: more intruders and more forgetting at like accuracy.
+
+    Arms: ``low``, ``high`` of LoRA r 8, and ``full_low``, ``full_high``.
+    """
+    level = shared_level(3)
+    return [
+        Statement(
+            text="intruders at the high rate less those at the low",
+            estimate=difference_of(rows, "count", "high", "low", level=level),
+            above=0.0,
+        ),
+        Statement(
+            text="forgetting at the high rate less that at the low",
+            estimate=difference_of(rows, "forgetting", "high", "low", level=level),
+            above=0.0,
+            unit=NATS,
+        ),
+        Statement(
+            text="accuracy at the high rate less that at the low",
+            estimate=difference_of(rows, "accuracy", "high", "low", level=level),
+            above=-SAME_ACCURACY,
+            below=SAME_ACCURACY,
+            unit=POINTS,
+        ),
+        Statement(
+            text="forgetting of LoRA at the high rate less that of full at its own",
+            estimate=difference_of(rows, "forgetting", "high", "full_low", level=level),
+            above=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+        Statement(
+            text="the control: full fine-tuning at a high rate less at a low",
+            estimate=difference_of(rows, "forgetting", "full_high", "full_low", level=level),
+            above=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+    ]
+
+
+def c14(rows: Rows) -> list[Statement]:
+    """The count of intruders goes with forgetting, over models of one task."""
+    level = shared_level(1)
+    return [
+        Statement(
+            text="Spearman's correlation of count and forgetting within tasks, over cells of seeds' means",
+            estimate=_correlation(rows, "count", "forgetting", level=level),
+            above=0.0,
+            missing="fewer than five models, or no intruders",
+        ),
+        Statement(
+            text="the same among models of one norm of update (partial)",
+            estimate=_correlation(rows, "count", "forgetting", given="update_norm", level=level),
+            above=0.0,
+            is_aside=True,
+        ),
+        Statement(
+            text="the norm of the update with forgetting",
+            estimate=_correlation(rows, "update_norm", "forgetting", level=level),
+            above=0.0,
+            is_aside=True,
+        ),
+    ]
+
+
+def c15(rows: Rows) -> list[Statement]:
+    """The count of intruders does not go with accuracy."""
+    return [
+        Statement(
+            text="Spearman's correlation of count and accuracy within tasks, over cells of seeds' means",
+            estimate=_correlation(rows, "count", "accuracy", level=shared_level(1)),
+            above=-NO_CORRELATION,
+            below=NO_CORRELATION,
+            missing="fewer than five models, or no intruders",
+        )
+    ]
+
+
+def _correlation(
+    rows: Rows, first: str, second: str, *, level: float, given: str | None = None
+) -> Estimate | None:
+    """Over arms within tasks; seeds are averaged, since runs of one cell are no independent models."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        names = (first, second, *([given] if given else []))
+        if row["status"] == "ok" and all(row.get(name) is not None for name in names):
+            cells.setdefault((row["task"], row["arm"]), []).append(row)
+    if not cells:
+        return None
+
+    def means(name: str) -> list[float]:
+        return [float(np.mean([row[name] for row in seeds])) for seeds in cells.values()]
+
+    return rank_correlation(
+        means(first),
+        means(second),
+        [task for task, _ in cells],
+        given=means(given) if given else None,
+        level=level,
+    )
+
+
+def _at(strength: float, control: str, figure: str) -> Figure:
+    """A figure of one cell of a run's interventions: ``interventions[control][strength][figure]``."""
+
+    def value(row: Row) -> float | None:
+        found = row.get("interventions", {}).get(control, {}).get(f"{strength:g}", {}).get(figure)
+        return None if found is None else float(found)
+
+    return value
+
+
+LORA = ("lora_r1", "lora_r8")
+
+
+def c16(rows: Rows) -> list[Statement]:
+    """Turning the top intruders to 0.7 wins much forgetting back and costs little accuracy.
+
+    Cells: ``forgetting_share`` (the change as a share of the forgetting; negative is won back),
+    ``accuracy_change``, ``forgetting_change``.
+    """
+    level = shared_level(2)
+    edit, matched = (_at(0.7, name, "forgetting_share") for name in ("intruders", "matched_change"))
+    return [
+        Statement(
+            text="change of forgetting at strength 0.7",
+            estimate=mean_of(rows, edit, LORA, level=level),
+            below=-WORTH_HAVING,
+            unit=PERCENT,
+        ),
+        Statement(
+            text="change of accuracy",
+            estimate=mean_of(rows, _at(0.7, "intruders", "accuracy_change"), LORA, level=level),
+            above=-SAME_ACCURACY,
+            unit=POINTS,
+        ),
+        Statement(
+            text="the control: change of forgetting by a shrink of the whole update by the same norm",
+            estimate=mean_of(rows, matched, LORA, level=level),
+            above=-WORTH_HAVING,
+            is_aside=True,
+            unit=PERCENT,
+        ),
+        Statement(
+            text="the edit less that shrink",
+            estimate=mean_of(rows, _less(edit, matched), LORA, level=level),
+            below=0.0,
+            is_aside=True,
+            unit=PERCENT,
+        ),
+    ]
+
+
+def c17(rows: Rows) -> list[Statement]:
+    """Turning them up to 1.5: forgetting rises, accuracy stays."""
+    level = shared_level(2)
+    return [
+        Statement(
+            text="change of forgetting at strength 1.5",
+            estimate=mean_of(rows, _at(1.5, "intruders", "forgetting_change"), LORA, level=level),
+            above=0.0,
+            unit=NATS,
+        ),
+        Statement(
+            text="change of accuracy",
+            estimate=mean_of(rows, _at(1.5, "intruders", "accuracy_change"), LORA, level=level),
+            above=-SAME_ACCURACY,
+            below=SAME_ACCURACY,
+            unit=POINTS,
+        ),
+        Statement(
+            text="the control: change of forgetting where the whole update grows by the same norm",
+            estimate=mean_of(rows, _at(1.5, "matched_change", "forgetting_change"), LORA, level=level),
+            below=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+    ]
+
+
+def c18(rows: Rows) -> list[Statement]:
+    """Shrinking the neighbour instead raises forgetting, and costs more accuracy than the edit."""
+    level = shared_level(2)
+    edit = _at(0.7, "intruders", "accuracy_change")
+    below = _at(0.7, "neighbour_below", "accuracy_change")
+    return [
+        Statement(
+            text="change of forgetting where the neighbour below is turned to 0.7",
+            estimate=mean_of(rows, _at(0.7, "neighbour_below", "forgetting_change"), LORA, level=level),
+            above=0.0,
+            unit=NATS,
+        ),
+        Statement(
+            text="its change of accuracy less the edit's",
+            estimate=mean_of(rows, _less(below, edit), LORA, level=level),
+            below=0.0,
+            unit=POINTS,
+        ),
+        Statement(
+            text="change of forgetting where the neighbour above is turned to 0.7",
+            estimate=mean_of(rows, _at(0.7, "neighbour_above", "forgetting_change"), LORA, level=level),
+            above=0.0,
+            is_aside=True,
+            unit=NATS,
+        ),
+    ]
+
+
+def _less(first: Figure, second: Figure) -> Figure:
+    assert callable(first)
+    assert callable(second)
+
+    def value(row: Row) -> float | None:
+        a, b = first(row), second(row)
+        return None if a is None or b is None else a - b
+
+    return value
+
+
+def c21(rows: Rows) -> list[Statement]:
+    """Among models of equal accuracy the one with fewer intruders forgets less.
+
+    All pairs of arms of one task and seed whose accuracies are within a point. A tie of counts is half a hit.
+    """
+    level = shared_level(1)
+    hits = {name: by_task(_hit_rates(rows, name)) for name in ("count", "update_norm")}
+    better = {
+        key: rate - _hit_rates(rows, "update_norm")[key] for key, rate in _hit_rates(rows, "count").items()
+    }
+    against = by_task(better)
+    return [
+        Statement(
+            text="share of pairs of equal accuracy in which fewer intruders mean less forgetting",
+            estimate=stratified_mean(hits["count"], level=level) if hits["count"] else None,
+            above=0.5,
+            missing="no pairs of equal accuracy",
+            unit=PERCENT,
+        ),
+        Statement(
+            text="the control: pairs in which the smaller update forgets less",
+            estimate=stratified_mean(hits["update_norm"], level=level) if hits["update_norm"] else None,
+            below=0.5,
+            is_aside=True,
+            unit=PERCENT,
+        ),
+        Statement(
+            text="the rule by intruders less the rule by size",
+            estimate=stratified_mean(against, level=level) if against else None,
+            above=0.0,
+            is_aside=True,
+            unit=PERCENT,
+        ),
+    ]
+
+
+def _hit_rates(rows: Rows, guide: str) -> dict[tuple[str, int], float]:
+    found: dict[tuple[str, int], list[float]] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            groups.setdefault((row["task"], row["seed"]), []).append(row)
+    for key, group in groups.items():
+        for a, b in itertools.combinations(group, 2):
+            if abs(a["accuracy"] - b["accuracy"]) > SAME_ACCURACY or a["forgetting"] == b["forgetting"]:
+                continue
+            if a[guide] == b[guide]:
+                hit = 0.5
+            else:
+                hit = float((a[guide] < b[guide]) == (a["forgetting"] < b["forgetting"]))
+            found.setdefault(key, []).append(hit)
+    return {key: float(np.mean(hits)) for key, hits in sorted(found.items())}
+
+
+def c23(rows: Rows) -> list[Statement]:
+    """Full fine-tuning at low rates has no intruders at any moment of the run.
+
+    Figure: ``most_at_any_look``, the largest count over the looks of a run.
+    """
+    level = shared_level(1)
+    return [
+        Statement(
+            text="most intruders at any look per run of full fine-tuning at low rates",
+            estimate=count_of(rows, "most_at_any_look", ("full_low", "full_lowest"), level=level),
+            below=ONE_PER_RUN,
+        ),
+        Statement(
+            text="share of candidates at the end",
+            estimate=share_of(rows, "count", ("full_low", "full_lowest"), level=level),
+            below=FEW,
+            is_aside=True,
+            unit=PERCENT,
+        ),
+    ]

@@ -1,0 +1,76 @@
+"""What would decide the paper's claims about training on task after task: C19, C20, C24.
+
+A row is one chain: ``arm`` (``full``, ``lora_r1``, ``lora_r8``, ``lora_r64``, or ``alpha8_r8`` and so on),
+``seed``, ``status``, and one ``task`` name for all, since the tasks of a chain are one sequence. Figures:
+``lost`` (mean over all tasks but the last of the best accuracy up to then less that after the last task;
+Chaudhry et al. 2018), ``count_first`` and ``count_last`` (intruders against the original base after the
+first and the last task), ``candidates``, ``first_tasks_gain`` (accuracy on the first two tasks after the
+last, less that of the untrained base).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, share_of
+from intruscope.studies.evidence import difference_of, mean_of
+from intruscope.studies.verdicts import PERCENT, POINTS, Statement, shared_level
+
+if TYPE_CHECKING:
+    from intruscope.studies.evidence import Row, Rows
+
+
+def c19(rows: Rows) -> list[Statement]:
+    """LoRA loses earlier tasks faster than full fine-tuning, low ranks most."""
+    level = shared_level(2)
+    return [
+        Statement(
+            text="accuracy lost on earlier tasks, LoRA r 8 less full",
+            estimate=difference_of(rows, "lost", "lora_r8", "full", level=level),
+            above=0.0,
+            unit=POINTS,
+        ),
+        Statement(
+            text="accuracy lost, r 1 less r 64",
+            estimate=difference_of(rows, "lost", "lora_r1", "lora_r64", level=level),
+            above=0.0,
+            unit=POINTS,
+        ),
+    ]
+
+
+def c20(rows: Rows) -> list[Statement]:
+    """LoRA gathers intruders task by task; full fine-tuning keeps the base's vectors."""
+    level = shared_level(2)
+
+    def growth(row: Row) -> float | None:
+        return None if row.get("count_last") is None else row["count_last"] - row["count_first"]
+
+    return [
+        Statement(
+            text="intruders after the last task less those after the first, LoRA r 8",
+            estimate=mean_of(rows, growth, "lora_r8", level=level),
+            above=ONE_PER_RUN,
+        ),
+        Statement(
+            text="share of candidates that intrude after the last task, full",
+            estimate=share_of(rows, "count_last", "full", level=level),
+            below=FEW,
+            unit=PERCENT,
+        ),
+    ]
+
+
+def c24(rows: Rows) -> list[Statement]:
+    """At alpha 8 every rank ends below the untrained base on the first tasks."""
+    ranks = (1, 8, 64)
+    level = shared_level(len(ranks))
+    return [
+        Statement(
+            text=f"accuracy on the first two tasks after the last less the untrained base's, r {rank}",
+            estimate=mean_of(rows, "first_tasks_gain", f"alpha8_r{rank}", level=level),
+            below=0.0,
+            unit=POINTS,
+        )
+        for rank in ranks
+    ]

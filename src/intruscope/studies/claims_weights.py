@@ -1,0 +1,339 @@
+"""What would decide the paper's claims about weights: C1 to C11, and C22.
+
+Every bound was set before the runs. Rows hold, beside ``arm``, ``task``, ``seed`` and ``status``: ``count``
+(intruders at k = 10, epsilon = 0.5), ``candidates`` (10 per matrix), ``counts`` (by epsilon as text, k =
+10), ``count_attention``, ``count_mlp`` and their ``candidates_``, ``by_fifth`` (intruders among all
+vectors, by fifth of their rank), ``effective_rank``, ``accuracy``, ``forgetting``; and for trajectories the
+columns named there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intruscope.studies.estimates import relative_spread, stratified_mean
+from intruscope.studies.evidence import by_run, by_task, count_of, difference_of, mean_of
+from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from intruscope.studies.estimates import Estimate
+    from intruscope.studies.evidence import Arms, Figure, Row, Rows
+
+ONE_PER_RUN = 1.0
+"""'There are intruders': at least one in the whole model, in the mean of runs."""
+FEW = 0.01
+"""'Almost never': one candidate in a hundred."""
+FEW_AT_HIGH_EPSILON = 0.05
+SAME_ACCURACY = 0.01
+"""'Equal accuracy': within one point."""
+LOW_RANKS = ("lora_r1", "lora_r8", "lora_r16")
+
+
+def share(row: Row) -> float | None:
+    """Intruders over candidates of a run."""
+    return None if row.get("count") is None else row["count"] / row["candidates"]
+
+
+def count_at(epsilon: str) -> Callable[[Row], float | None]:
+    """The count of a run at another epsilon."""
+    return lambda row: row.get("counts", {}).get(epsilon)
+
+
+def share_of(rows: Rows, figure: Figure, arms: Arms, *, level: float) -> Estimate | None:
+    """Mean share of candidates that intrude, as uncertain as the rare counts behind it are."""
+    found = count_of(rows, figure, arms, level=level)
+    if found is None:
+        return None
+    candidates = float(np.mean(list(by_run(rows, "candidates", arms).values())))
+    ends = {name: getattr(found, name) / candidates for name in ("estimate", "low", "high", "detectable")}
+    return replace(found, **ends)
+
+
+def c1(rows: Rows) -> list[Statement]:
+    """LoRA has intruders among the top ten; full fine-tuning almost never, also at high epsilon."""
+    level = shared_level(4)
+    lora = ("lora_r1", "lora_r8")
+    return [
+        Statement(
+            text="intruders per LoRA run (r 1 and 8)",
+            estimate=count_of(rows, "count", lora, level=level),
+            above=ONE_PER_RUN,
+        ),
+        Statement(
+            text="LoRA's share of candidates that intrude, less that of full fine-tuning",
+            estimate=difference_of(rows, share, lora, "full", level=level),
+            above=0.0,
+            unit=PERCENT,
+        ),
+        Statement(
+            text="share in full fine-tuning",
+            estimate=share_of(rows, "count", "full", level=level),
+            below=FEW,
+            unit=PERCENT,
+        ),
+        Statement(
+            text="share in full fine-tuning at epsilon 0.9",
+            estimate=share_of(rows, count_at("0.9"), "full", level=level),
+            below=FEW_AT_HIGH_EPSILON,
+            unit=PERCENT,
+        ),
+    ]
+
+
+def c2(rows: Rows) -> list[Statement]:
+    """Intruders up to rank 16, none at full width; the trend rises, then falls."""
+    level = shared_level(4)
+    return [
+        Statement(
+            text="intruders per run up to rank 16",
+            estimate=count_of(rows, "count", LOW_RANKS, level=level),
+            above=ONE_PER_RUN,
+        ),
+        Statement(
+            text="intruders per run at full width",
+            estimate=count_of(rows, "count", "lora_full_width", level=level),
+            below=ONE_PER_RUN,
+        ),
+        Statement(
+            text="count at rank 8 less that at rank 1",
+            estimate=difference_of(rows, "count", "lora_r8", "lora_r1", level=level),
+            above=0.0,
+        ),
+        Statement(
+            text="count at rank 8 less that at rank 64",
+            estimate=difference_of(rows, "count", "lora_r8", "lora_r64", level=level),
+            above=0.0,
+        ),
+    ]
+
+
+def c3(rows: Rows) -> list[Statement]:
+    """Full fine-tuning that moves far shows some intruders at high epsilon."""
+    level = shared_level(1)
+    return [
+        Statement(
+            text="intruders at epsilon 0.9 per run of full fine-tuning at its highest rate",
+            estimate=count_of(rows, count_at("0.9"), "full_high_rate", level=level),
+            above=ONE_PER_RUN,
+        ),
+        Statement(
+            text="the same at epsilon 0.5",
+            estimate=count_of(rows, "count", "full_high_rate", level=level),
+            above=ONE_PER_RUN,
+            is_aside=True,
+        ),
+    ]
+
+
+def c4(rows: Rows) -> list[Statement]:
+    """Intruders sit at all ranks of singular values, and LoRA has more than full at each."""
+    level = shared_level(5)
+    names = ("first", "second", "third", "fourth", "last")
+    statements = [
+        Statement(
+            text=f"intruders of LoRA r 8 less those of full in the {name} fifth of the ranks",
+            estimate=difference_of(rows, _fifth(place), "lora_r8", "full", level=level),
+            above=0.0,
+        )
+        for place, name in enumerate(names)
+    ]
+    last = difference_of(rows, _fifth(4), "lora_r1", "full", level=level)
+    return [
+        *statements,
+        Statement(text="the same of r 1 in the last fifth", estimate=last, above=0.0, is_aside=True),
+    ]
+
+
+def _fifth(place: int) -> Callable[[Row], float | None]:
+    def figure(row: Row) -> float | None:
+        found = row.get("by_fifth")
+        return None if found is None else float(found[place])
+
+    return figure
+
+
+def c5(rows: Rows) -> list[Statement]:
+    """During training an intruder rises in rank and singular value, and turns away from the base.
+
+    Rows: ``rank_change`` (places; negative is up), ``log_growth`` of the singular value and
+    ``alignment_change``, means over a run's intruders from the first look that saw them to the last.
+    """
+    level = shared_level(3)
+    return [
+        Statement(
+            text="places that an intruder's singular value moves (negative is up)",
+            estimate=mean_of(rows, "rank_change", "lora_r8", level=level),
+            below=0.0,
+        ),
+        Statement(
+            text="natural logarithm of its growth",
+            estimate=mean_of(rows, "log_growth", "lora_r8", level=level),
+            above=0.0,
+        ),
+        Statement(
+            text="change of its alignment with the base",
+            estimate=mean_of(rows, "alignment_change", "lora_r8", level=level),
+            below=0.0,
+        ),
+    ]
+
+
+def c6(rows: Rows) -> list[Statement]:
+    """The count grows with the data at rank 8; at rank 1 it converges.
+
+    Arms: ``r8_quarter``, ``r8_half``, ``r8_whole`` and the same of rank 1.
+    """
+    level = shared_level(2)
+
+    def last_doubling(first: str, second: str) -> dict[str, list[float]]:
+        before, after = by_run(rows, "count", first), by_run(rows, "count", second)
+        both = before.keys() & after.keys()
+        return by_task({key: math.log2((after[key] + 0.5) / (before[key] + 0.5)) for key in sorted(both)})
+
+    doubling = last_doubling("r1_half", "r1_whole")
+    return [
+        Statement(
+            text="count at rank 8 on all data less that on a quarter",
+            estimate=difference_of(rows, "count", "r8_whole", "r8_quarter", level=level),
+            above=0.0,
+        ),
+        Statement(
+            text="at rank 1, the binary logarithm of the count's ratio over the last doubling of the data",
+            estimate=stratified_mean(doubling, level=level) if doubling else None,
+            above=-math.log2(1.25),
+            below=math.log2(1.25),
+        ),
+    ]
+
+
+def c7(rows: Rows) -> list[Statement]:
+    """Alpha 8, not 2r: intruders at all ranks, lower effective rank, more forgetting, equal accuracy."""
+    level = shared_level(4)
+    fixed, scaled = ("alpha8_r16", "alpha8_r64"), ("alpha2r_r16", "alpha2r_r64")
+    return [
+        Statement(
+            text="intruders per run at alpha 8 and rank 64",
+            estimate=count_of(rows, "count", "alpha8_r64", level=level),
+            above=ONE_PER_RUN,
+        ),
+        Statement(
+            text="effective rank at alpha 8 less that at 2r",
+            estimate=difference_of(rows, "effective_rank", fixed, scaled, level=level),
+            below=0.0,
+        ),
+        Statement(
+            text="forgetting at alpha 8 less that at 2r",
+            estimate=difference_of(rows, "forgetting", fixed, scaled, level=level),
+            above=0.0,
+            unit=NATS,
+        ),
+        Statement(
+            text="accuracy at alpha 8 less that at 2r",
+            estimate=difference_of(rows, "accuracy", fixed, scaled, level=level),
+            above=-SAME_ACCURACY,
+            below=SAME_ACCURACY,
+            unit=POINTS,
+        ),
+    ]
+
+
+def c8(rows: Rows) -> list[Statement]:
+    """The update of full fine-tuning has far the higher effective rank; of full-width LoRA alpha decides."""
+    level = shared_level(3)
+
+    def log_rank(row: Row) -> float | None:
+        found = row.get("effective_rank")
+        return None if not found else math.log2(found)
+
+    return [
+        *(
+            Statement(
+                text=f"binary logarithm of full's effective rank over that of LoRA {name}",
+                estimate=difference_of(rows, log_rank, "full", arm, level=level),
+                above=1.0,
+            )
+            for arm, name in (("lora_r64", "r 64"), ("lora_full_width", "at full width"))
+        ),
+        Statement(
+            text="effective rank of full-width LoRA at alpha 2r less that at alpha 8",
+            estimate=difference_of(
+                rows, "effective_rank", "lora_full_width", "alpha8_full_width", level=level
+            ),
+            above=0.0,
+        ),
+    ]
+
+
+def c9(rows: Rows) -> list[Statement]:
+    """Training B alone sharply lowers the number of intruders: to less than half."""
+    level = shared_level(1)
+    first, second = by_run(rows, "count", "b_only"), by_run(rows, "count", "lora_r8")
+    values = by_task({key: first[key] - 0.5 * second[key] for key in sorted(first.keys() & second.keys())})
+    return [
+        Statement(
+            text="count with B alone less half of that with both",
+            estimate=stratified_mean(values, level=level) if values else None,
+            below=0.0,
+        ),
+        Statement(
+            text="forgetting with B alone less that with both",
+            estimate=difference_of(rows, "forgetting", "b_only", "lora_r8", level=level),
+            below=0.0,
+            unit=NATS,
+            is_aside=True,
+        ),
+    ]
+
+
+def c10(rows: Rows) -> list[Statement]:
+    """The seed hardly changes the count: its standard deviation is below a quarter of the mean."""
+    values = by_task(by_run(rows, "count", "lora_r8"))
+    return [
+        Statement(
+            text="standard deviation of the count over seeds, as a share of its mean",
+            estimate=relative_spread(values, level=shared_level(1)) if values else None,
+            below=0.25,
+            missing="no runs, or no intruders",
+        )
+    ]
+
+
+def c11(rows: Rows) -> list[Statement]:
+    """AdaLoRA, LoRA+, PiSSA and VeRA all show intruders."""
+    level = shared_level(4)
+    names = {"adalora": "AdaLoRA", "lora_plus": "LoRA+", "pissa": "PiSSA", "vera": "VeRA"}
+    return [
+        Statement(
+            text=f"intruders per run of {name}",
+            estimate=count_of(rows, "count", arm, level=level),
+            above=ONE_PER_RUN,
+        )
+        for arm, name in names.items()
+    ]
+
+
+def c22(rows: Rows) -> list[Statement]:
+    """No systematic difference between attention and MLP: rates of intruders within a factor of two."""
+
+    def log_ratio(row: Row) -> float | None:
+        if row.get("count_attention") is None:
+            return None
+        rates = [
+            (row[f"count_{part}"] + 0.5) / (row[f"candidates_{part}"] + 1.0) for part in ("attention", "mlp")
+        ]
+        return math.log2(rates[0] / rates[1])
+
+    return [
+        Statement(
+            text="binary logarithm of the rate of intruders in attention over that in the MLP",
+            estimate=mean_of(rows, log_ratio, ("lora_r1", "lora_r8"), level=shared_level(1)),
+            above=-1.0,
+            below=1.0,
+        )
+    ]
