@@ -1,4 +1,4 @@
-"""Every claim's verdict on simulated runs: it holds where it is so, fails where it is not, and else stays open."""
+"""Every claim's verdict on simulated runs: it holds where it is so, falls where it is not, or stays open."""
 
 import copy
 
@@ -57,23 +57,31 @@ CASES = {
         {"lora_r1": {"count": 0}, "lora_r8": {"count": 0}, "full": {"count": 20, "counts/0.9": 90}},
     ),
     "C2": (
-        {"lora_r1": {"count": 8}, "lora_r8": {"count": 20}, "lora_r16": {"count": 15}, "lora_r64": {"count": 6},
+        {"lora_r1": {"count": 8}, "lora_r8": {"count": 20},
+         "lora_r16": {"count": 15}, "lora_r64": {"count": 6},
          "lora_full_width": {"count": 0}},
         {"lora_r1": {"count": 0}, "lora_r8": {"count": 0}, "lora_r16": {"count": (0, 0)},
          "lora_r64": {"count": 30}, "lora_full_width": {"count": 60}},
     ),
-    "C3": ({"full_high_rate": {"count": 0, "counts/0.9": 12}}, {"full_high_rate": {"count": 0, "counts/0.9": 0}}),
+    "C3": (
+        {"full_high_rate": {"count": 0, "counts/0.9": 12}},
+        {"full_high_rate": {"count": 0, "counts/0.9": 0}},
+    ),
     "C4": (
-        {"lora_r8": fifths(90, 80, 70, 90, 120), "full": fifths(1, 2, 1, 3, 9), "lora_r1": fifths(9, 9, 9, 9, 9)},
-        {"lora_r8": fifths(1, 2, 1, 3, 9), "full": fifths(90, 80, 70, 90, 120), "lora_r1": fifths(1, 1, 1, 1, 1)},
+
+                {"lora_r8": fifths(90, 80, 70, 90, 120), "full": fifths(1, 2, 1, 3, 9), "lora_r1": fifths(9, 9, 9, 9, 9)},
+
+                {"lora_r8": fifths(1, 2, 1, 3, 9), "full": fifths(90, 80, 70, 90, 120), "lora_r1": fifths(1, 1, 1, 1, 1)},
     ),
     "C5": (
         {"lora_r8": {"rank_change": (-20, 2), "log_growth": (1, 0.1), "alignment_change": (-0.3, 0.02)}},
         {"lora_r8": {"rank_change": (20, 2), "log_growth": (-1, 0.1), "alignment_change": (0.3, 0.02)}},
     ),
     "C6": (
-        {"r8_whole": {"count": 40}, "r8_quarter": {"count": 10}, "r1_half": {"count": 40}, "r1_whole": {"count": 41}},
-        {"r8_whole": {"count": 10}, "r8_quarter": {"count": 40}, "r1_half": {"count": 10}, "r1_whole": {"count": 40}},
+        {"r8_whole": {"count": 40}, "r8_quarter": {"count": 10},
+         "r1_half": {"count": 40}, "r1_whole": {"count": 41}},
+        {"r8_whole": {"count": 10}, "r8_quarter": {"count": 40},
+         "r1_half": {"count": 10}, "r1_whole": {"count": 40}},
     ),
     "C7": (
         {f"{name}_r{rank}": figures
@@ -131,12 +139,16 @@ CASES = {
         {arm: cells(-0.2, -0.05, strength="1.5", nats=-0.1) for arm in ("lora_r1", "lora_r8")},
     ),
     "C18": (
-        {arm: cells() | cells(0.1, -0.05, control="neighbour_below", nats=0.1) for arm in ("lora_r1", "lora_r8")},
-        {arm: cells() | cells(-0.1, 0.05, control="neighbour_below", nats=-0.1) for arm in ("lora_r1", "lora_r8")},
+        {arm: cells() | cells(0.1, -0.05, control="neighbour_below", nats=0.1)
+         for arm in ("lora_r1", "lora_r8")},
+        {arm: cells() | cells(-0.1, 0.05, control="neighbour_below", nats=-0.1)
+         for arm in ("lora_r1", "lora_r8")},
     ),
     "C19": (
-        {"lora_r1": {"lost": 0.2}, "lora_r8": {"lost": 0.1}, "lora_r64": {"lost": 0.05}, "full": {"lost": 0.02}},
-        {"lora_r1": {"lost": 0.02}, "lora_r8": {"lost": 0.03}, "lora_r64": {"lost": 0.1}, "full": {"lost": 0.2}},
+        {"lora_r1": {"lost": 0.2}, "lora_r8": {"lost": 0.1},
+         "lora_r64": {"lost": 0.05}, "full": {"lost": 0.02}},
+        {"lora_r1": {"lost": 0.02}, "lora_r8": {"lost": 0.03},
+         "lora_r64": {"lost": 0.1}, "full": {"lost": 0.2}},
     ),
     "C20": (
         {"lora_r8": {"count_first": 5, "count_last": 60}, "full": {"count_first": 0, "count_last": 0}},
@@ -243,7 +255,7 @@ def test_no_effect_is_rarely_called_one(name):
     """Arms that do not differ: the claim is true by chance in at most one of twenty."""
     so, _ = CASES[name]
     figures = next(iter(so.values()))
-    same = {arm: {figure: (10.0, 3.0) for figure in figures} for arm in so}
+    same = {arm: dict.fromkeys(figures, (10.0, 3.0)) for arm in so}
     held = [outcome(name, same, seed=seed).outcome in ("holds", "holds in part") for seed in range(300)]
     assert np.mean(held) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
 

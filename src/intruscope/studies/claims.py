@@ -50,7 +50,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        text="Intruders appear up to rank 16 and not at full width; over the ranks their number rises, then falls",
+        text="Intruders appear up to rank 16 and not at full width; over the ranks they become more, then fewer",
         paper_version="v1, v3, review",
         recipe="counts",
         judge=weights.c2,
@@ -85,8 +85,8 @@ CLAIMS = (
     ),
     Claim(
         id="C7",
-        text="With alpha 8 instead of twice the rank, all ranks have intruders, the effective rank is lower and "
-        "more is forgotten, at equal accuracy",
+        text="With alpha 8 instead of twice the rank, all ranks have intruders, the effective rank is lower "
+        "and more is forgotten, at equal accuracy",
         paper_version="v1, v3",
         recipe="alpha",
         judge=weights.c7,
@@ -100,7 +100,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9",
-        text="Training B alone, with the singular values of A all one, sharply lowers the number of intruders",
+        text="Training B alone, with all singular values of A one, sharply lowers the number of intruders",
         paper_version="v1, v3",
         recipe="methods",
         judge=weights.c9,
@@ -121,8 +121,8 @@ CLAIMS = (
     ),
     Claim(
         id="C12",
-        text="At equal fit LoRA forgets less than full fine-tuning (v1 said: a U over the ranks, with r = 1 and "
-        "full width worse than full)",
+        text="At equal fit LoRA forgets less than full fine-tuning (v1 said: a U over the ranks, with r = 1 "
+        "and full width worse than full)",
         paper_version="v3 (figure 6); v1 disagrees",
         recipe="equal_fit",
         judge=forgetting.c12,
@@ -164,7 +164,7 @@ CLAIMS = (
     ),
     Claim(
         id="C18",
-        text="Turning a neighbouring vector of the base down instead raises forgetting and costs more accuracy",
+        text="Turning a neighbouring base vector down instead raises forgetting and costs more accuracy",
         paper_version="v3",
         recipe="interventions",
         judge=forgetting.c18,
