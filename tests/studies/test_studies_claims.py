@@ -49,59 +49,90 @@ def flat(_):
     return 0.8
 
 
+HIGH, LOW = fifths(90, 80, 70, 90, 120), fifths(1, 2, 1, 3, 9)
 # Per claim: runs in which it is so, and runs in which the contrary is.
 CASES = {
     "C1": (
-        {"lora_r1": {"count": 9, "counts/0.9": 90}, "lora_r8": {"count": 20, "counts/0.9": 200},
-         "full": {"count": 0, "counts/0.9": 2}},
+        {
+            "lora_r1": {"count": 9, "counts/0.9": 90},
+            "lora_r8": {"count": 20, "counts/0.9": 200},
+            "full": {"count": 0, "counts/0.9": 2},
+        },
         {"lora_r1": {"count": 0}, "lora_r8": {"count": 0}, "full": {"count": 20, "counts/0.9": 90}},
     ),
     "C2": (
-        {"lora_r1": {"count": 8}, "lora_r8": {"count": 20},
-         "lora_r16": {"count": 15}, "lora_r64": {"count": 6},
-         "lora_full_width": {"count": 0}},
-        {"lora_r1": {"count": 0}, "lora_r8": {"count": 0}, "lora_r16": {"count": (0, 0)},
-         "lora_r64": {"count": 30}, "lora_full_width": {"count": 60}},
+        {
+            "lora_r1": {"count": 8},
+            "lora_r8": {"count": 20},
+            "lora_r16": {"count": 15},
+            "lora_r64": {"count": 6},
+            "lora_full_width": {"count": 0},
+        },
+        {
+            "lora_r1": {"count": 0},
+            "lora_r8": {"count": 0},
+            "lora_r16": {"count": (0, 0)},
+            "lora_r64": {"count": 30},
+            "lora_full_width": {"count": 60},
+        },
     ),
     "C3": (
         {"full_high_rate": {"count": 0, "counts/0.9": 12}},
         {"full_high_rate": {"count": 0, "counts/0.9": 0}},
     ),
     "C4": (
-
-                {"lora_r8": fifths(90, 80, 70, 90, 120), "full": fifths(1, 2, 1, 3, 9), "lora_r1": fifths(9, 9, 9, 9, 9)},
-
-                {"lora_r8": fifths(1, 2, 1, 3, 9), "full": fifths(90, 80, 70, 90, 120), "lora_r1": fifths(1, 1, 1, 1, 1)},
+        {"lora_r8": HIGH, "full": LOW, "lora_r1": fifths(9, 9, 9, 9, 9)},
+        {"lora_r8": LOW, "full": HIGH, "lora_r1": fifths(1, 1, 1, 1, 1)},
     ),
     "C5": (
         {"lora_r8": {"rank_change": (-20, 2), "log_growth": (1, 0.1), "alignment_change": (-0.3, 0.02)}},
         {"lora_r8": {"rank_change": (20, 2), "log_growth": (-1, 0.1), "alignment_change": (0.3, 0.02)}},
     ),
     "C6": (
-        {"r8_whole": {"count": 40}, "r8_quarter": {"count": 10},
-         "r1_half": {"count": 40}, "r1_whole": {"count": 41}},
-        {"r8_whole": {"count": 10}, "r8_quarter": {"count": 40},
-         "r1_half": {"count": 10}, "r1_whole": {"count": 40}},
+        {
+            "r8_whole": {"count": 40},
+            "r8_quarter": {"count": 10},
+            "r1_half": {"count": 40},
+            "r1_whole": {"count": 41},
+        },
+        {
+            "r8_whole": {"count": 10},
+            "r8_quarter": {"count": 40},
+            "r1_half": {"count": 10},
+            "r1_whole": {"count": 40},
+        },
     ),
     "C7": (
-        {f"{name}_r{rank}": figures
-         for rank in (16, 64)
-         for name, figures in (
-             ("alpha8", {"count": 20, "effective_rank": 9, "forgetting": 0.5, "accuracy": (0.8, 0.001)}),
-             ("alpha2r", {"count": 5, "effective_rank": 30, "forgetting": 0.2, "accuracy": (0.8, 0.001)}),
-         )},
-        {f"{name}_r{rank}": figures
-         for rank in (16, 64)
-         for name, figures in (
-             ("alpha8", {"count": 0, "effective_rank": 30, "forgetting": 0.2, "accuracy": (0.7, 0.001)}),
-             ("alpha2r", {"count": 5, "effective_rank": 9, "forgetting": 0.5, "accuracy": (0.8, 0.001)}),
-         )},
+        {
+            f"{name}_r{rank}": figures
+            for rank in (16, 64)
+            for name, figures in (
+                ("alpha8", {"count": 20, "effective_rank": 9, "forgetting": 0.5, "accuracy": (0.8, 0.001)}),
+                ("alpha2r", {"count": 5, "effective_rank": 30, "forgetting": 0.2, "accuracy": (0.8, 0.001)}),
+            )
+        },
+        {
+            f"{name}_r{rank}": figures
+            for rank in (16, 64)
+            for name, figures in (
+                ("alpha8", {"count": 0, "effective_rank": 30, "forgetting": 0.2, "accuracy": (0.7, 0.001)}),
+                ("alpha2r", {"count": 5, "effective_rank": 9, "forgetting": 0.5, "accuracy": (0.8, 0.001)}),
+            )
+        },
     ),
     "C8": (
-        {"full": {"effective_rank": 200}, "lora_r64": {"effective_rank": 30},
-         "lora_full_width": {"effective_rank": 60}, "alpha8_full_width": {"effective_rank": 20}},
-        {"full": {"effective_rank": 30}, "lora_r64": {"effective_rank": 40},
-         "lora_full_width": {"effective_rank": 50}, "alpha8_full_width": {"effective_rank": 90}},
+        {
+            "full": {"effective_rank": 200},
+            "lora_r64": {"effective_rank": 30},
+            "lora_full_width": {"effective_rank": 60},
+            "alpha8_full_width": {"effective_rank": 20},
+        },
+        {
+            "full": {"effective_rank": 30},
+            "lora_r64": {"effective_rank": 40},
+            "lora_full_width": {"effective_rank": 50},
+            "alpha8_full_width": {"effective_rank": 90},
+        },
     ),
     "C9": (
         {"b_only": {"count": 4}, "lora_r8": {"count": 40}},
@@ -117,10 +148,14 @@ CASES = {
         {"lora_r8": {"forgetting_at_fit": 0.2}, "full": {"forgetting_at_fit": 0.1}},
     ),
     "C13": (
-        {"high": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
-         "low": {"count": 4, "forgetting": 0.1, "accuracy": (0.8, 0.001)}},
-        {"high": {"count": 4, "forgetting": 0.1, "accuracy": (0.6, 0.001)},
-         "low": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)}},
+        {
+            "high": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
+            "low": {"count": 4, "forgetting": 0.1, "accuracy": (0.8, 0.001)},
+        },
+        {
+            "high": {"count": 4, "forgetting": 0.1, "accuracy": (0.6, 0.001)},
+            "low": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
+        },
     ),
     "C14": (
         models(lambda x: x, lambda x: 3 * x, lambda x: x, flat),
@@ -139,16 +174,28 @@ CASES = {
         {arm: cells(-0.2, -0.05, strength="1.5", nats=-0.1) for arm in ("lora_r1", "lora_r8")},
     ),
     "C18": (
-        {arm: cells() | cells(0.1, -0.05, control="neighbour_below", nats=0.1)
-         for arm in ("lora_r1", "lora_r8")},
-        {arm: cells() | cells(-0.1, 0.05, control="neighbour_below", nats=-0.1)
-         for arm in ("lora_r1", "lora_r8")},
+        {
+            arm: cells() | cells(0.1, -0.05, control="neighbour_below", nats=0.1)
+            for arm in ("lora_r1", "lora_r8")
+        },
+        {
+            arm: cells() | cells(-0.1, 0.05, control="neighbour_below", nats=-0.1)
+            for arm in ("lora_r1", "lora_r8")
+        },
     ),
     "C19": (
-        {"lora_r1": {"lost": 0.2}, "lora_r8": {"lost": 0.1},
-         "lora_r64": {"lost": 0.05}, "full": {"lost": 0.02}},
-        {"lora_r1": {"lost": 0.02}, "lora_r8": {"lost": 0.03},
-         "lora_r64": {"lost": 0.1}, "full": {"lost": 0.2}},
+        {
+            "lora_r1": {"lost": 0.2},
+            "lora_r8": {"lost": 0.1},
+            "lora_r64": {"lost": 0.05},
+            "full": {"lost": 0.02},
+        },
+        {
+            "lora_r1": {"lost": 0.02},
+            "lora_r8": {"lost": 0.03},
+            "lora_r64": {"lost": 0.1},
+            "full": {"lost": 0.2},
+        },
     ),
     "C20": (
         {"lora_r8": {"count_first": 5, "count_last": 60}, "full": {"count_first": 0, "count_last": 0}},
@@ -170,7 +217,7 @@ CASES = {
         {f"alpha8_r{rank}": {"first_tasks_gain": (-0.1, 0.01)} for rank in (1, 8, 64)},
         {f"alpha8_r{rank}": {"first_tasks_gain": (0.1, 0.01)} for rank in (1, 8, 64)},
     ),
-}  # fmt: skip
+}
 
 
 def outcome(name, arms, **simulation):

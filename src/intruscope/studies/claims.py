@@ -50,7 +50,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        text="Intruders appear up to rank 16 and not at full width; over the ranks they become more, then fewer",
+        text="Intruders appear up to rank 16 and not at full width; with the rank they grow in number, then fall",
         paper_version="v1, v3, review",
         recipe="counts",
         judge=weights.c2,
