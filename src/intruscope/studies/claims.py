@@ -50,7 +50,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        text="Intruders appear up to rank 16 and not at full width; with the rank they grow in number, then fall",
+        text="Intruders appear up to rank 16, none at full width; with the rank they become more, then fewer",
         paper_version="v1, v3, review",
         recipe="counts",
         judge=weights.c2,
