@@ -7,9 +7,10 @@ import pytest
 import torch
 from linalg_cases import BASES, SCALES, STORAGES, Case, case, gaussian, orthonormal
 from linalg_checks import Tally, compare
+from torch import Tensor
 
 from intruscope.linalg.analysis import analyse
-from intruscope.linalg.dense import dense_base
+from intruscope.linalg.dense import DenseSides, dense_base
 from intruscope.linalg.operators import Operator
 
 SHAPES = ((20, 20), (14, 30), (30, 14), (1, 12), (12, 1), (50, 3))
@@ -119,6 +120,54 @@ def test_the_error_of_a_tiny_counted_value_is_stated() -> None:
     sine = np.sqrt(np.maximum(0.0, 1.0 - inner**2))
     assert sine[2] > 1e-4, "the matrix no longer shows the effect"
     assert (sine <= found.sine_error.numpy() + 1e-7).all()
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (14, 30), (30, 14), (12, 1), (240, 210), (210, 240)])
+@pytest.mark.parametrize("kind", ["gaussian", "rank_deficient", "zero"])
+def test_one_decomposition_gives_the_vectors_of_both_sides(kind: str, shape: tuple[int, int]) -> None:
+    """Against a decomposition of the transpose, from whichever side is asked for first."""
+    rng = np.random.default_rng(7)
+    matrix = torch.from_numpy(gaussian(*shape, rng))
+    if kind == "rank_deficient":
+        matrix = matrix[:, :1] @ matrix[:1]
+    elif kind == "zero":
+        matrix = torch.zeros(shape, dtype=torch.float64)
+    base = Operator.of(matrix)
+    for first in ("left", "right"):
+        sides = DenseSides()
+        sides.of(base if first == "left" else base.transposed, first, both=True)
+        for side, seen in (("left", base), ("right", base.transposed)):
+            found, alone = sides.of(seen, side), dense_base(seen)
+            torch.testing.assert_close(found.values, alone.values, rtol=1e-12, atol=1e-12)
+            assert found.groups == alone.groups
+            assert found.left_MR.shape == (seen.shape[0], len(alone.values))
+            # Up to a sign, and to what the stated errors of the two allow.
+            cosines = (found.left_MR * alone.left_MR).sum(0).abs()
+            assert (cosines >= 1.0 - 2.0 * (found.sine_error + alone.sine_error) ** 2 - 1e-12).all()
+            torch.testing.assert_close(found.sine_error, alone.sine_error, rtol=1e-3, atol=0.0)
+            torch.testing.assert_close(found.tail_error, alone.tail_error, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize(("shape", "driver"), [((20, 33), "svd"), ((210, 230), "eigh")])
+def test_a_small_base_is_decomposed_once_for_both_sides(
+    shape: tuple[int, int], driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    real = getattr(torch.linalg, driver)
+
+    def counting(matrix: Tensor, **options: bool) -> object:
+        seen.append(matrix)
+        return real(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, driver, counting)
+    base = torch.from_numpy(gaussian(*shape, np.random.default_rng(1)))
+    tuned = base + 3.0 * torch.from_numpy(gaussian(*shape, np.random.default_rng(2)))
+    counts = []
+    for sides in (("left",), ("left", "right")):
+        seen.clear()
+        analyse(base, tuned_OI=tuned, k=4, sides=sides)
+        counts.append(len(seen))
+    assert counts == [2, 2]  # the tuned matrix and the base
 
 
 def test_every_vector_may_be_asked_for() -> None:

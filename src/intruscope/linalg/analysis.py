@@ -103,7 +103,7 @@ def analyse(
             deciding=deciding,
             seed=seed + 1 + flipped,
             dense=direct,
-            decompose=partial(shared.of, seen, side),
+            decompose=partial(shared.of, seen, side, both=direct and len(sides) > 1),
         )
     return Analysis(
         spectrum=_rescaled(spectrum, scale), sides={s: _rescaled(a, scale) for s, a in found.items()}

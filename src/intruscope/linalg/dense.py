@@ -6,7 +6,7 @@ Shape suffixes: M rows, N columns, R counted base vectors, K other vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def counted(values: Tensor, shape: tuple[int, int]) -> int:
 
 
 class DenseSides:
-    """The dense decompositions of one base matrix, made when first asked for: one for each side.
+    """The base vectors of both sides of one matrix, decomposed when first asked for.
 
     Several updates of one base (the trials of a null model) share them.
     """
@@ -62,14 +62,46 @@ class DenseSides:
     def __init__(self) -> None:
         self._made: dict[Literal["left", "right"], BaseVectors] = {}
 
-    def of(self, base: Operator, side: Literal["left", "right"]) -> BaseVectors:
-        """Vectors in the row space of ``base``, which is transposed for the right side already."""
+    def of(self, base: Operator, side: Literal["left", "right"], *, both: bool = False) -> BaseVectors:
+        """Vectors in the row space of ``base``, which is transposed for the right side already.
+
+        Args:
+            base: As seen from this side.
+            side: Which it is.
+            both: The other side will be asked for too: its vectors come from the same decomposition, and are
+                kept.
+        """
         if side not in self._made:
-            self._made[side] = dense_base(base)
+            found = _decomposed(base)
+            self._made[side] = found.vectors()
+            if both:
+                self._made["left" if side == "right" else "right"] = found.transposed.vectors()
         return self._made[side]
 
 
+class _Decomposition(NamedTuple):
+    """Left (M, R) and right (N, R) vectors, descending values, their errors, and how many count."""
+
+    left_MR: Tensor
+    values: Tensor
+    right_NR: Tensor
+    errors: Tensor
+    num_counted: int
+
+    @property
+    def transposed(self) -> _Decomposition:
+        return self._replace(left_MR=self.right_NR, right_NR=self.left_MR)
+
+    def vectors(self) -> BaseVectors:
+        return _assemble(self.values, self.left_MR, self.errors, self.num_counted)
+
+
 def dense_base(base: Operator) -> BaseVectors:
+    """The left vectors of a base matrix, decomposed in float64."""
+    return _decomposed(base).vectors()
+
+
+def _decomposed(base: Operator) -> _Decomposition:
     """Decompose a base matrix in float64.
 
     Large matrices go through the Gram matrix of the smaller side (float64: in float32 it would turn
@@ -77,24 +109,21 @@ def dense_base(base: Operator) -> BaseVectors:
     smallest counted σ² is not well above that, the full SVD is taken instead.
     """
     matrix = base.dense_double()
+    rows, columns = matrix.shape
     if not bool(matrix.any()):
-        nothing = torch.zeros(0, dtype=torch.float64)
-        return BaseVectors(
-            values=nothing,
-            left_MR=matrix.new_zeros((matrix.shape[0], 0)),
-            groups=[],
-            sine_error=nothing,
-            tail_error=nothing,
+        nothing = matrix.new_zeros(0)
+        return _Decomposition(
+            matrix.new_zeros((rows, 0)), nothing, matrix.new_zeros((columns, 0)), nothing, 0
         )
     found = from_gram(matrix)
     if found is not None:
-        values, left, _, errors = found
-        return _assemble(values, left, errors, len(values))
-    left, values, _ = svd(matrix)
-    kept = counted(values, (matrix.shape[0], matrix.shape[1]))
-    largest = float(values[0]) if len(values) else 0.0
-    error = largest * torch.finfo(torch.float64).eps * max(matrix.shape) ** 0.5
-    return _assemble(values, left, torch.full_like(values, error), kept)
+        values, left, right, errors = found
+        return _Decomposition(left, values, right, errors, len(values))
+    left, values, right = svd(matrix)
+    error = float(values[0]) * torch.finfo(torch.float64).eps * max(rows, columns) ** 0.5
+    return _Decomposition(
+        left, values, right, torch.full_like(values, error), counted(values, (rows, columns))
+    )
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,6 +166,11 @@ def from_gram(matrix: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Ten
 
 
 def _assemble(values: Tensor, left: Tensor, errors: Tensor, kept: int) -> BaseVectors:
+    if not kept:
+        nothing = values[:0]
+        return BaseVectors(
+            values=nothing, left_MR=left[:, :0], groups=[], sine_error=nothing, tail_error=nothing
+        )
     groups = clusters.runs(values[:kept], errors[:kept])
     gap = clusters.gaps(values[:kept], groups)
     if kept < len(values):
