@@ -17,6 +17,7 @@ from intruscope.cli.demo import demo
 from intruscope.cli.forget import forget
 from intruscope.cli.layers import layers
 from intruscope.cli.methods import methods
+from intruscope.cli.profile import profile
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
 from intruscope.cli.sweep import sweep
@@ -43,6 +44,7 @@ app.command()(forget)
 app.command()(sweep)
 app.command()(tune)
 app.command()(methods)
+app.command()(profile)
 app.command()(demo)
 
 

@@ -1,0 +1,318 @@
+"""What a profile is asked for, what is said between the processes, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.methods.contract import Options
+
+SCHEMA = "intruscope.profile/1"
+FULL, NULL = "full", "full-again"
+"""Names of full fine-tuning, and of the same a second time in a process of its own."""
+PHASES = ("forward", "backward", "optimizer")
+Head = Literal["classifier", "causal", "masked"]
+Verdict = Literal["faster", "slower", "alike", "undecided"]
+Outcome = Literal["faster", "not-faster", "undecided", "noisy", "too-few-rounds", "no-full"]
+
+
+class Shape(NamedTuple):
+    """Sequences of a batch, and tokens of each."""
+
+    batch: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch * self.length
+
+
+class Cell(NamedTuple):
+    """One setting at one shape."""
+
+    setting: str
+    shape: Shape
+
+
+class Phases(NamedTuple):
+    """Seconds of the parts of a step."""
+
+    forward: float
+    backward: float
+    optimizer: float
+
+    @property
+    def step(self) -> float:
+        """All of it."""
+        return self.forward + self.backward + self.optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """What is measured, and how; what is None is chosen by the model.
+
+    Attributes:
+        methods: Besides full fine-tuning, by their names.
+        ranks: Of methods that have a rank. The first value is the centre, from which one thing at a time is
+            changed.
+        targets: Sets of matrices: ``all-linear``, ``attention``, ``query-value``, or ends of module names,
+            separated by commas.
+        dropouts: On the adapter's input, of methods that have it.
+        last_layers: Numbers of last blocks that are trained alone.
+        every_combination: Cross ranks, targets and dropouts.
+        batches: Sequences per step.
+        lengths: Tokens per sequence.
+        head: ``language``, ``classifier``, or ``auto``: as the base has.
+        train_embeddings: Full fine-tuning trains the embeddings too.
+        bf16: Compute in bfloat16 (weights and optimiser stay float32).
+        gradient_checkpointing: Forget activations and compute them again.
+        device: A torch device.
+        threads: Of each process; torch's own number by default.
+        seconds: For everything, loading included.
+        precision: Share of a ratio that its interval should reach to either side.
+        seed: Of tokens, starts and orders.
+    """
+
+    methods: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    dropouts: tuple[float, ...] | None = None
+    last_layers: tuple[int, ...] | None = None
+    every_combination: bool = False
+    batches: tuple[int, ...] = (16,)
+    lengths: tuple[int, ...] = (128,)
+    head: Literal["auto", "language", "classifier"] = "auto"
+    train_embeddings: bool = False
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    device: str = "cpu"
+    threads: int | None = None
+    seconds: float = 600.0
+    precision: float = 0.02
+    seed: int = 0
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """By rising number of tokens: the memory that a larger one took is not there for a smaller one."""
+        found = {Shape(batch, length) for batch in self.batches for length in self.lengths}
+        return tuple(sorted(found, key=lambda shape: (shape.tokens, shape)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to train.
+
+    Attributes:
+        name: Unique.
+        label: For people.
+        method: Of the registry; None for the last blocks alone.
+        options: All of the method's.
+        target_set: As it was asked for.
+        targets: Names of modules, or ``all-linear``.
+        last_layers: Blocks that are trained, from the end.
+    """
+
+    name: str
+    label: str
+    method: str | None
+    options: Options = field(default_factory=dict)
+    target_set: str | None = None
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    last_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Asks a process to load the base and make it ready to train."""
+
+    base: Path
+    allow_pickle: bool
+    head: Head
+    candidate: Candidate
+    shapes: tuple[Shape, ...]
+    settings: ProfileSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What stands ready.
+
+    Attributes:
+        num_trained: Numbers that are trained.
+        num_matrices: That the method changes.
+        runtime_bytes: Memory before the model was loaded: Python and its libraries.
+        loaded_bytes: Memory with the model loaded, before the method came.
+    """
+
+    num_trained: int
+    num_matrices: int
+    runtime_bytes: int
+    loaded_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """Asks for the first steps of a shape, which are not counted; memory is taken here."""
+
+    shape: Shape
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmed:
+    """How long the last of them took, and the most memory at any moment of all."""
+
+    step_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """Asks for some steps that count, after some that do not."""
+
+    shape: Shape
+    num_lead: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A setting cannot be measured, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory of one setting, in a process of its own.
+
+    Attributes:
+        runtime_bytes: Before the model was loaded (0 where the device's own allocator counts).
+        loaded_bytes: With the model loaded, before the method came.
+        peak_bytes: The most at any moment of the first steps.
+    """
+
+    runtime_bytes: int
+    loaded_bytes: int
+    peak_bytes: int
+
+    @property
+    def training_bytes(self) -> int:
+        """Weights, what the method adds, gradients, the optimiser's state and activations."""
+        return max(0, self.peak_bytes - self.runtime_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """One setting at one shape.
+
+    Attributes:
+        batch, length: The shape.
+        num_rounds: That it took part in.
+        seconds: Medians over rounds with their intervals: ``forward``, ``backward``, ``optimizer``, ``step``.
+        ratios: The same over those of the reference in the same round; None for the reference.
+        tokens_per_second: By the step's median.
+        memory: At its peak.
+        memory_ratio: Over the reference's; None for the reference.
+        verdict: By the step's ratio; None for the reference and its second copy.
+        rounds: Seconds of (forward, backward, optimizer) in each round.
+    """
+
+    batch: int
+    length: int
+    num_rounds: int
+    seconds: Mapping[str, Interval]
+    ratios: Mapping[str, Interval] | None
+    tokens_per_second: Interval
+    memory: Memory
+    memory_ratio: float | None
+    verdict: Verdict | None
+    rounds: tuple[Phases, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingReport:
+    """One way to train, and what it cost.
+
+    Attributes:
+        candidate: What it is.
+        failure: Why it has no figures, or no more of them.
+        num_trained: Numbers that are trained; None where it was not built.
+        num_matrices: That the method changes.
+        cells: By shape.
+    """
+
+    candidate: Candidate
+    failure: str | None
+    num_trained: int | None
+    num_matrices: int | None
+    cells: tuple[CellReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What follows for one shape.
+
+    Attributes:
+        batch, length: The shape.
+        outcome: ``faster``: something is; ``not-faster``: nothing is, and every interval says so;
+            ``undecided``: nothing can be told faster; ``noisy``: full fine-tuning differs from itself;
+            ``too-few-rounds``: for intervals of the level; ``no-full``: it could not be measured.
+        setting: The fastest that is faster than full fine-tuning; None without one.
+        not_told_apart: Settings whose step cannot be told from its.
+        null: Full fine-tuning over itself; None without.
+        resolution: What cannot be told from no difference, as a share; None where nothing can be said.
+        sentence: For people.
+        reason: Why no more is said.
+    """
+
+    batch: int
+    length: int
+    outcome: Outcome
+    setting: str | None
+    not_told_apart: tuple[str, ...]
+    null: Interval | None
+    resolution: float | None
+    sentence: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileReport:
+    """A profile.
+
+    Attributes:
+        base: As it was named.
+        revision: Of the hub.
+        head: What the loss is of.
+        num_parameters: Of the model.
+        settings: What was asked for.
+        reference: Name of the setting that ratios are over.
+        level: Of each interval of a ratio; with this, all of a shape hold together with 95%.
+        num_rounds: That were finished.
+        stopped: ``precise``, ``time`` or ``lost``.
+        seconds: That it took.
+        results: By setting.
+        recommendations: By shape.
+        environment: Where it was measured.
+    """
+
+    base: str
+    revision: str | None
+    head: Head
+    num_parameters: int
+    settings: ProfileSettings
+    reference: str
+    level: float
+    num_rounds: int
+    stopped: str
+    seconds: float
+    results: tuple[SettingReport, ...]
+    recommendations: tuple[Recommendation, ...]
+    environment: Mapping[str, Any]
