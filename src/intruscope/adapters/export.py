@@ -59,16 +59,25 @@ def compact_config(adapter: AdapterSource, ranks: Mapping[str, int]) -> dict[str
         MalformedInput: as :func:`plain_config`.
     """
     raw = _raw(adapter)
-    # Longer names first: a pattern also matches the end of a name.
-    ordered = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True)}
-    rslora = bool(raw.get("use_rslora"))
-    alphas = {name: math.sqrt(rank) if rslora else rank for name, rank in ordered.items()}
+    ordered, alphas = rank_patterns(ranks, rslora=bool(raw.get("use_rslora")))
     return {
         **raw,
         "rank_pattern": {**ordered, **_others(raw.get("rank_pattern"), ordered)},
         "alpha_pattern": {**alphas, **_others(raw.get("alpha_pattern"), ordered)},
         **_plain_start(raw),
     }
+
+
+def rank_patterns(ranks: Mapping[str, int], *, rslora: bool) -> tuple[dict[str, int], dict[str, float]]:
+    """``rank_pattern`` and ``alpha_pattern`` that give modules a rank of their own and a scaling of one.
+
+    Args:
+        ranks: By the name that PEFT looks patterns up by.
+        rslora: The scaling is alpha / sqrt(r) instead of alpha / r.
+    """
+    # Longer names first: a pattern also matches the end of a name.
+    ordered = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True)}
+    return ordered, {name: math.sqrt(rank) if rslora else rank for name, rank in ordered.items()}
 
 
 def _others(patterns: Any, taken: Mapping[str, int]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from intruscope.cli.screen import emit
 from intruscope.errors import OutputConflict
@@ -138,6 +138,52 @@ class Targets:
             from intruscope.plots.figures import write_plots
 
             write_plots([(report.tuned, report)], self.plots)
+
+
+def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
+    """Nothing else may be written into the folder of a new model: it appears whole, with its own files.
+
+    Args:
+        outputs: Other files and folders that will be written.
+        folder: Of the model; None where none is written.
+
+    Raises:
+        OutputConflict: one lies in it.
+    """
+    for output in outputs:
+        if folder is not None and output.resolve().is_relative_to(folder.resolve()):
+            raise OutputConflict(
+                "lies in the output folder, expected a place beside it",
+                remedy="choose another place; the manifest in the folder holds the same",
+                file=output,
+            )
+
+
+def write_record(record: dict[str, Any], json: str | None) -> None:
+    """Write a plan's record as JSON to a file, or to standard output where that is ``-``.
+
+    Args:
+        record: Plain data.
+        json: As the user named it; None for nowhere.
+
+    Raises:
+        OutputConflict, ResourceExhausted: the file cannot be written.
+    """
+    import json as json_module
+
+    from intruscope.weights.output import write_atomically
+
+    if json is None:
+        return
+    text = json_module.dumps(record, allow_nan=False, indent=1) + "\n"
+    if json == "-":
+        emit(text)
+        return
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode("ascii"))
+
+    write_atomically(Path(json), write)
 
 
 def _check_plots(folder: Path | None, *, force: bool) -> None:

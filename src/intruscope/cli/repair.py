@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,13 +23,10 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     Work,
     Workers,
 )
-from intruscope.cli.screen import emit, matrix_progress, note, show
-from intruscope.errors import IncompleteResult, OutputConflict, UsageError, printable
+from intruscope.cli.outputs import Targets, check_beside, write_record
+from intruscope.cli.screen import bytes_bar, emit, matrix_progress, note, show
+from intruscope.errors import IncompleteResult, UsageError, printable
 from intruscope.repair.interventions import Kind  # noqa: TC001 - typer reads annotations when it runs
-from intruscope.weights.output import check_output, write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def repair(
@@ -89,8 +84,9 @@ def repair(
     check_device(device)
     if out is None and not dry_run:
         raise UsageError("got no output, expected one", remedy="name a new folder: -o OUT, or add --dry-run")
-    json_file = None if json in (None, "-") else Path(str(json))
-    _check_json(json_file, [base, tuned], out)
+    targets = Targets(json=json, csv=None, parquet=None, html=None, plots=None, with_maps=False)
+    targets.check([base, tuned], work=work)
+    check_beside(targets.paths, out)
     with matrix_progress("surveying", quiet=quiet) as on_progress:
         plan = make_plan(
             base,
@@ -117,9 +113,9 @@ def repair(
         )
     if not dry_run:
         assert out is not None
-        with _bytes_bar(quiet=quiet) as on_bytes:
+        with bytes_bar(quiet=quiet) as on_bytes:
             plan.apply(out, on_progress=on_bytes)
-    _report(plan_record(plan), json, json_file)
+    write_record(plan_record(plan), json)
     if not quiet and json != "-":
         from intruscope.report.repair import repair_table
 
@@ -143,56 +139,3 @@ def _rank(text: str) -> Any:
         f"--rank is '{printable(text)}', expected exact, same or a positive number",
         remedy="leave --rank out for the exact one",
     )
-
-
-def _check_json(json_file: Path | None, models: list[str | None], out: Path | None) -> None:
-    """The plan's JSON must not touch an input, nor lie where the model will be.
-
-    Raises:
-        OutputConflict: it would.
-    """
-    from intruscope.weights.names import parse_name
-
-    if json_file is None:
-        return
-    names = [parse_name(model) for model in models if model is not None]
-    parts = [part.path for name in names for part in (name, name.adapter) if part is not None and part.path]
-    check_output(json_file, parts)
-    if out is not None and json_file.resolve().is_relative_to(out.resolve()):
-        raise OutputConflict(
-            "lies in the output folder, expected a place beside it",
-            remedy="choose another file; the manifest in the folder holds the same",
-            file=json_file,
-        )
-
-
-def _report(record: dict[str, Any], json: str | None, json_file: Path | None) -> None:
-    import json as json_module
-
-    if json is None:
-        return
-    text = json_module.dumps(record, allow_nan=False, indent=1) + "\n"
-    if json_file is None:
-        emit(text)
-    else:
-
-        def write(stream: IO[bytes]) -> None:
-            stream.write(text.encode("ascii"))
-
-        write_atomically(json_file, write)
-
-
-@contextmanager
-def _bytes_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes written, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -151,3 +151,26 @@ def stage_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(rows[what], completed=done)
 
         yield update
+
+
+@contextmanager
+def bytes_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes written, on a terminal only.
+
+    Args:
+        quiet: No bar.
+
+    Yields:
+        What to call with bytes written and bytes in all.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)

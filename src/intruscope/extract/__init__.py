@@ -1,4 +1,22 @@
 """A full fine-tune as a low-rank adapter: ranks chosen per matrix, the error stated, written as PEFT does.
 
-Reads files and solves; runs no model, and prints nothing.
+``from intruscope.extract import extract`` is the command's twin for notebooks: ``extract(base, tuned,
+rank=16)`` gives a plan, ``plan.apply(folder)`` writes it. Reads files and solves; runs no model, and prints
+nothing.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intruscope.extract.plan import ExtractPlan, extract
+
+__all__ = ["ExtractPlan", "extract"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("intruscope.extract.plan"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.folder import CONFIG_NAME, open_adapter
 from intruscope.adapters.pairing import pair_adapter
-from intruscope.errors import MalformedInput, ResourceExhausted
+from intruscope.errors import MalformedInput
 from intruscope.repair.manifest import MANIFEST_NAME, manifest_bytes, readme_bytes
 from intruscope.repair.target import Target
 from intruscope.repair.write_adapter import write_adapter
 from intruscope.repair.write_checkpoint import write_checkpoint
 from intruscope.weights.companions import Companions, companions
-from intruscope.weights.output import check_output, whole_folder
+from intruscope.weights.output import check_output, check_room, whole_folder
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.source import ModelSource
 from intruscope.weights.stored import read_whole_file
@@ -43,7 +42,7 @@ def write_repair(plan: RepairPlan, out: Path | str, *, on_progress: Callable[[in
         assert not isinstance(adapter, ModelSource)
         files = [adapter.path]
         home = None if Path(adapter.name).is_file() else adapter.path.parent
-    _check_room(out, sum(file.stat().st_size for file in files))
+    check_room(out, sum(file.stat().st_size for file in files))
     with whole_folder(out) as folder:
         target = Target(folder, total=sum(file.stat().st_size for file in files), on_progress=on_progress)
         if checkpoint is not None:
@@ -76,16 +75,6 @@ def _checkpoint(plan: RepairPlan) -> ModelSource | None:
     if plan.writes == "adapter":
         return None
     return plan.survey.tuned if isinstance(plan.survey.tuned, ModelSource) else plan.survey.base
-
-
-def _check_room(out: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < num_bytes:
-        raise ResourceExhausted(
-            f"needs about {num_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there",
-            remedy="free some space or choose another place",
-            file=out,
-        )
 
 
 def _companions(home: Path | None, files: list[Path], checkpoint: ModelSource | None) -> Companions:

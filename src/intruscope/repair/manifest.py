@@ -72,31 +72,31 @@ def readme_bytes(plan: RepairPlan, before: bytes | None) -> bytes:
 def _new_card(plan: RepairPlan) -> str:
     name = plan.survey.pairing.base if plan.merges else plan.survey.pairing.tuned
     if plan.writes == "checkpoint":
-        return f"# {_shown(name)}, repaired\n"
+        return f"# {shown_name(name)}, repaired\n"
     base = getattr(plan.survey.tuned, "base_name", None)
     header = f"base_model: {json.dumps(base)}\n" if base else ""
-    return f"---\n{header}library_name: peft\n---\n\n# {_shown(name)}, repaired\n"
+    return f"---\n{header}library_name: peft\n---\n\n# {shown_name(name)}, repaired\n"
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A model's name without the folders of the machine that it was made on."""
-    return _quoted(Path(name).name)
+    return quoted(Path(name).name)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Foreign text that goes between back ticks."""
     return printable(text).replace("`", "'")
 
 
 def _section(plan: RepairPlan) -> str:
     sums = totals(plan.matrices)
-    base, tuned = _shown(plan.survey.pairing.base), _shown(plan.survey.pairing.tuned)
+    base, tuned = shown_name(plan.survey.pairing.base), shown_name(plan.survey.pairing.tuned)
     lines = ["## Repaired with Intruscope", ""]
     made = f"Made from `{tuned}` on the base `{base}`"
     if plan.control != "intruders":
         lines.append(f"{made}: {_CONTROL_WORDS[plan.control]}, strength {plan.strength:g}.")
     elif plan.edits:
-        lines.append(f"{made}: {_edited(plan)} by {plan.strength:g} (selection: `{_quoted(plan.which)}`).")
+        lines.append(f"{made}: {_edited(plan)} by {plan.strength:g} (selection: `{quoted(plan.which)}`).")
     else:
         lines.append(f"{made}: merged; no vector was changed.")
     if sums.update_before is not None and sums.update_after is not None:

@@ -9,7 +9,6 @@ Shape suffixes: O out, I in, K kept vectors, R rank of the update.
 
 from __future__ import annotations
 
-import base64
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import UsageError
 from intruscope.repair.changed import changed_tensors
 from intruscope.repair.naming import matching
-from intruscope.spectra.codec import matrix_report_from_dict
+from intruscope.spectra.codec import matrix_report_from_dict, pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
 from intruscope.spectra.scan import (
     RunOptions,
@@ -256,31 +255,17 @@ def _vectors(found: Examined, *, update_spectra: bool) -> dict[str, Any]:
         if update_spectra:
             update_svd = svd(update.double())
     return {
-        "left": _packed(left_OK),
-        "values": _packed(found.spectrum.singular_values),
-        "right": _packed(right_IK),
-        "core": _packed(core_KK),
+        "left": pack_tensor(left_OK),
+        "values": pack_tensor(found.spectrum.singular_values),
+        "right": pack_tensor(right_IK),
+        "core": pack_tensor(core_KK),
         "tuned_norm": frobenius_norm(found.change.tuned_operator),
         "update_norm": norm,
-        "update_svd": None if update_svd is None else [_packed(part) for part in update_svd],
+        "update_svd": None if update_svd is None else [pack_tensor(part) for part in update_svd],
     }
 
 
 # --- plain data ------------------------------------------------------------------------------------
-
-
-def _packed(tensor: torch.Tensor) -> dict[str, Any]:
-    """A float64 tensor as JSON carries it without loss."""
-    data = tensor.double().contiguous().numpy().tobytes()
-    return {"shape": list(tensor.shape), "float64": base64.b64encode(data).decode("ascii")}
-
-
-def _unpacked(packed: dict[str, Any]) -> torch.Tensor:
-    import torch
-
-    data = bytearray(base64.b64decode(packed["float64"], validate=True))
-    flat = torch.frombuffer(data, dtype=torch.float64) if data else torch.zeros(0, dtype=torch.float64)
-    return flat.reshape(packed["shape"])
 
 
 def _from_plain(data: dict[str, Any]) -> SurveyedMatrix:
@@ -288,13 +273,13 @@ def _from_plain(data: dict[str, Any]) -> SurveyedMatrix:
     update_svd = vectors["update_svd"]
     return SurveyedMatrix(
         report=matrix_report_from_dict(data["report"]),
-        left_OK=_unpacked(vectors["left"]),
-        values_K=_unpacked(vectors["values"]),
-        right_IK=_unpacked(vectors["right"]),
-        core_KK=_unpacked(vectors["core"]),
+        left_OK=unpack_tensor(vectors["left"]),
+        values_K=unpack_tensor(vectors["values"]),
+        right_IK=unpack_tensor(vectors["right"]),
+        core_KK=unpack_tensor(vectors["core"]),
         tuned_norm=vectors["tuned_norm"],
         update_norm=vectors["update_norm"],
         update_svd=None
         if update_svd is None
-        else (_unpacked(update_svd[0]), _unpacked(update_svd[1]), _unpacked(update_svd[2])),
+        else (unpack_tensor(update_svd[0]), unpack_tensor(update_svd[1]), unpack_tensor(update_svd[2])),
     )

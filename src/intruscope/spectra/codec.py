@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intruscope.spectra.records import (
     Estimate,
@@ -16,6 +16,9 @@ from intruscope.spectra.records import (
     UpdateReport,
 )
 from intruscope.weights.matrices import Finding
+
+if TYPE_CHECKING:
+    import torch
 
 
 def matrix_report_from_dict(data: dict[str, Any]) -> MatrixReport:
@@ -60,3 +63,21 @@ def _levels(stored: str | list[int] | tuple[int, ...]) -> tuple[int, ...]:
 def _update(data: dict[str, Any]) -> UpdateReport:
     rank = data["effective_rank"]
     return UpdateReport(**{**data, "effective_rank": None if rank is None else Estimate(**rank)})
+
+
+def pack_tensor(tensor: torch.Tensor) -> dict[str, Any]:
+    """A float64 or float32 tensor as JSON carries it without loss; :func:`unpack_tensor` is the way back."""
+    data = tensor.contiguous().numpy().tobytes()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"shape": list(tensor.shape), dtype: base64.b64encode(data).decode("ascii")}
+
+
+def unpack_tensor(packed: dict[str, Any]) -> torch.Tensor:
+    """The tensor that was packed."""
+    import torch
+
+    (dtype,) = packed.keys() - {"shape"}
+    data = bytearray(base64.b64decode(packed[dtype], validate=True))
+    kind: torch.dtype = getattr(torch, dtype)
+    flat = torch.frombuffer(data, dtype=kind) if data else torch.zeros(0, dtype=kind)
+    return flat.reshape(packed["shape"])

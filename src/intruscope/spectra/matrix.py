@@ -103,23 +103,50 @@ def seed_for(settings: ScanSettings, name: str, purpose: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
+class Loaded(NamedTuple):
+    """One pair in working precision, finite and not empty.
+
+    Attributes:
+        base_OI: float32, or float64 where either side is stored so.
+        form: The factors of a low-rank update, or the tuned matrix itself.
+        stored: The base's stored dtype.
+        tuned: That of the tuned matrix; None for factors.
+    """
+
+    base_OI: Tensor
+    form: tuple[Tensor, Tensor] | Tensor
+    stored: torch.dtype
+    tuned: torch.dtype | None
+
+
+def load_pair(pair: MatrixPair) -> Loaded | Finding:
+    """Read one pair, or say why it cannot be decomposed: a number that is not finite, or no number at all.
+
+    Raises:
+        IntruscopeError: the files no longer hold what was planned.
+    """
     stored = pair.base.load()
     found = _non_finite(stored, pair.name, "base")
     if found is not None:
-        return _refused(pair, found)
+        return found
     base = _working(stored)
     update = pair.update.load(base)
     for label, tensor in _tensors(update).items():
         found = _non_finite(tensor, pair.name, label)
         if found is not None:
-            return _refused(pair, found)
+            return found
     if 0 in base.shape:
         message = f"has the shape {tuple(base.shape)}: there is nothing to decompose"
-        return _refused(
-            pair, Finding(code="empty-matrix", severity="info", message=message, matrix=pair.name)
-        )
-    base, form = _in_one_dtype(base, update)
+        return Finding(code="empty-matrix", severity="info", message=message, matrix=pair.name)
+    tuned = update.tuned_OI.dtype if isinstance(update, DenseUpdate) else None
+    return Loaded(*_in_one_dtype(base, update), stored.dtype, tuned)
+
+
+def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
+    loaded = load_pair(pair)
+    if isinstance(loaded, Finding):
+        return _refused(pair, loaded)
+    base, form = loaded.base_OI, loaded.form
     unchanged = _unchanged(pair, base, form)
     change = Change(base, form)
     result = _analyse(change, pair, settings, "")
@@ -146,7 +173,7 @@ def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
         shape=(base.shape[0], base.shape[1]),
         base_frobenius_norm=base_norm,
         base_spectral_norm=spectral,
-        stored_dtype=None if change.low_rank else stored.dtype,
+        stored_dtype=None if change.low_rank else loaded.stored,
         exact=settings.exact_effective_rank,
         seed=seed_for(settings, pair.name, "rank"),
         name=pair.name,

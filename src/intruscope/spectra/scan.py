@@ -261,11 +261,49 @@ def run_pairs(
         Task(
             key=pair.name,
             payload=(pair, settings),
-            estimated_bytes=_memory(pair, settings),
+            estimated_bytes=memory_for(pair, settings),
             weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
         )
         for pair in pairs
     ]
+    return run_planned(
+        pairing,
+        tasks,
+        settings,
+        options,
+        executor=executor,
+        on_progress=on_progress,
+        on_notice=on_notice,
+        purpose=purpose,
+    )
+
+
+def run_planned(
+    pairing: Pairing,
+    tasks: Sequence[Task],
+    settings: ScanSettings,
+    options: RunOptions,
+    *,
+    executor: Executor,
+    on_progress: Callable[[Progress], None],
+    on_notice: Callable[[str], None],
+    purpose: str | None = None,
+) -> list[Outcome]:
+    """Run tasks on what a plan names, durably; see :func:`run_pairs`, whose tasks hold a pair each.
+
+    Args:
+        pairing: The plan; it and the tasks' keys tell the journal of this run from others.
+        tasks: In order.
+        settings: Part of the journal's identity.
+        options: How it runs.
+        executor: Of the tasks' function; closed on return.
+        on_progress: Called for every event of the engine.
+        on_notice: Called with sentences that the user should see at once.
+        purpose: Everything else that the records depend on.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
+    """
     identity = {
         "version": version("intruscope"),
         "settings": asdict(settings),
@@ -297,7 +335,7 @@ def _as_found(
     return tuple(map(found, ledger))
 
 
-def _memory(pair: MatrixPair, settings: ScanSettings) -> int:
+def memory_for(pair: MatrixPair, settings: ScanSettings) -> int:
     """Peak bytes of a worker on this pair: what is read, the working copies, and the runtime."""
     rows, columns = pair.base.shape
     smaller = min(rows, columns)

@@ -86,10 +86,15 @@ def _dense_facts(update: Tensor, *, exact: bool, seed: int) -> tuple[float, Esti
     )
 
 
+def rounding_norm(dtype: torch.dtype, frobenius_norm: float) -> float:
+    """How large a change storing a matrix in a dtype makes on average: a Frobenius norm."""
+    return _ROUNDING_SHARE * torch.finfo(dtype).eps * frobenius_norm
+
+
 def _noise(frobenius: float, base: float, dtype: torch.dtype | None, name: str) -> Sequence[Finding]:
     if dtype is None or frobenius == 0.0:
         return ()
-    noise = _ROUNDING_SHARE * torch.finfo(dtype).eps * base
+    noise = rounding_norm(dtype, base)
     if frobenius > 2.0 * noise:
         return ()
     message = (

@@ -69,6 +69,25 @@ def check_new_folder(output: Path) -> None:
         raise OutputConflict(fact, remedy="choose another output", file=output)
 
 
+def check_room(out: Path, num_bytes: int) -> None:
+    """Refuse before anything is written where it will not fit.
+
+    Args:
+        out: Folder to be written; its parent exists.
+        num_bytes: How much, about.
+
+    Raises:
+        ResourceExhausted: less is free there.
+    """
+    free = shutil.disk_usage(out.parent).free
+    if free < num_bytes:
+        raise ResourceExhausted(
+            f"needs about {num_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there",
+            remedy="free some space or choose another place",
+            file=out,
+        )
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder that appears whole or not at all: filled beside its target, flushed, renamed into place.

@@ -1,0 +1,104 @@
+"""From singular values to ranks, and to the curve that a user chooses by."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from intruscope.extract.allocate import Spectrum, allocate, uniform_error, uniform_parameters
+from intruscope.extract.records import CurvePoint
+from intruscope.linalg.truncated import left_squares
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from intruscope.extract.allocate import Allocation
+    from intruscope.extract.decompose import Directions
+    from intruscope.extract.modules import Module
+    from intruscope.extract.records import Choice
+
+
+def spectrum_of(module: Module, found: Directions) -> Spectrum:
+    """What a choice of ranks needs to know of a module."""
+    known = found.found
+    bound = found.rank_bound
+    return Spectrum(
+        squares=known.values_K.square().tolist()[:bound],
+        total=known.total_square,
+        left=left_squares(known.values_K, known.total_square, complete=known.complete).tolist()[: bound + 1],
+        cost=module.num_numbers,
+        bound=bound,
+        complete=known.complete or len(known.values_K) >= bound,
+    )
+
+
+def chosen_ranks(
+    choice: Choice, found: Mapping[str, Directions], spectra: Sequence[Spectrum]
+) -> tuple[dict[str, int], Allocation | None]:
+    """The rank of each module that changed, and how a number of parameters was spent.
+
+    Args:
+        choice: Of the ranks.
+        found: Of each module.
+        spectra: The same, in this order.
+    """
+    if choice.kind == "parameters":
+        spent = allocate(spectra, int(choice.value))
+        return dict(zip(found, spent.ranks, strict=True)), spent
+    if choice.kind == "rank":
+        return {name: min(int(choice.value), each.rank_bound) for name, each in found.items()}, None
+    return {name: min(each.rank, each.rank_bound) for name, each in found.items()}, None
+
+
+def error_curve(spectra: Sequence[Spectrum], also: int | None) -> tuple[CurvePoint, ...]:
+    """The error at one rank for all: 1, 2, 4 ..., as far as the singular values are known.
+
+    Args:
+        spectra: Of all modules that changed.
+        also: A further rank.
+    """
+    largest = max((spectrum.bound for spectrum in spectra), default=0)
+    ranks = {min(2**power, largest) for power in range(largest.bit_length() + 1)} if largest else set()
+    points = []
+    for rank in sorted(ranks | ({min(also, largest)} if also else set())):
+        error = uniform_error(spectra, rank)
+        if error is not None:
+            points.append(
+                CurvePoint(rank=rank, num_parameters=uniform_parameters(spectra, rank), relative_error=error)
+            )
+    return tuple(points)
+
+
+def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[CurvePoint, ...]:
+    """The least error with at most so many numbers, each matrix having the rank that serves best.
+
+    Only directions that are certainly next are counted: none whose price is below that of the last known one
+    of a matrix that has more.
+    """
+    directions = sorted(
+        (
+            (-square / spectrum.cost, spectrum.cost, square)
+            for spectrum in spectra
+            for square in spectrum.squares
+        ),
+    )
+    floor = max(
+        (s.squares[-1] / s.cost for s in spectra if not s.complete and s.squares),
+        default=0.0,
+    )
+    total = sum(spectrum.total for spectrum in spectra)
+    points, at, spent, kept = [], 0, 0, []
+    for budget in sorted(set(budgets)):
+        while at < len(directions) and spent + directions[at][1] <= budget:
+            price, cost, square = directions[at]
+            if -price < floor:
+                return tuple(points)
+            spent += cost
+            kept.append(square)
+            at += 1
+        if spent and total:
+            rest = [square for *_, square in directions[at:]] if all(s.complete for s in spectra) else None
+            left = math.fsum(rest) if rest is not None else max(0.0, total - math.fsum(kept))
+            error = math.sqrt(left / total)
+            points.append(CurvePoint(rank=None, num_parameters=spent, relative_error=error))
+    return tuple(points)
