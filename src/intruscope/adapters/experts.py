@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _APART = re.compile(
     r"(.+\.)(mlp|block_sparse_moe|feed_forward)\.experts\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)"
 )
+_PIECE_BYTES = 4 << 20
 _PART_OF_LEAF = {"w1": "gate", "gate_proj": "gate", "w3": "up", "up_proj": "up"}
 
 
@@ -74,6 +75,12 @@ class ExpertUpdate(StoredUpdate):
     swapped: bool
     rows: RowSelection | None
 
+    @property
+    def estimated_bytes(self) -> int:
+        """Peak memory of :meth:`load`, twice this expert's factors and one piece of B."""
+        num_experts = self.up.shape[1] // self.rank
+        return 2 * (self.down.num_bytes + self.up.num_bytes) // num_experts + _PIECE_BYTES
+
     def load(self, base_OI: torch.Tensor) -> LowRankUpdate:  # noqa: ARG002 - a low-rank update needs no base
         """Read this expert's factors.
 
@@ -83,13 +90,30 @@ class ExpertUpdate(StoredUpdate):
         import torch
 
         down_RI = self.down.read_leading(self.expert * self.rank, self.rank)
-        up_OR = self.up.read()[:, self.expert :: self.up.shape[1] // self.rank]
+        up_OR = _every(self.up, self.expert, self.up.shape[1] // self.rank)
         dtype = torch.float64 if torch.float64 in (down_RI.dtype, up_OR.dtype) else torch.float32
         left_FR, right_RI = up_OR.to(dtype) * self.scaling, down_RI.to(dtype)
         if self.swapped:
             left_FR, right_RI = right_RI.T, left_FR.T
         left_OR = left_FR if self.rows is None else self.rows.select(left_FR)
         return LowRankUpdate(left_OR=left_OR.contiguous(), right_RI=right_RI.contiguous())
+
+
+def _every(tensor: StoredTensor, first: int, step: int) -> torch.Tensor:
+    """Columns ``first``, ``first + step`` ... of a stored matrix, read in pieces.
+
+    The columns of one expert lie on every page of the file, but not all pages need be in memory together.
+    """
+    import torch
+
+    num_rows = tensor.shape[0]
+    size = max(1, _PIECE_BYTES * num_rows // tensor.num_bytes)
+    return torch.cat(
+        [
+            tensor.read_leading(row, min(size, num_rows - row))[:, first::step].clone()
+            for row in range(0, num_rows, size)
+        ]
+    )
 
 
 def fused_parameters(matrices: Mapping[str, tuple[TensorView, ...]]) -> dict[str, FusedParameter]:

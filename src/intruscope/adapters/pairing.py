@@ -261,8 +261,12 @@ def _no_match(
 
 
 def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, ...]) -> MatrixPair:
-    low_rank = isinstance(update, ExpertUpdate) or (isinstance(update, LoraUpdate) and update.is_low_rank)
-    extra = 0 if low_rank else math.prod(view.shape) * _FLOAT32_BYTES * 2
+    if isinstance(update, ExpertUpdate):
+        factors = update.estimated_bytes
+    else:
+        low_rank = isinstance(update, LoraUpdate) and update.is_low_rank
+        dense = 0 if low_rank else math.prod(view.shape) * _FLOAT32_BYTES * 2
+        factors = dense + 2 * sum(t.num_bytes for t in tensors)
     return MatrixPair(
         name=view.name,
         kind=view.kind,
@@ -270,7 +274,7 @@ def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, .
         scope=view.scope,
         base=view,
         update=update,
-        estimated_bytes=view.estimated_bytes + extra + 2 * sum(t.num_bytes for t in tensors),
+        estimated_bytes=view.estimated_bytes + factors,
     )
 
 
