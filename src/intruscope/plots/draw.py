@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.plots.series import CurvePoint, LayerRank
-    from intruscope.spectra.records import MatrixReport, ScanReport
+    from intruscope.spectra.records import MatrixReport, ScanReport, SimilarityMap
 
     Reports = Sequence[tuple[str, ScanReport]]
 
@@ -32,7 +32,7 @@ def heat_map_figure(reports: Reports) -> Any:
     kinds = kinds_in_order([report for _, report in reports])
     layers = sorted({layer for *_, counts in counted for _, layer in counts}, key=_layer_order)
     top = max(4, *(count for *_, counts in counted for count in counts.values()))
-    figure = _figure(
+    figure = new_figure(
         min(22.0, 3.2 + max(6.0, 0.36 * len(layers))), (1.1 + 0.36 * len(kinds)) * len(counted) + 0.4
     )
     panels = figure.subplots(len(counted), 1, squeeze=False)[:, 0]
@@ -44,7 +44,7 @@ def heat_map_figure(reports: Reports) -> Any:
             range(len(layers)),
             range(len(kinds)),
             grid,
-            cmap=_colours(),
+            cmap=colours(),
             vmin=0,
             vmax=top,
             edgecolors="white",
@@ -93,7 +93,7 @@ def curve_figure(reports: Reports) -> Any:
     drawn = [each for each in drawn if each[3]]
     if not drawn:
         return None
-    figure = _figure(8.6, 5.0)
+    figure = new_figure(8.6, 5.0)
     axes = figure.subplots()
     if len(drawn) == 1:
         _, _, report, by_cut = drawn[0]
@@ -155,7 +155,7 @@ def alignment_figure(reports: Reports) -> Any:
     drawn = [each for each in drawn if each[2]]
     if not drawn:
         return None
-    figure = _figure(11.0, 3.4 * len(drawn) + 0.5)
+    figure = new_figure(11.0, 3.4 * len(drawn) + 0.5)
     panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
     for axes, (label, report, matrices) in zip(panels, drawn, strict=True):
         _bounds(axes, matrices)
@@ -211,7 +211,7 @@ def effective_rank_figure(reports: Reports) -> Any:
     kinds = list(known)
     columns = min(_PANELS_PER_ROW, len(kinds))
     rows = math.ceil(len(kinds) / columns)
-    figure = _figure(3.1 * columns + 0.6, 2.5 * rows + 0.9)
+    figure = new_figure(3.1 * columns + 0.6, 2.5 * rows + 0.9)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     wide = max(values) > _LOG_RATIO * min(values)
     for axes, kind in zip(panels, kinds, strict=False):
@@ -266,22 +266,13 @@ def similarity_figure(label: str, report: ScanReport) -> Any:
         return None
     columns = min(_PANELS_PER_ROW, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure(3.2 * columns + 1.2, 3.3 * rows + 0.9)
+    figure = new_figure(3.2 * columns + 1.2, 3.3 * rows + 0.9)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     image = None
     for axes, (matrix, similarity) in zip(panels, shown, strict=False):
         assert similarity is not None
-        width = similarity.num_tuned
-        levels = [
-            [level / 255 for level in similarity.levels[row * width : (row + 1) * width]]
-            for row in range(similarity.num_base)
-        ]
-        edges = (0.5, width + 0.5, similarity.num_base + 0.5, 0.5)  # vectors count from 1
-        image = axes.imshow(levels, cmap=_colours(), vmin=0, vmax=1, interpolation="nearest", extent=edges)
+        image = draw_map(axes, similarity)
         axes.set_title(drawable(matrix.name, limit=34), fontsize=9)
-        axes.grid(visible=False)
-        axes.set_xticks(sorted({1, width}))
-        axes.set_yticks(sorted({1, similarity.num_base}))
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     which = shown[0][0].sides[0].side
@@ -289,19 +280,39 @@ def similarity_figure(label: str, report: ScanReport) -> Any:
     figure.suptitle(f"{drawable(label)}{some}", fontweight="bold", fontsize=13)
     figure.supxlabel(f"tuned {which} vectors, by falling singular value", color=INK)
     figure.supylabel(f"base {which} vectors", color=INK)
-    bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
-    bar.set_label("|cosine|")
-    bar.outline.set_visible(False)
+    map_bar(figure, image, panels)
     return figure
 
 
-def _figure(width: float, height: float) -> Any:
+def draw_map(axes: Any, similarity: SimilarityMap) -> Any:
+    """One similarity map, base vectors down and tuned ones across, counted from 1; the image, for its bar."""
+    width, height = similarity.num_tuned, similarity.num_base
+    levels = [
+        [level / 255 for level in similarity.levels[row * width : (row + 1) * width]] for row in range(height)
+    ]
+    edges = (0.5, width + 0.5, height + 0.5, 0.5)
+    axes.grid(visible=False)
+    axes.set_xticks(sorted({1, width}))
+    axes.set_yticks(sorted({1, height}))
+    return axes.imshow(levels, cmap=colours(), vmin=0, vmax=1, interpolation="nearest", extent=edges)
+
+
+def map_bar(figure: Any, image: Any, panels: Any) -> None:
+    """The scale of similarity maps beside them."""
+    bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
+    bar.set_label("|cosine|")
+    bar.outline.set_visible(False)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches that lays itself out."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _colours() -> Any:
+def colours() -> Any:
+    """The one scale from little to much; grey where there is nothing."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("intruscope", SEQUENTIAL).with_extremes(bad=MISSING)

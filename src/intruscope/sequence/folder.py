@@ -1,0 +1,93 @@
+"""The folder of a chain: what it is, how far it came, and what it made.
+
+``journal/`` says what the chain is, holds a record of everything that is finished, and keeps a second run
+out; ``stages/K-TASK/`` holds the run of a stage and the body that came of it; ``chain.json`` is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from typing import IO, TYPE_CHECKING, Any
+
+from intruscope.engine.journal import Journal
+from intruscope.errors import OutputConflict
+from intruscope.weights.output import check_new_folder, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+Record = dict[str, Any]
+
+
+class ChainFolder:
+    """An open folder; use as a context manager.
+
+    Args:
+        path: New, empty, or of the same chain when it was interrupted.
+        plan: What the chain is; plain data.
+
+    Raises:
+        OutputConflict: it holds something else, another chain, or a finished one; or a run is using it.
+        ResourceExhausted: it cannot be written.
+    """
+
+    def __init__(self, path: Path, plan: Record) -> None:
+        self.path = path
+        if (path / "chain.json").exists():
+            fact = "holds a finished chain, expected a new folder"
+            raise OutputConflict(fact, remedy="choose another --out", file=path)
+        if not (path / "journal").is_dir():
+            check_new_folder(path)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._journal = Journal(path / "journal", plan)
+        except OutputConflict as error:
+            raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
+
+    def __enter__(self) -> ChainFolder:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and not self._journal.records and not (self.path / "stages").exists():
+            shutil.rmtree(self.path / "journal", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        self._journal.close()
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Everything that is finished."""
+        return self._journal.records
+
+    def once(self, key: str, make: Callable[[], Record]) -> Record:
+        """A record, made and kept if it is not there.
+
+        A record that was just made is given back as the journal holds it, so that a resumed chain and an
+        unbroken one go on with equal data.
+        """
+        if key not in self._journal.records:
+            self._journal.append(key, make())
+        return self._journal.records[key]
+
+    def stage(self, number: int, task: str) -> Path:
+        """The folder of a stage."""
+        found = self.path / "stages" / f"{number}-{task}"
+        found.mkdir(parents=True, exist_ok=True)
+        return found
+
+    @property
+    def pictures(self) -> Path:
+        """Where the pictures go."""
+        return self.path / "pictures"
+
+    def finish(self, content: Record) -> None:
+        """Write the report of the chain; from here on the folder is finished."""
+        text = json.dumps(content, indent=1, allow_nan=False)
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(text.encode() + b"\n")
+
+        write_atomically(self.path / "chain.json", write)

@@ -1,0 +1,265 @@
+"""What a chain reports. Frozen records; the command line writes them as ``intruscope.chain/1``.
+
+Stages count from 0, which is the base before any training; stage k is the model after its k-th task. A figure
+that does not exist (a best earlier stage of the first one) is None, never NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask
+    from intruscope.spectra.records import SimilarityMap
+    from intruscope.train.settings import TuneSettings
+
+SCHEMA = "intruscope.chain/1"
+Between = Literal["merge", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainTask:
+    """One task of a chain.
+
+    Attributes:
+        name: Short, unique in the chain; names the stage's folder.
+        train: To train on, and to fit heads on.
+        held_out: To score on.
+    """
+
+    name: str
+    train: ClassificationTask | ChoiceTask
+    held_out: ClassificationTask | ChoiceTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """What a chain does.
+
+    Attributes:
+        training: Of every stage; its seed is the chain's, from which each stage draws its own, and its
+            ``examples`` are those of each task.
+        between: ``merge`` the update into the float32 body and start the method anew (the paper), or
+            ``keep`` the adapter and go on with it.
+        num_head_examples: Training examples of each task that its heads are fitted on, drawn by the seed.
+        num_eval_examples: To score on, of each task; all by default.
+        max_sequences: Of the text of forgetting, spread evenly.
+        map_size: Leading vectors on each side of a similarity map; 0 for none.
+        workers: Processes of the scans, as in :class:`intruscope.spectra.scan.RunOptions`.
+        keep_models: Keep the merged body of every stage; else only the last.
+    """
+
+    training: TuneSettings
+    between: Between = "merge"
+    num_head_examples: int = 1000
+    num_eval_examples: int | None = None
+    max_sequences: int | None = None
+    map_size: int = 24
+    workers: int | None = None
+    keep_models: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFigures:
+    """How a head was fitted (:mod:`intruscope.sequence.heads`).
+
+    Attributes:
+        num_examples: That it was fitted on.
+        num_features: That it sees.
+        loss: On those examples, nats.
+        gradient_norm: At the end.
+        num_steps: Of the solver.
+        converged: The gradient vanished.
+    """
+
+    num_examples: int
+    num_features: int
+    loss: float
+    gradient_norm: float
+    num_steps: int
+    converged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A cell against an earlier stage on the same examples.
+
+    Attributes:
+        stage: The earlier one.
+        difference: Accuracy of the cell less that of the earlier stage.
+        mcnemar_p: Exact, two-sided.
+    """
+
+    stage: int
+    difference: Interval
+    mcnemar_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """One task after one stage.
+
+    Attributes:
+        stage: 0 is the base.
+        task: By its name.
+        accuracy: Of a head fitted on this stage's frozen body; Wilson's interval.
+        head: How it was fitted.
+        against_baseline: The base's own body; None at stage 0.
+        against_own: The stage that trained this task; None up to that stage.
+        against_best: The best trained stage before this one, whichever task it trained. It was chosen for
+            being the best, so its difference leans downward; None for stages 0 and 1.
+    """
+
+    stage: int
+    task: str
+    accuracy: Interval
+    head: HeadFigures
+    against_baseline: Comparison | None
+    against_own: Comparison | None
+    against_best: Comparison | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The usual figures of continual learning after a stage, over the tasks that were trained by then.
+
+    Attributes:
+        average_accuracy: Mean over these tasks.
+        backward_transfer: Mean over the earlier of them of accuracy now less accuracy right after their own
+            stage (Lopez-Paz & Ranzato 2017); None with one task.
+        forgetting: Mean over the earlier of them of their best accuracy at an earlier trained stage less
+            accuracy now (Chaudhry et al. 2018, section 3). The best of several noisy figures is too high,
+            so this is above zero where nothing was forgotten; hence no interval. None with one task.
+        forward_transfer: Mean over all but the first of accuracy just before their own stage less the
+            base's (Lopez-Paz & Ranzato 2017, with the base for the model at random); None with one task.
+    """
+
+    average_accuracy: Interval
+    backward_transfer: Interval | None
+    forgetting: float | None
+    forward_transfer: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixFigures:
+    """One matrix after one stage, against the original base.
+
+    Attributes:
+        name: In the base.
+        num_intruders: Among its leading vectors.
+        update_norm: ``‖W - W_base‖_F``.
+        effective_rank: Of the update; None where it is zero or not known.
+    """
+
+    name: str
+    num_intruders: int
+    update_norm: float
+    effective_rank: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFigures:
+    """The weights after one stage, against the original base: what ``intruscope scan`` says of the two.
+
+    Attributes:
+        num_intruders: Over the linear layers of the blocks.
+        num_undecided: Vectors whose verdict is open.
+        num_candidates: Leading vectors that could have been intruders.
+        num_hosts: Matrices with an intruder.
+        update_norm: Frobenius norm of the whole update so far.
+        relative_update_norm: Over the norm of the same matrices of the base.
+        effective_rank: Mean over the matrices that changed; None where none did.
+        complete: Everything that should be compared was.
+        matrices: Each of them.
+    """
+
+    num_intruders: int
+    num_undecided: int
+    num_candidates: int
+    num_hosts: int
+    update_norm: float
+    relative_update_norm: float
+    effective_rank: float | None
+    complete: bool
+    matrices: tuple[MatrixFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingFigures:
+    """Loss on the text after one stage.
+
+    Attributes:
+        change: Against the original base, nats per token, paired.
+        loss: Nats per token.
+        protocol: How losses were taken.
+    """
+
+    change: Interval
+    loss: float
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """One trained stage.
+
+    Attributes:
+        stage: From 1.
+        task: That was trained.
+        seed: Of its start and the order of its examples, drawn from (seed of the chain, stage).
+        num_steps: Optimiser steps.
+        num_trained: Numbers that were trained.
+        loss: Mean training loss at the end.
+        train_seconds: Of training, of its last part where it was resumed.
+        weights: Against the original base.
+        forgetting: None without a text.
+        transfer: Up to here.
+        similarity: Of the matrix that the report names; None where it has none.
+    """
+
+    stage: int
+    task: str
+    seed: int
+    num_steps: int
+    num_trained: int
+    loss: float | None
+    train_seconds: float
+    weights: WeightFigures
+    forgetting: ForgettingFigures | None
+    transfer: Transfer
+    similarity: SimilarityMap | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainReport:
+    """A whole chain.
+
+    Attributes:
+        base: The model before.
+        method: By its name.
+        between: See :class:`ChainSettings`.
+        plan: Everything that can change a figure, with every default filled in.
+        tasks: In the order of training.
+        cells: Every task after every stage, by stage and then by task.
+        stages: The trained ones.
+        map_matrix: Of the similarity maps: that with the most intruders over all stages.
+        model: Folder of the last merged body.
+        environment: Versions that a figure depends on.
+    """
+
+    base: str
+    method: str
+    between: Between
+    plan: dict[str, Any]
+    tasks: tuple[str, ...]
+    cells: tuple[CellReport, ...]
+    stages: tuple[StageReport, ...]
+    map_matrix: str | None
+    model: str
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def cell(self, stage: int, task: str) -> CellReport:
+        """One cell of the accuracy matrix."""
+        return self.cells[stage * len(self.tasks) + self.tasks.index(task)]
