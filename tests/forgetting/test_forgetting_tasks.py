@@ -266,3 +266,43 @@ def test_held_out_text_is_a_task(models, tmp_path):
     assert got.metric == "nats/token"
     assert got.right_N is None
     assert got.value == pytest.approx(got.nats_N.sum() / got.units_N.sum())
+
+
+@pytest.mark.parametrize("batch", [1, 50, 4096])
+def test_choices_by_a_head_are_what_the_model_says_one_by_one(batch, tmp_path):
+    """Also where examples differ in their number of choices, and inputs in their length."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    config = transformers.BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=24)
+    model = transformers.BertForMultipleChoice(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)
+    generator = np.random.default_rng(0)
+    words = ["happy", "families", "are", "alike", "she", "waited", "the", "clocks", "were", "striking"]
+
+    def some(most):
+        return " ".join(generator.choice(words, generator.integers(1, most)))
+
+    rows = [
+        {"prompt": some(25), "choices": [some(8) for _ in range(2 + i % 3)], "answer": i % 2}
+        for i in range(30)
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    task_model = TaskModel(model=model, tokenizer=tokenizer, labels=(), max_context=24)
+    none = UsageError("none, expected one", remedy="give one")
+    pair = LivePair(language=none, task=none, choices=task_model, live={}, base={}, places={})
+    got = score(pair, load_task(tmp_path / "t.json"), batch_tokens=batch)
+    truncated = 0
+    for row, right, nats in zip(rows, got.right_N, got.nats_N, strict=True):
+        own = []
+        for choice in row["choices"]:
+            text = (row["prompt"], " " + choice)
+            one = tokenizer(*text, truncation=True, max_length=24, return_tensors="pt")
+            truncated += len(tokenizer(*text)["input_ids"]) > 24
+            with torch.no_grad():
+                own.append(float(model(**{key: value[None] for key, value in one.items()}).logits))
+        assert right == (int(np.argmax(own)) == row["answer"])
+        assert nats == pytest.approx(np.logaddexp.reduce(own) - own[row["answer"]], abs=1e-4)
+    assert truncated == got.num_truncated > 0
+    assert 0 < got.value < 1

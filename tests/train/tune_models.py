@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import sys
 from pathlib import Path
 
@@ -56,6 +58,25 @@ def write_task(file, count=48):
     words = ("bright cold day in April", "happy families are alike")
     rows = [f"{words[i % 2]} number {i % 7}\t{('cold', 'happy')[i % 2]}" for i in range(count)]
     file.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def write_choices(file, count=64, *, seed=0, shuffled=False):
+    """Which of two endings fits: bright goes with clocks, happy with families; by chance when shuffled."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        kind = draw.randrange(2)
+        words = [draw.choice(["the", "was", "to", "in", "and"]) for _ in range(3)]
+        words.insert(draw.randrange(4), ("bright", "happy")[kind])
+        endings = ["clocks were striking", "families are alike"]
+        answer = kind
+        if draw.randrange(2):
+            endings, answer = endings[::-1], 1 - answer
+        if shuffled:
+            answer = draw.randrange(2)
+        rows.append({"prompt": " ".join(words), "choices": endings, "answer": answer})
+    file.write_text("\n".join(map(json.dumps, rows)))
     return file
 
 

@@ -53,12 +53,12 @@ class LanguageModel:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskModel:
-    """A classifier of sequences.
+    """A model with a head for a task: a classifier of sequences, or one that scores choices.
 
     Attributes:
         model: transformers model, in evaluation mode.
         tokenizer: Of the tuned model, or else of the base.
-        labels: Names of the classes, in order.
+        labels: Names of the classes, in order; empty of one that scores choices.
         max_context: Longest input in tokens; None where nothing bounds it.
     """
 
@@ -82,6 +82,8 @@ class LivePair:
     Args:
         language: The language model, or the error that says why there is none.
         task: The classifier, or the error that says why there is none.
+        choices: The model that scores choices by a head of its own, the error that says why it cannot, or
+            None where the language model does it.
         live: Name to the parameter that the models share, each pointing at the tuned tensor.
         base: Name to the base's tensor, of those parameters that differ between the states.
         places: Where each matrix lies, by the name that a scan gives it; and each other tensor, by its stored
@@ -94,6 +96,7 @@ class LivePair:
         *,
         language: LanguageModel | IntruscopeError,
         task: TaskModel | IntruscopeError,
+        choices: TaskModel | IntruscopeError | None = None,
         live: Mapping[str, nn.Parameter],
         base: Mapping[str, Tensor],
         places: Mapping[str, Place],
@@ -101,6 +104,7 @@ class LivePair:
     ) -> None:
         self._language = language
         self._task = task
+        self._choices = choices
         self._live = live
         self._tuned = {name: parameter.data for name, parameter in live.items()}
         self._base = {**self._tuned, **base}
@@ -142,6 +146,16 @@ class LivePair:
         if isinstance(self._task, IntruscopeError):
             raise self._task
         return self._task
+
+    def choice_model(self) -> TaskModel | None:
+        """The model that scores choices, in the state that is set; None where it has no head for them.
+
+        Raises:
+            IntruscopeError: weights of the head are nowhere.
+        """
+        if isinstance(self._choices, IntruscopeError):
+            raise self._choices
+        return self._choices
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

@@ -80,12 +80,12 @@ def assemble(
     if start.model is not None:
         name_of = _aligned(start.model, merged.model)
         tuned_of = {name: tuned_state[tuned] for name, tuned in name_of.items()}
-        _untie_what_parted(start.model, tuned_of, keeps_head=merged.is_classifier)
+        _untie_what_parted(start.model, tuned_of, keeps_head=merged.head is not None)
         for name, parameter in list(start.model.named_parameters()):
             after = own(tuned_state[name_of[name]]) if name in name_of else None
             add(name, parameter, own(parameter), after)
         start.model.to(device)
-    if merged.is_classifier or start.model is None:
+    if merged.head is not None or start.model is None:
         shared = {tuned: name for name, tuned in name_of.items() if name in live}
         for name, parameter in tuned_state.items():
             if name in shared:
@@ -107,6 +107,7 @@ def assemble(
     return LivePair(
         language=language,
         task=_task(merged, tokenizers[1]),
+        choices=_choices(merged, tokenizers[1]),
         live=live,
         base=base,
         places=_places(config, live, start.stored_names),
@@ -136,14 +137,10 @@ def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_h
 
 
 def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
-    if not merged.is_classifier:
+    if merged.head != "classes":
         return _NO_TASK
     if merged.random:
-        return MalformedInput(
-            f"got no {printable(min(merged.random))}, neither in the base nor in the tuned model, expected "
-            "both together to hold the whole classifier",
-            remedy="train with that module in modules_to_save (of a BERT base without pooler, that too)",
-        )
+        return _lost(merged)
     config: Any = merged.model.config
     if config.num_labels < 2 or getattr(config, "problem_type", None) == "multi_label_classification":
         return UsageError(
@@ -160,6 +157,27 @@ def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
         tokenizer=tokenizer,
         labels=labels,
         max_context=max_context(merged.model, tokenizer),
+    )
+
+
+def _choices(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError | None:
+    if merged.head != "choices":
+        return None
+    if merged.random:
+        return _lost(merged)
+    return TaskModel(
+        model=merged.model,
+        tokenizer=tokenizer,
+        labels=(),
+        max_context=max_context(merged.model, tokenizer),
+    )
+
+
+def _lost(merged: Merged) -> MalformedInput:
+    return MalformedInput(
+        f"got no {printable(min(merged.random))}, neither in the base nor in the tuned model, expected "
+        "both together to hold the whole head",
+        remedy="train with that module in modules_to_save (of a BERT base without pooler, that too)",
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.config import moves_the_base
 from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.live_assembly import Start, assemble
-from intruscope.adapters.live_merge import Merged, merge_adapter, merge_in_memory, untie
+from intruscope.adapters.live_merge import HEADS, Merged, head_class, merge_adapter, merge_in_memory, untie
 from intruscope.adapters.live_models import (
     NO_HEAD_REMEDY,
     build,
@@ -108,7 +108,9 @@ def load_modules(
         untie(tuned_model)
     merged = Merged(
         model=tuned_model,
-        is_classifier=type(tuned_model).__name__.endswith("ForSequenceClassification"),
+        head=next(
+            (head for head, auto in HEADS.items() if _ends_like(type(tuned_model).__name__, auto)), None
+        ),
         random=frozenset(),
         from_base=dict(start.model.state_dict()) if start.model is not None else {},
     )
@@ -121,6 +123,10 @@ def load_modules(
         device=device,
         description=(name, "the tuned model in memory"),
     )
+
+
+def _ends_like(name: str, auto: str) -> bool:
+    return name.endswith(auto.removeprefix("AutoModel"))
 
 
 def _merge_dtype(dtype: str) -> torch.dtype:
@@ -224,17 +230,19 @@ def _whole_model(
         )
     _check_vocabulary(config, tuned_config, tuned.path)
     pair_checkpoints(base, tuned)  # refuses other shapes by name
-    classifier = class_for(transformers.AutoModelForSequenceClassification, tuned_config)
-    is_classifier = classifier is not None and classifier.__name__ in (tuned_config.architectures or ())
-    cls = classifier if is_classifier else language_cls or class_for(transformers.AutoModel, tuned_config)
+    heads = {head: head_class(head, tuned_config) for head in HEADS}
+    named = tuned_config.architectures or ()
+    head = next((head for head, cls in heads.items() if cls is not None and cls.__name__ in named), None)
+    cls = heads[head] if head is not None else language_cls
+    cls = cls or class_for(transformers.AutoModel, tuned_config)
     assert cls is not None
     model, missing = build(cls, tuned_config, read_tensors(tuned), dtype=dtype, file=tuned.path)
     known: dict[str, Tensor] = {}
-    if is_classifier:
+    if head is not None:
         twin, absent = build(cls, tuned_config, base_tensors, dtype=dtype, file=base.path)
         known = {name: value for name, value in twin.state_dict().items() if name not in absent}
     untie(model)
-    return Merged(model=model, is_classifier=is_classifier, random=frozenset(missing), from_base=known)
+    return Merged(model=model, head=head, random=frozenset(missing), from_base=known)
 
 
 def _check_vocabulary(config: Any, tuned_config: Any, file: Path) -> None:

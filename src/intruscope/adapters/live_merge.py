@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
 from intruscope.adapters.live_models import build, class_for, quiet, require
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
 
 _CLASSIFIER_ENDS = ("classifier", "score", "classifier.out_proj", "classifier.dense2", "logits_proj")
+Head = Literal["classes", "choices"]
+"""What a model says of texts, where it is no language model: a class, or a score for each of several."""
+HEADS: dict[Head, str] = {
+    "classes": "AutoModelForSequenceClassification",
+    "choices": "AutoModelForMultipleChoice",
+}
+"""The auto classes of transformers that have these heads."""
 _OTHER_TASKS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -36,15 +43,22 @@ class Merged:
 
     Attributes:
         model: With the tuned weights in place; no adapter is left in it.
-        is_classifier: It classifies sequences.
+        head: What it says of texts; None of a language model, or a bare body.
         random: Names of its parameters that neither base nor adapter holds.
         from_base: Names of its parameters whose base value is known, with that value.
     """
 
     model: nn.Module
-    is_classifier: bool
+    head: Head | None
     random: frozenset[str]
     from_base: Mapping[str, torch.Tensor]
+
+
+def head_class(head: Head, config: Any) -> type[nn.Module] | None:
+    """The class of a model type that has this head; None where transformers has none."""
+    import transformers
+
+    return class_for(getattr(transformers, HEADS[head]), config)
 
 
 def untie(model: nn.Module) -> None:
@@ -92,8 +106,8 @@ def merge_adapter(
             remedy="convert it to a PEFT adapter; it can be scanned as it is",
             file=adapter.path,
         )
-    host_cls, is_classifier = _host_class(adapter, config, language_cls)
-    if is_classifier:
+    host_cls, head = _host_class(adapter, config, language_cls)
+    if head == "classes":
         config = _with_labels(config, adapter)
     # transformers takes tensors of the right dtype as they are, and PEFT loads trained biases into them.
     own = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -106,7 +120,7 @@ def merge_adapter(
     merged = _merge_with_peft(host, adapter)
     saved = _saved_names(adapter)
     random = {name for name in missing if not any(name.startswith(f"{module}.") for module in saved)}
-    return Merged(model=merged, is_classifier=is_classifier, random=frozenset(random), from_base=before)
+    return Merged(model=merged, head=head, random=frozenset(random), from_base=before)
 
 
 def merge_in_memory(tuned: Any) -> nn.Module:
@@ -132,14 +146,19 @@ def merge_in_memory(tuned: Any) -> nn.Module:
 
 def _host_class(
     adapter: AdapterSource, config: Any, language_cls: type[nn.Module] | None
-) -> tuple[type[nn.Module], bool]:
-    """The class that the adapter was trained on, and whether it classifies sequences."""
+) -> tuple[type[nn.Module], Head | None]:
+    """The class that the adapter was trained on, and its head."""
     import transformers
 
-    task = _task_type(adapter)
-    classifies = task == "SEQ_CLS" or (task is None and _num_labels(adapter) is not None)
-    if classifies:
-        found = class_for(transformers.AutoModelForSequenceClassification, config)
+    task, trained_on = _told(adapter)
+    head: Head | None = None
+    choices = head_class("choices", config)
+    if task is None and choices is not None and trained_on == choices.__name__:
+        head = "choices"
+    elif task == "SEQ_CLS" or (task is None and _num_labels(adapter) is not None):
+        head = "classes"
+    if head is not None:
+        found = head_class(head, config)
     elif task in _OTHER_TASKS:
         found = class_for(getattr(transformers, _OTHER_TASKS[task]), config)
     elif task in (None, "CAUSAL_LM"):
@@ -155,15 +174,18 @@ def _host_class(
             remedy="check that this adapter is for this base",
             file=adapter.path,
         )
-    return found, classifies
+    return found, head
 
 
-def _task_type(adapter: AdapterSource) -> str | None:
+def _told(adapter: AdapterSource) -> tuple[str | None, str | None]:
+    """PEFT's word for the task; and for a task that it has no word for, the name of the class."""
     from intruscope.weights.strict_json import read_json_object
 
     assert adapter.config is not None
-    task = read_json_object(adapter.config.path).get("task_type")
-    return task if isinstance(task, str) and task else None
+    config = read_json_object(adapter.config.path)
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return (task if isinstance(task, str) and task else None), (name if isinstance(name, str) else None)
 
 
 def _saved_names(adapter: AdapterSource) -> set[str]:

@@ -17,8 +17,7 @@ from intruscope.forgetting.losses import (
 )
 from intruscope.forgetting.models import DType, load_pair
 from intruscope.forgetting.records import ForgettingReport, ForgettingSettings, LossFigures, TaskFigures
-from intruscope.forgetting.scores import TaskScore, score
-from intruscope.forgetting.tasks import ClassificationTask, Task
+from intruscope.forgetting.scores import TaskScore, check_task, needs_head, score
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import Sequences, Unit, cut
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from intruscope.adapters.live import LivePair
+    from intruscope.forgetting.tasks import Task
 
 NUM_CHECKED = 20
 """Sequences on which the fast protocol is held against the exact one."""
@@ -94,8 +94,7 @@ def forget(
     cutting: dict[str, Any] = {"unit": unit, "context": context, "stride": stride}
     sequences = cut(corpus, language, max_sequences=max_sequences, **cutting)
     for task in tasks:
-        if isinstance(task, ClassificationTask):
-            task.numbers(pair.task_model().labels)  # labels that do not fit are told before the work
+        check_task(pair, task)  # labels that do not fit are told before the work
     settings = ForgettingSettings(
         protocol=PROTOCOLS[chosen],
         unit=sequences.unit,
@@ -220,7 +219,7 @@ def _task_figures(
     with pair.as_tuned():
         after = scored("tuned")
     before: TaskScore | None = None
-    if not isinstance(task, ClassificationTask):  # the base has no head for a classification
+    if not needs_head(pair, task):
         with pair.as_base():
             before = scored("base")
     difference, p = None, None

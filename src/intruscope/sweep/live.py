@@ -112,18 +112,6 @@ class LiveBench:
         )
 
 
-def check_task(pair: LivePair, task: Task) -> None:
-    """Refuse a task that the pair cannot be scored on, before anything else is done.
-
-    Raises:
-        IntruscopeError: it has no head for the task, or labels are none of its own.
-    """
-    if isinstance(task, ClassificationTask):
-        task.numbers(pair.task_model().labels)
-    else:
-        pair.language_model()
-
-
 def num_examples(task: Task) -> int | None:
     """Examples of a task; None for held-out text, whose sequences depend on the model."""
     if isinstance(task, ClassificationTask):

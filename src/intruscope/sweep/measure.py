@@ -107,8 +107,8 @@ def sweep(
         )
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
+    from intruscope.forgetting.scores import check_task
     from intruscope.forgetting.texts import read_texts
-    from intruscope.sweep.live import check_task
 
     corpus = read_texts([text] if isinstance(text, (str, Path)) else text, field=field)
     work = options.work_dir

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from intruscope.adapters.live import LanguageModel
 from intruscope.adapters.live_models import max_context
-from intruscope.forgetting.tasks import ClassificationTask, TextTask
+from intruscope.errors import UsageError
+from intruscope.forgetting.scores import encode_pair, ending_window
+from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, TextTask
 from intruscope.forgetting.windows import cut
 from intruscope.train.data import Example, Examples, TrainingData, chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 MASKED_SHARE = 0.15
 """Devlin et al. 2018, section 3.1."""
+_NO_TARGET = -100  # what transformers' losses leave out
 
 
 def encode(
@@ -34,18 +39,25 @@ def encode(
         seed: Of which are taken.
 
     Raises:
-        MalformedInput: a label that is none of the model's classes.
+        MalformedInput: a label that is none of the model's classes, or an ending without a token.
+        UsageError: multiple choice of more than one number of choices, for a model that scores each.
         IntruscopeError: the tokenizer does not fit, or there is too little text.
     """
     limit = max_context(loaded.model, loaded.tokenizer)
     max_length = min(max_length, limit) if limit is not None else max_length
     if isinstance(data, ClassificationTask):
         return _classification(loaded, data, max_length, chosen(len(data.labels), at_most, seed))
+    if isinstance(data, ChoiceTask):
+        indices = chosen(len(data.choices), at_most, seed)
+        by_head = loaded.kind == "choices"
+        return (_choices if by_head else _endings)(loaded, data, max_length, indices)
     corpus = data.corpus if isinstance(data, TextTask) else data
-    return _text(loaded, corpus, max_length, at_most, seed)  # type: ignore[arg-type]
+    return _text(loaded, corpus, max_length, at_most, seed)
 
 
-def _classification(loaded: Loaded, task: ClassificationTask, max_length: int, indices: Any) -> TrainingData:
+def _classification(
+    loaded: Loaded, task: ClassificationTask, max_length: int, indices: Sequence[int]
+) -> TrainingData:
     from transformers import DataCollatorWithPadding
 
     tokenizer = loaded.tokenizer
@@ -54,12 +66,68 @@ def _classification(loaded: Loaded, task: ClassificationTask, max_length: int, i
     num_cut = 0
     for index in indices:
         first, second = task.texts[index]
-        encoded = dict(tokenizer(first, second, verbose=False))
-        if len(encoded["input_ids"]) > max_length:
-            encoded = dict(tokenizer(first, second, truncation=True, max_length=max_length))
-            num_cut += 1
+        encoded, was_cut = encode_pair(tokenizer, first, second, max_length)
+        num_cut += was_cut
         rows.append({**encoded, "labels": numbers[index]})
     return TrainingData(examples=Examples(rows), collate=DataCollatorWithPadding(tokenizer), num_cut=num_cut)
+
+
+def _choices(loaded: Loaded, task: ChoiceTask, max_length: int, indices: Sequence[int]) -> TrainingData:
+    """Each ending beside its prompt, as many as there are choices; the loss is over their scores."""
+    from transformers import DataCollatorForMultipleChoice
+
+    counts = sorted({len(choice.endings) for choice in task.choices})
+    if len(counts) > 1:
+        raise UsageError(
+            f"got examples of {counts[0]} to {counts[-1]} choices, expected one number: this model scores "
+            "all choices of a batch together",
+            remedy="leave out the examples of another number, or train a causal language model",
+            file=task.name,
+        )
+    rows: list[Example] = []
+    num_cut = 0
+    for index in indices:
+        choice = task.choices[index]
+        pairs = [
+            encode_pair(loaded.tokenizer, prompt, ending, max_length)
+            for prompt, ending in zip(choice.prompts, choice.endings, strict=True)
+        ]
+        num_cut += any(was_cut for _, was_cut in pairs)
+        row: Example = {key: [encoded[key] for encoded, _ in pairs] for key in pairs[0][0]}
+        rows.append({**row, "labels": choice.answer})
+    collate = DataCollatorForMultipleChoice(loaded.tokenizer)
+    return TrainingData(examples=Examples(rows), collate=collate, num_cut=num_cut)
+
+
+def _endings(loaded: Loaded, task: ChoiceTask, max_length: int, indices: Sequence[int]) -> TrainingData:
+    """The right ending after its prompt; the loss is over the ending's tokens alone."""
+    from transformers import DataCollatorForSeq2Seq
+
+    language = as_language(loaded, max_length)
+    rows: list[Example] = []
+    num_cut = 0
+    for index in indices:
+        choice = task.choices[index]
+        prompt, ending = choice.prompts[choice.answer], choice.endings[choice.answer]
+        window, was_cut = ending_window(language, prompt, ending, 0, task.name)
+        num_cut += was_cut
+        labels = np.full_like(window.ids, _NO_TARGET)
+        labels[window.scored] = window.ids[window.scored]
+        ids = window.ids.tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels.tolist()})
+    collate = DataCollatorForSeq2Seq(loaded.tokenizer, label_pad_token_id=_NO_TARGET)
+    return TrainingData(examples=Examples(rows), collate=collate, num_cut=num_cut)
+
+
+def as_language(loaded: Loaded, max_length: int | None = None) -> LanguageModel:
+    """A loaded language model as one that losses are taken of, its inputs no longer than a limit."""
+    limits = [each for each in (max_length, max_context(loaded.model, loaded.tokenizer)) if each is not None]
+    return LanguageModel(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        kind="masked" if loaded.kind == "masked" else "causal",
+        max_context=min(limits) if limits else None,
+    )
 
 
 def _text(loaded: Loaded, corpus: Corpus, max_length: int, at_most: int | None, seed: int) -> TrainingData:
@@ -67,13 +135,8 @@ def _text(loaded: Loaded, corpus: Corpus, max_length: int, at_most: int | None, 
     from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
     is_causal = loaded.kind == "causal"
-    language = LanguageModel(
-        model=loaded.model,
-        tokenizer=loaded.tokenizer,
-        kind="causal" if is_causal else "masked",
-        max_context=max_context(loaded.model, loaded.tokenizer),
-    )
-    windows = cut(corpus, language, context=max_length, stride=max_length - 1 if is_causal else None).windows
+    stride = max_length - 1 if is_causal else None
+    windows = cut(corpus, as_language(loaded), context=max_length, stride=stride).windows
     rows: list[Example] = []
     for index in chosen(len(windows), at_most, seed):
         ids = windows[index].ids.tolist()
@@ -81,7 +144,7 @@ def _text(loaded: Loaded, corpus: Corpus, max_length: int, at_most: int | None, 
         rows.append({**row, "labels": ids} if is_causal else row)
     collate: Callable[[list[Example]], dict[str, Any]]
     if is_causal:
-        collate = DataCollatorForSeq2Seq(loaded.tokenizer, label_pad_token_id=-100)
+        collate = DataCollatorForSeq2Seq(loaded.tokenizer, label_pad_token_id=_NO_TARGET)
     else:
         collate = DataCollatorForLanguageModeling(loaded.tokenizer, mlm=True, mlm_probability=MASKED_SHARE)
     return TrainingData(examples=Examples(rows), collate=collate, num_cut=0)

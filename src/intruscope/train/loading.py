@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import set_seed
 
 from intruscope.adapters.live_loading import tokenizer_folder
-from intruscope.adapters.live_models import build, class_for, config_of, language_class, read_tensors
+from intruscope.adapters.live_merge import head_class
+from intruscope.adapters.live_models import build, config_of, language_class, read_tensors
 from intruscope.adapters.live_tokenizers import choose_tokenizers
-from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, UsageError, printable
+from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task
 from intruscope.train.data import label_names
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from intruscope.adapters.live_merge import Head
     from intruscope.forgetting.texts import Corpus
     from intruscope.weights.source import ModelSource
 
-DataKind = Literal["classification", "causal", "masked"]
+DataKind = Literal["classification", "choices", "endings", "causal", "masked"]
+"""What is learned: classes; which choice, by a score for each (encoders) or by the right ending's words
+(causal models); or text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ def load_for(
 
     Raises:
         UnsupportedFormat: the model's type has no such head.
-        UsageError: a task that cannot be trained on, or no tokenizer.
+        UsageError: no tokenizer.
         MalformedInput: files are damaged, or the tensors lack a part of the body.
         ShapeMismatch: the tensors are of another shape.
     """
@@ -99,21 +103,28 @@ def _class_for(
     source: ModelSource, config: Any, data: Task | Corpus
 ) -> tuple[type[torch.nn.Module], DataKind]:
     if isinstance(data, ClassificationTask):
-        found = class_for(AutoModelForSequenceClassification, config)
-        if found is None:
-            raise UnsupportedFormat(
-                f"got the model type {config.model_type}, expected one with a classifier in transformers",
-                remedy="train it on text with --text",
-                file=source.path,
-            )
-        return found, "classification"
-    if isinstance(data, ChoiceTask):
-        raise UsageError(
-            f"got {data.name}, which is no classification, expected texts with labels",
-            remedy="train a language model on it with --text",
-            file=data.name,
-        )
-    return language_class(config, file=source.path)
+        return _with_head("classes", config, source), "classification"
+    if not isinstance(data, ChoiceTask):
+        return language_class(config, file=source.path)
+    try:
+        cls, kind = language_class(config, file=source.path)
+    except UnsupportedFormat:
+        kind = "masked"  # no language model at all: then a head of its own as well
+    if kind == "causal":
+        return cls, "endings"
+    return _with_head("choices", config, source), "choices"
+
+
+def _with_head(head: Head, config: Any, source: ModelSource) -> type[torch.nn.Module]:
+    found = head_class(head, config)
+    if found is not None:
+        return found
+    what = "a classifier" if head == "classes" else "a head for multiple choice"
+    raise UnsupportedFormat(
+        f"got the model type {printable(config.model_type)}, expected one with {what} in transformers",
+        remedy="train it on text with --text",
+        file=source.path,
+    )
 
 
 def _replace_body(model: Any, tensors: Mapping[str, Tensor]) -> set[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from intruscope.adapters.live_models import quiet
+from intruscope.forgetting.scores import choose
 from intruscope.methods.contract import Setting
+from intruscope.train.encoding import as_language
 from intruscope.train.look_file import figures
 from intruscope.train.settings import TuneReport
 from intruscope.train.trainer import Keeper, SteadyTrainer, explained, silence
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from intruscope.forgetting.tasks import ChoiceTask
     from intruscope.methods.contract import Attached, Method, Options
     from intruscope.train.data import TrainingData
     from intruscope.train.loading import Loaded
     from intruscope.train.run_folder import RunFolder
     from intruscope.train.settings import TuneSettings
+    from intruscope.train.trainer import Scorer
+
+_READ_OFF = ("classification", "choices")
+"""Kinds of data whose accuracy is read off the logits."""
 
 
 def attach(
@@ -73,6 +80,7 @@ def trainer_for(
     arguments: Any,
     training: TrainingData,
     evaluation: TrainingData | None = None,
+    scorer: Scorer | None = None,
 ) -> SteadyTrainer:
     """A Trainer of an attached method, with the method's own optimiser; it prints nothing.
 
@@ -82,6 +90,7 @@ def trainer_for(
         arguments: transformers'; the rate and the decay are taken from them.
         training: To train on.
         evaluation: Scored after every epoch.
+        scorer: By :func:`ending_scorer`, for a model that is trained on right endings.
     """
     optimizer = attached.optimizer(lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
     with quiet():
@@ -92,12 +101,38 @@ def trainer_for(
             train_dataset=training.examples,
             eval_dataset=evaluation.examples if evaluation is not None else None,
             processing_class=loaded.tokenizer,
-            compute_metrics=_accuracy if evaluation is not None else None,
+            compute_metrics=_accuracy if loaded.kind in _READ_OFF else None,
+            scorer=scorer,
             optimizers=(optimizer, None),
             callbacks=[*attached.callbacks()],
         )
     silence(trainer)
     return trainer
+
+
+def ending_scorer(loaded: Loaded, task: ChoiceTask, max_length: int) -> Scorer:
+    """Scores a causal model by the likelihood of whole endings, as ``intruscope forget`` does.
+
+    Args:
+        loaded: What it was trained from.
+        task: What is asked.
+        max_length: Longest input in tokens.
+    """
+    language = as_language(loaded, max_length)
+
+    def scored(model: Any, *, process: int, num_processes: int) -> tuple[int, int]:
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        own = replace(task, choices=task.choices[process::num_processes])
+        if not own.choices:
+            return 0, 0
+        was_training = plain.training
+        plain.eval()
+        right = choose(replace(language, model=plain), own).right_N
+        plain.train(was_training)
+        assert right is not None
+        return int(right.sum()), len(right)
+
+    return scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +164,7 @@ class Run:
         arguments: Any,
         training: TrainingData,
         evaluation: TrainingData | None,
+        scorer: Scorer | None,
         on_progress: Callable[[str, int, int], None],
     ) -> TuneReport:
         """Train from the last checkpoint on, save, record.
@@ -138,7 +174,7 @@ class Run:
             ResourceExhausted: no memory for a batch, or no room.
         """
         folder, attached = self.folder, self.attached
-        trainer = trainer_for(attached, self.loaded, arguments, training, evaluation)
+        trainer = trainer_for(attached, self.loaded, arguments, training, evaluation, scorer)
         watch = self._watch(trainer)
         trainer.add_callback(Keeper(folder, attached.model, on_progress))
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -29,8 +29,39 @@ class Diverged(Exception):
         self.step = step
 
 
+class Scorer(Protocol):
+    """Scores a model in evaluation mode on one process's share of the examples."""
+
+    def __call__(self, model: Any, *, process: int, num_processes: int) -> tuple[int, int]:
+        """How many are right, of how many."""
+
+
 class SteadyTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that stops before a step from a loss that is NaN or infinite."""
+    """A Trainer that stops before a step from a loss that is NaN or infinite.
+
+    Args:
+        scorer: Gives the accuracy at each evaluation, where it cannot be read off the logits.
+    """
+
+    def __init__(self, *args: Any, scorer: Scorer | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._scorer = scorer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss and the accuracy, over all processes."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self._scorer is not None:
+            accelerator = self.accelerator
+            right, count = self._scorer(
+                accelerator.unwrap_model(self.model),
+                process=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+            sums = torch.tensor([right, count], device=accelerator.device)
+            right, count = accelerator.reduce(sums, reduction="sum").tolist()
+            metrics["eval_accuracy"] = right / count
+            self.log({"eval_accuracy": right / count})
+        return metrics
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step's gradients.
