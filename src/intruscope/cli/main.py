@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from intruscope.cli.demo import demo
+from intruscope.cli.extract import extract
 from intruscope.cli.forget import forget
 from intruscope.cli.layers import layers
 from intruscope.cli.methods import methods
@@ -27,7 +28,7 @@ from intruscope.errors import IntruscopeError, printable
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "repair", "sweep", "tune")
+_RESUMING = ("scan", "repair", "extract", "sweep", "tune")
 """The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(layers)
 app.command()(repair)
+app.command()(extract)
 app.command()(forget)
 app.command()(sweep)
 app.command()(tune)

@@ -302,8 +302,8 @@ def _check_size(choice: Choice, modules: Sequence[Module]) -> None:
     largest = max(min(module.shape) for module in modules)
     if choice.kind == "rank" and choice.value > largest:
         raise UsageError(
-            f"got the rank {choice.value:.0f}, expected at most {largest}: no chosen matrix can have a higher "
-            "one",
+            f"got the rank {choice.value:.0f}, expected at most {largest}: none of the matrices can have a "
+            "higher one",
             remedy=f"give --rank {min(16, largest)}, or --energy 0.9 to let each matrix choose",
         )
     least = min(module.num_numbers for module in modules)
