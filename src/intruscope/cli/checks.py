@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from intruscope.errors import UsageError
+from intruscope.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from intruscope.forgetting.named_tasks import Split
@@ -105,3 +106,21 @@ def task_of(
         label_field=label_field,
         labels=labels.split(",") if labels else None,
     )
+
+
+def method_options(
+    given: Sequence[str] | None, *, rank: int | None, alpha: float | None
+) -> dict[str, object]:
+    """The options of a method that ``--rank``, ``--alpha`` and ``-O`` give together.
+
+    Raises:
+        UsageError: one that is not NAME=VALUE.
+    """
+    found: dict[str, object] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            fact = f"got the option {printable(each)}, expected NAME=VALUE"
+            raise UsageError(fact, remedy="write for instance -O num_links=3")
+        found[name.replace("-", "_")] = value
+    return found | {name: v for name, v in (("rank", rank), ("alpha", alpha)) if v is not None}

@@ -34,6 +34,31 @@ BatchTokens = Annotated[int, typer.Option(min=1, help="Positions per batch.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of weights and computation.")
 ]
+Method = Annotated[str, typer.Option(help="Fine-tuning method; intruscope methods lists them.")]
+Rank = Annotated[int | None, typer.Option(help="Of the method, where it has one.")]
+Alpha = Annotated[float | None, typer.Option(help="Of the method; by the recipe, twice the rank.")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--option", "-O", help="Further option of the method: NAME=VALUE.")
+]
+Target = Annotated[
+    list[str] | None, typer.Option(help="End of the names of modules to change; all linear by default.")
+]
+Recipe = Annotated[str, typer.Option(help="Where all other numbers are from.")]
+Rate = Annotated[
+    float | None, typer.Option(help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank.")
+]
+Examples = Annotated[
+    int | None, typer.Option(min=1, help="Train on so many of the examples at most, drawn by the seed.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Examples per step.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Parts that a batch is taken in.")]
+MaxLength = Annotated[int | None, typer.Option(min=2, help="Longest input in tokens.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Also read PyTorch files (weights_only).")]
 Force = Annotated[bool, typer.Option("--force", help="Write into folders that are not empty.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of our own faults.")]

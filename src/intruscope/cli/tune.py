@@ -7,21 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from intruscope.cli.checks import task_of
+from intruscope.cli.checks import method_options, task_of
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
+    Accumulate,
     AllowPickle,
+    Alpha,
+    Batch,
+    Bf16,
     Data,
+    Epochs,
+    Examples,
     Field,
+    MaxLength,
+    Method,
+    MethodOption,
+    Rank,
+    Rate,
+    Recipe,
+    SaveEvery,
+    Seed,
+    Steps,
+    Target,
     TaskFields,
+    Tokenizer,
     Verbose,
 )
 from intruscope.cli.screen import note, show, stage_progress
-from intruscope.errors import UsageError, printable
+from intruscope.errors import UsageError
 
 
 def tune(
     base: Annotated[str, typer.Argument(help="Model before: path or org/name@revision.")],
-    method: Annotated[str, typer.Option(help="Fine-tuning method; intruscope methods lists them.")],
+    method: Method,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same again goes on where it stopped.")],
     task: Annotated[
         str | None, typer.Option(help="Task: sst2, mnli ..., a file, or hf:org/name:split.")
@@ -34,29 +51,21 @@ def tune(
     task_fields: TaskFields = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, in order.")] = None,
     field: Field = None,
-    rank: Annotated[int | None, typer.Option(help="Of the method, where it has one.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Of the method; by the recipe, twice the rank.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-O", help="Further option of the method: NAME=VALUE.")
-    ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="End of the names of modules to change; all linear by default.")
-    ] = None,
-    recipe: Annotated[str, typer.Option(help="Where all other numbers are from.")] = "paper",
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank.")
-    ] = None,
-    examples: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many of the examples at most, drawn by the seed.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples per step.")] = None,
-    accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is taken in.")] = 1,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest input in tokens.")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    option: MethodOption = None,
+    target: Target = None,
+    recipe: Recipe = "paper",
+    lr: Rate = None,
+    examples: Examples = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    accumulate: Accumulate = 1,
+    max_length: MaxLength = None,
+    bf16: Bf16 = False,
+    seed: Seed = 0,
+    save_every: SaveEvery = 500,
     watch: Annotated[int, typer.Option(min=0, help="Steps between looks for intruders; 0 for none.")] = 50,
     forget_text: Annotated[
         list[str] | None, typer.Option(help="Text on which every look measures forgetting.")
@@ -64,7 +73,7 @@ def tune(
     report_to: Annotated[
         list[str] | None, typer.Option(help="Where transformers logs besides: tensorboard, wandb ...")
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer.")] = None,
+    tokenizer: Tokenizer = None,
     allow_pickle: AllowPickle = False,
     verbose: Verbose = False,  # noqa: ARG001
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
@@ -78,10 +87,7 @@ def tune(
             "got " + ("no data" if task is None else "a task and a text") + ", expected one of them",
             remedy="name a classification task with --task, or text with --text",
         )
-    given = {
-        **_options(option or []),
-        **{k: v for k, v in (("rank", rank), ("alpha", alpha)) if v is not None},
-    }
+    given = method_options(option, rank=rank, alpha=alpha)
     from intruscope.methods.registry import find
 
     found = find(method)
@@ -122,6 +128,9 @@ def tune(
     given_data = (
         task_of(task, split="train", **named) if task is not None else read_texts(text or [], field=field)
     )
+    from intruscope.train.processes import is_first
+
+    quiet = quiet or not is_first()
     with stage_progress(quiet=quiet) as on_progress:
         report = run_tune(
             base,
@@ -138,17 +147,6 @@ def tune(
         show([_summary(report)])
         if settings.watch_every and report.watch.get("intruders/count"):
             note(f"pictures of the intruders' lives are in {out / 'intruders'}")
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals or not name:
-            fact = f"got the option {printable(each)}, expected NAME=VALUE"
-            raise UsageError(fact, remedy="write for instance -O num_links=3")
-        found[name.replace("-", "_")] = value
-    return found
 
 
 def _summary(report: object) -> str:
