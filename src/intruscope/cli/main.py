@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from intruscope.cli.chain import chain
 from intruscope.cli.demo import demo
 from intruscope.cli.extract import extract
 from intruscope.cli.forget import forget
@@ -28,7 +29,7 @@ from intruscope.errors import IntruscopeError, printable
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "repair", "extract", "sweep", "tune")
+_RESUMING = ("scan", "repair", "extract", "sweep", "tune", "chain")
 """The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app.command()(extract)
 app.command()(forget)
 app.command()(sweep)
 app.command()(tune)
+app.command()(chain)
 app.command()(methods)
 app.command()(profile)
 app.command()(demo)
@@ -88,7 +90,8 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except IntruscopeError as error:
-        _complain(str(error))
+        if not error.is_told:
+            _complain(str(error))
         code = error.exit_code
     except _Stopped as stop:
         how = "interrupted" if stop.exit_code == 130 else "terminated"

@@ -45,7 +45,8 @@ Target = Annotated[
 ]
 Recipe = Annotated[str, typer.Option(help="Where all other numbers are from.")]
 Rate = Annotated[
-    float | None, typer.Option(help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank.")
+    float | None,
+    typer.Option(min=0.0, help="Learning rate; by the recipe, alpha * lr = 2.4e-3 at every rank."),
 ]
 Examples = Annotated[
     int | None, typer.Option(min=1, help="Train on so many of the examples at most, drawn by the seed.")

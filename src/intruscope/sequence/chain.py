@@ -21,7 +21,7 @@ from intruscope.sequence.features import Features, features
 from intruscope.sequence.folder import ChainFolder
 from intruscope.sequence.heads import Head, fit_choices, fit_classes
 from intruscope.sequence.plan import checked_method, checked_names, plan_of_chain, scan_settings, stage_seed
-from intruscope.sequence.records import SCHEMA, ChainReport, ChainSettings, ChainTask, HeadFigures
+from intruscope.sequence.records import ChainReport, ChainSettings, ChainTask, HeadFigures, chain_json
 from intruscope.sequence.text_loss import text_losses
 from intruscope.sequence.weights import look
 from intruscope.train.data import label_names
@@ -103,11 +103,6 @@ def chain(
         write_figures(lambda: chain_figures(report), folder.pictures)
         folder.finish(chain_json(report))
     return report
-
-
-def chain_json(report: ChainReport) -> dict[str, Any]:
-    """The object of the schema ``intruscope.chain/1``."""
-    return {"schema": SCHEMA, **asdict(report)}
 
 
 class _Chain:

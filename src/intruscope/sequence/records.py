@@ -6,7 +6,7 @@ that does not exist (a best earlier stage of the first one) is None, never NaN.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -263,3 +263,8 @@ class ChainReport:
     def cell(self, stage: int, task: str) -> CellReport:
         """One cell of the accuracy matrix."""
         return self.cells[stage * len(self.tasks) + self.tasks.index(task)]
+
+
+def chain_json(report: ChainReport) -> dict[str, Any]:
+    """The object of the schema ``intruscope.chain/1``."""
+    return {"schema": SCHEMA, **asdict(report)}
