@@ -7,8 +7,8 @@ import torch
 from our_methods import LINEAR, MODELS, assert_peft_alone_runs_it, llama, train
 
 from intruscope.errors import ShapeMismatch, UsageError
+from intruscope.extract import construct_chain
 from intruscope.methods import find
-from intruscope.methods.construct import construct_chain
 from intruscope.methods.contract import Setting
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

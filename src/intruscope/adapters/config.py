@@ -25,7 +25,7 @@ _CONVERT_REMEDY = (
     "save it with path_initial_model_for_weight_conversion, which turns it into a plain LoRA, or "
     + MERGE_REMEDY
 )
-_PROMPTS = (
+PROMPTS = (
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"),
     *("CPT", "CARTRIDGE"),
 )
@@ -128,7 +128,7 @@ def read_config(path: Path) -> AdapterConfig:
     if kind != "LORA":
         raise UnsupportedFormat(
             f"got an adapter of type {printable(kind)}, expected LORA",
-            remedy=_PROMPT_REMEDY if kind in _PROMPTS else MERGE_REMEDY,
+            remedy=_PROMPT_REMEDY if kind in PROMPTS else MERGE_REMEDY,
             file=path,
             tensor="peft_type",
         )

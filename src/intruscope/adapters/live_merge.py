@@ -106,9 +106,9 @@ def merge_adapter(
             remedy="convert it to a PEFT adapter; it can be scanned as it is",
             file=adapter.path,
         )
-    host_cls, head = _host_class(adapter, config, language_cls)
+    host_cls, head = host_class(adapter, config, language_cls)
     if head == "classes":
-        config = _with_labels(config, adapter)
+        config = with_labels(config, adapter)
     # transformers takes tensors of the right dtype as they are, and PEFT loads trained biases into them.
     own = {name: tensor.clone() for name, tensor in tensors.items()}
     host, missing = build(host_cls, config, own, dtype=dtype, file=adapter.path)
@@ -144,7 +144,7 @@ def merge_in_memory(tuned: Any) -> nn.Module:
     return model.eval()
 
 
-def _host_class(
+def host_class(
     adapter: AdapterSource, config: Any, language_cls: type[nn.Module] | None
 ) -> tuple[type[nn.Module], Head | None]:
     """The class that the adapter was trained on, and its head."""
@@ -216,7 +216,7 @@ def _num_labels(adapter: AdapterSource) -> int | None:
     return None
 
 
-def _with_labels(config: Any, adapter: AdapterSource) -> Any:
+def with_labels(config: Any, adapter: AdapterSource) -> Any:
     """The config with as many labels as the stored classifier has."""
     config = copy.deepcopy(config)
     count = _num_labels(adapter)

@@ -11,12 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from intruscope.extract.chain import Construction, construct_chain
     from intruscope.extract.plan import ExtractPlan, extract
 
-__all__ = ["ExtractPlan", "extract"]
+__all__ = ["Construction", "ExtractPlan", "construct_chain", "extract"]
+
+_PLACES = {"Construction": "chain", "construct_chain": "chain", "ExtractPlan": "plan", "extract": "plan"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("intruscope.extract.plan"), name)
+    if name in _PLACES:
+        return getattr(import_module(f"intruscope.extract.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,10 +76,8 @@ class Directions:
     rounding_fraction: float | None
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """B (O, R) and A (R, I), each with half of the singular values: float64."""
-        cut = self.found.cut(rank)
-        root = cut.values_K.sqrt()
-        return cut.left_MK.double() * root, (cut.right_NK.double() * root).T
+        """B (O, R) and A (R, I), each with half of every singular value: float64."""
+        return self.found.factors(rank)
 
     def spectral(self, rank: int, dtype: torch.dtype) -> tuple[float, float]:
         """Between which values ‖ΔW − B A‖₂ lies for factors of a rank, stored in a dtype.

@@ -11,6 +11,7 @@ from intruscope.extract.findings import plan_findings
 from intruscope.extract.measure import Runner
 from intruscope.extract.modules import chosen, modules_of
 from intruscope.extract.naming import adapter_names
+from intruscope.extract.opening import open_any
 from intruscope.extract.records import (
     Choice,
     ChoiceKind,
@@ -21,7 +22,7 @@ from intruscope.extract.records import (
 )
 from intruscope.extract.rest import find_rest
 from intruscope.spectra.records import Estimate, ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, open_sources, pair_sources
+from intruscope.spectra.scan import RunOptions, check_outputs, pair_sources
 from intruscope.weights.output import check_new_folder
 from intruscope.weights.source import ModelSource
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from intruscope.extract.decompose import Directions
     from intruscope.extract.modules import Module
     from intruscope.extract.naming import AdapterNames
+    from intruscope.extract.opening import Scratch
     from intruscope.extract.records import CurvePoint, Rest
     from intruscope.extract.rest import Saved
     from intruscope.weights.matrices import Finding, Pairing
@@ -66,6 +68,7 @@ class ExtractPlan:
         curve: Error at one rank for all.
         best: Least error at the same sizes where each matrix has its own rank.
         allocation: How a number of parameters was spent; None where ranks were chosen otherwise.
+        scratch: Holds what an adapter of another kind was merged into; None where none was.
         findings: What the reader must know.
     """
 
@@ -87,6 +90,7 @@ class ExtractPlan:
     curve: tuple[CurvePoint, ...]
     best: tuple[CurvePoint, ...]
     allocation: Allocation | None
+    scratch: Scratch | None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -154,7 +158,7 @@ def extract(
 
     Args:
         base: Model before, see :func:`intruscope.spectra.scan.plan`.
-        tuned: Model after: a full checkpoint or an adapter.
+        tuned: Model after: a full checkpoint or an adapter, of any kind that PEFT merges.
         rank: One for all matrices.
         energy: Share of ‖ΔW‖_F² that each matrix keeps at least, above 0 and up to 1.
         error: Relative Frobenius error that each matrix has at most, from 0 and below 1.
@@ -184,7 +188,7 @@ def extract(
     options = options or RunOptions()
     if out is not None:
         check_new_folder(out)
-    before, after = open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+    before, after, scratch = open_any(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
     pairing = pair_sources(before, after)
     _check_readable(before, after)
     given = [*([out] if out else []), *([options.work_dir] if options.work_dir else [])]
@@ -237,6 +241,7 @@ def extract(
         curve=curve,
         best=best_curve(spectra, [point.num_parameters for point in curve]),
         allocation=spent,
+        scratch=scratch,
     )
     return replace(plan, findings=plan_findings(plan, found))
 

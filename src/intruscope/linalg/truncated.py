@@ -71,6 +71,11 @@ class Truncation:
             complete=self.complete and count >= len(self.values_K),
         )
 
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """(M, R) and (R, N) whose product is the closest matrix of a rank; each has half of every value."""
+        root = self.values_K[:rank].sqrt()
+        return self.left_MK[:, :rank].double() * root, (self.right_NK[:, :rank].double() * root).T
+
 
 def left_squares(values_K: Tensor, total_square: float, *, complete: bool) -> Tensor:
     """‖A − A_r‖_F² for r = 0 .. K, (K + 1,), float64.

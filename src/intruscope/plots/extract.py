@@ -76,6 +76,7 @@ def error_curve_figure(
     )
     axes.axhline(0, color=SOFT, linewidth=0.9)
     axes.set_ylim(-0.03, 1.05)
+    axes.margins(x=0.09)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter("")
     axes.set_title(drawable(title), color=INK)
