@@ -34,22 +34,21 @@ def runs(values: Tensor, errors: Tensor) -> list[tuple[int, int]]:
 
 def labels(groups: list[tuple[int, int]], count: int) -> Tensor:
     """The number of the run that each of ``count`` indices belongs to (count,)."""
-    label = torch.zeros(count, dtype=torch.int64)
-    for number, (first, last) in enumerate(groups):
-        label[first : min(last + 1, count)] = number
-    return label
+    if not groups:
+        return torch.zeros(0, dtype=torch.int64)
+    sizes = torch.tensor([last - first + 1 for first, last in groups])
+    return torch.repeat_interleave(torch.arange(len(groups)), sizes)[:count]
 
 
 def gaps(values: Tensor, groups: list[tuple[int, int]]) -> Tensor:
     """Distance from each value to the nearest one outside its run (R,); infinite if there is none."""
-    gap = torch.full_like(values, torch.inf)
-    for first, last in groups:
-        at = slice(first, last + 1)
-        if first > 0:
-            gap[at] = torch.minimum(gap[at], values[first - 1] - values[at])
-        if last + 1 < len(values):
-            gap[at] = torch.minimum(gap[at], values[at] - values[last + 1])
-    return gap
+    if not groups:
+        return torch.full_like(values, torch.inf)
+    label = labels(groups, len(values))
+    edge = values.new_full((1,), torch.inf)
+    above = torch.cat([edge, values[[last for _, last in groups[:-1]]]])
+    below = torch.cat([values[[first for first, _ in groups[1:]]], -edge])
+    return torch.minimum(above[label] - values, values - below[label])
 
 
 def sine_lower(cosine: Tensor, sine_error: Tensor) -> Tensor:

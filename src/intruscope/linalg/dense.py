@@ -42,7 +42,7 @@ class BaseVectors:
 
     def cosines(self, vectors_MK: Tensor) -> Tensor:
         """u_i · y_j of every counted base vector with every given unit column: (R, K), float64."""
-        return self.left_MR.T @ vectors_MK.double()
+        return (vectors_MK.double().T @ self.left_MR).T
 
 
 def counted(values: Tensor, shape: tuple[int, int]) -> int:

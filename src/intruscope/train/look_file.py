@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, OutputConflict, ResourceExhausted
@@ -106,7 +106,7 @@ class LookFile:
                     file=path,
                 )
             self.looks = [look for look in looks if look.step <= step]
-        lines = [_line(header), *(_line(asdict(look)) for look in self.looks)]
+        lines = [_line(header), *(_line(_record(look)) for look in self.looks)]
 
         def write(stream: IO[bytes]) -> None:
             stream.writelines(lines)
@@ -120,7 +120,7 @@ class LookFile:
             ResourceExhausted: there is no room; earlier looks are intact.
         """
         self.looks.append(look)
-        line = _line(asdict(look))
+        line = _line(_record(look))
         try:
             with self.path.open("r+b") as stream:
                 end = stream.seek(0, os.SEEK_END)
@@ -188,6 +188,12 @@ def _turned(matrices: Sequence[MatrixLook]) -> float | None:
 
 def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _record(look: Look) -> dict[str, Any]:
+    """As :func:`dataclasses.asdict`, which copies every number: a tenth of the time of a look."""
+    matrices = [{**vars(m), "vectors": [vars(vector) for vector in m.vectors]} for m in look.matrices]
+    return {**vars(look), "matrices": matrices}
 
 
 def _look(record: dict[str, Any]) -> Look:

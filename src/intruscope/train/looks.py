@@ -127,11 +127,11 @@ class MatrixWatch:
         """From the last look, the first from the base; None where a verdict stays open, or too large."""
         if min(base_OI.shape) > DENSE_LIMIT:
             return None
-        base_OI = base_OI.double()
         seen = Operator.viewing(base_OI)
         if self._block_SC is None:
-            self._block_SC = self._of_base(base_OI, self._dense.of(seen, "left"))
+            self._block_SC = self._of_base(base_OI.double(), self._dense.of(seen, "left"))
         if isinstance(form, tuple):
+            base_OI = base_OI.double()
             left_OR, right_RI = (factor.double() for factor in form)
             if self._base_gram_SS is None:
                 self._base_gram_SS = gram_of(base_OI)

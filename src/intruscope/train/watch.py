@@ -306,7 +306,7 @@ class _Unmoved:
 
     def __call__(self) -> Tensor:
         weight_OI = self._matrix.weight()
-        found = float(weight_OI.double().sum())
+        found = float(weight_OI.sum(dtype=torch.float64))
         if self._sum is not None and not math.isclose(found, self._sum, rel_tol=1e-9, abs_tol=1e-9):
             raise UsageError(
                 "got weights under the adapter that have changed since the start, expected the base's",
