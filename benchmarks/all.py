@@ -20,6 +20,7 @@ def main() -> None:
         "wrong_base": ["--seeds", "2"],
         "forgetting": ["--repeats", "1"],
         "watch": ["--steps", "50"],
+        "step_time": ["--rounds", "3", "--steps", "4"],
     }.items():
         print(f"== {module}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], check=True, env=environment)

@@ -1,6 +1,9 @@
 """The pages of the methods are what their descriptions say; run as a script, this writes them."""
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +37,71 @@ def test_what_the_page_says_of_conv1d_is_what_is_declared():
     page = " ".join((DOCS / "methods.md").read_text(encoding="utf-8").split())
     refused = [method.title for method in registered() if "conv1d" not in method.layers]
     assert f"refused by name: {', '.join(refused[:-1])} and {refused[-1]}." in page
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(DOCS.parent))
+    try:
+        from benchmarks import methods, methods_rates, methods_table
+    finally:
+        sys.path.remove(str(DOCS.parent))
+    return SimpleNamespace(runs=methods, rates=methods_rates, table=methods_table)
+
+
+def test_the_measured_table_is_the_published_one(benchmark):
+    results = DOCS.parent / "benchmarks" / "results" / "methods.json"
+    runs = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else {}
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    begin, end = benchmark.table.BEGIN, benchmark.table.END
+    assert page.split(begin)[1].split(end)[0] == benchmark.table.tables(runs.values())
+
+
+def test_what_the_page_says_of_the_budget_is_what_was_spent(benchmark):
+    page = " ".join((DOCS / "methods.md").read_text(encoding="utf-8").split())
+    for title, task in (("SST-2", "sst2"), ("MNLI", "mnli")):
+        budget = benchmark.runs.BUDGETS[task]
+        assert f"trained once over {budget.examples:,} examples" in page
+        steps = budget.examples // budget.batch
+        assert f"{title} in {steps} " in page and f" of {budget.batch}, " in page
+        assert f"up to {budget.max_length} tokens" in page
+    assert f"(on MNLI {benchmark.runs.BUDGETS['mnli'].rate_times:g} of it)" in page
+    assert f"on {benchmark.runs.NUM_SEQUENCES} sequences" in page
+    assert f"({benchmark.runs.CHANCE_Z} standard errors)" in page
+    assert len(benchmark.runs.SEEDS) == benchmark.table.NUM_SEEDS == 3 and "Three seeds" in page
+    trained = {method.name for method in registered() if "no_training" not in method.departures}
+    assert set(benchmark.rates.CANDIDATES) == trained
+
+
+def run_of(method, seed, **figures):
+    """A run as the benchmark keeps it."""
+    usual = {
+        "method": method, "task": "sst2", "seed": seed, "rate": 1e-3, "budget": {"examples": 8},
+        "is_chosen": True, "outcome": "trained", "accuracy": 0.8, "intruders": 3, "effective_rank": 5.0,
+        "relative_update_norm": 0.02, "forgetting": {"estimate": 0.1}, "seconds": 40.0, "num_trained": 1000,
+    }  # fmt: skip
+    return usual | figures
+
+
+def test_the_table_tells_means_ranges_and_what_came_to_nothing(benchmark):
+    diverged = dict.fromkeys(("accuracy", "forgetting", "seconds", "num_trained"))
+    runs = [
+        run_of("lora", 0),
+        run_of("lora", 1, accuracy=0.5, outcome="at chance", intruders=6, forgetting={"estimate": -0.2}),
+        run_of("lora", 2, outcome="diverged", **diverged),
+        run_of("lora", 0, rate=9.0, is_chosen=False, accuracy=0.99),
+        run_of("full", 1),
+    ]
+    *_, full, lora = benchmark.table.tables(runs).strip().splitlines()
+    assert full.startswith(
+        "| [`full`](methods/full.md) | 0.001 | 80.0; 1 of 3 seeds | 3 | 5.0 | 2.00 | 0.100 |"
+    )
+    cells = [cell.strip() for cell in lora.strip("|").split("|")]
+    assert cells[2] == "65.0 (50.0 to 80.0); 1 at chance, 1 diverged"
+    assert cells[3] == "4 (3 to 6)" and cells[6] == "−0.050 (−0.200 to 0.100)"
+    for wrong in (run_of("lora", 0, rate=2e-3), run_of("lora", 4, budget={"examples": 9})):
+        with pytest.raises(ValueError, match="expected one"):
+            benchmark.table.tables([*runs, wrong])
 
 
 if __name__ == "__main__":

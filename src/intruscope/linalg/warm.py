@@ -156,7 +156,7 @@ def _rounding(values: Tensor, size: int) -> float:
 
 
 def _floors(values_C: Tensor, leak_SC: Tensor, k: int) -> Iterator[tuple[int, float]]:
-    """Values that perhaps only the first ``count`` eigenvalues reach, with count at least k; the best first."""
+    """Values that perhaps only the first ``count`` eigenvalues reach, with count ≥ k; best first."""
     rounding = _rounding(values_C, len(leak_SC))
     leak_C = torch.linalg.vector_norm(leak_SC, dim=0)
     # A column that is not found yet may belong as much higher as it leaks.

@@ -227,4 +227,5 @@ def adamw(trainable: Sequence[tuple[str, nn.Parameter]], *, lr: float, weight_de
     decayed = [p for _, p in trainable if p.ndim >= 2]
     rest = [p for _, p in trainable if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+    # As transformers' Trainer has it by default: many passes over the weights and their moments in one.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)

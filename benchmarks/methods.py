@@ -1,0 +1,308 @@
+"""Question: what does each fine-tuning method do to one model, at one small budget and one rate each?
+
+Every method that trains, on a masked MiniLM (6 layers, 36 matrices), on SST-2 and MNLI, three seeds: held-out
+accuracy, certified intruders, rank and size of the update, forgetting on text that the base never saw (fast
+masks, the same for every run), seconds of training. Training is ``intruscope.train.tune``, measuring is
+``intruscope.scan`` and the forgetting of ``intruscope.forgetting``; nothing here trains.
+
+Rules that were set before the first run:
+
+- One budget for all (``BUDGETS``), one thread, bfloat16, the methods' own defaults and, where a method has an
+  alpha and a rank, the paper's alpha = 2 * rank.
+- One rate per method, for all seeds: of the candidates in :mod:`benchmarks.methods_rates` the one with the
+  lowest training loss (mean over the last quarter of the steps) on SST-2, seed 0; on MNLI 0.7 of it (LOG.md,
+  2026-11-26: lora at 2e-3 and 1.4e-3). Runs at the other candidates are kept, as not chosen. This compares
+  methods at one sensible rate, not each at its best.
+- A run whose accuracy cannot be told from always giving the most frequent label (one-sided z of 1.96) is
+  ``at chance``; one whose loss or weights are no longer numbers has ``diverged``. Both stay in the table.
+
+Runs are kept one by one in the work folder, and what it or the published file already holds is left out, so
+that any number of sessions add to one table. Seeds come first, then tasks, then methods:
+
+    python -m benchmarks.methods --work WORK --base MODEL --tasks TASKS --text FILE --publish
+    python -m benchmarks.methods ... --only 'lora/*/*' '*/mnli/1'      # METHOD/TASK/SEED
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS
+from benchmarks.methods_rates import CANDIDATES
+from benchmarks.methods_table import key_of, known_runs, publish
+from intruscope.adapters.on_disk import on_disk
+from intruscope.errors import IncompleteResult
+from intruscope.forgetting.intervals import paired_difference
+from intruscope.forgetting.losses import SequenceLosses, measure
+from intruscope.forgetting.models import load_pair
+from intruscope.forgetting.tasks import ClassificationTask, load_task
+from intruscope.forgetting.texts import read_texts
+from intruscope.forgetting.windows import cut
+from intruscope.methods.registry import find, registered
+from intruscope.report.json_report import plain, write_object
+from intruscope.spectra.scan import RunOptions, scan
+from intruscope.train.loading import load_for
+from intruscope.train.settings import TuneSettings
+from intruscope.train.tune import tune
+from intruscope.weights.source import open_model
+
+SEEDS = (0, 1, 2)
+NUM_SEQUENCES = 120
+SEARCHED = ("sst2", 0)
+"""Task and seed on which the rate of a method is chosen."""
+CHANCE_Z = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every method may spend on a task.
+
+    Attributes:
+        files: For training, and held out.
+        examples: To train on, once; drawn from the seed.
+        batch: Examples per step.
+        rate_times: Its rate over that of SST-2.
+        max_length: Tokens.
+    """
+
+    files: tuple[str, str]
+    examples: int
+    batch: int
+    rate_times: float
+    max_length: int = 48
+
+
+BUDGETS = {
+    "sst2": Budget(files=("train_full.tsv", "dev.tsv"), examples=3200, batch=32, rate_times=1.0),
+    "mnli": Budget(files=("train.json", "dev.json"), examples=3200, batch=16, rate_times=0.7),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run: everything that names it and can change its figures."""
+
+    method: str
+    task: str
+    seed: int
+    rate: float
+    budget: Budget
+    num_sequences: int = NUM_SEQUENCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a benchmark's inputs and its runs lie."""
+
+    base: Path
+    tasks: Path
+    text: Path
+    work: Path
+
+    def task(self, name: str, budget: Budget, *, held_out: bool) -> ClassificationTask:
+        """What is trained on, or held out."""
+        task = load_task(self.tasks / name / budget.files[held_out])
+        assert isinstance(task, ClassificationTask)
+        return task
+
+
+class Measuring:
+    """What is measured of a trained model, against a base whose losses are taken once."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._base_losses: SequenceLosses | None = None
+
+    def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Figures of a saved run."""
+        method = find(case.method)
+        held_out = self._place.task(case.task, case.budget, held_out=True)
+        model = load_for(open_model(str(self._place.base)), held_out, seed=case.seed).model
+        attached = method.load(model, folder / "model")
+        if "no_static_update" in method.departures:
+            return {"forgetting": self._forgetting(case, attached.model)}
+        merged = attached.merged()
+        return {**self._spectra(merged, folder), "forgetting": self._forgetting(case, merged)}
+
+    def _spectra(self, merged: torch.nn.Module, folder: Path) -> dict[str, Any]:
+        with on_disk(self._place.base, merged) as (before, after):
+            report = scan(before, after, options=RunOptions(workers=0, work_dir=folder / "scan"))
+        matrices = [matrix for matrix in report.matrices if matrix.scope == "paper"]
+        verdicts = Counter(v for matrix in matrices for v in matrix.sides[0].verdicts)
+        updates = [matrix.update for matrix in matrices if matrix.update is not None]
+        ranks = [u.effective_rank.value for u in updates if u.effective_rank is not None]
+        norms = [(u.frobenius_norm, u.relative_frobenius_norm) for u in updates]
+        base_square = sum((norm / relative) ** 2 for norm, relative in norms if relative)
+        norm = math.hypot(*(norm for norm, _ in norms))
+        return {
+            "matrices": len(matrices),
+            "intruders": verdicts["intruder"],
+            "undecided": verdicts["borderline"] + verdicts["degenerate"],
+            "hosts": sum("intruder" in matrix.sides[0].verdicts for matrix in matrices),
+            "effective_rank": sum(ranks) / len(ranks) if ranks else None,
+            "update_norm": norm,
+            "relative_update_norm": norm / math.sqrt(base_square) if base_square else None,
+        }
+
+    def _forgetting(self, case: Case, model: torch.nn.Module) -> dict[str, float]:
+        pair = load_pair(self._place.base, model, device="cpu")
+        language = pair.language_model()
+        text = cut(read_texts([self._place.text]), language, max_sequences=case.num_sequences)
+        if self._base_losses is None:
+            with pair.as_base():
+                self._base_losses = measure(language, text, protocol="fast")
+        with pair.as_tuned():
+            after = measure(language, text, protocol="fast")
+        before = self._base_losses
+        return plain(paired_difference(before.nats, after.nats, before.tokens))
+
+
+class Steps:
+    """The processor time of the steps, told by a run's progress: without loading and evaluating."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[int, float]] = []
+
+    def __call__(self, _what: str, done: int, _all: int) -> None:
+        """Called after each step."""
+        self._marks.append((done, time.process_time()))
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps; the first, which warms up, counts as the mean of the others."""
+        if len(self._marks) < 2:
+            return None
+        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        return (end - start) * last / (last - first)
+
+
+def train(case: Case, place: Place, folder: Path) -> dict[str, Any]:
+    """Train one case; figures that are known at once."""
+    shutil.rmtree(folder, ignore_errors=True)
+    data = place.task(case.task, case.budget, held_out=False)
+    held_out = place.task(case.task, case.budget, held_out=True)
+    steps = Steps()
+    settings = TuneSettings(
+        method=case.method, rate=case.rate, examples=case.budget.examples, epochs=1, batch=case.budget.batch,
+        max_length=case.budget.max_length, bf16=True, seed=case.seed, watch_every=0, save_every=10**6,
+    )  # fmt: skip
+    most = max(Counter(held_out.labels).values()) / len(held_out.labels)
+    record: dict[str, Any] = {"chance": most, "num_scored": len(held_out.labels)}
+    try:
+        report = tune(
+            str(place.base), out=folder, settings=settings, data=data, held_out=held_out, on_progress=steps
+        )
+    except IncompleteResult as error:
+        return {**record, "outcome": "diverged", "reason": error.fact}
+    accuracy = report.accuracy[-1]
+    above = accuracy - most > CHANCE_Z * math.sqrt(most * (1 - most) / len(held_out.labels))
+    return {
+        **record,
+        "outcome": "trained" if above else "at chance",
+        "accuracy": accuracy,
+        "loss": _last_quarter(folder),
+        "steps": report.steps,
+        "seconds": steps.seconds,
+        "num_trained": report.num_trained,
+        "options": report.plan["options"],
+    }
+
+
+def _last_quarter(folder: Path) -> float:
+    """The mean training loss over the last quarter of the steps."""
+    log = json.loads((folder / "run.json").read_text(encoding="utf-8"))["log"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    return statistics.mean(losses[-max(1, len(losses) // 4) :])
+
+
+class Runs:
+    """The runs that there are, published or in the work folder, and those that are still to be made."""
+
+    def __init__(self, place: Place, results: Path) -> None:
+        self._place = place
+        self._measuring = Measuring(place)
+        self._known = known_runs(results, place.work)
+
+    def make(self, method: str, task: str, seed: int) -> None:
+        """Make what is missing of one cell of the table, the choice of the method's rate included."""
+        searched = [self._case(method, *SEARCHED, rate) for rate in CANDIDATES[method].rates]
+        for each in searched:
+            if self._found(each) is None:
+                self._keep(each, train(each, self._place, self._folder(each)))
+        best = min(searched, key=lambda each: (self._found(each) or {}).get("loss", math.inf))
+        case = self._case(method, task, seed, best.rate * BUDGETS[task].rate_times)
+        record = self._found(case)
+        if record is None or (not record["is_chosen"] and not (self._folder(case) / "model").exists()):
+            record = train(case, self._place, self._folder(case))
+        if not record.get("is_chosen"):
+            figures = self._measuring(case, self._folder(case)) if record["outcome"] != "diverged" else {}
+            self._keep(case, {**record, **figures, "is_chosen": True})
+        for each in (case, *searched):
+            shutil.rmtree(self._folder(each), ignore_errors=True)
+
+    def _found(self, case: Case) -> dict[str, Any] | None:
+        """The run of a case, if it was made with these settings."""
+        run, wanted = self._known.get(self._key(case), {}), plain(case)
+        return run if {name: run.get(name) for name in wanted} == wanted else None
+
+    def _case(self, method: str, task: str, seed: int, rate: float) -> Case:
+        return Case(method=method, task=task, seed=seed, rate=rate, budget=BUDGETS[task])
+
+    def _key(self, case: Case) -> str:
+        return key_of(case.method, case.task, case.seed, case.rate)
+
+    def _folder(self, case: Case) -> Path:
+        return self._place.work / self._key(case).replace("/", "-")
+
+    def _keep(self, case: Case, record: dict[str, Any]) -> None:
+        record = {"is_chosen": False, **plain(case), **record}
+        self._known[self._key(case)] = record
+        write_object(record, self._folder(case).with_name(self._folder(case).name + ".json"))
+        shown = ("outcome", "accuracy", "loss", "intruders", "seconds")
+        print(self._key(case), *(f"{name}={record.get(name)}" for name in shown), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS / "methods.json")
+    parser.add_argument("--base", type=Path, help="the masked MiniLM")
+    parser.add_argument("--tasks", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="METHOD/TASK/SEED",
+        help="patterns, so that several processes share the work",
+    )  # fmt: skip
+    parser.add_argument("--publish", action="store_true", help="put what is there into the published file")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.base is not None:
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        place = Place(base=options.base, tasks=options.tasks, text=options.text, work=options.work)
+        runs = Runs(place, options.results)
+        methods = [method.name for method in registered() if "no_training" not in method.departures]
+        for seed in SEEDS:
+            for task in BUDGETS:
+                for method in methods:
+                    if any(fnmatchcase(f"{method}/{task}/{seed}", pattern) for pattern in options.only):
+                        runs.make(method, task, seed)
+    if options.publish:
+        publish(options.work, options.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The methods benchmark's second half: runs merged into the published file, and laid out for the docs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import environment
+from intruscope.methods.registry import registered
+from intruscope.report.json_report import write_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Run = dict[str, Any]
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+BEGIN, END = "<!-- measured: made by python -m benchmarks.methods --publish -->\n", "<!-- end -->\n"
+NUM_SEEDS = 3
+TITLES = {"sst2": "SST-2", "mnli": "MNLI"}
+
+
+def key_of(method: str, task: str, seed: int, rate: float) -> str:
+    """What a run is called."""
+    return f"{method}/{task}/{seed}/{rate:.3g}"
+
+
+def known_runs(results: Path, work: Path) -> dict[str, Run]:
+    """Every run, the published ones first; of one that is in both, the one with more figures."""
+    published = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else {}
+    found: dict[str, Run] = dict(published)
+    for path in sorted(work.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        key = key_of(run["method"], run["task"], run["seed"], run["rate"])
+        if len(run) >= len(found.get(key, {})):
+            found[key] = run
+    return found
+
+
+def publish(work: Path, results: Path) -> None:
+    """Merge what is there into the published file, and write the table of the docs anew."""
+    runs = known_runs(results, work)
+    record = {
+        "environment": environment(),
+        "command": "python -m benchmarks.methods, see its docstring",
+        "runs": dict(sorted(runs.items())),
+    }
+    write_object(record, results)
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(before + BEGIN + tables(runs.values()) + END + rest.split(END, 1)[1], encoding="utf-8")
+    print(tables(runs.values()))
+
+
+def tables(runs: Iterable[Run]) -> str:
+    """One table a task: means over the seeds, and in brackets the least and the most of them."""
+    chosen = [run for run in runs if run["is_chosen"]]
+    parts = []
+    for task, title in TITLES.items():
+        by_method: dict[str, list[Run]] = {}
+        for run in chosen:
+            if run["task"] == task:
+                by_method.setdefault(run["method"], []).append(run)
+        _check(task, by_method)
+        order = [method.name for method in registered() if method.name in by_method]
+        rows = [_row(name, by_method[name]) for name in order]
+        if rows:
+            parts.append(
+                "\n".join([f"**{title}**", "", _line(HEADINGS), "|---" * len(HEADINGS) + "|", *rows])
+            )
+    return "\n" + "".join(f"{part}\n\n" for part in parts)
+
+
+def _check(task: str, by_method: dict[str, list[Run]]) -> None:
+    """Runs of one table were made alike, and no seed counts twice.
+
+    Raises:
+        ValueError: they were not.
+    """
+    budgets = {json.dumps(run["budget"], sort_keys=True) for runs in by_method.values() for run in runs}
+    if len(budgets) > 1:
+        raise ValueError(f"got {len(budgets)} budgets for {task}, expected one; take the older runs out")
+    for name, runs in by_method.items():
+        if len({run["seed"] for run in runs}) < len(runs) or len({run["rate"] for run in runs}) > 1:
+            raise ValueError(f"got several rates for {name} on {task}, expected one; take the older runs out")
+
+
+HEADINGS = (
+    "method", "rate", "accuracy, %", "intruders", "effective rank", "size of update, %", "forgetting",
+    "seconds", "trained",
+)  # fmt: skip
+
+
+def _row(name: str, runs: list[Run]) -> str:
+    good = [run for run in runs if run["outcome"] != "diverged"]
+
+    def over(places: int, value: Callable[[Run], float | None]) -> str:
+        return _spread([v for run in good if (v := value(run)) is not None], places)
+
+    return _line(
+        (
+            f"[`{name}`](methods/{name}.md)",
+            f"{runs[0]['rate']:.2g}",
+            over(1, lambda run: 100 * run["accuracy"]) + _remarks(runs),
+            over(0, lambda run: run.get("intruders")),
+            over(1, lambda run: run.get("effective_rank")),
+            over(2, lambda run: _percent(run.get("relative_update_norm"))),
+            over(3, lambda run: run["forgetting"]["estimate"]),
+            f"{statistics.mean(run['seconds'] for run in good):.0f}" if good else "",
+            f"{good[0]['num_trained'] / 1000:,.0f} k" if good else "",
+        )
+    )
+
+
+def _remarks(runs: list[Run]) -> str:
+    """How many seeds are missing, and how many did not come to anything."""
+    counts = Counter(run["outcome"] for run in runs)
+    said = [f"{counts[outcome]} {outcome}" for outcome in ("at chance", "diverged") if counts[outcome]]
+    if len(runs) < NUM_SEEDS:
+        said.append(f"{len(runs)} of {NUM_SEEDS} seeds")
+    return f"; {', '.join(said)}" if said else ""
+
+
+def _spread(values: list[float], places: int) -> str:
+    if not values:
+        return "—"
+    mean, least, most = (
+        f"{value:.{places}f}".replace("-", "−")
+        for value in (statistics.mean(values), min(values), max(values))
+    )
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
