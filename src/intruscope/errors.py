@@ -36,10 +36,14 @@ class IntruscopeError(Exception):
         remedy: What the reader should do next, one clause.
         file: The file or folder concerned.
         tensor: The tensor, key or field concerned.
+
+    Attributes:
+        is_told: Another process of the same run tells it already.
     """
 
     exit_code: ClassVar[int] = 70
     id: ClassVar[str] = "bug"
+    is_told = False
 
     def __init__(
         self, fact: str, *, remedy: str, file: Path | str | None = None, tensor: str | None = None

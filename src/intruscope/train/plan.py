@@ -32,6 +32,7 @@ def plan_of(
     data: Task | Corpus,
     held_out: Task | None,
     forget_text: Sequence[str | Path],
+    num_processes: int = 1,
 ) -> dict[str, Any]:
     """Everything that can change the result, with every default filled in.
 
@@ -40,7 +41,7 @@ def plan_of(
     """
     recipe = settings.recipe
     given = asdict(settings)
-    kept = ("examples", "accumulate", "bf16", "seed", "save_every", "watch_every")
+    kept = ("examples", "accumulate", "bf16", "seed", "save_every", "watch_every", "eval_every")
     return {
         "base": source.name,
         "base_revision": source.revision,
@@ -62,6 +63,7 @@ def plan_of(
         "data_sha256": data.sha256,
         "held_out_sha256": held_out.sha256 if held_out is not None else None,
         "forget_text": [str(name) for name in forget_text],
+        "processes": num_processes,
         "environment": environment() | _versions(),
     }
 
@@ -92,15 +94,17 @@ def training_arguments(
     Raises:
         UsageError: a batch that cannot be taken in parts of one size.
     """
-    if plan["batch"] % plan["accumulate"]:
+    num_parts = plan["accumulate"] * plan["processes"]
+    if plan["batch"] % num_parts:
+        told = f"{plan['accumulate']} for each of {plan['processes']} processes"
         raise UsageError(
-            f"got a batch of {plan['batch']} in {plan['accumulate']} parts, expected parts of one size",
-            remedy="change --batch or --accumulate",
+            f"got a batch of {plan['batch']} in {num_parts} parts ({told}), expected parts of one size",
+            remedy="change --batch, --accumulate or the number of processes",
         )
     from transformers import TrainingArguments
 
-    part = plan["batch"] // plan["accumulate"]
-    steps_per_epoch = math.ceil(num_examples / (plan["batch"] * _num_processes()))
+    part = plan["batch"] // num_parts
+    steps_per_epoch = math.ceil(num_examples / plan["batch"])
     steps = plan["steps"] or plan["epochs"] * steps_per_epoch
     return TrainingArguments(
         output_dir=str(folder),
@@ -118,7 +122,8 @@ def training_arguments(
         save_steps=plan["save_every"],
         save_total_limit=2,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=steps_per_epoch,
+        eval_steps=plan["eval_every"] or steps_per_epoch,
+        eval_on_start=evaluates and plan["eval_every"] is not None,
         logging_steps=max(1, min(50, steps // 20)),
         logging_nan_inf_filter=False,
         report_to=list(report_to),
@@ -126,9 +131,3 @@ def training_arguments(
         dataloader_pin_memory=False,
         remove_unused_columns=True,
     )
-
-
-def _num_processes() -> int:
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    return int(PartialState().num_processes)

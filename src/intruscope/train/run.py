@@ -12,6 +12,7 @@ import torch
 from intruscope.adapters.live_models import quiet
 from intruscope.forgetting.scores import choose
 from intruscope.methods.contract import Setting
+from intruscope.train import processes
 from intruscope.train.encoding import as_language
 from intruscope.train.look_file import figures
 from intruscope.train.settings import TuneReport
@@ -106,6 +107,9 @@ def trainer_for(
             optimizers=(optimizer, None),
             callbacks=[*attached.callbacks()],
         )
+    # Heads of classes and of choices, and masked language models, take the mean of each part by themselves.
+    by_tokens = loaded.kind in ("causal", "endings")
+    trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and by_tokens
     silence(trainer)
     return trainer
 
@@ -178,16 +182,11 @@ class Run:
         watch = self._watch(trainer)
         trainer.add_callback(Keeper(folder, attached.model, on_progress))
         started = time.perf_counter()
-        last = folder.last_checkpoint()
-        if last is None:
-            folder.start_over()
+        last = folder.begin()
         with quiet(), explained(folder, batch=self.plan["batch"], max_length=self.plan["max_length"]):
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         seconds = time.perf_counter() - started
-        if not folder.model.exists():
-            attached.save(folder.model)
-            with quiet():
-                self.loaded.tokenizer.save_pretrained(str(folder.model))
+        processes.first(self._save)
         history = trainer.state.log_history
         losses = [entry["loss"] for entry in history if "loss" in entry]
         report = TuneReport(
@@ -201,8 +200,16 @@ class Run:
             num_trained=sum(p.numel() for _, p in attached.trainable()),
         )
         record = {k: v for k, v in asdict(report).items() if k not in ("plan", "model")}
-        folder.finish({**record, "num_cut": training.num_cut, "log": _finite(history)})
+        log = _finite(history)
+        processes.first(lambda: folder.finish({**record, "num_cut": training.num_cut, "log": log}))
         return report
+
+    def _save(self) -> None:
+        model = self.folder.model
+        if not model.exists():
+            self.attached.save(model)
+            with quiet():
+                self.loaded.tokenizer.save_pretrained(str(model))
 
     def _watch(self, trainer: Any) -> IntruderWatch | None:
         if not self.settings.watch_every:

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from intruscope.engine.journal import Journal
 from intruscope.errors import OutputConflict
+from intruscope.train import processes
 from intruscope.weights.output import check_new_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _CHECKPOINT = "checkpoint-"
 
 class RunFolder:
     """An open folder; use as a context manager.
+
+    Of several processes the first one holds it and writes; the others know what it told them.
 
     Args:
         path: New, empty, or of the same run when it was interrupted.
@@ -38,6 +41,11 @@ class RunFolder:
     def __init__(self, path: Path, plan: dict[str, Any]) -> None:
         self.path = path
         self.plan = plan
+        self._journal: Journal | None = None
+        processes.first(self._open)
+
+    def _open(self) -> None:
+        path = self.path
         if (path / "run.json").exists():
             fact = "holds a finished run, expected a new folder"
             raise OutputConflict(fact, remedy="choose another --out", file=path)
@@ -45,7 +53,7 @@ class RunFolder:
             check_new_folder(path)
         path.mkdir(parents=True, exist_ok=True)
         try:
-            self._journal = Journal(path / "journal", plan)
+            self._journal = Journal(path / "journal", self.plan)
         except OutputConflict as error:
             raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
 
@@ -53,15 +61,27 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._journal is None:
+            return
         if kind is not None and self.last_checkpoint() is None:
-            self.start_over()
+            self._drop()
             shutil.rmtree(self.path / "journal", ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.path.rmdir()
         self._journal.close()
 
-    def start_over(self) -> None:
-        """Drop what a run left that never came to a checkpoint."""
+    def begin(self) -> Path | None:
+        """The checkpoint to go on from; without one, what a run left that never came to one is dropped."""
+
+        def chosen() -> Path | None:
+            last = self.last_checkpoint()
+            if last is None:
+                self._drop()
+            return last
+
+        return processes.first(chosen)
+
+    def _drop(self) -> None:
         for name in (self.checkpoints, self.looks):
             shutil.rmtree(name, ignore_errors=True)
 
@@ -81,17 +101,15 @@ class RunFolder:
         return self.path / "model"
 
     def checkpoint_done(self, step: int) -> None:
-        """A checkpoint is whole."""
+        """A checkpoint is whole; only the first process says so."""
+        assert self._journal is not None
         self._journal.append(f"{_CHECKPOINT}{step}", {"step": step})
 
     def last_checkpoint(self) -> Path | None:
-        """The last checkpoint that is whole and still there."""
+        """The last checkpoint that is whole and still there; only the first process knows."""
+        records = self._journal.records if self._journal is not None else {}
         steps = sorted(
-            (
-                record["step"]
-                for name, record in self._journal.records.items()
-                if name.startswith(_CHECKPOINT)
-            ),
+            (record["step"] for name, record in records.items() if name.startswith(_CHECKPOINT)),
             reverse=True,
         )
         for step in steps:
@@ -101,7 +119,7 @@ class RunFolder:
         return None
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the record of the run, and drop the checkpoints that led to it."""
+        """Write the record of the run, and drop the checkpoints that led to it; in the first process."""
         content = json.dumps({"schema": SCHEMA, "plan": self.plan, **result}, indent=2, allow_nan=False)
 
         def write(stream: IO[bytes]) -> None:

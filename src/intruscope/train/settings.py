@@ -24,7 +24,7 @@ class TuneSettings:
         examples: Train on so many of the examples at most, drawn at random; on all by default.
         epochs: Passes over the data.
         steps: Optimiser steps instead.
-        batch: Examples per step and process, all accumulated parts together.
+        batch: Examples per step, of all processes and accumulated parts together.
         accumulate: Parts that a batch is taken in.
         max_length: Longest input in tokens.
         targets: Ends of the names of the modules that are changed; all linear layers by default.
@@ -32,6 +32,8 @@ class TuneSettings:
         seed: Of everything random.
         save_every: Steps between checkpoints.
         watch_every: Steps between looks for intruders; 0 for none.
+        eval_every: Steps between scores of the held-out data, one before the first step among them; by
+            default an epoch, and none before.
         report_to: Integrations of transformers that take the log.
     """
 
@@ -50,6 +52,7 @@ class TuneSettings:
     seed: int = 0
     save_every: int = 500
     watch_every: int = 50
+    eval_every: int | None = None
     report_to: tuple[str, ...] = ()
 
 
@@ -63,7 +66,7 @@ class TuneReport:
         steps: Optimiser steps.
         seconds: Of training, looks included; of the last part where it was resumed.
         loss: Mean training loss at the end (last logged).
-        accuracy: On the held-out task after each epoch, in order; empty without one.
+        accuracy: On the held-out task at each evaluation, in order; empty without one.
         watch: Figures of the last look; empty without a watch.
         num_trained: Numbers that were trained.
     """

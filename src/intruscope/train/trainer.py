@@ -11,6 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from intruscope.errors import IncompleteResult, ResourceExhausted
+from intruscope.train import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
             Diverged: the loss is no number.
         """
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not bool(torch.isfinite(loss)):
+        if processes.any_of(not bool(torch.isfinite(loss))):
             raise Diverged("a loss", self.state.global_step + 1)
         return loss
 
@@ -89,9 +90,14 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         """Between a step and its checkpoint."""
         self._on_progress("training", state.global_step, state.max_steps)
         if control.should_save or state.global_step >= state.max_steps:
-            trained = (p for p in self._model.parameters() if p.requires_grad)
-            if not all(bool(torch.isfinite(p).all()) for p in trained):
+
+            def trained() -> Iterator[torch.Tensor]:
+                return (p for p in self._model.parameters() if p.requires_grad)
+
+            if not all(bool(torch.isfinite(p).all()) for p in trained()):
                 raise Diverged("a weight", state.global_step)
+            if not processes.are_equal(trained()):
+                raise RuntimeError(f"the processes' weights differ at step {state.global_step}")
 
     def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """After everything of a checkpoint is there."""
@@ -126,11 +132,13 @@ def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[Non
     except Diverged as error:
         last = folder.last_checkpoint()
         kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint was written yet"
-        raise IncompleteResult(
+        failed = IncompleteResult(
             f"got {error.what} that is NaN or infinite at step {error.step}, expected numbers; {kept}",
             remedy="lower --lr (or leave --bf16 out) and choose another --out",
             file=folder.path,
-        ) from None
+        )
+        failed.is_told = not processes.is_first()
+        raise failed from None
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         wanted = allocation_asked(error)
         if wanted is None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError
-from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task
+from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task, TextTask
 from intruscope.methods.registry import find
+from intruscope.train import processes
 from intruscope.train.carrying import go_on
 from intruscope.train.encoding import encode
 from intruscope.train.loading import load_for
@@ -47,7 +48,8 @@ def tune(
         out: Folder of the run.
         settings: What is done.
         data: A classification, multiple choice, or text for a language model.
-        held_out: A task of the same kind (and labels), scored after every epoch.
+        held_out: A task of the same kind (and labels), scored after every epoch; for a run on text held-out
+            text, of which the loss is taken.
         forget_text: Text on which the watch measures forgetting.
         start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
             with under a new head.
@@ -69,7 +71,8 @@ def tune(
     options = method.options(settings.recipe.completed(method, dict(settings.options)))
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
-    plan = plan_of(source, settings, method, options, data, held_out, forget_text)
+    num_processes = processes.join()
+    plan = plan_of(source, settings, method, options, data, held_out, forget_text, num_processes)
     if start is not None:
         plan["start"] = str(start)
     with RunFolder(out, plan) as folder:
@@ -109,6 +112,8 @@ def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
     if held_out is None:
         return
     if not isinstance(data, (ClassificationTask, ChoiceTask)):
+        if isinstance(held_out, TextTask):
+            return
         raise UsageError(
             "got a held-out task for a run on text, expected one only beside a task with right answers",
             remedy="leave --eval out, and measure afterwards with intruscope forget",

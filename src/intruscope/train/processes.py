@@ -1,0 +1,96 @@
+"""The processes of one run, as accelerate or torchrun starts them: one does what is done once, all agree."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from intruscope.errors import IntruscopeError, UnsupportedFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks; known before anything heavy is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join() -> int:
+    """Join the other processes of this run, and say how many there are.
+
+    Raises:
+        UnsupportedFormat: they are to share one model's weights, of which a run saves the whole.
+    """
+    kind, count = _state().distributed_type, int(_state().num_processes)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or kind in ("FSDP", "DEEPSPEED"):
+        raise UnsupportedFormat(
+            "got processes that share one model's weights (FSDP or DeepSpeed), expected data-parallel ones: "
+            "each must hold the whole model, which is saved and watched",
+            remedy="start it with: accelerate launch --multi_gpu -m intruscope tune",
+        )
+    return count
+
+
+def first(work: Callable[[], T]) -> T:
+    """Let one process work while the others wait; its result, or its error, is everybody's.
+
+    Args:
+        work: What is done once. What it gives is sent to the others, if there are any.
+    """
+    state = _state()
+    if state.num_processes == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = work()
+        except IntruscopeError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    failed: IntruscopeError | None = outcome[1]
+    if failed is not None:
+        failed.is_told = not state.is_main_process
+        raise failed
+    found: T = outcome[0]
+    return found
+
+
+def any_of(happened: bool) -> bool:
+    """Whether something happened in any process."""
+    state = _state()
+    if state.num_processes == 1:
+        return happened
+    import torch
+    from accelerate.utils import reduce
+
+    flag: Tensor = reduce(torch.tensor(float(happened), device=state.device), reduction="sum")
+    return bool(flag > 0)
+
+
+def are_equal(tensors: Iterable[Tensor]) -> bool:
+    """Whether all processes hold the same numbers, by their sums and sums of squares in float64."""
+    state = _state()
+    if state.num_processes == 1:
+        return True
+    import torch
+    from accelerate.utils import gather_object
+
+    with torch.no_grad():
+        wide = [tensor.detach().double() for tensor in tensors]
+        mine = [(float(tensor.sum()), float(tensor.square().sum())) for tensor in wide]
+    theirs = gather_object([mine])
+    return all(each == theirs[0] for each in theirs)
+
+
+def _state() -> Any:
+    import torch
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return PartialState(cpu=not torch.accelerator.is_available())

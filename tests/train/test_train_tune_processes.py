@@ -1,0 +1,116 @@
+"""Two processes of one run: one writes, both agree, and what comes of it is what one process makes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tune_models import write_bert, write_choices, write_gpt2, write_task, write_text
+
+from intruscope.train.look_file import read_looks
+
+NUMBERS = {"rank": 2, "lr": 5e-3, "steps": 12, "batch": 8, "save-every": 4, "watch": 4}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(base, data, out, processes, **changes):
+    numbers = {"method": "lora", **NUMBERS, **changes}
+    options = [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
+    return [*start, "intruscope", "tune", str(base), *data, "--out", str(out), "-q", *options]
+
+
+def run(*args, check=True, **changes):
+    done = subprocess.run(
+        command(*args, **changes), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def trained(out):
+    return load_file(out / "model" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, write in (("bert", write_bert), ("gpt2", write_gpt2)):
+        config = write(folder / name) / "config.json"
+        stored = json.loads(config.read_text())
+        # Each process draws dropout for its own share of a batch: nothing to compare with one process.
+        none = {key: 0.0 for key in stored if key.endswith(("dropout_prob", "pdrop"))}
+        assert len(none) >= 2
+        config.write_text(json.dumps(stored | none))
+    write_task(folder / "task.tsv")
+    write_choices(folder / "choices.jsonl", 48)
+    write_text(folder / "text.txt")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", "endings"])
+def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, tmp_path):
+    base, name = {"classification": ("bert", "task.tsv"), "endings": ("gpt2", "choices.jsonl")}[kind]
+    data = ["--task", str(files / name), "--eval", str(files / name)]
+    if kind == "classification":
+        data += ["--forget-text", str(files / "text.txt")]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(files / base, data, one, 1)
+    run(files / base, data, two, 2)
+    first, second = trained(one), trained(two)
+    assert set(first) == set(second)
+    start = max(float(first[key].abs().max()) for key in first)
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-4 * start)
+    records = [json.loads((out / "run.json").read_text()) for out in (one, two)]
+    assert [record["plan"]["processes"] for record in records] == [1, 2]
+    assert records[0]["accuracy"] == pytest.approx(records[1]["accuracy"])
+    losses = [[entry["loss"] for entry in record["log"] if "loss" in entry] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    looks = [read_looks(out / "intruders" / "looks.jsonl")[1] for out in (one, two)]
+    assert [look.step for look in looks[1]] == [0, 4, 8, 12]
+    assert [len(look.intruders) for look in looks[0]] == [len(look.intruders) for look in looks[1]]
+    assert not (two / "checkpoints").exists()
+    told = run(files / base, data, two, 2, check=False)
+    assert told.returncode != 0 and told.stderr.count("error[output]") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_the_middle_end_as_if_they_had_not_been(files, tmp_path):
+    data = ["--task", str(files / "task.tsv")]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(files / "bert", data, whole, 2, steps=16)
+    running = subprocess.Popen(
+        command(files / "bert", data, killed, 2, steps=16),
+        env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    records = killed / "journal" / "records.jsonl"
+    deadline = time.monotonic() + 200
+    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.005)
+    os.killpg(running.pid, signal.SIGKILL)  # the launcher and both processes
+    running.wait()
+    assert not (killed / "run.json").exists()
+    other = run(files / "bert", data, killed, 1, check=False, steps=16)
+    assert other.returncode == 7 and "processes" in other.stderr  # another number of them is another run
+    run(files / "bert", data, killed, 2, steps=16)
+    first, second = trained(whole), trained(killed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [look.step for look in read_looks(killed / "intruders" / "looks.jsonl")[1]] == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
+    data = ["--task", str(files / "task.tsv")]
+    done = run(files / "bert", data, tmp_path / "run", 2, check=False, batch=7)
+    assert done.stderr.count("error[usage]") == 1 and "1 for each of 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
