@@ -6,6 +6,7 @@ profile; a base that cannot be read is an error, as it is the same for all.
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ class _Ready:
         settings = request.settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        gc.freeze()  # what was imported is no garbage, and takes long to be looked through
         self._meter = MemoryMeter(settings.device)
         self.built: Built | None = None
         self.problem = ""
@@ -107,8 +109,9 @@ class _Ready:
         # What the plan said: "auto" was resolved there.
         asked = "classifier" if self._request.head == "classifier" else "language"
         cls, _ = head_of(config, asked, file=source.path)
-        if asked == "classifier" and config.pad_token_id is None:
-            config.pad_token_id = 0
+        if asked == "classifier":
+            config.problem_type = None
+            config.pad_token_id = config.pad_token_id or 0  # some find a sequence's end by it
         torch.manual_seed(self._request.settings.seed)
         model, missing = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
         model.to(self._request.settings.device)

@@ -88,14 +88,15 @@ class Crew:
         try:
             kind, value = worker.receive()
         except EOFError:
-            return Failed(self.dismiss(name))
+            return Failed(self._workers.pop(name).end())
         if kind == "error":
             raise value
         return value
 
-    def dismiss(self, name: str) -> str:
-        """End the process of a setting, and say how it ended."""
-        return self._workers.pop(name).end()
+    def dismiss(self, name: str) -> None:
+        """End the process of a setting, if it has not ended."""
+        if name in self._workers:
+            self._workers.pop(name).end()
 
     def _wait(self, worker: WorkerProcess) -> None:
         if not worker.has_output(max(0.0, self._deadline - self._clock())):

@@ -155,6 +155,9 @@ class _Run:
         for number, candidate in enumerate(self._chosen):
             self._on_progress("starting", number, len(self._chosen))
             name = candidate.name
+            if name == NULL and FULL in self._failures:
+                self._fail(name, "full fine-tuning failed")
+                continue
             least = _least_bytes(candidate, num_parameters)
             free = free_memory() if self._settings.device == "cpu" else None
             if free is not None and least + beyond > free:
@@ -195,8 +198,6 @@ class _Run:
         return False
 
     def _choose_reference(self) -> None:
-        if FULL in self._failures and NULL not in self._failures:
-            self._fail(NULL, "full fine-tuning failed")
         alive = [c.name for c in self._chosen if c.name not in self._failures]
         if not alive:
             reason = self._failures[FULL]

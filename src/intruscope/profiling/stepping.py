@@ -150,7 +150,9 @@ def random_batches(
     words = config.get_text_config().vocab_size
     while True:
         ids = torch.randint(0, words, shape, generator=generator)
-        if head == "classifier":
+        if head == "classifier" and config.num_labels == 1:  # a regression
+            labels = torch.rand(shape.batch, generator=generator)
+        elif head == "classifier":
             labels = torch.randint(0, config.num_labels, (shape.batch,), generator=generator)
         elif head == "masked":
             labels = ids.masked_fill(torch.rand(shape, generator=generator) >= MASKED_SHARE, -100)

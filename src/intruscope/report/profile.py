@@ -113,24 +113,26 @@ def profile_summary(report: ProfileReport) -> list[RenderableType]:
 
 
 def _table(report: ProfileReport, shape: Shape) -> Table:
+    against = "full's" if report.reference == FULL else "the first's"
     table = Table(
-        title=f"{shape.batch} x {shape.length} tokens",
+        title=f"{shape.batch} x {shape.length} tokens; time in ms, memory in MiB; ratios are to {against}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     table.add_column("setting")
-    against = "full's" if report.reference == FULL else "the first's"
-    for name in (f"step, of {against}", *(f"{phase}, ms" for phase in PHASES), "memory, MiB", "tokens/s"):
-        table.add_column(name, justify="right")
+    for name in ("step, ratio", "forward", "backward", "optimiser", "memory", "ratio", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result, cell in _cells(report, shape):
-        ratio = "1" if cell.ratios is None else spread(cell.ratios["step"])
-        memory = f"{cell.memory.training_bytes / 2**20:,.0f}"
         table.add_row(
             Text(printable(result.candidate.label)),
-            Text(ratio, style=_STYLE[cell.verdict] if cell.verdict else ""),
+            Text(
+                "" if cell.ratios is None else spread(cell.ratios["step"]),
+                style=_STYLE[cell.verdict] if cell.verdict else "",
+            ),
             *(_milliseconds(cell.seconds[phase].estimate) for phase in PHASES),
-            memory if cell.memory_ratio is None else f"{memory} ({cell.memory_ratio:.2f})",
+            f"{cell.memory.training_bytes / 2**20:,.0f}",
+            "" if cell.memory_ratio is None else f"{cell.memory_ratio:.2f}",
             f"{cell.tokens_per_second.estimate:,.0f}",
         )
     return table
@@ -180,7 +182,9 @@ def write_profile_plots(report: ProfileReport, folder: Path) -> tuple[str, ...]:
     panels = [_panel(report, Shape(found.batch, found.length)) for found in report.recommendations]
 
     def draw() -> list[tuple[str, object]]:
-        figure = profile_figure([panel for panel in panels if panel.bars], title=report.base)
+        figure = profile_figure(
+            [panel for panel in panels if panel.bars], title=report.base.rstrip("/").rpartition("/")[2]
+        )
         return [] if figure is None else [("profile", figure)]
 
     return write_figures(draw, folder)
