@@ -209,3 +209,28 @@ def test_rows_times_transpose_is_the_product_whoever_computes_it(monkeypatch, sh
         scale = rows.double().abs() @ seen.double().abs().T
         error = (operators.rows_times_transpose(rows, seen).double() - expected).abs()
         assert bool((error <= 8 * torch.finfo(dtype).eps * scale).all())
+
+
+def partition(rng, size):
+    """A random division of 0 .. size - 1 into neighbours, as inclusive pairs."""
+    starts = [0, *(i for i in range(1, size) if rng.random() < 0.4)]
+    return list(zip(starts, [*(s - 1 for s in starts[1:]), size - 1], strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_labels_and_gaps_are_those_of_the_loop_over_runs(size):
+    rng = np.random.default_rng(size)
+    for _ in range(10):
+        groups = partition(rng, size)
+        values = np.sort(rng.random(size))[::-1].copy()
+        label, gap = np.zeros(size, dtype=int), np.full(size, np.inf)
+        for number, (first, last) in enumerate(groups):
+            for i in range(first, last + 1):
+                label[i] = number
+                outside = [values[j] for j in range(size) if not first <= j <= last]
+                gap[i] = min((abs(values[i] - other) for other in outside), default=np.inf)
+        assert clusters.labels(groups, size).tolist() == label.tolist()
+        cut = max(1, size // 2)
+        assert clusters.labels(groups, cut).tolist() == label[:cut].tolist()
+        assert clusters.gaps(torch.from_numpy(values), groups).tolist() == gap.tolist()
+    assert clusters.labels([], 0).tolist() == clusters.gaps(torch.zeros(0), []).tolist() == []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from linalg_cases import orthonormal, with_spectrum
 
+from intruscope.linalg import warm
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.warm import gram_of, gram_with, start_from, warm_triplets
 
@@ -99,3 +100,25 @@ def test_the_gram_of_an_update_is_that_of_the_sum(shape):
     twin = whole.T @ whole if shape[0] >= shape[1] else whole @ whole.T
     torch.testing.assert_close(gram_of(whole), twin)
     torch.testing.assert_close(gram_with(gram_of(base), base, left, right), twin, rtol=1e-12, atol=1e-10)
+
+
+def test_what_another_round_will_improve_is_not_proved_first(monkeypatch):
+    """A start far off needs more than one round; only the last is worth a factorisation, and it is kept."""
+    rng = np.random.default_rng(5)
+    base = torch.from_numpy(with_spectrum(1.0 + spectrum(90), 160, 90, rng))
+    tuned = base + 0.5 * torch.from_numpy(rng.standard_normal((160, 90))) / 90**0.5
+    proofs, rounds = [], []
+    proved, ritz = warm._proved, warm._rayleigh_ritz
+    monkeypatch.setattr(warm, "_proved", lambda *given: proofs.append(proved(*given)) or proofs[-1])
+    monkeypatch.setattr(warm, "_rayleigh_ritz", lambda *given: rounds.append(1) or ritz(*given))
+    found = look(tuned, block(base))
+    assert len(rounds) > 1 and proofs == [True]
+    assert found is not None
+    np.testing.assert_allclose(found.triplets.singular_values, exact(tuned)[1][:K], rtol=1e-4)
+
+
+def test_a_floor_that_more_eigenvalues_reach_is_not_proved():
+    values = torch.tensor([9.0, 4.0, 1.0, 0.5], dtype=torch.float64)
+    gram, vectors = torch.diag(values), torch.eye(4, dtype=torch.float64)
+    for floor, count, is_proved in ((2.0, 2, True), (2.0, 1, False), (0.9, 2, False), (0.9, 3, True)):
+        assert warm._proved(gram, values[:count], vectors[:, :count], floor) is is_proved
