@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from intruscope.engine.journal import Journal
 from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
-from intruscope.methods.registry import find
+from intruscope.methods.registry import find, registered
 from intruscope.train.look_file import read_looks
 from intruscope.train.recipes import PAPER
 from intruscope.train.settings import TuneSettings
@@ -109,8 +110,19 @@ def test_the_papers_numbers_are_held_over_the_ranks():
     eight = lora.options(PAPER.completed(lora, {"rank": 64, "alpha": 8}))
     assert PAPER.rate(lora, eight) == pytest.approx(3e-4)
     assert PAPER.rate(find("full"), {}) == 1e-5
+
+
+def test_a_method_without_alpha_has_a_cited_rate_of_its_own_or_asks_for_one():
+    for method in registered():
+        has_alpha = any(parameter.name == "alpha" for parameter in method.parameters)
+        assert (method.rate is None) == (not method.rate_source)
+        assert method.rate is None or not has_alpha, method.name
+        if "no_training" not in method.departures:
+            assert PAPER.rate(method, method.options()) > 0
+    vera = find("vera")
+    assert PAPER.rate(vera, vera.options()) == vera.rate == 1e-2
     with pytest.raises(UsageError, match="--lr"):
-        PAPER.rate(find("vera"), find("vera").options())
+        PAPER.rate(replace(vera, rate=None), vera.options())
 
 
 class Poisoned(SteadyTrainer):

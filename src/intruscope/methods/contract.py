@@ -198,6 +198,8 @@ class Method:
         plain_lora: What it saves is an ordinary PEFT LoRA (or DoRA) that loads without Intruscope.
         own_optimizer: Training by another optimiser than :meth:`Attached.optimizer` is another method.
         departures: Where it departs from the contract.
+        rate: Learning rate where no recipe gives one: of methods without alpha, where it could be cited.
+        rate_source: Where it is from, and on what it was used.
         documentation: Its file's docstring.
         attach: Puts it on a model; the model is changed, as PEFT does.
         load: Puts a saved one on a model: (base model, folder).
@@ -221,6 +223,8 @@ class Method:
     mergeable: bool = True
     plain_lora: bool = False
     own_optimizer: bool = False
+    rate: float | None = None
+    rate_source: str = ""
     departures: frozenset[Departure] = frozenset()
 
     def options(self, given: Mapping[str, object] | None = None) -> Options:

@@ -42,9 +42,9 @@ class Pruning(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
             self.prune()
 
     def prune(self) -> None:
-        """Prune every A whose inputs were seen."""
+        """Prune every A whose inputs were seen; of several processes, by the mean of what they saw."""
         for name, norms_I in self.norms.items():
-            prune_rows(self._layers[name].lora_A[ADAPTER].weight, norms_I, self.fraction)
+            prune_rows(self._layers[name].lora_A[ADAPTER].weight, _over_processes(norms_I), self.fraction)
 
 
 def _watch(
@@ -58,6 +58,14 @@ def _watch(
             norms[name] = now_I if before_I is None else memory * before_I + (1 - memory) * now_I
 
     return hook
+
+
+def _over_processes(norms_I: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return norms_I
+    mean_I = norms_I / torch.distributed.get_world_size()
+    torch.distributed.all_reduce(mean_I)
+    return mean_I
 
 
 @torch.no_grad()

@@ -66,4 +66,7 @@ METHOD = Method(
     load=load_peft,
     num_trainable=num_trainable,
     max_rank=lora_rank,
+    rate=1e-2,
+    rate_source="PEFT's example for classification with RoBERTa-base: 2e-2 for the adapter and 1e-2 for "
+    "the head; here both have the smaller",
 )

@@ -51,6 +51,8 @@ def methods_json(methods: Iterable[Method]) -> dict[str, Any]:
                 "departures": sorted(method.departures),
                 "cost": method.cost,
                 "how_updated": method.how_updated,
+                "rate": method.rate,
+                "rate_source": method.rate_source,
                 "parameters": [_parameter_json(parameter) for parameter in method.parameters],
             }
             for method in methods
@@ -121,6 +123,8 @@ def _facts(method: Method) -> list[tuple[str, str]]:
         ("Update", method.how_updated),
         ("Takes", " and ".join({"linear": "Linear", "conv1d": "Conv1D"}[kind] for kind in _in_order(method))),
     ]
+    if method.rate is not None:
+        facts.append(("Learning rate", f"{method.rate:g} ({method.rate_source})."))
     if method.plain_lora:
         facts.append(("Saved as", "an ordinary PEFT LoRA, which loads without Intruscope."))
     if not method.mergeable:

@@ -42,7 +42,7 @@ class Recipe:
     alpha_per_rank: float
 
     def rate(self, method: Method, options: Options) -> float:
-        """The learning rate for a method.
+        """The learning rate for a method: by its alpha where it has one, else the method's own.
 
         Raises:
             UsageError: the recipe gives none for it.
@@ -51,6 +51,8 @@ class Recipe:
             return self.full_rate
         if "alpha" in options:
             return self.alpha_times_rate / float(options["alpha"])
+        if method.rate is not None:
+            return method.rate
         raise UsageError(
             f"got the method {method.name}, for which the recipe {self.name} has no learning rate",
             remedy="give one with --lr",
