@@ -6,7 +6,7 @@ float32 on the base as it is stored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.config import PROMPTS, AdapterConfig
 from intruscope.adapters.folder import CONFIG_NAME, AdapterSource
@@ -82,7 +82,8 @@ def merge_other_kind(base: ModelSource, folder: Path, out: Path) -> None:
         config = with_labels(config, adapter)
     host, _ = build(cls, config, read_tensors(base), dtype=torch.float32, file=base.path)
     untie(host)
-    merge_in_memory(_wrapped(host, folder)).save_pretrained(str(out))
+    merged: Any = merge_in_memory(_wrapped(host, folder))
+    merged.save_pretrained(str(out))
 
 
 def _wrapped(host: nn.Module, folder: Path) -> nn.Module:
@@ -90,10 +91,11 @@ def _wrapped(host: nn.Module, folder: Path) -> nn.Module:
 
     try:
         with quiet():
-            return PeftModel.from_pretrained(host, str(folder), local_files_only=True)
+            wrapped: nn.Module = PeftModel.from_pretrained(host, str(folder), local_files_only=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
         raise MalformedInput(
             f"got an adapter that PEFT cannot load ({printable(error)}), expected a sound one for this base",
             remedy="check its config and weights, and that it is for this base",
             file=folder,
         ) from error
+    return wrapped

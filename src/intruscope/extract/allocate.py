@@ -47,7 +47,7 @@ class Spectrum:
         """‖ΔW − ΔW_r‖_F²; None where that is not known."""
         if rank < len(self.left):
             return self.left[rank]
-        return 0.0 if self.complete or rank >= self.bound else None
+        return 0.0 if self.complete else None
 
 
 @dataclass(frozen=True, kw_only=True)

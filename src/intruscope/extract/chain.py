@@ -1,9 +1,9 @@
 """Adapters for a chain of linear layers, with an exact law of their error.
 
 Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513: adapters of rank R on
-the L layers of a frozen linear chain bring its product to within the singular value LR + 1 of what was missing.
-No adapters of that rank come closer: what they add to the product has rank LR at most. One layer alone (L = 1)
-is the truncated decomposition that an extraction writes.
+the L layers of a frozen linear chain bring its product to within the singular value LR + 1 of what was
+missing. No adapters of that rank come closer: what they add to the product has rank LR at most. One layer
+alone (L = 1) is the truncated decomposition that an extraction writes.
 
 Shape suffixes: O out, I in, R rank.
 """

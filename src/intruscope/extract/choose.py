@@ -80,6 +80,7 @@ def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[Cur
             (-square / spectrum.cost, spectrum.cost, square)
             for spectrum in spectra
             for square in spectrum.squares
+            if square > 0.0
         ),
     )
     floor = max(
@@ -87,7 +88,9 @@ def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[Cur
         default=0.0,
     )
     total = sum(spectrum.total for spectrum in spectra)
-    points, at, spent, kept = [], 0, 0, []
+    points: list[CurvePoint] = []
+    kept: list[float] = []
+    at, spent = 0, 0
     for budget in sorted(set(budgets)):
         while at < len(directions) and spent + directions[at][1] <= budget:
             price, cost, square = directions[at]

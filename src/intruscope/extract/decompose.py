@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.linalg.lowrank import low_rank_svd
 from intruscope.linalg.truncated import Truncation, leading, spectral_bounds, within
 from intruscope.spectra.codec import pack_tensor, unpack_tensor
@@ -162,9 +163,11 @@ def directions_from_plain(data: dict[str, Any]) -> Directions:
 
 
 def update_of(loaded: Loaded) -> Tensor | tuple[Tensor, Tensor]:
-    """ΔW, or its factors where it has them and they are thin."""
+    """ΔW, or its factors where it has them; float64 where that is what is decomposed."""
     if isinstance(loaded.form, tuple):
         return loaded.form
+    if min(loaded.base_OI.shape) <= DENSE_LIMIT:
+        return loaded.form.double() - loaded.base_OI
     return loaded.form - loaded.base_OI
 
 
@@ -222,7 +225,7 @@ def check_module(payload: tuple[Module, Tensor, Tensor, ScanSettings]) -> dict[s
     with exact_arithmetic(settings.threads):
         loaded = load_pair(module.whole)
         assert isinstance(loaded, Loaded)  # it was in the first pass, and files are stamped
-        error = _distance(update_of(loaded), left_OR.double(), right_RI.double())
+        error = _distance(loaded, left_OR.double(), right_RI.double())
         del loaded
         intruders = []
         if module.in_scope:
@@ -230,15 +233,16 @@ def check_module(payload: tuple[Module, Tensor, Tensor, ScanSettings]) -> dict[s
     return {"error": error, "intruders": intruders}
 
 
-def _distance(update: Tensor | tuple[Tensor, Tensor], left_OR: Tensor, right_RI: Tensor) -> float:
+def _distance(loaded: Loaded, left_OR: Tensor, right_RI: Tensor) -> float:
     """‖ΔW − B A‖_F, a few rows at a time in float64."""
-    if isinstance(update, tuple):
-        both = torch.cat([update[0].double(), -left_OR], dim=1)
-        return float(low_rank_svd(both, torch.cat([update[1].double(), right_RI]))[1].norm())
+    if isinstance(loaded.form, tuple):
+        both = torch.cat([loaded.form[0].double(), -left_OR], dim=1)
+        return float(low_rank_svd(both, torch.cat([loaded.form[1].double(), right_RI]))[1].norm())
     square = 0.0
-    for start in range(0, len(update), _CHUNK_ROWS):
+    for start in range(0, len(left_OR), _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
-        square += float((update[rows].double() - left_OR[rows] @ right_RI).square().sum())
+        change = loaded.form[rows].double() - loaded.base_OI[rows].double()
+        square += float((change - left_OR[rows] @ right_RI).square().sum())
     return math.sqrt(square)
 
 

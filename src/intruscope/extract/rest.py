@@ -191,8 +191,8 @@ def _others(
         norm = _difference(base.tensors[name], twin)
         if norm:
             found.append(_Change(tensor=names.of(twin.name), name=name, norm=norm, reason=_reason(norm)))
-    for name, tensor in tuned.tensors.items():
-        if name not in known and tensor.decodable:
+    for name, stored in tuned.tensors.items():
+        if name not in known and stored.decodable:
             found.append(_Change(tensor=names.of(name), name=name, norm=None, reason=_reason(None)))
     return found
 

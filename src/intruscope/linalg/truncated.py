@@ -231,5 +231,5 @@ def _right_vectors(matrix: Tensor, count: int) -> Tensor:
     """
     rows, columns = matrix.shape
     gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
-    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :count]
+    vectors: Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :count]
     return matrix.T @ vectors if rows <= columns else vectors
