@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from intruscope.errors import UsageError
 from intruscope.forgetting.tasks import ClassificationTask
 from intruscope.methods.registry import find
 from intruscope.plots.figures import write_figures
@@ -232,12 +233,22 @@ class _Chain:
                 source = self._source if stage == 0 else open_model(self._body(stage))
                 loaded[kind] = self._loaded(source, task.train)
                 if stage == 0:
-                    stored_names(source, loaded[kind])  # what could not be put back is told before training
+                    self._check(source, loaded[kind], task)
             fitting, scoring = self._data(task, loaded[kind])
             bf16 = self._settings.training.bf16
             seen = [features(loaded[kind], data, bf16=bf16) for data in (fitting, scoring)]
             self._folder.once(name, lambda seen=seen, task=task: _scored(*seen, task))  # type: ignore[misc]
         self._on_progress(f"{stage}: scoring", len(self._tasks), len(self._tasks))
+
+    def _check(self, source: ModelSource, loaded: Loaded, task: ChainTask) -> None:
+        """Tell before training what could not be scored, or not be put back."""
+        if loaded.kind == "endings":
+            raise UsageError(
+                f"got {task.name}, multiple choice, for a causal language model, expected an encoder: its "
+                "choices are scored by a new head on the frozen body",
+                remedy="leave the task out, or take a masked language model",
+            )
+        stored_names(source, loaded)
 
     def _scan(self, stage: int) -> dict[str, Any]:
         return look(
