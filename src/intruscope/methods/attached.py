@@ -98,7 +98,8 @@ class PeftAttached:
 
     def _write(self, folder: Path) -> None:
         """Fill an empty folder."""
-        from safetensors.torch import save_file
+        from peft.utils import get_peft_model_state_dict
+        from safetensors.torch import load_file, save_file
 
         if self._start is None:
             self.model.save_pretrained(str(folder))
@@ -106,6 +107,11 @@ class PeftAttached:
         with tempfile.TemporaryDirectory() as scratch:
             save_file(self._start, str(Path(scratch) / "adapter_model.safetensors"))
             self.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=scratch)
+        # The conversion leaves out what is trained whole: a classifier's head.
+        path = folder / "adapter_model.safetensors"
+        converted, state = load_file(path), get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
+        rest = {key: value.contiguous() for key, value in state.items() if ".lora_" not in key}
+        save_file({**rest, **converted}, path, metadata={"format": "pt"})
 
     def _layer(self, name: str) -> Any:
         if name in self._layers:
