@@ -30,13 +30,14 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,20 +45,21 @@ from benchmarks.common import RESULTS
 from benchmarks.methods_rates import CANDIDATES
 from benchmarks.methods_table import key_of, known_runs, publish
 from intruscope.adapters.on_disk import on_disk
-from intruscope.errors import IncompleteResult
+from intruscope.errors import IncompleteResult, IntruscopeError
 from intruscope.forgetting.intervals import paired_difference
-from intruscope.forgetting.losses import SequenceLosses, measure
-from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, load_task
 from intruscope.forgetting.texts import read_texts
-from intruscope.forgetting.windows import cut
 from intruscope.methods.registry import find, registered
 from intruscope.report.json_report import plain, write_object
 from intruscope.spectra.scan import RunOptions, scan
 from intruscope.train.loading import load_for
+from intruscope.train.probe import ForgettingProbe
 from intruscope.train.settings import TuneSettings
 from intruscope.train.tune import tune
 from intruscope.weights.source import open_model
+
+if TYPE_CHECKING:
+    from intruscope.forgetting.losses import SequenceLosses
 
 SEEDS = (0, 1, 2)
 NUM_SEQUENCES = 120
@@ -130,12 +132,12 @@ class Measuring:
         """Figures of a saved run."""
         method = find(case.method)
         held_out = self._place.task(case.task, case.budget, held_out=True)
-        model = load_for(open_model(str(self._place.base)), held_out, seed=case.seed).model
-        attached = method.load(model, folder / "model")
+        loaded = load_for(open_model(str(self._place.base)), held_out, seed=case.seed)
+        attached = method.load(loaded.model, folder / "model")
+        figures = {"forgetting": self._forgetting(case, attached.model, loaded.tokenizer)}
         if "no_static_update" in method.departures:
-            return {"forgetting": self._forgetting(case, attached.model)}
-        merged = attached.merged()
-        return {**self._spectra(merged, folder), "forgetting": self._forgetting(case, merged)}
+            return figures
+        return {**self._spectra(attached.merged(), folder), **figures}
 
     def _spectra(self, merged: torch.nn.Module, folder: Path) -> dict[str, Any]:
         with on_disk(self._place.base, merged) as (before, after):
@@ -157,16 +159,15 @@ class Measuring:
             "relative_update_norm": norm / math.sqrt(base_square) if base_square else None,
         }
 
-    def _forgetting(self, case: Case, model: torch.nn.Module) -> dict[str, float]:
-        pair = load_pair(self._place.base, model, device="cpu")
-        language = pair.language_model()
-        text = cut(read_texts([self._place.text]), language, max_sequences=case.num_sequences)
+    def _forgetting(self, case: Case, model: torch.nn.Module, tokenizer: Any) -> dict[str, float]:
+        def losses(of: torch.nn.Module) -> SequenceLosses:
+            text, base = [self._place.text], self._place.base
+            return ForgettingProbe(of, tokenizer, text, base, max_sequences=case.num_sequences).losses()
+
         if self._base_losses is None:
-            with pair.as_base():
-                self._base_losses = measure(language, text, protocol="fast")
-        with pair.as_tuned():
-            after = measure(language, text, protocol="fast")
-        before = self._base_losses
+            base = load_for(open_model(str(self._place.base)), read_texts([self._place.text]), seed=0)
+            self._base_losses = losses(base.model)
+        before, after = self._base_losses, losses(model)
         return plain(paired_difference(before.nats, after.nats, before.tokens))
 
 
@@ -289,19 +290,25 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="put what is there into the published file")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
     if options.base is not None:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
         place = Place(base=options.base, tasks=options.tasks, text=options.text, work=options.work)
         runs = Runs(place, options.results)
         methods = [method.name for method in registered() if "no_training" not in method.departures]
-        for seed in SEEDS:
-            for task in BUDGETS:
-                for method in methods:
-                    if any(fnmatchcase(f"{method}/{task}/{seed}", pattern) for pattern in options.only):
-                        runs.make(method, task, seed)
+        cells = [(method, task, seed) for seed in SEEDS for task in BUDGETS for method in methods]
+        for method, task, seed in cells:
+            if any(fnmatchcase(f"{method}/{task}/{seed}", pattern) for pattern in options.only):
+                try:
+                    runs.make(method, task, seed)
+                except IntruscopeError as error:  # the others are not to wait for it
+                    failed.append(f"{method}/{task}/{seed}: {error}")
+                    print(failed[-1], file=sys.stderr, flush=True)
     if options.publish:
         publish(options.work, options.results)
+    if failed:
+        sys.exit("\n".join(["these were not made:", *failed]))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from intruscope.forgetting.losses import SequenceLosses
+
 MAX_SEQUENCES = 64
 
 
@@ -32,6 +34,7 @@ class ForgettingProbe:
         tokenizer: Of the model.
         text: Files, patterns or datasets, as ``forgetting.texts`` reads them.
         base: Where a classifier's language-model head is from; a name that transformers loads.
+        max_sequences: At most so many, spread evenly over the text.
 
     Raises:
         UsageError: no tokenizer, or a classifier without ``base``.
@@ -39,7 +42,13 @@ class ForgettingProbe:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, text: Sequence[str | Path], base: str | Path | None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        text: Sequence[str | Path],
+        base: str | Path | None,
+        *,
+        max_sequences: int = MAX_SEQUENCES,
     ) -> None:
         if tokenizer is None:
             raise UsageError(
@@ -58,17 +67,26 @@ class ForgettingProbe:
         )
         corpus = read_texts(text)
         self.sha256 = corpus.sha256
-        self._sequences = cut(corpus, self._language, max_sequences=MAX_SEQUENCES)
+        self._sequences = cut(corpus, self._language, max_sequences=max_sequences)
         self._protocol = choose_protocol(kind, "fast" if kind == "masked" else None)
 
     def loss(self) -> float | None:
-        """Nats per token now, None where that is no number; the model is left in the mode it was in."""
+        """Nats per token now, None where that is no number."""
+        try:
+            return self.losses().nats_per_token
+        except MalformedInput:  # a training that has come to NaN is the Trainer's to end
+            return None
+
+    def losses(self) -> SequenceLosses:
+        """The losses of the sequences now; the model is left in the mode it was in.
+
+        Raises:
+            MalformedInput: one is no number.
+        """
         modes = {module: module.training for module in self._trained.modules()}
         self._language.model.eval()
         try:
-            return measure(self._language, self._sequences, protocol=self._protocol).nats_per_token
-        except MalformedInput:  # a training that has come to NaN is the Trainer's to end
-            return None
+            return measure(self._language, self._sequences, protocol=self._protocol)
         finally:
             for module, mode in modes.items():
                 module.training = mode
