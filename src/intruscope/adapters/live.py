@@ -199,7 +199,7 @@ class LivePair:
                     remedy="turn it round",
                     tensor=name,
                 )
-            self._write(edited, name, base_OI + update_OI.to(base_OI.device, base_OI.dtype))
+            self._write(edited, name, base_OI + update_OI.to(base_OI.dtype).to(base_OI.device))
         with self._pointing_at({**self._tuned, **edited}):
             yield
 
@@ -219,6 +219,8 @@ class LivePair:
 
     def base_matrix(self, name: str) -> Tensor:
         """A matrix of the base: (out, in), float32 or wider, a copy. A tensor that is no matrix: as it is.
+
+        On the model's device, or on the CPU where that has no float64.
 
         Raises:
             UnsupportedFormat: the live model holds nothing of that name.
@@ -247,6 +249,8 @@ class LivePair:
         place = self._place(name)
         stored, view = state[place.parameter], place.view
         wide = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        if wide.device.type == "mps":  # it has no float64, in which edits are made
+            wide = wide.cpu()
         if view is None:
             return wide.clone()
         tensor = wide if view.expert is None else wide[view.expert]
@@ -262,15 +266,15 @@ class LivePair:
             edited[place.parameter] = self._tuned[place.parameter].contiguous().clone()
         target = edited[place.parameter]
         if view is None:
-            target.copy_(new)
+            target.copy_(new.to(target.dtype))
             return
         whole = target if view.expert is None else target[view.expert]
         whole = whole.view(whole.shape[0], -1)
         whole_FI = whole.T if view.transposed else whole
         if view.rows is None:
-            whole_FI.copy_(new)
+            whole_FI.copy_(new.to(whole_FI.dtype))
         else:
-            whole_FI[list(view.rows.indices())] = new.to(whole_FI.device, whole_FI.dtype)
+            whole_FI[list(view.rows.indices())] = new.to(whole_FI.dtype).to(whole_FI.device)
 
     @contextmanager
     def _pointing_at(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

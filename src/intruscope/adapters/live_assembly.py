@@ -129,7 +129,8 @@ def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_h
         if kept == name or kept not in tuned:
             continue
         other = tuned.get(name, parameter if keeps_head else tuned[kept])
-        if not torch.equal(other, tuned[kept]):
+        # In memory, the two models may lie on two devices.
+        if not torch.equal(other.to(tuned[kept].device), tuned[kept]):
             _set_parameter(model, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
             # Others call tie_weights on what they are given (lm-evaluation-harness does).
             config: Any = model.config

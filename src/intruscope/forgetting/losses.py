@@ -219,11 +219,12 @@ class Forward:
         import torch
         from torch.nn.functional import cross_entropy
 
-        if self._cuts is None:
-            few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
-            self._cuts = self._may_cut(*few[:4])
-        tensors = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch)]
+        arrays = self._arrays(batch)
         try:
+            if self._cuts is None:
+                few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
+                self._cuts = self._may_cut(*few[:4])
+            tensors = [torch.from_numpy(array).to(self._model.device) for array in arrays]
             with torch.inference_mode():
                 run = self._cut_run if self._cuts else self._whole_run
                 logits_MV = run(*tensors[:4])
@@ -231,11 +232,11 @@ class Forward:
                 lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
-                f"got no memory for a batch of {tensors[0].numel()} positions on {self._model.device}, "
+                f"got no memory for a batch of {arrays[0].size} positions on {self._model.device}, "
                 "expected room",
                 remedy="lower --batch-tokens, or take another --device",
             ) from error
-        found: NDArray[np.float64] = lost.double().cpu().numpy()
+        found: NDArray[np.float64] = lost.cpu().double().numpy()
         return found
 
     def _arrays(self, batch: list[_Row]) -> tuple[NDArray[np.int64], ...]:

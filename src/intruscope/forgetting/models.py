@@ -72,8 +72,8 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         fact = f"--device is {device}, which is not here, expected auto or cpu"
         raise UsageError(fact, remedy="leave --device out") from error
     return device

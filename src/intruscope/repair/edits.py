@@ -37,7 +37,7 @@ class MatrixEdit:
         return len(self.change_K)
 
     def applied(self, base_OI: torch.Tensor, tuned_OI: torch.Tensor) -> torch.Tensor:
-        """The edited matrix in float64.
+        """The edited matrix in float64, on the device of the given ones.
 
         Args:
             base_OI: W₀ of any precision; of any shape for a tensor that is no matrix.
@@ -49,7 +49,11 @@ class MatrixEdit:
             before = base_OI.double()
             edited = before + self.update_scale * (edited - before)
         if self.num_directions:
-            edited = edited + (self.left_OK * self.change_K) @ self.right_IK.T
+            left_OK, right_IK = (
+                (self.left_OK * self.change_K).to(edited.device),
+                self.right_IK.to(edited.device),
+            )
+            edited = edited + left_OK @ right_IK.T
         return edited
 
 

@@ -179,7 +179,7 @@ def sweep(
         ),
         num_intruders=sum(len(matrix.intruders) for matrix in found.matrices),
         num_matrices=len(found.matrices),
-        environment=_environment(measuring),
+        environment=_environment(measuring, str(pair.language_model().model.device)),
     )
 
 
@@ -239,12 +239,14 @@ def measure_pair(
         batch_tokens=measuring.batch_tokens,
         max_tokens=measuring.max_tokens,
     )
+    device = str(language.model.device)
     # Strengths, controls and choices of intruders are no part of it: a wider grid goes on in this journal.
     identity = {
         "purpose": "sweep",
         "version": version("intruscope"),
         "intruders": [settings.k, settings.epsilon, settings.seed],
-        "measuring": asdict(measuring),
+        # A GPU rounds otherwise: its cells and a CPU's are never in one journal.
+        "measuring": asdict(measuring if device == "cpu" else replace(measuring, device=device)),
         "inputs": list(survey.pairing.inputs),
         "text": text.sha256,
         "task": task.sha256,
@@ -261,11 +263,11 @@ def _within(options: RunOptions, name: str) -> RunOptions:
     return options if options.work_dir is None else replace(options, work_dir=options.work_dir / name)
 
 
-def _environment(measuring: MeasureOptions) -> dict[str, Any]:
+def _environment(measuring: MeasureOptions, device: str) -> dict[str, Any]:
     packages = {}
     for name in ("transformers", "peft"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**environment(), **packages, "device": measuring.device, "dtype": measuring.dtype}
+    return {**environment(), **packages, "device": device, "dtype": measuring.dtype}
