@@ -1,10 +1,15 @@
 """A base and two tunings of it on disk, with intruders, and the naive float64 view of them."""
 
+import hashlib
 import json
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+
+from intruscope import RunOptions
+from intruscope.repair.plan import repair
 
 CONFIG = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4}'
 SHAPES = {
@@ -14,6 +19,7 @@ SHAPES = {
     "model.layers.1.self_attn.k_proj": (24, 48),
 }
 RANK, ALPHA = 4, 6
+INLINE = RunOptions(workers=0)
 
 
 def bases(dtype=torch.float32):
@@ -74,3 +80,25 @@ def naive(before, update, k=10, epsilon=0.5):
     assert (np.abs(alignment - epsilon) > 1e-3).all(), "a case too close to the threshold to test with"
     intruders = [i for i in range(min(k, len(values))) if alignment[i] < epsilon]
     return left, values, right_t.T, intruders
+
+
+def plan_of(models, tuned="adapter", **options):
+    options = {"strength": 0.5, "options": INLINE, **options}
+    return repair(str(models / "base"), str(models / tuned), **options)
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def raw(path):
+    """Tensor to its bytes, read without our code."""
+    with safe_open(path, "pt") as file:
+        return {
+            name: file.get_tensor(name).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            for name in file.keys()  # noqa: SIM118 - it is no dict
+        }
