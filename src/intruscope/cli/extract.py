@@ -80,7 +80,7 @@ def extract(
 
     BASE TUNED names two models. The adapter is the closest of its ranks; PEFT and servers load it.
     """  # fmt: skip
-    from intruscope.extract.plan import checked_choice
+    from intruscope.extract.checks import checked_choice
     from intruscope.extract.plan import extract as make_plan
     from intruscope.extract.write import plan_record
     from intruscope.spectra.records import ScanSettings

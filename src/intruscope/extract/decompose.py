@@ -119,10 +119,10 @@ def decompose_module(payload: tuple[Module, Wanted, ScanSettings]) -> dict[str, 
             return plain
         seed = seed_for(settings, module.name, "extract")
         if wanted.left_fraction is None:
-            found = leading(update, wanted.rank + 1, seed=seed)
+            found = leading(update, wanted.rank + 1, seed=seed, dense=settings.prove)
             rank = min(wanted.rank, len(found.values_K))
         else:
-            found, rank = within(update, wanted.left_fraction, seed=seed)
+            found, rank = within(update, wanted.left_fraction, seed=seed, dense=settings.prove)
         base_norm = math.sqrt(_square(loaded.base_OI))
         kept = found.cut(max(rank, wanted.rank))
         return {**plain, "found": {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from intruscope.adapters.keys import PEFT_PREFIX
 from intruscope.adapters.updates import LoraUpdate, SavedUpdate, TokensUpdate
+from intruscope.errors import UsageError
 from intruscope.repair.naming import matching
 from intruscope.weights.pairing import CheckpointUpdate
 from intruscope.weights.views import TensorView
@@ -93,13 +94,17 @@ def chosen(modules: Sequence[Module], which: str) -> tuple[Module, ...]:
             adapt. Or names divided by commas, ``*`` standing for anything.
 
     Raises:
-        UsageError: a name that no adaptable module has.
+        UsageError: no adaptable module is meant.
     """
-    able = [module for module in modules if module.kind is not None]
-    if which == "linear":
-        return tuple(m for m in able if m.in_scope and m.kind in ("linear", "conv1d"))
-    if which == "all":
-        return tuple(able)
+    able = tuple(module for module in modules if module.kind is not None)
+    if which in ("linear", "all"):
+        linear = tuple(m for m in able if m.in_scope and m.kind in ("linear", "conv1d"))
+        if found := linear if which == "linear" else able:
+            return found
+        raise UsageError(
+            f"got no matrix that is meant by '{which}', expected one that PEFT can adapt",
+            remedy="name others with --which; intruscope layers BASE lists them",
+        )
     names = [module.name for module in able]
     wanted = {name for pattern in which.split(",") for name in matching(pattern.strip(), names)}
     return tuple(module for module in able if module.name in wanted)

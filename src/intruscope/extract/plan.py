@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.errors import UnsupportedFormat, UsageError
+from intruscope.errors import UsageError
+from intruscope.extract.checks import check_readable, check_size, checked_choice
 from intruscope.extract.choose import best_curve, chosen_ranks, error_curve, spectrum_of
 from intruscope.extract.findings import plan_findings
 from intruscope.extract.measure import Runner
@@ -14,7 +15,6 @@ from intruscope.extract.naming import adapter_names
 from intruscope.extract.opening import open_any
 from intruscope.extract.records import (
     Choice,
-    ChoiceKind,
     ExtractedMatrix,
     KeptIntruders,
     Totals,
@@ -24,10 +24,9 @@ from intruscope.extract.rest import find_rest
 from intruscope.spectra.records import Estimate, ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, pair_sources
 from intruscope.weights.output import check_new_folder
-from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import torch
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from intruscope.extract.records import CurvePoint, Rest
     from intruscope.extract.rest import Saved
     from intruscope.weights.matrices import Finding, Pairing
+    from intruscope.weights.source import ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -190,19 +190,19 @@ def extract(
         check_new_folder(out)
     before, after, scratch = open_any(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
     pairing = pair_sources(before, after)
-    _check_readable(before, after)
+    check_readable(before, after)
     given = [*([out] if out else []), *([options.work_dir] if options.work_dir else [])]
     check_outputs(pairing, given)
     names = adapter_names(before, after)
     modules = modules_of(pairing, before, after, names)
     wanted = chosen(modules, which)
-    _check_size(choice, wanted)
+    check_size(choice, wanted)
     runner = Runner(pairing, settings, options, on_progress=on_progress, on_notice=on_notice)
     asked = {module.name for module in wanted}
     others = [module for module in modules if module.name not in asked]
     found, norms = runner.directions(wanted, others, choice)
     changed = tuple(module for module in wanted if module.name in found)
-    _check_size(choice, changed)  # the smallest that changed may be larger
+    check_size(choice, changed)  # the smallest that changed may be larger
     spectra = [spectrum_of(module, found[module.name]) for module in changed]
     ranks, spent = chosen_ranks(choice, {m.name: found[m.name] for m in changed}, spectra)
     adapted = tuple(module for module in changed if ranks[module.name])
@@ -244,80 +244,6 @@ def extract(
         scratch=scratch,
     )
     return replace(plan, findings=plan_findings(plan, found))
-
-
-def checked_choice(
-    *, rank: int | None, energy: float | None, error: float | None, parameters: int | None
-) -> Choice:
-    """The one way to choose ranks that was given.
-
-    Raises:
-        UsageError: none or several, or a value without meaning.
-    """
-    given: dict[ChoiceKind, float | None] = {
-        "rank": rank,
-        "energy": energy,
-        "error": error,
-        "parameters": parameters,
-    }
-    chosen_kinds: list[ChoiceKind] = [kind for kind, value in given.items() if value is not None]
-    if len(chosen_kinds) != 1:
-        got = " and ".join(chosen_kinds) or "none of them"
-        raise UsageError(
-            f"got {got}, expected one of rank, energy, error and parameters to choose the ranks by",
-            remedy="give for example --rank 16, or --energy 0.9",
-        )
-    kind = chosen_kinds[0]
-    value = given[kind]
-    assert value is not None
-    sound = {
-        "rank": value >= 1,
-        "parameters": value >= 1,
-        "energy": 0.0 < value <= 1.0,
-        "error": 0.0 <= value < 1.0,
-    }[kind]
-    if not sound:
-        expected = {
-            "rank": "a whole number from 1",
-            "parameters": "a whole number from 1",
-            "energy": "a share above 0 and up to 1",
-            "error": "a relative error from 0 and below 1",
-        }[kind]
-        remedy = f"write for example --{kind} {_EXAMPLES[kind]}"
-        raise UsageError(f"got the {kind} {value:g}, expected {expected}", remedy=remedy)
-    return Choice(kind=kind, value=value)
-
-
-_EXAMPLES = {"rank": "16", "parameters": "2000000", "energy": "0.9", "error": "0.1"}
-
-
-def _check_readable(base: ModelSource, tuned: ModelSource | AdapterSource) -> None:
-    for source in (base, tuned):
-        if isinstance(source, ModelSource) and source.unreadable is not None:
-            raise UnsupportedFormat(
-                f"got a model that is {source.unreadable}, expected float64, float32, float16 or bfloat16",
-                remedy="give the unquantised model that it was made from",
-                file=source.path,
-            )
-
-
-def _check_size(choice: Choice, modules: Sequence[Module]) -> None:
-    if not modules:
-        return
-    largest = max(min(module.shape) for module in modules)
-    if choice.kind == "rank" and choice.value > largest:
-        raise UsageError(
-            f"got the rank {choice.value:.0f}, expected at most {largest}: none of the matrices can have a "
-            "higher one",
-            remedy=f"give --rank {min(16, largest)}, or --energy 0.9 to let each matrix choose",
-        )
-    least = min(module.num_numbers for module in modules)
-    if choice.kind == "parameters" and choice.value < least:
-        raise UsageError(
-            f"got {choice.value:.0f} parameters, expected at least {least}, which one direction of the "
-            "smallest matrix takes",
-            remedy=f"give --parameters {16 * sum(m.num_numbers for m in modules)} for rank 16 on average",
-        )
 
 
 def _factors(found: Directions, rank: int, dtype: Dtype) -> tuple[torch.Tensor, torch.Tensor]:

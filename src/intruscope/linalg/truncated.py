@@ -111,13 +111,16 @@ def smallest_rank(values_K: Tensor, total_square: float, fraction: float, *, com
     return int(enough[0]) if len(enough) else None
 
 
-def leading(matrix: Tensor | tuple[Tensor, Tensor], count: int, *, seed: int) -> Truncation:
+def leading(
+    matrix: Tensor | tuple[Tensor, Tensor], count: int, *, seed: int, dense: bool = False
+) -> Truncation:
     """At least the first ``count`` triplets (all there are where that costs no more).
 
     Args:
         matrix: A (M, N), float32 or float64, finite; or two factors (M, R), (R, N) of it.
         count: How many; more than the smaller side means all.
         seed: Of random blocks.
+        dense: Decompose in float64 outright.
 
     Numerics: float64 for factors, for small matrices and for everything that the error is told from; float32
         Krylov products for large float32 matrices, polished.
@@ -138,7 +141,7 @@ def leading(matrix: Tensor | tuple[Tensor, Tensor], count: int, *, seed: int) ->
     smaller = min(matrix.shape)
     count = min(count, smaller)
     total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
-    if smaller <= DENSE_LIMIT:
+    if dense or smaller <= DENSE_LIMIT:
         exact = matrix.double()
         return _with_residual(Operator.viewing(exact), *svd(exact), total, complete=True)
     if 0 < _FACTOR_OF_DENSE * count < smaller:
@@ -151,20 +154,23 @@ def leading(matrix: Tensor | tuple[Tensor, Tensor], count: int, *, seed: int) ->
     return _measured(Operator.viewing(matrix), right_NK, total, complete=count == smaller)
 
 
-def within(matrix: Tensor | tuple[Tensor, Tensor], fraction: float, *, seed: int) -> tuple[Truncation, int]:
+def within(
+    matrix: Tensor | tuple[Tensor, Tensor], fraction: float, *, seed: int, dense: bool = False
+) -> tuple[Truncation, int]:
     """The triplets that leave at most a fraction of ‖A‖_F² out, and one more where there is one.
 
     Args:
         matrix: As in :func:`leading`, not zero.
         fraction: Of the squared norm, in [0, 1].
         seed: Of random blocks.
+        dense: Decompose in float64 outright.
 
     Returns:
         The triplets and the smallest rank that suffices.
     """
     count = _FIRST_TRY
     while True:
-        found = leading(matrix, count, seed=seed)
+        found = leading(matrix, count, seed=seed, dense=dense)
         rank = smallest_rank(found.values_K, found.total_square, fraction, complete=found.complete)
         if rank is not None:
             return found, rank
