@@ -203,8 +203,6 @@ class _Chain:
 
     def _merge(self, stage: int) -> dict[str, Any]:
         body = self._body(stage)
-        for left in self._stage(stage).glob(".body.*.tmp"):  # by a chain that was killed while it wrote
-            shutil.rmtree(left)
         if not body.exists():
             start = open_model(self._start(stage), allow_pickle=self._allow_pickle)
             loaded = self._loaded(start, self._task(stage).train)

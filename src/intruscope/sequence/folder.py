@@ -46,6 +46,13 @@ class ChainFolder:
             self._journal = Journal(path / "journal", plan)
         except OutputConflict as error:
             raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
+        self._clear()
+
+    def _clear(self) -> None:
+        """Drop what was being written when an earlier process was killed."""
+        for name in (".*.tmp", ".*.partial"):
+            for left in list(self.path.rglob(name)):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def __enter__(self) -> ChainFolder:
         return self
