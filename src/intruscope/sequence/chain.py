@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import UsageError
@@ -136,21 +137,18 @@ class _Chain:
     def run(self) -> Path:
         """Everything that is not done yet, and the folder of the last body."""
         if self._text is not None:
-            self._folder.once(TEXT_OF_BASE, lambda: self._losses(self._base, 0))
+            self._folder.once(TEXT_OF_BASE, partial(self._losses, self._base, 0))
         self._score(0)
         for stage in range(1, len(self._tasks) + 1):
-            self._folder.once(key("trained", stage), lambda stage=stage: self._train(stage))  # type: ignore[misc]
-            self._folder.once(key("merged", stage), lambda stage=stage: self._merge(stage))  # type: ignore[misc]
+            self._folder.once(key("trained", stage), partial(self._train, stage))
+            self._folder.once(key("merged", stage), partial(self._merge, stage))
             self._drop_before(stage)
             self._score(stage)
-            self._folder.once(key("scanned", stage), lambda stage=stage: self._scan(stage))  # type: ignore[misc]
+            self._folder.once(key("scanned", stage), partial(self._scan, stage))
             shutil.rmtree(self._stage(stage) / "scan", ignore_errors=True)
             if self._text is not None:
-                body = str(self._body(stage))
-                self._folder.once(
-                    key("text", stage),
-                    lambda body=body, stage=stage: self._losses(body, stage),  # type: ignore[misc]
-                )
+                losses = partial(self._losses, str(self._body(stage)), stage)
+                self._folder.once(key("text", stage), losses)
         return self._body(len(self._tasks))
 
     # --- places --------------------------------------------------------------------------------------
@@ -234,8 +232,8 @@ class _Chain:
                     self._check(source, loaded[kind], task)
             fitting, scoring = self._data(task, loaded[kind])
             bf16 = self._settings.training.bf16
-            seen = [features(loaded[kind], data, bf16=bf16) for data in (fitting, scoring)]
-            self._folder.once(name, lambda seen=seen, task=task: _scored(*seen, task))  # type: ignore[misc]
+            fitted_on, scored_on = (features(loaded[kind], data, bf16=bf16) for data in (fitting, scoring))
+            self._folder.once(name, partial(_scored, fitted_on, scored_on, task))
         self._on_progress(f"{stage}: scoring", len(self._tasks), len(self._tasks))
 
     def _check(self, source: ModelSource, loaded: Loaded, task: ChainTask) -> None:

@@ -64,7 +64,8 @@ class Head:
     def classes(self, features_ND: Array) -> Places:
         """The class of each example; the first of equal ones."""
         scores_NC = self._standardised(features_ND) @ self.weights_CD.T + self.bias_C
-        return np.argmax(scores_NC, axis=1)
+        found: Places = np.argmax(scores_NC, axis=1)
+        return found
 
     def choices(self, features_RD: Array, first_N: Places) -> Places:
         """The choice of each example; the first of equal ones.
