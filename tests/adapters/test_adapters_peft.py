@@ -98,25 +98,6 @@ def test_an_adapter_that_moved_its_base_is_refused_until_it_is_converted(init, t
     _check_against_merged(tmp_path)
 
 
-def test_a_tied_head_that_was_adapted_is_a_gap_and_one_that_was_saved_is_said(tmp_path):
-    torch.manual_seed(0)
-    model = peft_models.tied_llama()
-    model.save_pretrained(tmp_path / "base")
-    for name, options in (
-        ("adapted", {"target_modules": ["q_proj", "lm_head"]}),
-        ("saved", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-    ):
-        adapted = get_peft_model(peft_models.tied_llama(), LoraConfig(r=3, **options))
-        adapted.save_pretrained(tmp_path / name)
-        pairing = pair_adapter(open_model(tmp_path / "base"), open_adapter(tmp_path / name))
-        assert {pair.kind for pair in pairing.pairs} == {"q"}
-        assert pairing.complete == (name == "saved")
-        entries = [e for e in pairing.coverage if e.origin == "adapter" and "lm_head" in e.tensor]
-        assert entries
-        why = "tied" if name == "adapted" else "a head that modules_to_save names"
-        assert all(e.status == "skipped" and why in e.reason for e in entries)
-
-
 def test_a_grouped_convolution_is_refused_by_name(tmp_path):
     torch.manual_seed(0)
     model = peft_models.convnext()

@@ -14,6 +14,7 @@ from intruscope.adapters.experts import (
     name_parameters,
 )
 from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
+from intruscope.adapters.heads import tied_finding, tied_head, unsaved_finding
 from intruscope.adapters.keys import AdaptedModule, sort_keys
 from intruscope.adapters.updates import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
@@ -74,15 +75,22 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
             plan.findings.append(Finding(code="resized", severity="info", message=message))
         plan.notes[stored] = fitted.note or listing.notes.get(stored, "")
         plan.add(modules[name], fitted.matrices, fitted.note)
+    for name, view in match.tied.items():
+        fitted = fit_updates(modules[name], (view,), adapter, strengths)
+        plan.add(
+            modules[name], fitted.matrices, "the base ties it to its embedding, which is read as its base"
+        )
+        plan.notes.setdefault(view.tensor.name, f"also read as {printable(name)}, which is tied to it")
     for name, module in modules.items():
-        if name not in match.stored and name not in match.parameters:
+        if name not in match.stored and name not in match.parameters and name not in match.tied:
             why = match.why_new(module, adapter)
             missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
             plan.skip(module, why or missing, is_head=why is not None)
             if why is not None and "down" in module.roles:
-                plan.findings.append(_unsaved_finding(name))
+                plan.findings.append(unsaved_finding(name))
     for stored, views in listing.matrices.items():
-        plan.add_base(stored, views)
+        tied = tuple(view for view in match.tied.values() if view.tensor.name == stored)
+        plan.add_base(stored, (*views, *tied))
     plan.coverage.extend(listing.skipped)
     for key, reason in skipped.items():
         plan.coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
@@ -94,6 +102,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         *match.findings,
         *plan.findings,
         *head_findings(plan.coverage, base.tensors, adapter.tensors),
+        *(tied_finding(name) for name in match.tied if "down" in modules[name].roles),
         *_content_findings(modules, skipped, num_gaps),
     )
     return Pairing(
@@ -107,7 +116,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     )
 
 
-_NOT_STORED = "the base stores no matrix of this name (a tied head is stored as the embedding)"
+_NOT_STORED = "the base stores no matrix of this name"
 
 
 class _Plan:
@@ -171,6 +180,8 @@ class Match:
     Attributes:
         stored: Module to stored base tensor.
         parameters: Module to the fused experts that it wraps.
+        tied: The words' head, where the base stores none but ties it to its embedding: that, as it lies in
+            the file, (words, width), is the head's matrix.
         key_of: Module to the name by which PEFT looks its rank and alpha up.
         findings: What had to be assumed.
     """
@@ -208,7 +219,14 @@ class Match:
         for name in modules:
             if name not in self.parameters and bare[name] in by_name:
                 self.stored[name] = by_name.pop(bare[name])
-        if not any(name in self.stored or name in self.parameters for name in trained):
+        self.tied = {
+            name: view
+            for name, module in modules.items()
+            if name not in self.stored and name not in self.parameters
+            for view in [tied_head(bare[name], module, matrices, base)]
+            if view is not None
+        }
+        if not any(name in self.stored or name in self.parameters or name in self.tied for name in trained):
             raise _no_match(trained, list(stored_of), base, adapter)
         self.findings = [
             Finding(
@@ -290,14 +308,6 @@ def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Findi
         return []
     message = f"the adapter names the base '{printable(told)}', and was put on '{printable(base.name)}'"
     return [Finding(code="other-base", severity="warning", message=message)]
-
-
-def _unsaved_finding(module: str) -> Finding:
-    message = (
-        f"{printable(module)} has factors, and neither base nor adapter stores the matrix under them, so "
-        "that every load draws another; train it whole (modules_to_save), or leave it out"
-    )
-    return Finding(code="unsaved-head", severity="warning", message=message)
 
 
 def _content_findings(

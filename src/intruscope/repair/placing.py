@@ -59,12 +59,13 @@ def check_mergeable(found: Survey) -> None:
         for tensor in [entry.tensor]
     }
     for name, module in modules.items():
+        if name in match.tied:
+            first = next(iter(module.roles.values())).name
+            raise refuse(first, f"got {printable(name)} apart from the embedding that the base ties it to")
         stored = match.stored.get(name)
         lost = next((t.name for t in module.roles.values() if t.name not in paired), None)
         if lost is not None:
-            raise refuse(
-                lost, f"got {printable(name)}, which the base does not store (a new or a tied head?)"
-            )
+            raise refuse(lost, f"got {printable(name)}, which the base does not store (a new head?)")
         whole = module.roles.get("saved") or module.roles.get("replaced")
         if whole is not None and stored is not None and whole.shape != base.tensors[stored].shape:
             raise refuse(whole.name, "got a resized vocabulary")
