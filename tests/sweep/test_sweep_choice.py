@@ -45,6 +45,18 @@ def test_a_special_edit_is_found_at_its_best_strength():
     )
 
 
+@pytest.mark.parametrize(("num_sequences", "is_enough"), [(8, False), (11, True), (12, True)])
+def test_nothing_is_sure_of_a_handful_of_sequences(num_sequences, is_enough):
+    """However clear the effect: of five in a half, all may go one way by chance."""
+    measured = world(only_the_edit, free_down_to(0.5), noise=0.0)
+    _, *halves = samples(num_sequences, NUM_EXAMPLES, SETTINGS)
+    _, (advice,) = choose(measured, SETTINGS, tuple(halves))
+    assert advice.report.forgetting_change.high < 0.0
+    assert (advice.outcome == "recommended") == is_enough
+    assert (advice.intruders == "special") == is_enough
+    assert ("too few to tell an effect from chance; give more text" in advice.sentence) != is_enough
+
+
 def test_a_shrink_that_does_as_well_makes_them_not_special():
     _, advice = decided(world(alike, free_down_to(0.7)))
     assert (advice.outcome, advice.strength, advice.intruders) == ("recommended", 0.7, "not-special")

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from intruscope.sweep.statistics import Sample
 
 
+FEWEST_TO_TELL = 6
+"""Sequences of a half. Five all fall to one side by chance in 3% of cases, more than the 2.5% that a side of
+a 95% interval allows, and their bootstrap would call it sure."""
+
+
 def choose(
     measured: Measured, settings: SweepSettings, halves: tuple[Sample, Sample]
 ) -> tuple[tuple[Choice, ...], tuple[Recommendation, ...]]:
@@ -97,7 +102,9 @@ def _recommendation(
             for cell in measured.cells
             if cell.control in MATCHED and cell.which == choice.which and cell.strength == strength
         )
-        intruders = specialness(matched, measured.metric) if matched else None
+        if matched:
+            enough = len(half.text_items) >= FEWEST_TO_TELL
+            intruders = specialness(matched, measured.metric) if enough else "not-special"
     outcome = _outcome(measured, settings, half, choice, is_anything_edited=bool(edited))
     return Recommendation(
         which=choice.which,
@@ -115,6 +122,7 @@ def _recommendation(
             shrink=None if shrink is None else shrink.report,
             metric=measured.metric,
             max_task_cost=settings.max_task_cost,
+            too_few=len(half.text_items) if len(half.text_items) < FEWEST_TO_TELL else None,
             forgetting=half.interval(half.losses(measured.tuned) - half.losses(measured.base_text)),
         ),
     )
@@ -130,7 +138,7 @@ def _outcome(
     if choice.report is None:
         return "no-gain"
     is_cheap = _cost(choice.report.task_change, measured.metric) <= settings.max_task_cost
-    is_less = choice.report.forgetting_change.high < 0.0
+    is_less = choice.report.forgetting_change.high < 0.0 and len(half.text_items) >= FEWEST_TO_TELL
     return "recommended" if is_cheap and is_less else "not-confirmed"
 
 

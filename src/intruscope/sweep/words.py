@@ -47,6 +47,7 @@ def recommendation_sentence(
     metric: Metric,
     max_task_cost: float,
     forgetting: Interval,
+    too_few: int | None = None,
 ) -> str:
     """Say what a sweep advises.
 
@@ -60,6 +61,7 @@ def recommendation_sentence(
         metric: Of the task.
         max_task_cost: What a strength may cost.
         forgetting: Of the tuned model, on the same half.
+        too_few: Sequences of that half, where they are too few to tell anything for sure.
     """
     them = {"top": "the top intruders", "all": "all intruders"}.get(which, "the selected vectors")
     if outcome == "nothing-to-edit":
@@ -75,6 +77,11 @@ def recommendation_sentence(
             f"{_limit(max_task_cost, metric)}."
         )
     strength = f"{report.cell.strength:g}"
+    if too_few is not None:
+        return (
+            f"No strength of {them} can be advised: {strength} looked best on one half of the data, but the "
+            f"other holds {too_few} sequences, too few to tell an effect from chance; give more text."
+        )
     control = _control(matched, intruders, metric)
     if outcome == "recommended":
         said = f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
