@@ -80,12 +80,13 @@ def test_each_folder_says_what_may_live_in_it(folder):
 
 # What trains is made of transformers' classes; its folders are imported when something is trained.
 WITH_TORCH = {"linalg", "demo", "train", "sequence", "profiling"}
+IN_WORKERS = {"spectra": {"matrix.py", "sides.py", "updates.py"}, "extract": {"decompose.py"}}
 
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in WITH_TORCH])
 def test_the_calling_process_never_needs_heavy_packages(folder):
     # Only what runs in workers may import torch as a module; everything else does so inside functions.
-    in_workers = {"matrix.py", "sides.py", "updates.py"} if folder == "spectra" else set()
+    in_workers = IN_WORKERS.get(folder, set())
     for path in modules(folder):
         # A method's layers are torch modules; their file is imported when a model is built.
         if path.name in in_workers or (folder == "methods" and path.name.endswith("_layers.py")):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from intruscope.extract.allocate import Spectrum, allocate, uniform_error, uniform_parameters
 from intruscope.extract.records import CurvePoint
-from intruscope.linalg.truncated import left_squares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 def spectrum_of(module: Module, found: Directions) -> Spectrum:
     """What a choice of ranks needs to know of a module."""
+    from intruscope.linalg.truncated import left_squares
+
     known = found.found
     bound = found.rank_bound
     return Spectrum(
