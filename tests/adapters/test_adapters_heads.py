@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import peft_models
 import pytest
@@ -140,6 +141,17 @@ def test_another_prefix_of_the_adapter_does_not_make_its_body_a_head(tmp_path, w
     pairing = pair_adapter(open_model(tmp_path / "base"), open_adapter(folder))
     assert len(pairing.pairs) == 1
     assert _verdict(pairing) == ({lost}, set(_HEAD))
+
+
+def test_very_many_heads_and_names_take_no_time(pair):
+    """Each is looked up, not compared with each."""
+    heads = {f"{_PREFIX}x{i}.output.weight": torch.ones(1, 1) for i in range(3_000)}
+    started = time.process_time()
+    pairing = pair(heads, modules_to_save=[f"x{i}.output" for i in range(3_000)] * 10)
+    assert time.process_time() - started < 20
+    assert _verdict(pairing) == (set(), set(heads))
+    (finding,) = [finding for finding in pairing.findings if finding.code == "new-head"]
+    assert "and 2994 more" in finding.message
 
 
 def test_a_head_of_another_size_is_new(tmp_path, write_adapter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intruscope.adapters.patterns import first_matches
@@ -82,6 +83,10 @@ class AdapterConfig:
     token_indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
 
+    @cached_property
+    def _saved_names(self) -> frozenset[str]:
+        return frozenset(self.modules_to_save)
+
     def why_new(self, module: str, *, saved: bool) -> str | None:
         """Why the adapter has a module that its base has not; None where the config does not say.
 
@@ -90,9 +95,9 @@ class AdapterConfig:
             saved: Whether it is stored whole.
         """
         words = module.split(".")
-        above = [".".join(words[: at + 1]) for at in range(len(words))]
-        # PEFT saves whole modules whose name ends in an entry (utils/other.py), with all that lies below.
-        if saved and any(name.endswith(entry) for entry in self.modules_to_save if entry for name in above):
+        # PEFT saves modules whose name ends in an entry, with all that lies below (utils/other.py).
+        parts = (".".join(words[a:b]) for b in range(1, len(words) + 1) for a in range(b))
+        if saved and not self._saved_names.isdisjoint(parts):
             return "a head that modules_to_save names"
         return f"a head of the adapter's task {self.task}" if self.task in _TASKS_WITH_A_HEAD else None
 

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.keys import AdaptedModule
     from intruscope.weights.source import ModelSource
+    from intruscope.weights.stored import StoredTensor
 
 
 def tied_head(
-    name: str, module: AdaptedModule, matrices: Mapping[str, tuple[TensorView, ...]], base: ModelSource
+    name: str, module: AdaptedModule, embeddings: Mapping[tuple[int, ...], list[StoredTensor]]
 ) -> TensorView | None:
     """The base's matrix of a head that it does not store: the one embedding of its sizes.
 
     Args:
         name: Of the module, without prefixes.
         module: What the adapter holds of it.
-        matrices: Of the base.
-        base: Says whether it ties the two.
+        embeddings: From :func:`tied_embeddings`.
 
     Returns:
-        The embedding as a head, (words, width); None where the module is no head of words, the base does not
-        tie it, or several embeddings are of these sizes.
+        The embedding as a head, (words, width); None where the module is no head of words, or not exactly one
+        embedding is of these sizes.
     """
     roles = module.roles
     whole = roles.get("saved") or roles.get("replaced")
@@ -41,15 +41,22 @@ def tied_head(
         shape = (roles["up"].shape[0], math.prod(roles["down"].shape[1:]))
     else:
         return None
-    found = [
-        views[0].tensor
-        for views in matrices.values()
-        if views[0].kind == "embedding" and views[0].tensor.shape == shape
-    ]
-    if len(found) != 1 or not _ties(base):
+    found = embeddings.get(shape, [])
+    if len(found) != 1:
         return None
     view = TensorView(name=name, kind="head", layer=None, scope="other", tensor=found[0])
     return view if is_word_matrix(view) else None
+
+
+def tied_embeddings(
+    matrices: Mapping[str, tuple[TensorView, ...]], base: ModelSource
+) -> dict[tuple[int, ...], list[StoredTensor]]:
+    """The embeddings of a base that ties its head to one of them, by their stored shape; none of another."""
+    found: dict[tuple[int, ...], list[StoredTensor]] = {}
+    for views in matrices.values() if _ties(base) else ():
+        if views[0].kind == "embedding":
+            found.setdefault(views[0].tensor.shape, []).append(views[0].tensor)
+    return found
 
 
 def _ties(base: ModelSource) -> bool:

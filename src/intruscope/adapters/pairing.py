@@ -14,7 +14,7 @@ from intruscope.adapters.experts import (
     name_parameters,
 )
 from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
-from intruscope.adapters.heads import tied_finding, tied_head, unsaved_finding
+from intruscope.adapters.heads import tied_embeddings, tied_finding, tied_head, unsaved_finding
 from intruscope.adapters.keys import AdaptedModule, sort_keys
 from intruscope.adapters.updates import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
@@ -219,11 +219,12 @@ class Match:
         for name in modules:
             if name not in self.parameters and bare[name] in by_name:
                 self.stored[name] = by_name.pop(bare[name])
+        embeddings = tied_embeddings(matrices, base)
         self.tied = {
             name: view
             for name, module in modules.items()
             if name not in self.stored and name not in self.parameters
-            for view in [tied_head(bare[name], module, matrices, base)]
+            for view in [tied_head(bare[name], module, embeddings)]
             if view is not None
         }
         if not any(name in self.stored or name in self.parameters or name in self.tied for name in trained):

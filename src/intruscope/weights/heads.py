@@ -85,17 +85,19 @@ def other_task(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> str | None:
     return f"{told}, the base a {printable(', '.join(before))}" if before else told
 
 
-def is_tied(config: Mapping[str, Any], shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether a model that stores no head of the words can have it as one of its embeddings.
+def tied_shapes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> frozenset[tuple[int, ...]]:
+    """Stored shapes of the heads of words that a model can have without storing one: its embeddings'.
 
     Args:
-        config: Its config.
-        shape: Of the head, as stored.
+        config: Its config; none where that says that it ties no head.
         tensors: Of the model.
     """
-    return config.get("tie_word_embeddings", True) is not False and any(
-        tensor.shape == shape and matrix_kind(name.removesuffix(".weight"), in_block=False) == "embedding"
+    if config.get("tie_word_embeddings", True) is False:
+        return frozenset()
+    return frozenset(
+        tensor.shape
         for name, tensor in tensors.items()
+        if matrix_kind(name.removesuffix(".weight"), in_block=False) == "embedding"
     )
 
 

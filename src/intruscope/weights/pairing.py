@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import MalformedInput, ShapeMismatch, printable
-from intruscope.weights.heads import Body, head_findings, is_tied, other_task
+from intruscope.weights.heads import Body, head_findings, other_task, tied_shapes
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
@@ -136,8 +136,10 @@ class _Heads:
     def __init__(self, base: ModelSource, tuned: ModelSource, matched: Iterable[str]) -> None:
         self.body = Body.of(matched)
         self._task = other_task(base.config, tuned.config)
-        self._sides = {"base": base, "tuned": tuned}
-        self._configs = {"base": base.config or tuned.config, "tuned": tuned.config or base.config}
+        self._tied = {
+            "base": tied_shapes(base.config or tuned.config, base.tensors),
+            "tuned": tied_shapes(tuned.config or base.config, tuned.tensors),
+        }
 
     def why(self, name: str, view: TensorView, origin: Literal["base", "tuned"]) -> str | None:
         """Why only one side has a head of this name (without prefix); None where nothing says so."""
@@ -147,7 +149,7 @@ class _Heads:
             return self._task
         other = "tuned" if origin == "base" else "base"
         if is_word_matrix(view):
-            if is_tied(self._configs[other], view.tensor.shape, self._sides[other].tensors):
+            if view.tensor.shape in self._tied[other]:
                 return f"a head that the {other} model ties to its embedding"
             return None
         return "a head that the tuned model is without" if origin == "base" and view.kind == "head" else None
