@@ -1,14 +1,22 @@
 """The verb: what it refuses in one line, and that what it makes is what a scan takes."""
 
 import json
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from cli_support import invoke, run
-from tune_models import write_bert, write_task
+from cli_support import assert_message, invoke, run
+from tune_models import write_bert, write_choices, write_llama, write_task, write_text
 
 SMALL = ["--steps", "4", "--batch", "8", "--watch", "2", "--method", "lora", "--rank", "2"]
 
@@ -18,6 +26,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tune")
     write_bert(folder / "base")
     write_task(folder / "task.tsv")
+    write_choices(folder / "choices.jsonl", 8)
+    (folder / "other.tsv").write_text("sentence\tlabel\nbright cold day\twarm\n")
     return folder
 
 
@@ -48,12 +58,21 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, tmp_path):
         (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "expected one or two"),
         (["--method", "lora", "--task", "T", "--labels", "warm,happy"], 4, "cold"),
         (["--method", "lora", "--task", "T", "--target", "q_prj"], 2, "targets"),
-        (["--method", "vera", "--task", "T"], 2, "--lr"),
+        (["--method", "lora", "--task", "T", "--target", "qury"], 2, "did you mean query"),
+        (["--method", "lora", "--task", "T", "--target", "pooler.dense"], 2, "leave it out of one of them"),
+        (["--method", "construct", "--task", "T"], 2, "trains nothing"),
+        (["--method", "lora", "--task", "sst-2"], 2, "did you mean the task sst2"),
+        (["--method", "lora", "--task", "sst2", "--data", "."], 2, "check --data"),
+        (["--method", "lora", "--task", "T", "--eval", "E"], 4, "got the label 'warm'"),
+        (["--method", "lora", "--task", "T", "--eval", "C"], 2, "of another kind"),
+        (["--method", "lora", "--task", "T", "--batch", "6", "--accumulate", "4"], 2, "parts of one size"),
+        (["--method", "lora", "--task", "T", "--report-to", "nowhere"], 2, "--report-to"),
         (["--method", "lora", "--task", "T", "--recipe", "none"], 2, "recipe"),
     ],
 )
 def test_bad_requests_are_one_line_with_what_to_do(folder, tmp_path, arguments, code, words):
-    given = [str(folder / "task.tsv") if each == "T" else each for each in arguments]
+    files = {"T": "task.tsv", "E": "other.tsv", "C": "choices.jsonl"}
+    given = [str(folder / files[each]) if each in files else each for each in arguments]
     out = tmp_path / "run"
     done = invoke("tune", folder / "base", "--out", out, *given)
     said = done.stderr
@@ -74,3 +93,139 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder, tmp_path):
         "tune", folder / "base", "--task", folder / "task.tsv", "--out", folder / "base" / "run", *SMALL
     )
     assert inside.returncode == 7
+
+
+def truncated(name):
+    """A file that ends too early, as after a full disk or a broken download."""
+    rows = [{"text": f"bright cold day {i}", "label": i % 2} for i in range(8)]
+    whole = {
+        "half.json": json.dumps(rows),
+        "cut.jsonl": "\n".join(map(json.dumps, rows)),
+        "short.tsv": "sentence\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows),
+        "short.csv": "sentence,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows),
+    }[name.replace("bare", "short")]
+    where = {"half": len(whole) // 2, "cut": -9, "short": -3, "bare": -2}
+    return whole[: where[name.partition(".")[0]]].encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("half.json", "no valid JSON in line 1"),
+        ("cut.jsonl", "no valid JSON in line 8"),
+        ("short.tsv", "number of cells in row 9, expected 2"),
+        ("short.csv", "number of cells in row 9, expected 2"),
+        ("bare.tsv", "got example 8 without text or label"),
+        ("cut.parquet", "no Parquet that can be read"),
+        ("empty.jsonl", "no examples"),
+        ("zeros.tsv", "got a NUL"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_place(folder, tmp_path, name, words):
+    file = tmp_path / name
+    if name.endswith(".parquet"):
+        table = pyarrow.Table.from_pylist([{"text": "bright", "label": 1}] * 64)
+        pyarrow.parquet.write_table(table, file)
+        file.write_bytes(file.read_bytes()[:-20])
+    else:
+        other = {"empty.jsonl": b"", "zeros.tsv": b"sentence\tlabel\n\0\0\0"}
+        file.write_bytes(other[name] if name in other else truncated(name))
+    done = invoke("tune", folder / "base", "--task", file, "--out", tmp_path / "run", *SMALL)
+    assert_message(done, 4, name, words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_base_is_named(folder, tmp_path):
+    base = shutil.copytree(folder / "base", tmp_path / "base")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = invoke("tune", base, "--task", folder / "task.tsv", "--out", tmp_path / "run", *SMALL)
+    assert_message(done, 4, "model.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_is_far_too_high_ends_with_the_last_good_checkpoint(folder, tmp_path):
+    """A real divergence, not a planted one."""
+    out = tmp_path / "run"
+    numbers = ["--batch", "8", "--steps", "40", "--save-every", "1", "--watch", "0", "--lr", "1e19"]
+    done = invoke(
+        "tune", folder / "base", "--task", folder / "task.tsv", "--out", out, "--method", "full", *numbers
+    )
+    assert_message(done, 5, "NaN or infinite at step", "--lr")
+    kept = sorted((out / "checkpoints").iterdir()) if out.exists() else []
+    for checkpoint in kept:
+        state = load_file(checkpoint / "model.safetensors")
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    assert ("no checkpoint" in done.stderr) == (not kept)
+    assert not (out / "model").exists() and not (out / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_batch_without_room_is_told_with_the_figure(tmp_path):
+    """Logits over many words in a process that may have 16 GB."""
+    base = write_llama(tmp_path / "base", vocab_size=400_000, hidden_size=8)
+    text = write_text(tmp_path / "text.txt")
+    options = [
+        "--batch",
+        "256",
+        "--max-length",
+        "64",
+        "--steps",
+        "1",
+        "--watch",
+        "0",
+        "--method",
+        "lora",
+        "-q",
+    ]
+    text.write_text(text.read_text() * 20)
+    command = [
+        sys.executable,
+        "-m",
+        "intruscope",
+        "tune",
+        base,
+        "--text",
+        text,
+        "--out",
+        tmp_path / "run",
+        *options,
+    ]
+    limited = ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "bash", *map(str, command)]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=200)
+    assert_message(done, 6, "batch of 256 x 64 tokens", "26214400000 bytes more were asked for", "--batch")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
+    out = tmp_path / "run"
+    numbers = [
+        "--steps",
+        "400",
+        "--batch",
+        "8",
+        "--save-every",
+        "4",
+        "--watch",
+        "0",
+        "--method",
+        "lora",
+        "-q",
+    ]
+    command = [sys.executable, "-m", "intruscope", "tune", folder / "base", "--task", folder / "task.tsv"]
+    command = [*map(str, command), "--out", str(out), *numbers]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    records = out / "journal" / "records.jsonl"
+    deadline = time.monotonic() + 200
+    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=100)[1]
+    assert running.returncode == 130 and "run the same command again to go on" in said
+    assert not (out / "run.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    record = json.loads((out / "run.json").read_text())
+    assert record["steps"] == 400

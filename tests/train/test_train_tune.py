@@ -14,7 +14,15 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from tune_models import write_bert, write_llama, write_task, write_text
+from tune_models import (
+    without_dropout,
+    write_bert,
+    write_choices,
+    write_gpt2,
+    write_llama,
+    write_task,
+    write_text,
+)
 
 from intruscope.engine.journal import Journal
 from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
@@ -123,6 +131,32 @@ def test_a_method_without_alpha_has_a_cited_rate_of_its_own_or_asks_for_one():
     assert PAPER.rate(vera, vera.options()) == vera.rate == 1e-2
     with pytest.raises(UsageError, match="--lr"):
         PAPER.rate(replace(vera, rate=None), vera.options())
+
+
+@pytest.mark.parametrize("kind", ["classification", "choices", "endings"])
+def test_a_batch_in_parts_is_the_batch(kind, tmp_path):
+    """Also its size: gradients are clipped at 1, so twice the loss would be another run."""
+    write = write_gpt2 if kind == "endings" else write_bert
+    base = without_dropout(write(tmp_path / "base"))
+    file = tmp_path / "task"
+    task = write_task(file.with_suffix(".tsv")) if kind == "classification" else None
+    task = load_task(task or write_choices(file.with_suffix(".jsonl")))
+    logs, files = [], []
+    for parts in (1, 4):
+        out = tmp_path / f"run{parts}"
+        chosen = settings(accumulate=parts, steps=6, watch_every=0)
+        report = tune(str(base), out=out, settings=chosen, data=task)
+        files.append(load_file(report.model / "adapter_model.safetensors"))
+        logs.append(json.loads((out / "run.json").read_text())["log"])
+    norms = [[entry["grad_norm"] for entry in log if "grad_norm" in entry] for log in logs]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    largest = max(float(tensor.abs().max()) for tensor in files[0].values())
+    for name, tensor in files[0].items():
+        # All choices' scores share a bias: its gradient is rounding alone, which AdamW scales up.
+        if kind != "choices" or not name.endswith("classifier.bias"):
+            torch.testing.assert_close(tensor, files[1][name], rtol=1e-3, atol=1e-3 * largest)
 
 
 class Poisoned(SteadyTrainer):

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tune_models import write_bert, write_choices, write_gpt2, write_task, write_text
+from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
 
 from intruscope.train.look_file import read_looks
 
@@ -35,6 +36,13 @@ def run(*args, check=True, **changes):
     return done
 
 
+def eventually(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
 def trained(out):
     return load_file(out / "model" / "adapter_model.safetensors")
 
@@ -42,13 +50,9 @@ def trained(out):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for name, write in (("bert", write_bert), ("gpt2", write_gpt2)):
-        config = write(folder / name) / "config.json"
-        stored = json.loads(config.read_text())
-        # Each process draws dropout for its own share of a batch: nothing to compare with one process.
-        none = {key: 0.0 for key in stored if key.endswith(("dropout_prob", "pdrop"))}
-        assert len(none) >= 2
-        config.write_text(json.dumps(stored | none))
+    # Each process draws dropout for its own share of a batch: nothing to compare with one process.
+    without_dropout(write_bert(folder / "bert"))
+    without_dropout(write_gpt2(folder / "gpt2"))
     write_task(folder / "task.tsv")
     write_choices(folder / "choices.jsonl", 48)
     write_text(folder / "text.txt")
@@ -90,15 +94,20 @@ def test_two_processes_killed_in_the_middle_end_as_if_they_had_not_been(files, t
     run(files / "bert", data, whole, 2, steps=16)
     running = subprocess.Popen(
         command(files / "bert", data, killed, 2, steps=16),
-        env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     records = killed / "journal" / "records.jsonl"
     deadline = time.monotonic() + 200
     while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.005)
-    os.killpg(running.pid, signal.SIGKILL)  # the launcher and both processes
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    assert len(children) == 2
+    running.send_signal(signal.SIGKILL)  # first the launcher, which would start others
     running.wait()
+    for child in map(int, children):
+        os.kill(child, signal.SIGKILL)
+        assert eventually(lambda child=child: not Path(f"/proc/{child}").exists())
     assert not (killed / "run.json").exists()
     other = run(files / "bert", data, killed, 1, check=False, steps=16)
     assert other.returncode == 7 and "processes" in other.stderr  # another number of them is another run
@@ -114,3 +123,21 @@ def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
     done = run(files / "bert", data, tmp_path / "run", 2, check=False, batch=7)
     assert done.stderr.count("error[usage]") == 1 and "1 for each of 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_methods_do_between_steps_is_the_same_in_both_processes(tmp_path):
+    """A run compares the processes' weights at each checkpoint: a draw or a mask of one alone ends it."""
+    write_bert(tmp_path / "bert")  # with dropout: the processes' random states part
+    write_task(tmp_path / "task.tsv")
+    (tmp_path / "runs").mkdir()
+    methods = ["full", "chain", "adalora", "sora", "prilora", "lora_experts", "vera"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    script = str(Path(__file__).with_name("tuned_by_methods.py"))
+    done = subprocess.run(
+        [*launch, script, str(tmp_path), *methods],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for method in methods:
+        assert json.loads((tmp_path / "runs" / method / "run.json").read_text())["steps"] == 6

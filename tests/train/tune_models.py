@@ -27,14 +27,15 @@ def write_bert(folder):
     return folder
 
 
-def write_llama(folder):
+def write_llama(folder, **changes):
     """A causal language model, as a base."""
     tokenizer = byte_tokenizer(begins=True)
     torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
+    usual = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(**(usual | changes))
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -50,6 +51,15 @@ def write_gpt2(folder):
     )  # fmt: skip
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def without_dropout(folder):
+    """The base, so that nothing in training is drawn but the order of the examples."""
+    config = json.loads((folder / "config.json").read_text())
+    none = {key: 0.0 for key in config if key.endswith(("dropout_prob", "pdrop"))}
+    assert len(none) >= 2
+    (folder / "config.json").write_text(json.dumps(config | none))
     return folder
 
 

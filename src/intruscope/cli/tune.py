@@ -34,8 +34,10 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
 )
 from intruscope.cli.screen import note, show, stage_progress
 from intruscope.errors import UsageError
+from intruscope.train.processes import is_first, told_once
 
 
+@told_once()
 def tune(
     base: Annotated[str, typer.Argument(help="Model before: path or org/name@revision.")],
     method: Method,
@@ -128,8 +130,6 @@ def tune(
     given_data = (
         task_of(task, split="train", **named) if task is not None else read_texts(text or [], field=field)
     )
-    from intruscope.train.processes import is_first
-
     quiet = quiet or not is_first()
     with stage_progress(quiet=quiet) as on_progress:
         report = run_tune(

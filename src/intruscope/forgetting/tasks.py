@@ -203,11 +203,12 @@ def classification_task(
         parts = [row.get(field) for field in fields]
         value = row.get(label)
         second = parts[1] if len(parts) > 1 else None
-        if not isinstance(parts[0], str) or not isinstance(second, (str, type(None))) or value is None:
+        label_text = "" if value is None else _label_text(value)
+        if not isinstance(parts[0], str) or not isinstance(second, (str, type(None))) or not label_text:
             fact = f"got example {number} without text or label, expected both"
             raise MalformedInput(fact, remedy="correct the file", file=name)
         texts.append((parts[0], second))
-        found.append(_named_label(_label_text(value), classes, number, name))
+        found.append(_named_label(label_text, classes, number, name))
     return ClassificationTask(
         name=name,
         texts=tuple(texts),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from intruscope.errors import UsageError
+from intruscope.errors import UsageError, nearest, printable
 from intruscope.spectra.scan import environment
 
 if TYPE_CHECKING:
@@ -74,6 +74,25 @@ def _versions() -> dict[str, str]:
     return {package: version(package) for package in _LAB}
 
 
+def _check_integrations(names: Sequence[str]) -> None:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    for name in names:
+        if name in ("all", "none") or name in get_available_reporting_integrations():
+            continue
+        if name in INTEGRATION_TO_CALLBACK:
+            fact = f"got --report-to {name}, whose package is not installed, expected it"
+            raise UsageError(fact, remedy="install it, or leave --report-to out")
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise UsageError(
+            f"got --report-to {printable(name)}, expected one of {known}",
+            remedy=nearest(name, INTEGRATION_TO_CALLBACK, what="integration") or "leave --report-to out",
+        )
+
+
 def training_arguments(
     plan: Mapping[str, Any],
     folder: Path,
@@ -92,8 +111,9 @@ def training_arguments(
         report_to: Integrations of transformers that take the log.
 
     Raises:
-        UsageError: a batch that cannot be taken in parts of one size.
+        UsageError: a batch that cannot be taken in parts of one size, or an integration that is not there.
     """
+    _check_integrations(report_to)
     num_parts = plan["accumulate"] * plan["processes"]
     if plan["batch"] % num_parts:
         told = f"{plan['accumulate']} for each of {plan['processes']} processes"

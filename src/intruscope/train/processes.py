@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from intruscope.errors import IntruscopeError, UnsupportedFormat
+from intruscope.errors import IntruscopeError, MalformedInput, UnsupportedFormat, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -18,6 +19,16 @@ T = TypeVar("T")
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks; known before anything heavy is imported."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Errors of the request and its files, which every process meets alike, are told by the first alone."""
+    try:
+        yield
+    except (UsageError, MalformedInput) as error:
+        error.is_told = error.is_told or not is_first()
+        raise
 
 
 def join() -> int:

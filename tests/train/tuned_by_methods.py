@@ -1,0 +1,22 @@
+"""One process of runs by several methods; started by torch's launcher, twice."""
+
+import sys
+import warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore")
+
+from intruscope.forgetting.tasks import load_task  # noqa: E402
+from intruscope.train.settings import TuneSettings  # noqa: E402
+from intruscope.train.tune import tune  # noqa: E402
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    task = load_task(folder / "task.tsv")
+    for method in sys.argv[2:]:
+        options = {"prune_every": 2} if method == "prilora" else {}
+        settings = TuneSettings(
+            method=method, options=options, steps=6, batch=8, rate=5e-3, save_every=3, watch_every=0
+        )
+        report = tune(str(folder / "bert"), out=folder / "runs" / method, settings=settings, data=task)
+        assert (report.model).is_dir()
