@@ -81,7 +81,7 @@ def test_what_the_processes_say_becomes_the_figures(plain):
     for recommended in plain.recommendations:
         assert (recommended.outcome, recommended.setting) == ("faster", "last-1")
         assert recommended.sentence.startswith(
-            "Last block takes 0.50 (0.50 to 0.50) of full fine-tuning's step"
+            "Training the last block alone takes 0.50 (0.50 to 0.50) of full fine-tuning's step"
         )
 
 

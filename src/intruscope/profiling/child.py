@@ -45,14 +45,25 @@ def answer(request: Build | Warm | Visit) -> Built | Warmed | Phases | Failed:
     Raises:
         IntruscopeError: the base cannot be read.
     """
-    if isinstance(request, Build):
-        _READY["it"] = _Ready(request)
-        return _READY["it"].built or Failed(_READY["it"].problem)
-    ready = _READY["it"]
     try:
-        return ready.warm(request) if isinstance(request, Warm) else ready.visit(request)
-    except Exception as error:  # whatever a method's layers provoke in there
+        if isinstance(request, Build):
+            _READY["it"] = _Ready(request)
+            return _READY["it"].built
+        return _READY["it"].warm(request) if isinstance(request, Warm) else _READY["it"].visit(request)
+    except _Unfit as error:
+        return Failed(_said(error.cause))
+    except Exception as error:  # whatever a method's layers provoke in there, or no memory
+        if isinstance(request, Build) and isinstance(error, IntruscopeError):
+            raise  # of the base
         return Failed(_said(error))
+
+
+class _Unfit(Exception):
+    """A method does not go with this model."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 def _said(error: Exception) -> str:
@@ -78,16 +89,13 @@ class _Ready:
             torch.set_num_threads(settings.threads)
         gc.freeze()  # what was imported is no garbage, and takes long to be looked through
         self._meter = MemoryMeter(settings.device)
-        self.built: Built | None = None
-        self.problem = ""
         runtime = self._meter.now()
         model, drawn = self._load()
         loaded = self._meter.now()
         try:
             optimizer, callbacks, num_matrices = self._attach(model, drawn)
         except Exception as error:  # whatever PEFT provokes in there
-            self.problem = _said(error)
-            return
+            raise _Unfit(error) from error
         self.built = Built(
             num_trained=sum(p.numel() for p in self._model.parameters() if p.requires_grad),
             num_matrices=num_matrices,

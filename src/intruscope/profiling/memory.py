@@ -27,13 +27,14 @@ class MemoryMeter:
     """
 
     def __init__(self, device: str) -> None:
-        self._on_cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._on_cuda = self._device.type == "cuda"
 
     def now(self) -> int:
         """Bytes in use; what was freed is given back to the system first."""
         gc.collect()
         if self._on_cuda:
-            return torch.cuda.memory_allocated()
+            return torch.cuda.memory_allocated(self._device)
         if sys.platform == "linux":
             with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
                 ctypes.CDLL(None).malloc_trim(0)
@@ -42,7 +43,7 @@ class MemoryMeter:
     def restart(self) -> None:
         """Count the most from now on; where the system cannot, it stays that since the process began."""
         if self._on_cuda:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with contextlib.suppress(OSError):
                 _CLEAR.write_text("5")  # proc(5): resets the peak of the resident memory
@@ -50,7 +51,7 @@ class MemoryMeter:
     def peak(self) -> int:
         """The most bytes since :meth:`restart`."""
         if self._on_cuda:
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_allocated(self._device)
         # Not getrusage where there is a choice: it cannot be reset, and a child may inherit its parent's.
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return _from_status("VmHWM") or most * (1 if sys.platform == "darwin" else 1024)

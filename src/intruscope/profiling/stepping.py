@@ -116,7 +116,7 @@ class TrainingSteps:
     def synchronize(self) -> None:
         """Wait for the device."""
         if self._device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self._device)
 
     @property
     def loss(self) -> float:

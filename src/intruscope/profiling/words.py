@@ -41,7 +41,7 @@ def recommendation_sentence(
         ratio = _ratio(judged[best])
         memory = judged[best].memory_ratio
         lines = [
-            f"{_start(labels[best])} takes {spread(ratio)} of full fine-tuning's step: faster here"
+            f"{_subject(labels[best])} takes {spread(ratio)} of full fine-tuning's step: faster here"
             + (f", and needs {memory:.2f} of its memory." if memory is not None else ".")
         ]
         if equals:
@@ -107,7 +107,7 @@ def _least_memory(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -
     if not known:
         return []
     least = min(known, key=lambda name: known[name])
-    return [f"{_start(labels[least])} needs the least memory: {known[least]:.2f} of full fine-tuning's."]
+    return [f"{_subject(labels[least])} needs the least memory: {known[least]:.2f} of full fine-tuning's."]
 
 
 def _ratio(cell: CellReport) -> Interval:
@@ -115,8 +115,9 @@ def _ratio(cell: CellReport) -> Interval:
     return cell.ratios["step"]
 
 
-def _start(label: str) -> str:
-    return label[:1].upper() + label[1:]
+def _subject(label: str) -> str:
+    """The beginning of a sentence."""
+    return f"Training the {label} alone" if label.startswith("last ") else label
 
 
 def _listed(labels: Sequence[str]) -> str:

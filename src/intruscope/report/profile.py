@@ -154,7 +154,7 @@ def _stands_on(report: ProfileReport) -> str:
     how = ["bfloat16 over float32 weights" if asked.bf16 else "float32"]
     how += ["gradient checkpointing"] if asked.gradient_checkpointing else []
     embeddings = "trains the embeddings too" if asked.train_embeddings else "leaves the embeddings frozen"
-    on = asked.device if asked.device != "cpu" else f"{asked.threads} threads"
+    on = asked.device if asked.device != "cpu" else f"{asked.threads} thread{'' if asked.threads == 1 else 's'}"
     return "\n".join(
         [
             f"{printable(report.base)}: {report.num_parameters:,} numbers, {report.head} head, "
