@@ -151,10 +151,14 @@ def chain(
             allow_pickle=allow_pickle,
             on_progress=on_progress,
         )
-    from intruscope.report.sequence import chain_summary, chain_text, write_chain
+    from intruscope.report.sequence import chain_summary, write_chain
 
     if json == "-":
-        emit(chain_text(report))
+        from json import dumps
+
+        from intruscope.sequence.records import chain_json
+
+        emit(dumps(chain_json(report), allow_nan=False) + "\n")
     elif targets.json_file is not None:
         write_chain(report, targets.json_file)
     if not quiet and json != "-":

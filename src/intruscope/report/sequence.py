@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
+from intruscope.report.json_report import write_object
 from intruscope.sequence.records import chain_json
 from intruscope.sweep.words import interval_text
-from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,23 +24,13 @@ if TYPE_CHECKING:
 _NAME = 12
 
 
-def chain_text(report: ChainReport) -> str:
-    """The JSON as text; NaN never gets into it."""
-    return json.dumps(chain_json(report), allow_nan=False, indent=1) + "\n"
-
-
 def write_chain(report: ChainReport, path: Path) -> None:
-    """Write the JSON whole or not at all.
+    """Write the schema's object, whole or not at all.
 
     Raises:
-        OutputConflict: the target may not be written.
-        ResourceExhausted: there is no room for it.
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(chain_text(report).encode("ascii"))
-
-    write_atomically(path, write)
+    write_object(chain_json(report), path)
 
 
 def chain_sentence(report: ChainReport) -> str:

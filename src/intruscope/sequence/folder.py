@@ -11,9 +11,8 @@ import json
 import shutil
 from typing import IO, TYPE_CHECKING, Any
 
-from intruscope.engine.journal import Journal
-from intruscope.errors import OutputConflict
-from intruscope.weights.output import check_new_folder, write_atomically
+from intruscope.train.run_folder import claimed
+from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,16 +35,7 @@ class ChainFolder:
 
     def __init__(self, path: Path, plan: Record) -> None:
         self.path = path
-        if (path / "chain.json").exists():
-            fact = "holds a finished chain, expected a new folder"
-            raise OutputConflict(fact, remedy="choose another --out", file=path)
-        if not (path / "journal").is_dir():
-            check_new_folder(path)
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._journal = Journal(path / "journal", plan)
-        except OutputConflict as error:
-            raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
+        self._journal = claimed(path, plan, record="chain.json", what="chain")
         self._clear()
 
     def _clear(self) -> None:

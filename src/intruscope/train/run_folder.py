@@ -24,6 +24,31 @@ SCHEMA = "intruscope.tune/1"
 _CHECKPOINT = "checkpoint-"
 
 
+def claimed(path: Path, plan: dict[str, Any], *, record: str, what: str) -> Journal:
+    """Take a folder for something that is long and can go on: new, or where the same was interrupted.
+
+    Args:
+        path: Made if it does not exist.
+        plan: What it is; plain data.
+        record: File that is written last.
+        what: One word for what it is, for messages.
+
+    Raises:
+        OutputConflict: it holds something else, another plan, or a finished one; or a process is using it.
+        ResourceExhausted: it cannot be written.
+    """
+    if (path / record).exists():
+        fact = f"holds a finished {what}, expected a new folder"
+        raise OutputConflict(fact, remedy="choose another --out", file=path)
+    if not (path / "journal").is_dir():
+        check_new_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        return Journal(path / "journal", plan)
+    except OutputConflict as error:
+        raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
+
+
 class RunFolder:
     """An open folder; use as a context manager.
 
@@ -45,17 +70,7 @@ class RunFolder:
         processes.first(self._open)
 
     def _open(self) -> None:
-        path = self.path
-        if (path / "run.json").exists():
-            fact = "holds a finished run, expected a new folder"
-            raise OutputConflict(fact, remedy="choose another --out", file=path)
-        if not (path / "journal").is_dir():
-            check_new_folder(path)
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._journal = Journal(path / "journal", self.plan)
-        except OutputConflict as error:
-            raise OutputConflict(error.fact, remedy="choose another --out", file=path) from None
+        self._journal = claimed(self.path, self.plan, record="run.json", what="run")
 
     def __enter__(self) -> RunFolder:
         return self
