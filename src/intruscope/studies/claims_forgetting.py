@@ -290,7 +290,8 @@ def _less(first: Figure, second: Figure) -> Figure:
 def c21(rows: Rows) -> list[Statement]:
     """Among models of equal accuracy the one with fewer intruders forgets less.
 
-    All pairs of arms of one task and seed whose accuracies are within a point. A tie of counts is half a hit.
+    All pairs of arms of one task and seed whose accuracies are within a point; runs on text have none. A tie
+    of counts is half a hit.
     """
     level = shared_level(1)
     hits = {name: by_task(_hit_rates(rows, name)) for name in ("count", "update_norm")}
@@ -327,7 +328,7 @@ def _hit_rates(rows: Rows, guide: str) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], list[float]] = {}
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        if row["status"] == "ok":
+        if row["status"] == "ok" and row.get("accuracy") is not None:
             groups.setdefault((row["task"], row["seed"]), []).append(row)
     for key, group in groups.items():
         for a, b in itertools.combinations(group, 2):

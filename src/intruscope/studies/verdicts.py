@@ -10,7 +10,7 @@ that a claim that is false in every part is called true in a part at most once i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from intruscope.studies.estimates import Estimate
 
 Outcome = Literal["holds", "holds in part", "does not hold", "undecided"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Finding = Literal["supported", "contradicted", "open", "not measured"]
 _ERROR = 0.05
 

@@ -1,0 +1,19 @@
+"""Fill the tables of docs/reproduction.md from the scales and the results that are committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intruscope.report.study_docs import filled
+from intruscope.studies.judge import judge_committed
+
+PAGE = Path(__file__).parents[1] / "docs" / "reproduction.md"
+
+
+def main() -> None:
+    judged, _ = judge_committed()
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), judged), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The shipped model and the texts of the demonstration as files, for those who train on them otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import IO, TYPE_CHECKING
+
+from intruscope.demo.run import MODEL, MODEL_FILES
+from intruscope.demo.texts import language_reference, library_texts
+from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from intruscope.demo.texts import Text
+
+
+def unpack(folder: Path) -> None:
+    """Write ``model/``, and a JSON line for each text: to train on, held out, and like those of pre-training.
+
+    Args:
+        folder: Exists, empty. ``train.jsonl`` and ``held_out.jsonl`` are chapters of the language reference,
+            ``text.jsonl`` files of the standard library that the model never saw.
+
+    Raises:
+        UsageError: this Python does not carry the texts.
+        OutputConflict, ResourceExhausted: it cannot be written.
+    """
+    (folder / "model").mkdir()
+    for name in MODEL_FILES:
+        shutil.copyfile(MODEL / name, folder / "model" / name)
+    train, held_out = language_reference()
+    _write(folder / "train.jsonl", train)
+    _write(folder / "held_out.jsonl", held_out)
+    _write(folder / "text.jsonl", library_texts(held_out=True))
+
+
+def _write(path: Path, texts: Iterable[Text]) -> None:
+    def write(stream: IO[bytes]) -> None:
+        stream.writelines(json.dumps({"text": text.content}).encode() + b"\n" for text in texts)
+
+    write_atomically(path, write)

@@ -1,0 +1,158 @@
+"""A study as tables in the terminal, as JSON, and as one page with a table of its runs beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import IO, TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from intruscope.plots.study import epsilon_figure, lives_figure, scatter_figure
+from intruscope.report.html import write_page
+from intruscope.report.study_page import study_page
+from intruscope.studies.grid import settings_of
+from intruscope.studies.judge import Judged, judge, studies_json
+from intruscope.studies.lives import with_equal_fit
+from intruscope.studies.pool import study_records
+from intruscope.studies.recipes import places
+from intruscope.studies.records import FILE, rows_of, write_results
+from intruscope.studies.scales import find_scale
+from intruscope.studies.sizes import kinds, sizes
+from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from intruscope.studies.recipes import Place
+    from intruscope.studies.records import Record
+    from intruscope.studies.scales import Scale
+
+_STYLE = {"holds": "green", "holds in part": "yellow", "does not hold": "red", "undecided": "dim"}
+
+
+# --- the terminal ----------------------------------------------------------------------------------------
+
+
+def claims_table(judged: Sequence[Judged]) -> Table:
+    """Every claim with its verdict and its runs."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    table.add_column("")
+    table.add_column("claim", ratio=1)
+    table.add_column("verdict")
+    table.add_column("runs", justify="right")
+    table.add_column("seeds", justify="right")
+    for each in judged:
+        outcome = "not run" if each.verdict is None else each.verdict.outcome
+        runs = f"{each.num_runs}" + (f" (+{each.num_diverged} diverged)" if each.num_diverged else "")
+        table.add_row(
+            each.claim.id,
+            each.claim.text,
+            Text(outcome, style=_STYLE.get(outcome, "dim")),
+            runs,
+            str(len(each.seeds)),
+        )
+    return table
+
+
+def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
+    """The size of a grid, study by study."""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left", title=_size_sentence(planned, scale)
+    )
+    for name in ("study", "arms x tasks x seeds", "runs", "of them new", "core-minutes"):
+        table.add_column(name, justify="left" if name == "study" else "right")
+    for size in sizes(planned, scale):
+        minutes = "?" if size.core_minutes is None else f"{size.core_minutes:,.0f}"
+        table.add_row(size.recipe, str(size.num_arms), str(size.num_runs), str(size.num_new), minutes)
+    return table
+
+
+def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
+    told = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
+    minutes = [size.core_minutes for size in sizes(planned, scale)]
+    if None in minutes:
+        return f"{scale.name}: {told}; nobody knows how long they take"
+    total = sum(each for each in minutes if each is not None)
+    return f"{scale.name}: {told}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
+
+
+def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
+    """The object of the schema ``intruscope.study.plan/1``: sizes, arms, and every run's settings by key."""
+    return {
+        "schema": "intruscope.study.plan/1",
+        "scale": scale.name,
+        "studies": [asdict(size) for size in sizes(planned, scale)],
+        "places": [
+            {"recipe": p.recipe, "arm": p.arm, "task": p.task, "seed": p.seed, "key": p.work.key}
+            for p in planned
+        ],
+        "runs": {p.work.key: settings_of(p.work) for p in planned},
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def write_study(out: Path) -> list[Path]:
+    """Write ``report.html``, ``pictures/`` and ``results/`` (table and verdicts) into a study's folder.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError, OutputConflict: there is no study that can be read.
+        ResourceExhausted: no room.
+    """
+    from intruscope.plots.figures import write_figures
+
+    scale_name, records = study_records(out)
+    results = out / "results"
+    results.mkdir(exist_ok=True)
+    about = {"scale": scale_name, "version": version("intruscope")}
+    write_results(records, results / FILE, about=about)
+    judged = judge(scale_name, records)
+    write_json_file(studies_json(judged, f"results/{FILE}"), results / "verdicts.json")
+    rows = study_rows(scale_name, records)
+    names = write_figures(lambda: _figures(rows), out / "pictures")
+    pictures = [out / "pictures" / name for name in names if name.endswith(".png")]
+    write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
+    return [out / "report.html", out / "pictures", results]
+
+
+def write_json_file(record: Mapping[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
+    """
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode("utf-8"))
+
+    write_atomically(path, write)
+
+
+def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list[Record]]:
+    """Rows of every recipe that has some."""
+    planned = places(find_scale(scale_name))
+    found = {}
+    for recipe in dict.fromkeys(place.recipe for place in planned):
+        rows = with_equal_fit(rows_of([p for p in planned if p.recipe == recipe], records))
+        if rows:
+            found[recipe] = rows
+    return found
+
+
+def _figures(rows: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, Any]]:
+    if rows.get("counts"):
+        yield "epsilon", epsilon_figure(rows["counts"])
+    if rows.get("correlations"):
+        yield "scatter", scatter_figure(rows["correlations"])
+    if rows.get("equal_fit"):
+        yield "lives", lives_figure(rows["equal_fit"])

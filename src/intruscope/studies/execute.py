@@ -1,0 +1,188 @@
+"""One piece of work of a study, in its own folder: what a worker process runs.
+
+``settings.json`` says what it is and with what it was made. A run that was killed goes on from the last
+checkpoint of its training, and from the last part that was measured. A model is dropped once everything of it
+is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any
+
+from intruscope.engine.journal import Journal
+from intruscope.errors import IncompleteResult, IntruscopeError, ResourceExhausted, printable
+from intruscope.studies.grid import Chain, Checkpoint, Run, settings_of
+from intruscope.studies.inputs import inputs_of
+from intruscope.studies.scales import find_scale
+from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from intruscope.studies.grid import Work
+    from intruscope.studies.inputs import Inputs
+    from intruscope.studies.scales import Base
+
+FAILED = "failed"
+"""Key of a result that is none: it is told, not kept, and tried again by the next study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker is given.
+
+    Attributes:
+        work: To be done.
+        scale: Name of the scale.
+        out: Folder of the study.
+        data: Folder of models, tasks and texts.
+        digests: Of what the work reads.
+        keep_models: Keep them.
+    """
+
+    work: Work
+    scale: str
+    out: Path
+    data: Path | None
+    digests: dict[str, str]
+    keep_models: bool = False
+
+
+def execute(assignment: Assignment) -> dict[str, Any]:
+    """Do one piece of work, or what is left of it.
+
+    Returns:
+        The figures, with ``status``: ``ok``, or ``diverged`` with a ``reason``: the loss or a weight became
+        NaN or infinite, or the model learned nothing (:mod:`intruscope.studies.measure`). Or
+        ``{"failed": why}``.
+
+    Raises:
+        ResourceExhausted: memory or disk; everything waits until there is room.
+    """
+    folder = assignment.out / "runs" / assignment.work.key
+    started = time.perf_counter(), time.process_time()
+    try:
+        found = _done(assignment, folder)
+    except ResourceExhausted:
+        raise
+    except IntruscopeError as error:
+        return {FAILED: str(error)}
+    except Exception as error:  # a fault of ours must not end hours of other work
+        return {FAILED: f"{type(error).__name__}: {printable(error)}"}
+    found["seconds"] = round(time.perf_counter() - started[0], 2)
+    found["core_seconds"] = round(time.process_time() - started[1], 2)
+    return found
+
+
+def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
+    from intruscope.adapters.live_models import quiet
+
+    work = assignment.work
+    folder.mkdir(parents=True, exist_ok=True)
+    _describe(assignment, folder / "settings.json")
+    if isinstance(work, Checkpoint):
+        from intruscope.studies.weights import weight_figures
+
+        found = weight_figures(work.base, work.tuned, work=folder / "scans", is_large=True)
+        return {"status": "ok", "reason": None, **found}
+    base = find_scale(assignment.scale).base(work.base)
+    inputs = inputs_of(base, assignment.out, assignment.data)
+    with quiet():
+        if isinstance(work, Chain):
+            from intruscope.studies.chains import chain_figures
+
+            found = chain_figures(work, base, inputs, folder)
+        else:
+            found = _run(work, base, inputs, folder)
+    if not assignment.keep_models:
+        for name in ("train/model", "merged", "scans", "survey", "sweep"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return found
+
+
+def _describe(assignment: Assignment, path: Path) -> None:
+    from intruscope.studies.measure import environment_of
+    from intruscope.studies.pool import code_digest
+
+    record = {
+        "schema": "intruscope.study.run/1",
+        "key": assignment.work.key,
+        "settings": settings_of(assignment.work),
+        "inputs": assignment.digests,
+        "code_sha256": code_digest(),
+        "environment": environment_of(),
+    }
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+
+    write_atomically(path, write)
+
+
+def _run(run: Run, base: Base, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    from intruscope.studies.measure import measured_run
+
+    with Journal(folder / "measured", {"run": run.key}) as journal:
+        started = time.perf_counter()
+        if not (folder / "train" / "run.json").exists():
+            try:
+                _train(run, base, inputs, folder / "train")
+            except IncompleteResult as error:
+                shutil.rmtree(folder / "train", ignore_errors=True)
+                return {"status": "diverged", "reason": error.fact}
+        trained = time.perf_counter()
+        found = measured_run(run, base, inputs, folder, journal)
+        took = {
+            "train_seconds": round(trained - started, 2),
+            "measure_seconds": round(time.perf_counter() - trained, 2),
+        }
+    learned = found.pop("learned")
+    return {**found, **took, "status": "ok" if learned else "diverged"}
+
+
+def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
+    from intruscope.forgetting.tasks import TextTask
+    from intruscope.studies.measure import held_out
+    from intruscope.sweep.live import limited
+    from intruscope.train.settings import TuneSettings
+    from intruscope.train.tune import tune
+
+    settings = TuneSettings(
+        method=run.method,
+        options=dict(run.options),
+        rate=run.rate,
+        examples=run.examples,
+        epochs=run.epochs,
+        batch=run.batch,
+        max_length=run.max_length,
+        bf16=run.bf16,
+        seed=run.seed,
+        watch_every=run.look_every,
+        eval_every=run.look_every or None,
+        save_every=100,
+    )
+    scored = None
+    if run.look_every:
+        task = held_out(run, inputs)
+        scored = (
+            _first(task, base.look_examples)
+            if isinstance(task, TextTask)
+            else limited(task, base.look_examples)
+        )
+    tune(
+        inputs.base,
+        out=out,
+        settings=settings,
+        data=inputs.task(run.task, "train"),
+        held_out=scored,
+        forget_text=inputs.text if run.look_every else (),
+    )
+
+
+def _first(task: Any, num_documents: int) -> Any:
+    """The first documents of a held-out text."""
+    return replace(task, corpus=replace(task.corpus, documents=task.corpus.documents[:num_documents]))

@@ -1,0 +1,140 @@
+"""What a study runs, as data: every run and chain by its settings, and a key made of nothing else.
+
+Two recipes that ask for the same settings ask for the same run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from intruscope.engine.journal import plan_hash
+
+Options = tuple[tuple[str, float], ...]
+_KEY_CHARS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training, and everything that is measured of it.
+
+    Attributes:
+        base: Name of the base within its scale.
+        task: Name of the task.
+        method: Fine-tuning method.
+        options: Of the method, by name; the others are the method's own defaults.
+        rate: Learning rate.
+        seed: Of the choice and order of examples, the head and the method's start.
+        examples: Training examples at most, drawn by the seed.
+        epochs: Passes over them.
+        batch: Examples per step.
+        max_length: Longest input in tokens.
+        bf16: Train in bfloat16 autocast.
+        look_every: Steps between looks at intruders, forgetting and held-out loss; 0 for none.
+        interventions: Whether the sweep of interventions is part of what is measured.
+    """
+
+    base: str
+    task: str
+    method: str
+    options: Options
+    rate: float
+    seed: int
+    examples: int
+    epochs: int
+    batch: int
+    max_length: int
+    bf16: bool
+    look_every: int
+    interventions: bool
+
+    @property
+    def key(self) -> str:
+        """Stable across machines and versions: a hash of the canonical JSON of the settings."""
+        return _key("run", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Training on task after task, the update merged in between.
+
+    Attributes:
+        base: Name of the base within its scale.
+        tasks: In the order of training.
+        method: Fine-tuning method.
+        options: Of the method.
+        rate: Learning rate.
+        seed: Of the chain.
+        examples: Training examples of each task.
+        head_examples: That a task's head is fitted on.
+        eval_examples: That a task is scored on; None for all.
+        epochs: Passes over each task.
+        batch: Examples per step.
+        max_length: Longest input in tokens.
+        bf16: Train in bfloat16 autocast.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    method: str
+    options: Options
+    rate: float
+    seed: int
+    examples: int
+    head_examples: int
+    eval_examples: int | None
+    epochs: int
+    batch: int
+    max_length: int
+    bf16: bool
+
+    @property
+    def key(self) -> str:
+        """As that of a run."""
+        return _key("chain", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A fine-tune that others published: it is scanned, not trained.
+
+    Attributes:
+        base: Hub name of the model before.
+        tuned: Hub name of the model after, or of the adapter.
+        task: What it was trained on.
+        arm: Its part in a study.
+    """
+
+    base: str
+    tuned: str
+    task: str
+    arm: str
+
+    @property
+    def key(self) -> str:
+        """As that of a run."""
+        return _key("checkpoint", self)
+
+
+Work = Run | Chain | Checkpoint
+
+
+def _key(kind: str, work: Work) -> str:
+    return plan_hash({"kind": kind, **asdict(work)})[:_KEY_CHARS]
+
+
+def settings_of(work: Work) -> dict[str, Any]:
+    """The settings as plain data, with what kind of work it is."""
+    found = {"kind": type(work).__name__.lower(), **asdict(work)}
+    if not isinstance(work, Checkpoint):
+        found["options"] = dict(work.options)
+    return found
+
+
+def label_of(work: Work) -> str:
+    """A few words, for progress and errors."""
+    if isinstance(work, Checkpoint):
+        return work.tuned
+    where = work.task if isinstance(work, Run) else "-".join(work.tasks)
+    told = "".join(f" {name} {value:g}" for name, value in work.options)
+    return f"{where}, {work.method}{told}, rate {work.rate:g}, seed {work.seed}"

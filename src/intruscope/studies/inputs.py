@@ -1,0 +1,175 @@
+"""What runs read: bases, tasks and texts, found in a data folder, shipped, or made; and their hashes.
+
+What a scale makes or unpacks is written once into the study's own folder, each file whole or not at all, so
+that several processes may find it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from intruscope.errors import OutputConflict, UsageError, printable
+from intruscope.forgetting.named_tasks import named_task
+from intruscope.forgetting.tasks import TextTask, classification_task
+from intruscope.forgetting.texts import read_texts
+from intruscope.studies.scales import MADE, SHIPPED
+from intruscope.weights.output import whole_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from intruscope.forgetting.named_tasks import Split
+    from intruscope.forgetting.tasks import Task
+    from intruscope.forgetting.texts import Corpus
+    from intruscope.studies.scales import Base, Scale
+
+_TEXT, _TRAIN, _HELD_OUT = "text.jsonl", "train.jsonl", "held_out.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where everything of one base is.
+
+    Attributes:
+        base: As models are named.
+        text: Files of the text of forgetting.
+        tasks: Folder of the tasks; None for the hub.
+        own: Folder of what was made or unpacked; None where nothing was.
+    """
+
+    base: str
+    text: tuple[Path, ...]
+    tasks: Path | None
+    own: Path | None
+
+    def task(self, name: str, split: Split) -> Task | Corpus:
+        """One side of a task.
+
+        Raises:
+            UsageError, MalformedInput: see :func:`intruscope.forgetting.named_tasks.named_task`.
+        """
+        if self.own is None:
+            return named_task(name, split=split, folder=self.tasks)
+        planted = self.own / f"{name}.{split}.json"
+        if planted.exists():
+            found: dict[str, Any] = json.loads(planted.read_bytes())
+            classes = tuple(found["classes"])
+            return classification_task(found["rows"], name, ("sentence",), "label", classes=classes)
+        corpus = read_texts([self.own / (_TRAIN if split == "train" else _HELD_OUT)], field="text")
+        return corpus if split == "train" else TextTask(name=name, corpus=corpus, sha256=corpus.sha256)
+
+
+def check_data(scale: Scale, data: Path | None) -> None:
+    """Refuse a scale whose files are not there, all of them named.
+
+    Raises:
+        UsageError: no data folder, or files that it lacks.
+    """
+    wanted = [name for base in scale.bases for name in base.files]
+    if not wanted:
+        return
+    if data is None:
+        raise UsageError(
+            f"got no data folder, expected one with {', '.join(wanted)} and tasks/, which the scale "
+            f"{scale.name} reads",
+            remedy="name it with --data, or take --scale smoke, which makes its own (docs/reproduction.md)",
+        )
+    lacking = [name for name in wanted if not (data / name).exists()]
+    for base in scale.bases:
+        if base.files and any(name.startswith("models/") for name in base.files):
+            tasks = {*base.tasks, *(base.turns.tasks if base.turns else ())}
+            lacking += [f"tasks/{task}" for task in sorted(tasks) if not (data / "tasks" / task).is_dir()]
+    if lacking:
+        raise UsageError(
+            f"got a data folder without {', '.join(lacking)}, expected all that the scale {scale.name} reads",
+            remedy=f"put it there, at {printable(data / lacking[0])}; see docs/reproduction.md",
+            file=data,
+        )
+
+
+def inputs_of(
+    base: Base, out: Path, data: Path | None, *, unpack: Callable[[Path], None] | None = None
+) -> Inputs:
+    """Find, unpack or make what a base needs; after :func:`check_data`.
+
+    Args:
+        base: Of the scale.
+        out: Folder of the study.
+        data: Folder of models, tasks and texts.
+        unpack: Fills a folder with what is shipped; not needed where that was done before.
+
+    Raises:
+        UsageError: what is shipped cannot be unpacked.
+        OutputConflict, ResourceExhausted: it cannot be written.
+    """
+    if base.source in (MADE, SHIPPED):
+        own = out / "inputs" / base.name
+        if not own.exists():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with whole_folder(own) as building:
+                    _fill(base, building, unpack)
+            except OutputConflict:
+                if not own.exists():  # else another process was first, with the same
+                    raise
+        return Inputs(base=str(own / "model"), text=(own / _TEXT,), tasks=None, own=own)
+    assert data is not None or not base.files
+    is_local = base.source.startswith("models/")
+    return Inputs(
+        base=str(data / base.source) if is_local and data is not None else base.source,
+        text=tuple(data / name for name in base.text) if data is not None else (),
+        tasks=data / "tasks" if is_local and data is not None else None,
+        own=None,
+    )
+
+
+def digests(base: Base, inputs: Inputs) -> dict[str, str]:
+    """SHA-256 of the base's weights, of the text and of both sides of every task.
+
+    Raises:
+        IntruscopeError: one of them cannot be read.
+    """
+    from intruscope.weights.source import open_model
+
+    found = {}
+    for record in open_model(inputs.base).inputs:
+        with open(str(record["path"]), "rb") as stream:  # noqa: PTH123 - as the source names it
+            found[f"base/{str(record['path']).rpartition('/')[2]}"] = hashlib.file_digest(
+                stream, "sha256"
+            ).hexdigest()
+    found["text"] = read_texts(inputs.text).sha256
+    for name in dict.fromkeys([*base.tasks, *(base.turns.tasks if base.turns else ())]):
+        for split in ("train", "eval"):
+            found[f"{name}/{split}"] = inputs.task(name, split).sha256
+    return found
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that cannot be told apart.
+
+    Raises:
+        UsageError: one twice, or one below zero.
+    """
+    if len(set(seeds)) != len(seeds) or min(seeds, default=0) < 0:
+        raise UsageError(
+            f"got the seeds {', '.join(map(str, seeds))}, expected each once and none below 0",
+            remedy="write for example --seeds 0,1,2",
+        )
+
+
+def _fill(base: Base, folder: Path, unpack: Callable[[Path], None] | None) -> None:
+    if base.source == MADE:
+        from intruscope.studies.tiny import write_tiny
+
+        write_tiny(base, folder)
+        return
+    if unpack is None:
+        raise UsageError(
+            f"got a study that needs the shipped model ({base.name}) and no way to unpack it",
+            remedy="give run_study unpack=intruscope.demo.unpack.unpack",
+        )
+    unpack(folder)

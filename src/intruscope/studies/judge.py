@@ -1,0 +1,145 @@
+"""Records to verdicts: the rows of each claim's study, before the function that decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from intruscope.studies.claims import CLAIMS
+from intruscope.studies.evidence import number_of_runs
+from intruscope.studies.lives import with_equal_fit
+from intruscope.studies.recipes import places
+from intruscope.studies.records import COMMITTED, FILE, read_results, rows_of
+from intruscope.studies.scales import find_scale
+from intruscope.studies.verdicts import verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from intruscope.studies.claims import Claim
+    from intruscope.studies.recipes import Place
+    from intruscope.studies.records import Record
+    from intruscope.studies.verdicts import Verdict
+
+SCHEMA = "intruscope.studies/1"
+NOT_RUN = "not run"
+SHOWN_SCALES = ("mini", "paper")
+"""Whose results are shown where several are committed: the last that is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A claim with what became of it.
+
+    Attributes:
+        claim: The claim.
+        verdict: None where nothing of its study was run.
+        num_runs: That count.
+        num_diverged: That were left out by the rule.
+        seeds: Of those that count.
+    """
+
+    claim: Claim
+    verdict: Verdict | None
+    num_runs: int
+    num_diverged: int
+    seeds: tuple[int, ...]
+
+    @property
+    def reason(self) -> str:
+        """One paragraph."""
+        if self.verdict is None:
+            return NOT_RUN
+        left_out = f" {self.num_diverged} runs diverged and are left out." if self.num_diverged else ""
+        return self.verdict.reason + left_out
+
+
+def judge(
+    scale_name: str, records: Mapping[str, Record], *, claims: Sequence[Claim] = CLAIMS
+) -> list[Judged]:
+    """The verdict on each claim.
+
+    Args:
+        scale_name: Of the study.
+        records: By key.
+        claims: All by default.
+    """
+    every = _places_with(scale_name, records)
+    return [_judged(claim, [p for p in every if p.recipe == claim.recipe], records) for claim in claims]
+
+
+def _places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
+    """The arms of a scale, and of whatever other seeds the records hold."""
+    scale = find_scale(scale_name)
+    usual = places(scale)
+    seeds = {record["settings"].get("seed", 0) for record in records.values()}
+    further = sorted(seeds - {place.seed for place in usual})
+    return usual + (places(scale, of_seeds=further) if further else [])
+
+
+def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record]) -> Judged:
+    rows = with_equal_fit(rows_of(found, records))
+    if not rows:
+        return Judged(claim=claim, verdict=None, num_runs=0, num_diverged=0, seeds=())
+    once: dict[str, Record] = {row["key"]: row for row in rows}
+    num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
+    return Judged(
+        claim=claim,
+        verdict=verdict(claim.judge(rows)),
+        num_runs=num_runs,
+        num_diverged=num_diverged,
+        seeds=seeds,
+    )
+
+
+def committed(folder: Path = COMMITTED) -> tuple[str, Path] | None:
+    """The scale and the table of the results that are part of the package; None where there are none."""
+    there = [(name, folder / name / FILE) for name in SHOWN_SCALES]
+    return next(((name, path) for name, path in reversed(there) if path.is_file()), None)
+
+
+def judge_committed(folder: Path = COMMITTED) -> tuple[list[Judged], Path | None]:
+    """The verdicts on the results that are part of the package, and their table.
+
+    Raises:
+        MalformedInput: the table is damaged.
+    """
+    found = committed(folder)
+    if found is None:
+        nothing = {"verdict": None, "num_runs": 0, "num_diverged": 0, "seeds": ()}
+        return [Judged(claim=claim, **nothing) for claim in CLAIMS], None  # type: ignore[arg-type]
+    scale_name, path = found
+    records, _ = read_results(path)
+    return judge(scale_name, records), path
+
+
+def in_repository(path: Path) -> str:
+    """Where a committed table lies, from the root of the repository."""
+    return f"src/intruscope/studies/results/{path.parent.name}/{path.name}"
+
+
+def studies_json(judged: Sequence[Judged], results: str | None) -> dict[str, Any]:
+    """The object of the schema ``intruscope.studies/1``.
+
+    Args:
+        judged: The claims.
+        results: Path of the table in the repository, or of the study's own.
+    """
+    return {
+        "schema": SCHEMA,
+        "claims": [
+            {
+                "id": each.claim.id,
+                "text": each.claim.text,
+                "paper_version": each.claim.paper_version,
+                "recipe": each.claim.recipe,
+                "verdict": None if each.verdict is None else each.verdict.outcome,
+                "reason": each.reason,
+                "results": results if each.verdict is not None else None,
+                "num_runs": each.num_runs,
+                "seeds": list(each.seeds),
+            }
+            for each in judged
+        ],
+    }

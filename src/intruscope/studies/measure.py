@@ -1,0 +1,222 @@
+"""Everything that is measured of one trained run, by the package's own means."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intruscope.forgetting.intervals import paired_difference, wilson
+from intruscope.forgetting.losses import choose_protocol
+from intruscope.forgetting.tasks import ClassificationTask
+from intruscope.studies.weights import EPSILON, K
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from intruscope.adapters.live import LivePair
+    from intruscope.engine.journal import Journal
+    from intruscope.forgetting.scores import TaskScore
+    from intruscope.forgetting.tasks import Task
+    from intruscope.studies.grid import Run
+    from intruscope.studies.inputs import Inputs
+    from intruscope.studies.scales import Base
+
+CONTROLS = ("intruders", "matched_change", "uniform", "neighbour_above", "neighbour_below")
+STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.5)
+_BATCH_TOKENS = 4096
+
+
+def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Journal) -> dict[str, Any]:
+    """Measure a run whose model lies in its folder, each part once.
+
+    Args:
+        run: Its settings.
+        base: Of the scale.
+        inputs: Of the base.
+        folder: Of the run: ``train`` is finished.
+        journal: Of what was measured so far.
+
+    Returns:
+        The columns of a row; see :mod:`intruscope.studies.claims_weights` and its neighbours.
+
+    Raises:
+        IntruscopeError: a file is damaged, or a loss is not finite.
+    """
+    from intruscope.studies.lives import life_figures
+    from intruscope.studies.weights import weight_figures
+
+    model = str(readable_model(run, inputs, folder))
+    found: dict[str, Any] = {}
+
+    def once(name: str, how: Any) -> None:
+        if name not in journal.records:
+            journal.append(name, how())
+        found.update(journal.records[name])
+
+    once("behaviour", lambda: behaviour_figures(run, base, inputs, model))
+    once("weights", lambda: weight_figures(inputs.base, model, work=folder / "scans"))
+    if run.look_every:
+        once("looks", lambda: life_figures(folder / "train"))
+    if run.interventions:
+        once("interventions", lambda: _interventions(run, base, inputs, model, folder))
+    return found
+
+
+def readable_model(run: Run, inputs: Inputs, folder: Path) -> Path:
+    """What a scan can read: the run's own model, or the update merged where its adapter is of another kind.
+
+    Args:
+        run: Its settings.
+        inputs: Of the base.
+        folder: Of the run: ``train`` is finished; the merged model is written beside it.
+
+    Raises:
+        IntruscopeError: the run's model is damaged, or there is no room.
+    """
+    from intruscope.adapters.live_models import quiet
+    from intruscope.methods.registry import find
+    from intruscope.train.loading import load_for
+    from intruscope.weights.output import whole_folder
+    from intruscope.weights.source import open_model
+
+    own, merged = folder / "train" / "model", folder / "merged"
+    config = own / "adapter_config.json"
+    if not config.exists() or json.loads(config.read_bytes())["peft_type"] == "LORA":
+        return own
+    if not merged.exists():
+        loaded = load_for(open_model(inputs.base), inputs.task(run.task, "train"), seed=run.seed)
+        model: Any = find(run.method).load(loaded.model, own).merged()
+        with whole_folder(merged) as building, quiet():
+            model.save_pretrained(building)
+            loaded.tokenizer.save_pretrained(building)
+    return merged
+
+
+def behaviour_figures(run: Run, base: Base, inputs: Inputs, model: str) -> dict[str, Any]:
+    """Accuracy, held-out loss and forgetting, and whether the run learned anything.
+
+    Forgetting is by fixed masks (masked models) or by plain cross-entropy (causal ones), in nats per token.
+
+    Returns:
+        ``accuracy`` (None for text), ``held_out_loss``, ``forgetting`` with its interval over sequences
+        (``forgetting_low``, ``forgetting_high``), ``learned`` and, where it did not, ``reason``.
+    """
+    from intruscope.forgetting.forget import measure_both
+    from intruscope.forgetting.models import load_pair
+    from intruscope.forgetting.scores import score
+    from intruscope.forgetting.texts import read_texts
+    from intruscope.forgetting.windows import cut
+
+    pair = load_pair(inputs.base, model)
+    language = pair.language_model()
+    sequences = cut(read_texts(inputs.text), language, max_sequences=base.text_sequences)
+    protocol = choose_protocol(language.kind, "fast" if language.kind == "masked" else None)
+    before, after = measure_both(pair, sequences, protocol=protocol)
+    forgetting = paired_difference(before.nats, after.nats, before.tokens)
+    task = held_out(run, inputs)
+    options: dict[str, Any] = {"batch_tokens": _BATCH_TOKENS, "max_tokens": run.max_length}
+    with pair.as_tuned():
+        scored = score(pair, task, **options)
+    loss = float(scored.nats_N.sum() / scored.units_N.sum())
+    found = {
+        "accuracy": None if scored.right_N is None else float(scored.right_N.mean()),
+        "held_out_loss": loss,
+        "forgetting": forgetting.estimate,
+        "forgetting_low": forgetting.low,
+        "forgetting_high": forgetting.high,
+    }
+    if scored.right_N is not None:
+        return {**found, **_above_chance(scored.right_N, task)}
+    return {**found, **_below_base(pair, task, scored, options)}
+
+
+def held_out(run: Run, inputs: Inputs) -> Task:
+    """The side of a task that is not trained on."""
+    return inputs.task(run.task, "eval")  # type: ignore[return-value]  # text is a task too on this side
+
+
+def _above_chance(right_N: NDArray[np.bool_], task: Task) -> dict[str, Any]:
+    """A rule set before the runs: the accuracy's interval lies above the commonest answer's share."""
+    answers = (
+        task.labels if isinstance(task, ClassificationTask) else [choice.answer for choice in task.choices]  # type: ignore[union-attr]
+    )
+    _, numbers = np.unique(np.asarray(answers), return_counts=True)
+    common = float(numbers.max() / numbers.sum())
+    interval = wilson(int(right_N.sum()), len(right_N))
+    if interval.low > common:
+        return {"learned": True, "reason": None}
+    told = f"held-out accuracy {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return {"learned": False, "reason": f"{told}, the commonest answer has {common:.3f}"}
+
+
+def _below_base(pair: LivePair, task: Task, scored: TaskScore, options: dict[str, Any]) -> dict[str, Any]:
+    """The same for text: the interval of the loss less the base's lies below zero."""
+    from intruscope.forgetting.scores import score
+
+    with pair.as_base():
+        before = score(pair, task, **options)
+    change = paired_difference(before.nats_N, scored.nats_N, scored.units_N)
+    if change.high < 0.0:
+        return {"learned": True, "reason": None}
+    told = f"held-out loss less the base's {change.estimate:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+    return {"learned": False, "reason": told}
+
+
+def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Path) -> dict[str, Any]:
+    """The paper's edit and its controls, at every strength."""
+    from intruscope.forgetting.models import load_pair
+    from intruscope.forgetting.texts import read_texts
+    from intruscope.repair.survey import survey
+    from intruscope.spectra.records import ScanSettings
+    from intruscope.spectra.scan import RunOptions
+    from intruscope.sweep.figures import grid_reports
+    from intruscope.sweep.measure import MeasureOptions, measure_pair
+    from intruscope.sweep.records import SweepSettings
+    from intruscope.sweep.statistics import samples
+
+    options = RunOptions(workers=0, work_dir=folder / "survey")
+    found = survey(inputs.base, model, settings=ScanSettings(k=K, epsilon=EPSILON), options=options)
+    settings = SweepSettings(strengths=STRENGTHS, controls=CONTROLS, k=K, epsilon=EPSILON)
+    measuring = MeasureOptions(
+        max_sequences=base.sweep_sequences,
+        max_examples=base.sweep_examples,
+        max_tokens=run.max_length,
+        batch_tokens=_BATCH_TOKENS,
+    )
+    measured = measure_pair(
+        found,
+        load_pair(inputs.base, model),
+        task=held_out(run, inputs),
+        text=read_texts(inputs.text),
+        settings=settings,
+        measuring=measuring,
+        options=replace(options, work_dir=folder / "sweep"),
+    )
+    few = replace(settings, num_resamples=200)  # its intervals are over sequences; a study's are over runs
+    everything, _, _ = samples(len(measured.tuned.text_nats), len(measured.tuned.task_scores), few)
+    cells: dict[str, dict[str, dict[str, float]]] = {}
+    for report in grid_reports(measured, settings.which, everything):
+        cell: dict[str, float | None] = {
+            "forgetting_change": report.forgetting_change.estimate,
+            "forgetting_share": report.forgetting_share.estimate if report.forgetting_share else None,
+            "accuracy_change": report.task_change.estimate if measured.metric == "accuracy" else None,
+            "loss_change": report.task_loss_change.estimate,
+            "change_norm": report.cell.change_norm,
+        }
+        known = {name: value for name, value in cell.items() if value is not None}
+        cells.setdefault(report.cell.control, {})[f"{report.cell.strength:g}"] = known
+    return {"interventions": cells}
+
+
+def environment_of() -> dict[str, Any]:
+    """Versions that a figure depends on."""
+    from importlib.metadata import version
+
+    from intruscope.spectra.scan import environment
+
+    return {**environment(), **{name: version(name) for name in ("transformers", "peft", "accelerate")}}

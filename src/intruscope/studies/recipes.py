@@ -1,0 +1,292 @@
+"""The studies of the paper, each a function from a cell (base, task, seed) to its arms.
+
+An arm is the part that a run plays in a study; several arms of several studies may be one run. All of them
+are made by :class:`Cell`, so that nothing is set in two places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from intruscope.studies.grid import Chain, Run, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from intruscope.studies.scales import Base, Scale
+
+_EDITED = (1, 8)
+"""Ranks whose runs are intervened on (the paper's table 3)."""
+_WATCHED = (1, 8, 64)
+"""Ranks, and full width besides, whose runs are watched: C5, C12 and C23 need looks."""
+_ADALORA_START = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One base, task and seed, and every run that a study makes there."""
+
+    base: Base
+    task: str
+    seed: int
+
+    def full(self, rate: float | None = None) -> Run:
+        """Full fine-tuning; watched at rates up to the usual one."""
+        usual = self.base.rates.full
+        chosen = usual if rate is None else rate
+        return self._run("full", (), chosen, watched=chosen <= usual)
+
+    def lora(self, rank: int, rate: float | None = None, *, share: float = 1.0) -> Run:
+        """LoRA at alpha twice the rank, on a share of the examples."""
+        usual = self.base.rates.lora[rank]
+        is_usual = rate is None and share == 1.0
+        run = self._run(
+            "lora",
+            (("alpha", 2.0 * rank), ("rank", rank)),
+            usual if rate is None else rate,
+            watched=is_usual and rank in (*_WATCHED, self.base.rates.width),
+            edited=is_usual and rank in _EDITED,
+        )
+        return replace(run, examples=max(1, round(share * run.examples)))
+
+    def alpha8(self, rank: int) -> Run:
+        """LoRA at alpha 8; alpha times the rate is that of the twin at twice the rank."""
+        rate = 2.0 * rank * self.base.rates.lora[rank] / 8.0
+        return self._run("lora", (("alpha", 8.0), ("rank", rank)), rate)
+
+    def method(self, name: str) -> Run:
+        """Another method beside LoRA at rank 8, with the same scale of the update where it has one.
+
+        LoRA+ takes a quarter of LoRA's rate for A and sixteen times that for B, so that their geometric mean
+        is LoRA's. PiSSA, whose factors start large, takes a quarter. AdaLoRA's alpha is over its rank at the
+        start. None of these was tuned.
+        """
+        rate = self.base.rates.lora[8]
+        scaled = (("alpha", 16.0), ("rank", 8.0))
+        found = {
+            "b_only": (scaled, rate),
+            "adalora": (
+                (("alpha", 2.0 * _ADALORA_START), ("rank", 8.0), ("start_rank", float(_ADALORA_START))),
+                rate,
+            ),
+            "lora_plus": (scaled, rate / 4),
+            "pissa": (scaled, rate / 4),
+            "vera": ((), self.base.rates.vera),
+        }
+        options, chosen = found[name]
+        return self._run(name, options, chosen)
+
+    def _run(
+        self,
+        method: str,
+        options: tuple[tuple[str, float], ...],
+        rate: float,
+        *,
+        watched: bool = False,
+        edited: bool = False,
+    ) -> Run:
+        base = self.base
+        return Run(
+            base=base.name,
+            task=self.task,
+            method=method,
+            options=tuple((name, float(value)) for name, value in options),
+            rate=rate,
+            seed=self.seed,
+            examples=base.examples[self.task],
+            epochs=base.epochs,
+            batch=base.batch,
+            max_length=base.max_length,
+            bf16=base.bf16,
+            look_every=base.look_every if watched else 0,
+            interventions=edited,
+        )
+
+
+def _lora_ranks(cell: Cell) -> dict[str, Run]:
+    ranks = {f"lora_r{rank}": cell.lora(rank) for rank in (1, 8, 16, 64)}
+    return {**ranks, "lora_full_width": cell.lora(cell.base.rates.width)}
+
+
+def counts(cell: Cell) -> dict[str, Run]:
+    """Figure 4, C1, C2, C4, C22: LoRA at every rank beside full fine-tuning."""
+    return {"full": cell.full(), **_lora_ranks(cell)}
+
+
+def rates(cell: Cell) -> dict[str, Run]:
+    """Figure 7, C3, C13, C23: learning rates of LoRA r = 8 and of full fine-tuning."""
+    given = cell.base.rates
+    return {
+        "low": cell.lora(8, given.low),
+        "mid": cell.lora(8),
+        "high": cell.lora(8, given.high),
+        "full_lowest": cell.full(given.full_lowest),
+        "full_low": cell.full(given.full_low),
+        "full_mid": cell.full(),
+        "full_high": cell.full(given.full_high),
+        "full_high_rate": cell.full(given.full_high),
+    }
+
+
+def trajectory(cell: Cell) -> dict[str, Run]:
+    """Figure 5, C5: an intruder from its birth on."""
+    return {"lora_r8": cell.lora(8)}
+
+
+def data_size(cell: Cell) -> dict[str, Run]:
+    """Appendix J, C6: a quarter, a half and all of the examples, one number of passes."""
+    return {
+        f"r{rank}_{name}": cell.lora(rank, share=share)
+        for rank in (1, 8)
+        for name, share in (("quarter", 0.25), ("half", 0.5), ("whole", 1.0))
+    }
+
+
+def alpha(cell: Cell) -> dict[str, Run]:
+    """C7, C8 and appendix H: alpha 8 beside alpha 2r, and effective ranks."""
+    width = cell.base.rates.width
+    return {
+        "full": cell.full(),
+        "lora_r64": cell.lora(64),
+        "lora_full_width": cell.lora(width),
+        **{f"alpha2r_r{rank}": cell.lora(rank) for rank in (16, 64)},
+        **{f"alpha8_r{rank}": cell.alpha8(rank) for rank in (16, 64)},
+        "alpha8_full_width": cell.alpha8(width),
+    }
+
+
+def methods(cell: Cell) -> dict[str, Run]:
+    """C9 and C11: other methods beside LoRA r = 8."""
+    others = ("b_only", "adalora", "lora_plus", "pissa", "vera")
+    return {"lora_r8": cell.lora(8), **{name: cell.method(name) for name in others}}
+
+
+def seeds(cell: Cell) -> dict[str, Run]:
+    """C10: LoRA r = 8 over more seeds."""
+    return {"lora_r8": cell.lora(8)}
+
+
+def equal_fit(cell: Cell) -> dict[str, Run]:
+    """Figure 6, C12: forgetting where the held-out loss is equal."""
+    return {name: run for name, run in counts(cell).items() if run.look_every}
+
+
+def correlations(cell: Cell) -> dict[str, Run]:
+    """Figure 8, C14, C15, C21: every rank, alpha and rate of LoRA, and full fine-tuning at every rate."""
+    of_rates = rates(cell)
+    return {
+        **counts(cell),
+        **{f"lora_r8_{name}": of_rates[name] for name in ("low", "high")},
+        **{name: of_rates[name] for name in ("full_lowest", "full_low", "full_high")},
+        **{name: run for name, run in alpha(cell).items() if name.startswith("alpha8")},
+    }
+
+
+def interventions(cell: Cell) -> dict[str, Run]:
+    """Figure 12 and table 3, C16 to C18: intruders turned down and up, beside every control."""
+    return {f"lora_r{rank}": cell.lora(rank) for rank in _EDITED}
+
+
+def sequence(base: Base, seed: int) -> dict[str, Chain]:
+    """Figures 8 and 9 (v1: 17), C19, C20, C24: task after task."""
+    if base.turns is None:
+        return {}
+    cell = Cell(base, base.tasks[0], seed)
+    alone = {"full": cell.full()} | {f"lora_r{rank}": cell.lora(rank) for rank in (1, 8, 64)}
+    alone |= {f"alpha8_r{rank}": cell.alpha8(rank) for rank in (1, 8, 64)}
+    return {
+        arm: Chain(
+            base=base.name,
+            tasks=base.turns.tasks,
+            method=run.method,
+            options=run.options,
+            rate=run.rate,
+            seed=seed,
+            examples=base.turns.examples,
+            head_examples=base.turns.head_examples,
+            eval_examples=base.turns.eval_examples,
+            epochs=base.epochs,
+            batch=base.batch,
+            max_length=base.max_length,
+            bf16=base.bf16,
+        )
+        for arm, run in alone.items()
+    }
+
+
+RECIPES: Mapping[str, Callable[[Cell], dict[str, Run]]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        counts,
+        rates,
+        trajectory,
+        data_size,
+        alpha,
+        methods,
+        seeds,
+        equal_fit,
+        correlations,
+        interventions,
+    )
+}
+SEQUENCE = "sequence"
+_WITH_CHECKPOINTS = ("counts", "rates", "alpha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An arm of a recipe, filled by a run.
+
+    Attributes:
+        recipe: The study.
+        arm: The part in it.
+        task: As the study's rows name it.
+        seed: Of the run.
+        work: What is run.
+    """
+
+    recipe: str
+    arm: str
+    task: str
+    seed: int
+    work: Work
+
+
+def places(
+    scale: Scale, recipes: Iterable[str] | None = None, *, of_seeds: Sequence[int] | None = None
+) -> list[Place]:
+    """Every arm of some recipes at a scale, seed by seed, so that what is interrupted covers all tasks.
+
+    Args:
+        scale: Bases, tasks and seeds.
+        recipes: By name; all by default.
+        of_seeds: Instead of the scale's; the study of seeds then has no further ones.
+    """
+    wanted = list(dict.fromkeys([*RECIPES, SEQUENCE] if recipes is None else recipes))
+    found: list[Place] = []
+    more = (
+        sorted({seed for seeds_ in scale.more_seeds.values() for seed in seeds_}) if of_seeds is None else []
+    )
+    for seed in [*(scale.seeds if of_seeds is None else of_seeds), *more]:
+        for base in scale.bases:
+            for name in wanted:
+                if base.studies is not None and name not in base.studies:
+                    continue
+                if name == SEQUENCE:
+                    chains = sequence(base, seed).items() if seed not in more else ()
+                    found += [
+                        Place(recipe=name, arm=arm, task=base.name, seed=seed, work=c) for arm, c in chains
+                    ]
+                    continue
+                for task in base.tasks:
+                    if seed in more and (name != "seeds" or seed not in scale.more_seeds.get(task, ())):
+                        continue
+                    arms = RECIPES[name](Cell(base, task, seed))
+                    found += [
+                        Place(recipe=name, arm=arm, task=task, seed=seed, work=r) for arm, r in arms.items()
+                    ]
+    for name in wanted:
+        if name in _WITH_CHECKPOINTS:
+            found += [Place(recipe=name, arm=c.arm, task=c.task, seed=0, work=c) for c in scale.checkpoints]
+    return found

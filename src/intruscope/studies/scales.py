@@ -1,0 +1,373 @@
+"""The three sizes of a study: seconds, hours, and the paper's own.
+
+Rates are data here, each with its source. Those of ``mini`` come from pilots that were seen before
+(LOG.md, 2026-11-26): at the paper's alpha * rate = 2.4e-3 these small bases grow hardly any intruders, and at
+twice the rates below training may fail. So a verdict at this scale speaks of rates near that edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from intruscope.errors import UsageError, nearest, printable
+from intruscope.studies.grid import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PAPER_ALPHA_TIMES_RATE = 2.4e-3
+"""arXiv 2410.21228, appendix A."""
+SHIPPED, MADE = "shipped", "made"
+_IN_DATA = ("models/", "text/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates of one base.
+
+    Attributes:
+        lora: By rank, at alpha twice the rank; the largest rank is full width.
+        low, high: Of LoRA at rank 8 in the study of rates.
+        full: Of full fine-tuning.
+        full_lowest, full_low, full_high: In the study of rates.
+        vera: Of VeRA, which trains vectors alone.
+        source: Where they are from.
+    """
+
+    lora: Mapping[int, float]
+    low: float
+    high: float
+    full: float
+    full_lowest: float
+    full_low: float
+    full_high: float
+    vera: float
+    source: str
+
+    @property
+    def width(self) -> int:
+        """The rank of full width."""
+        return max(self.lora)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds on one core, about.
+
+    Those of ``mini`` are reckoned from the times of a step, a look and a scan in ``benchmarks/results``;
+    every run notes what it took.
+
+    Attributes:
+        run: Of one run with all its examples, trained and measured.
+        looks: Of a run's looks, besides.
+        interventions: Of a run's interventions, besides.
+        chain: Of one chain.
+    """
+
+    run: float
+    looks: float
+    interventions: float
+    chain: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """The sequential study of a base.
+
+    Attributes:
+        tasks: In the order of training.
+        examples: Of each.
+        head_examples: That each head is fitted on.
+        eval_examples: That each task is scored on; None for all.
+    """
+
+    tasks: tuple[str, ...]
+    examples: int
+    head_examples: int
+    eval_examples: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model that runs start from, and how they are trained and measured.
+
+    Attributes:
+        name: Short; part of every run's key.
+        source: A path within the data folder, a name of the hub, ``shipped`` with the package, or ``made``
+            from a configuration.
+        kind: Of the language model. Tasks of a masked one are classification or choices; a causal one is
+            trained on text of its own.
+        examples: Training examples, by task.
+        text: Of forgetting, within the data folder; empty where the base brings its own.
+        rates: Learning rates.
+        epochs: Passes.
+        batch: Examples per step.
+        max_length: Longest input in tokens.
+        bf16: Train in bfloat16 autocast.
+        look_every: Steps between looks of the runs that are watched.
+        look_examples: Held-out examples of which a look takes the loss; of text, documents.
+        text_sequences: Of the text, that forgetting is measured on; None for all.
+        sweep_sequences: Of the text, for the interventions.
+        sweep_examples: Of the held-out task, for the interventions.
+        turns: The sequential study; None for none.
+        studies: That the base takes part in, by recipe; None for all.
+        cost: None where nobody knows it.
+    """
+
+    name: str
+    source: str
+    kind: Literal["masked", "causal"]
+    examples: Mapping[str, int]
+    text: tuple[str, ...]
+    rates: Rates
+    epochs: int
+    batch: int
+    max_length: int
+    bf16: bool
+    look_every: int
+    look_examples: int
+    text_sequences: int | None
+    sweep_sequences: int
+    sweep_examples: int
+    turns: Turns | None = None
+    studies: tuple[str, ...] | None = None
+    cost: Cost | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """That it is trained on."""
+        return tuple(self.examples)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What of a data folder it needs."""
+        return tuple(name for name in (self.source, *self.text) if name.startswith(_IN_DATA))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A size of the studies.
+
+    Attributes:
+        name: As it is asked for.
+        bases: Each with its tasks.
+        seeds: Of every run.
+        more_seeds: Further ones of LoRA r = 8, by task, for the study of seeds.
+        checkpoints: Published fine-tunes that are scanned, not trained. Their names are as the organisation
+            forms them; no hub was in reach to check them.
+    """
+
+    name: str
+    bases: tuple[Base, ...]
+    seeds: tuple[int, ...]
+    more_seeds: Mapping[str, tuple[int, ...]]
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether files of a data folder are read."""
+        return any(base.files for base in self.bases)
+
+    def base(self, name: str) -> Base:
+        """A base by its name."""
+        return next(base for base in self.bases if base.name == name)
+
+
+_PILOTS = (
+    "pilots of 2026-11-26 that were seen before (LOG.md): where LoRA grows intruders and training does not "
+    "fail"
+)
+MINILM = Base(
+    name="minilm-mlm",
+    source="models/minilm-mlm",
+    kind="masked",
+    examples=dict.fromkeys(("mnli", "qqp", "sst2"), 6000),
+    text=("text/minilm_mlm_heldout.txt",),
+    rates=Rates(
+        lora={1: 2.8e-3, 8: 1.4e-3, 16: 1e-3, 64: 5e-4, 384: 2e-4},
+        low=PAPER_ALPHA_TIMES_RATE / 16,
+        high=2.8e-3,
+        full=1e-4,
+        full_lowest=2e-5,
+        full_low=5e-5,
+        full_high=3e-4,
+        vera=8e-3,
+        source=_PILOTS,
+    ),
+    epochs=1,
+    batch=16,
+    max_length=48,
+    bf16=True,
+    look_every=25,
+    look_examples=256,
+    text_sequences=200,
+    sweep_sequences=200,
+    sweep_examples=500,
+    turns=Turns(tasks=("mnli", "qqp", "sst2", "fever"), examples=2000, head_examples=500, eval_examples=500),
+    cost=Cost(run=130.0, looks=55.0, interventions=130.0, chain=280.0),
+)
+DEMO = Base(
+    name="demo",
+    source=SHIPPED,
+    kind="causal",
+    examples={"reference": 400},
+    text=(),
+    rates=Rates(
+        lora={1: 1e-2, 8: 5e-3, 16: 3.6e-3, 64: 1.8e-3, 256: 8e-4},
+        low=1.25e-3,
+        high=1e-2,
+        full=8e-4,
+        full_lowest=1e-4,
+        full_low=2e-4,
+        full_high=2.4e-3,
+        vera=3e-2,
+        source="the demonstration's (full 8e-4, rank 8 at 5e-3 to 6.5e-3), the other ranks in the "
+        "proportions of minilm-mlm, a quarter and twice of rank 8's for low and high",
+    ),
+    epochs=1,
+    batch=4,
+    max_length=128,
+    bf16=True,
+    look_every=10,
+    look_examples=4,
+    text_sequences=128,
+    sweep_sequences=64,
+    sweep_examples=64,
+    cost=Cost(run=100.0, looks=20.0, interventions=50.0),
+)
+MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
+
+_TINY = "tried: tiny models learn their planted tasks with them"
+TINY_BERT = Base(
+    name="tiny-bert",
+    source=MADE,
+    kind="masked",
+    examples={"planted": 192},
+    text=(),
+    rates=Rates(
+        lora={1: 2e-2, 8: 1e-2, 16: 1e-2, 64: 3e-3},
+        low=5e-3,
+        high=2e-2,
+        full=3e-3,
+        full_lowest=1.5e-3,
+        full_low=2e-3,
+        full_high=6e-3,
+        vera=2e-1,
+        source=_TINY,
+    ),
+    epochs=2,
+    batch=8,
+    max_length=16,
+    bf16=False,
+    look_every=12,
+    look_examples=32,
+    text_sequences=24,
+    sweep_sequences=12,
+    sweep_examples=24,
+    turns=Turns(tasks=("planted", "planted2"), examples=64, head_examples=48, eval_examples=48),
+    cost=Cost(run=2.0, looks=1.0, interventions=2.0, chain=6.0),
+)
+TINY_LLAMA = Base(
+    name="tiny-llama",
+    source=MADE,
+    kind="causal",
+    examples={"verses": 128},
+    text=(),
+    rates=replace(TINY_BERT.rates),
+    epochs=1,
+    batch=8,
+    max_length=24,
+    bf16=False,
+    look_every=8,
+    look_examples=8,
+    text_sequences=12,
+    sweep_sequences=8,
+    sweep_examples=8,
+    studies=("counts", "trajectory", "equal_fit", "interventions"),
+    cost=Cost(run=1.0, looks=1.0, interventions=2.0),
+)
+SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1), more_seeds={"planted": (2,)})
+
+_PAPER_RANKS = (1, 8, 16, 64, 768)
+ROBERTA = Base(
+    name="roberta-base",
+    source="FacebookAI/roberta-base",
+    kind="masked",
+    examples={
+        "mnli": 392_702,
+        "qqp": 363_846,
+        "sst2": 67_349,
+        "siqa": 33_410,
+        "winogrande": 10_234,
+        "fever": 145_449,
+    },
+    text=("text/pretraining_sample.txt",),
+    rates=Rates(
+        lora={rank: PAPER_ALPHA_TIMES_RATE / (2 * rank) for rank in _PAPER_RANKS},
+        low=PAPER_ALPHA_TIMES_RATE / 16 / 4,
+        high=PAPER_ALPHA_TIMES_RATE / 16 * 4,
+        full=1e-5,
+        full_lowest=2.5e-6,
+        full_low=5e-6,
+        full_high=1e-4,
+        vera=1e-2,
+        source="arXiv 2410.21228, appendix A; a quarter and four times of it for low and high, and "
+        "full_high, are ours; VeRA's from arXiv 2310.11454",
+    ),
+    epochs=5,
+    batch=16,
+    max_length=512,
+    bf16=True,
+    look_every=2000,
+    look_examples=1000,
+    text_sequences=None,
+    sweep_sequences=1000,
+    sweep_examples=5000,
+    turns=Turns(
+        tasks=("mnli", "qqp", "sst2", "siqa", "winogrande", "fever"),
+        examples=100_000,
+        head_examples=10_000,
+        eval_examples=None,
+    ),
+)
+
+
+def _llama(task: str, arm: str, name: str) -> Checkpoint:
+    return Checkpoint(
+        base="meta-llama/Llama-2-7b-hf", tuned=f"LoRA-TMLR-2024/{name}", task=f"llama2-{task}", arm=arm
+    )
+
+
+PAPER = Scale(
+    name="paper",
+    bases=(ROBERTA,),
+    seeds=(0, 1, 2),
+    more_seeds={"sst2": (3, 4)},
+    checkpoints=tuple(
+        [
+            _llama(task, f"lora_r{rank}", f"{task}-lora-rank-{rank}-alpha-{2 * rank}")
+            for task in ("metamath", "magicoder")
+            for rank in (16, 64, 256, 2048)
+        ]
+        + [
+            _llama("metamath", "full", "metamath-full-finetuning-lr-1e-05"),
+            _llama("magicoder", "full", "magicoder-full-finetuning-lr-5e-05"),
+        ]
+    ),
+)
+SCALES = {scale.name: scale for scale in (SMOKE, MINI, PAPER)}
+
+
+def find_scale(name: str) -> Scale:
+    """A scale by its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in SCALES:
+        raise UsageError(
+            f"got the scale {printable(name)}, expected one of {', '.join(SCALES)}",
+            remedy=nearest(name, SCALES, what="scale") or "choose one of these",
+        )
+    return SCALES[name]
