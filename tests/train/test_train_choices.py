@@ -77,6 +77,8 @@ def test_a_planted_rule_is_learned_and_loads_elsewhere(name, method, rate, tmp_p
     pair = load_pair(str(base), str(report.model), device="cpu")
     assert score(pair, held_out).right_N.tolist() == right
     assert (pair.choice_model() is not None) == (name == "bert")
+    with pair.as_base():  # a head that was trained on another body knows little
+        assert score(pair, held_out).value < 0.8
     lost = forget(
         str(base),
         str(report.model),

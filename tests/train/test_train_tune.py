@@ -25,7 +25,13 @@ from tune_models import (
 )
 
 from intruscope.engine.journal import Journal
-from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
+from intruscope.errors import (
+    IncompleteResult,
+    OutputConflict,
+    ResourceExhausted,
+    UnsupportedFormat,
+    UsageError,
+)
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
@@ -157,6 +163,14 @@ def test_a_batch_in_parts_is_the_batch(kind, tmp_path):
         # All choices' scores share a bias: its gradient is rounding alone, which AdamW scales up.
         if kind != "choices" or not name.endswith("classifier.bias"):
             torch.testing.assert_close(tensor, files[1][name], rtol=1e-3, atol=1e-3 * largest)
+
+
+def test_processes_that_share_one_models_weights_are_refused(tmp_path, monkeypatch):
+    base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UnsupportedFormat, match="FSDP or DeepSpeed.*data-parallel"):
+        tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
+    assert not (tmp_path / "run").exists()
 
 
 class Poisoned(SteadyTrainer):

@@ -87,7 +87,7 @@ def tune(
     if (task is None) == (not text):
         raise UsageError(
             "got " + ("no data" if task is None else "a task and a text") + ", expected one of them",
-            remedy="name a classification task with --task, or text with --text",
+            remedy="name a task with --task, or text with --text",
         )
     given = method_options(option, rank=rank, alpha=alpha)
     from intruscope.methods.registry import find
