@@ -48,6 +48,13 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The whole records of a journal, also while a run is adding to it; none where there are none."""
+    path = folder / "records.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return dict(found for found in (_checked(line) for line in lines if line) if found is not None)
+
+
 class Journal:
     """An open journal; use as a context manager.
 

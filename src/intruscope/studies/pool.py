@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.engine.executors import Event, Executor, LocalExecutor
-from intruscope.engine.journal import Journal
+from intruscope.engine.journal import Journal, read_records
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Task
 from intruscope.errors import IncompleteResult, OutputConflict, UsageError
@@ -145,11 +145,11 @@ def check_complete(report: StudyReport) -> None:
 
 
 def read_study(out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The scale of a study, and its records as they are in its journal.
+    """The scale of a study, and its records as they are in its journal, also while it is running.
 
     Raises:
         UsageError: the folder holds no study.
-        OutputConflict: of another version, or one that is running.
+        OutputConflict: of another version.
     """
     path = out / "journal" / "plan.json"
     if not path.is_file():
@@ -161,11 +161,7 @@ def read_study(out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
     plan = json.loads(path.read_bytes())
     if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
         raise _other_version(out, plan)
-    try:
-        with Journal(out / "journal", plan) as journal:
-            return str(plan["scale"]), dict(journal.records)
-    except OutputConflict as error:
-        raise OutputConflict(error.fact, remedy="wait for the study that is running", file=out) from None
+    return str(plan["scale"]), read_records(out / "journal")
 
 
 def study_records(out: Path) -> tuple[str, dict[str, Record]]:
