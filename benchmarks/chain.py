@@ -38,7 +38,7 @@ from intruscope.weights.output import write_atomically
 TASKS = ("mnli", "qqp", "sst2", "siqa", "winogrande", "fever")
 EXAMPLES, HEAD_EXAMPLES, EVAL_EXAMPLES = 3200, 600, 400
 BATCH, MAX_LENGTH, SEED = 32, 64, 0
-NUM_SEQUENCES = 100
+NUM_SEQUENCES = 60
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "rate": 1e-4},
     "lora_r1": {"method": "lora", "rate": 2e-3, "options": {"rank": 1, "alpha": 2.0}},

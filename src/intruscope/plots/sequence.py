@@ -201,7 +201,7 @@ def comparison_figure(tasks: Sequence[str], lines: Sequence[ChainLine]) -> Any:
             average, shifted, [_hundred(each) for each in line.average], colour, marker, drawable(line.label)
         )
         _line(kept, shifted[1:], [_hundred(each) for each in line.kept], colour, marker)
-        intruders.plot(stages, line.intruders, color=colour, marker=marker, linewidth=2.2)
+        intruders.plot(stages, line.intruders, color=colour, marker=marker, linewidth=2.2, clip_on=False)
     kept.axhline(0.0, color=SOFT, linestyle=":", linewidth=1.4)
     for axes, title, label in (
         (average, "Tasks trained so far", "mean accuracy (%)"),

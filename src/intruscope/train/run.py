@@ -208,8 +208,8 @@ class Run:
         model = self.folder.model
         if not model.exists():
             self.attached.save(model)
-            with quiet():
-                self.loaded.tokenizer.save_pretrained(str(model))
+        with quiet():  # also where the process was killed between the two
+            self.loaded.tokenizer.save_pretrained(str(model))
 
     def _watch(self, trainer: Any) -> IntruderWatch | None:
         if not self.settings.watch_every:
