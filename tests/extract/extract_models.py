@@ -52,6 +52,7 @@ MAKERS = {
     "phi3": lambda: moved(peft_models.phi3),
     "neox": lambda: moved(peft_models.gpt_neox),
     "bloom": lambda: moved(peft_models.bloom),
+    "mixtral": lambda: moved(peft_models.mixtral),
 }
 
 

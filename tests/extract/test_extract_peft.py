@@ -92,6 +92,22 @@ def test_embeddings_and_heads_on_request(name, pairs, tmp_path):
     assert relative(logits(loaded), logits(pair.tuned), logits(pair.base)) < 1e-5
 
 
+def test_experts_are_lost_by_name_and_everything_else_is_there(pairs, tmp_path):
+    pair = pairs("mixtral")
+    plan = pair.plan(rank=16, save_rest=True)
+    assert {module.module.rpartition(".")[0][-9:] for module in plan.modules} == {"self_attn"}
+    lost = {rest.name for rest in plan.rest if rest.status == "lost"}
+    assert len(lost) == 2 * 3 * 3  # two layers of three experts of three matrices
+    assert all(".experts." in name for name in lost)
+    assert plan.totals.relative_error < 1e-6 < plan.totals.relative_error_with_rest
+    plan.apply(tmp_path / "out")
+    merged = dict(pair.loaded(tmp_path / "out").merge_and_unload().named_parameters())
+    before, after = (dict(model.named_parameters()) for model in (pair.base, pair.tuned))
+    for name, parameter in merged.items():
+        expected = before if ".experts." in name else after
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_convolutions_on_request(tmp_path):
     base, tuned = moved(peft_models.resnet, size=0.1)
     base.save_pretrained(tmp_path / "base")
@@ -173,6 +189,26 @@ def test_an_adapter_of_plain_lora_keeps_its_rank_and_says_so(tmp_path):
     cut = extract(str(tmp_path / "base"), str(tmp_path / "lora"), rank=2, options=INLINE)
     assert cut.stored_rank == 2
     assert all(0.0 < matrix.relative_error < 1.0 for matrix in cut.matrices)
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_what_an_adapter_saved_whole_goes_along(bias, pairs, tmp_path):
+    """A classifier's adapter, cut to a lower rank: its head, and biases that were trained."""
+    pair = pairs("bert")
+    config = LoraConfig(r=5, lora_alpha=5, target_modules=["query", "value"], bias=bias, task_type="SEQ_CLS")
+    model = get_peft_model(type(pair.base).from_pretrained(pair.folder / "base"), config)
+    peft_models.train(model)
+    model.save_pretrained(tmp_path / "lora")
+    plan = extract(pair.names[0], str(tmp_path / "lora"), rank=5, save_rest=True, options=INLINE)
+    assert "classifier" in plan.saved.modules
+    assert plan.saved.biases == (bias == "all")
+    plan.apply(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    again = pair.loaded(tmp_path / "out")
+    assert relative(logits(again), logits(model), logits(pair.base)) < 1e-5
+    cut = extract(pair.names[0], str(tmp_path / "lora"), rank=2, save_rest=True, options=INLINE)
+    assert 0.0 < cut.totals.relative_error < 1.0
+    assert {rest.status for rest in cut.rest} == {"saved"}
 
 
 @pytest.mark.parametrize(

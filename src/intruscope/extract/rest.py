@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from intruscope.weights.matrices import Pairing
     from intruscope.weights.stored import StoredTensor
 
+_ORIGINAL = ".original_module."
+"""PEFT keeps the base's module beside one that is saved whole, and stores its bias with ``bias: all``."""
 _OF_A_MODULE = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 
 
@@ -100,6 +102,8 @@ def find_rest(
             why_not = refused if place == change.tensor else "" if not refused else why_not
             if save and not refused and owner in adapted:
                 tensors[f"{PEFT_PREFIX}{owner}.base_layer.bias"] = state[place]
+            elif save and not refused and leaf == "bias" and f"{owner}.weight" not in state:
+                tensors[f"{PEFT_PREFIX}{place}"] = state[place]  # of an adapter that trained biases alone
             elif save and not refused:
                 whole[owner] = None
         status: RestStatus = "left out" if not save else "lost" if why_not else "saved"
@@ -126,7 +130,7 @@ def _state(tuned: ModelSource | AdapterSource, names: AdapterNames) -> dict[str,
         name = key.removeprefix(PEFT_PREFIX)
         for wrapper in (".modules_to_save.default.", ".modules_to_save.", ".base_layer."):
             name = name.replace(wrapper, ".")
-        if ".lora_" not in name:
+        if ".lora_" not in name and _ORIGINAL not in name:
             state[name] = tuned.tensors[key]
     return state
 
@@ -167,6 +171,8 @@ def _others(
     found = []
     if not isinstance(tuned, ModelSource):
         for vector in trained_vectors(tuned, base):
+            if _ORIGINAL in vector.tensor.name:
+                continue
             target = vector.target
             name = target or vector.tensor.name.removeprefix(PEFT_PREFIX)
             before = None if target is None else base.tensors[target]

@@ -174,10 +174,11 @@ def within(
         rank = smallest_rank(found.values_K, found.total_square, fraction, complete=found.complete)
         if rank is not None:
             return found, rank
-        # Gram's smallest values may be lost in rounding: all of them are all that there is.
-        if not isinstance(matrix, tuple) and len(found.values_K) == min(matrix.shape):
+        if found.complete:  # the smallest are lost in rounding: all of them are all that there is
             return found, len(found.values_K)
         count *= 2
+        if not isinstance(matrix, tuple) and _FACTOR_OF_DENSE * count >= min(matrix.shape):
+            count = min(matrix.shape)  # one dense decomposition, not one for each doubling
 
 
 def spectral_bounds(found: Truncation, rank: int) -> tuple[float, float]:
