@@ -1,0 +1,165 @@
+"""The pool without any training: what is run, what is kept, what a failure does to the rest."""
+
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+
+from intruscope.engine.executors import Event, Executor
+from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
+from intruscope.studies import execute as execute_module
+from intruscope.studies import pool
+from intruscope.studies.execute import Assignment, execute
+from intruscope.studies.recipes import places
+from intruscope.studies.scales import MINI, SMOKE
+
+
+class Counting(Executor):
+    """Runs nothing; notes what it was asked for, and fails where it is told to."""
+
+    asked: ClassVar[Counter] = Counter()
+    failing: ClassVar[set] = set()
+
+    def __init__(self, function, *, num_workers, threads_per_worker):
+        assert (function, threads_per_worker) == ("intruscope.studies.execute:execute", 1)
+
+    def start(self):
+        pass
+
+    def close(self):
+        pass
+
+    def run(self, tasks):
+        for task in tasks:
+            Counting.asked[task.key] += 1
+            failed = task.payload.work.method in Counting.failing
+            yield Event("started", task.key)
+            yield Event("done", task.key, {"failed": "no luck"} if failed else {"status": "ok", "count": 1})
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    Counting.asked, Counting.failing = Counter(), set()
+    monkeypatch.setattr(pool, "LocalExecutor", Counting)
+    monkeypatch.setattr(pool, "inputs_of", lambda base, out, data, unpack=None: base)
+    monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": f"hash of {base.name}"})
+    return Counting
+
+
+def keys(*recipes, scale=SMOKE):
+    return set(pool.wanted(places(scale, recipes)))
+
+
+def test_one_pool_serves_all_claims_and_runs_each_thing_once(tmp_path, counted):
+    """counts, then rates, then everything: what an earlier study ran, no later one runs."""
+    for recipes in (["counts"], ["rates"], None):
+        pool.run_study(SMOKE, tmp_path / "study", recipes=recipes)
+    everything = set(pool.wanted(places(SMOKE)))
+    assert set(counted.asked) == everything
+    assert set(counted.asked.values()) == {1}
+    assert len(everything) < len(places(SMOKE)) * 0.5
+    shared = keys("counts") & keys("rates")
+    assert shared
+
+
+def test_a_report_holds_what_was_asked_for_and_counts_what_is_new(tmp_path):
+    first = pool.run_study(SMOKE, tmp_path / "study", recipes=["counts"])
+    assert set(first.records) == keys("counts")
+    assert first.num_new == len(keys("counts"))
+    second = pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
+    assert set(second.records) == keys("trajectory")
+    assert second.num_new == 0
+    assert next(iter(second.records.values()))["settings"]["method"] == "lora"
+
+
+def test_a_failure_is_told_not_kept_and_tried_again(tmp_path, counted):
+    counted.failing = {"pissa"}
+    report = pool.run_study(SMOKE, tmp_path / "study", recipes=["methods"])
+    assert len(report.failed) == 2  # two seeds
+    assert all("pissa" in label and reason == "no luck" for label, reason in report.failed)
+    with pytest.raises(IncompleteResult, match="2 runs failed.*pissa.*no luck"):
+        pool.check_complete(report)
+    counted.failing = set()
+    again = pool.run_study(SMOKE, tmp_path / "study", recipes=["methods"])
+    pool.check_complete(again)
+    assert again.num_new == 2
+    assert sorted(counted.asked.values())[-2:] == [2, 2]
+    assert sum(count == 2 for count in counted.asked.values()) == 2
+
+
+def test_seeds_are_runs_of_their_own(tmp_path, counted):
+    pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"], seeds=[5])
+    pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"], seeds=[5, 6])
+    assert len(counted.asked) == 4  # two bases, two seeds
+    assert set(counted.asked.values()) == {1}
+
+
+def test_other_inputs_another_scale_and_a_second_study_are_refused(tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    pool.run_study(SMOKE, out, recipes=["trajectory"])
+    monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": "another"})
+    with pytest.raises(OutputConflict, match=r"inputs\.tiny-bert\.text"):
+        pool.run_study(SMOKE, out, recipes=["trajectory"])
+    monkeypatch.setattr(pool, "check_data", lambda scale, data: None)
+    with pytest.raises(OutputConflict, match="scale"):
+        pool.run_study(MINI, out, recipes=["trajectory"])
+    from intruscope.engine.journal import Journal
+
+    plan = pool.json.loads((out / "journal" / "plan.json").read_bytes())
+    with Journal(out / "journal", plan), pytest.raises(OutputConflict, match="another run is using"):
+        monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": f"hash of {base.name}"})
+        pool.run_study(SMOKE, out, recipes=["trajectory"])
+
+
+def test_a_changed_line_of_code_does_not_throw_finished_runs_away(tmp_path, monkeypatch, counted):
+    """It is told in each run's own settings instead; another version is refused."""
+    pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
+    monkeypatch.setattr(pool, "code_digest", lambda: "0" * 64)
+    assert pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"]).num_new == 0
+    monkeypatch.setattr(pool, "version", lambda name: "99.0")
+    with pytest.raises(OutputConflict, match=r"expected intruscope\.study/1 of 99\.0"):
+        pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
+
+
+def test_a_folder_without_a_study_is_told(tmp_path):
+    with pytest.raises(UsageError, match="without a study"):
+        pool.read_study(tmp_path)
+
+
+# --- one piece of work -----------------------------------------------------------------------------------
+
+
+def assignment(tmp_path):
+    work = places(SMOKE)[0].work
+    return Assignment(work=work, scale="smoke", out=tmp_path, data=None, digests={})
+
+
+def test_a_fault_in_one_run_is_its_result_and_a_full_disk_ends_all(tmp_path, monkeypatch):
+    def fails(error):
+        def done(assignment, folder):
+            raise error
+
+        monkeypatch.setattr(execute_module, "_done", done)
+
+    fails(ZeroDivisionError("by zero"))
+    assert execute(assignment(tmp_path)) == {"failed": "ZeroDivisionError: by zero"}
+    fails(UsageError("got one thing, expected another", remedy="do this"))
+    assert "expected another; do this" in execute(assignment(tmp_path))["failed"]
+    fails(ResourceExhausted("no room", remedy="free some"))
+    with pytest.raises(ResourceExhausted, match="no room"):
+        execute(assignment(tmp_path))
+
+
+def test_a_loss_that_is_no_number_is_a_divergence_with_its_reason(tmp_path, monkeypatch):
+    run = places(SMOKE)[0].work
+
+    def train(run, base, inputs, out):
+        out.mkdir(parents=True)
+        raise IncompleteResult("got a loss that is NaN at step 3, expected numbers", remedy="lower it")
+
+    monkeypatch.setattr(execute_module, "_train", train)
+    (tmp_path / "run").mkdir()
+    found = execute_module._run(run, SMOKE.bases[0], None, tmp_path / "run")
+    assert found["status"] == "diverged"
+    assert "NaN at step 3" in found["reason"]
+    assert not (tmp_path / "run" / "train").exists()
