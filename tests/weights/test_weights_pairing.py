@@ -108,6 +108,20 @@ def test_a_missing_layer_is_a_gap(model):
     assert [finding.code for finding in pairing.findings] == ["incomplete-coverage"]
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6)])
+def test_integers_under_a_weights_name_are_a_gap_on_both_sides(model, shape):
+    """A packing that neither config nor names tell of must not pass as compared."""
+    packed = {**BLOCK, "layers.0.mlp.down_proj.weight": torch.ones(shape, dtype=torch.int32)}
+    pairing = pair_checkpoints(model("base", packed), model("tuned", packed))
+    assert not pairing.complete
+    gaps = [(entry.origin, entry.tensor) for entry in pairing.coverage if entry.gap]
+    assert gaps == [(side, "layers.0.mlp.down_proj.weight") for side in ("base", "tuned")]
+    assert all("I32 numbers under a weight's name" in e.reason for e in pairing.coverage if e.gap)
+    beside = {"layers.0.attn.bias": torch.ones(4, 4).bool(), "layers.0.steps.weight": torch.ones(4).int()}
+    whole = pair_checkpoints(model("b", {**BLOCK, **beside}), model("t", {**BLOCK, **beside}))
+    assert whole.complete  # a mask, and a vector of counts
+
+
 def test_quantised_weights_leave_the_coverage_incomplete(model):
     f8 = torch.zeros(4, 6).to(torch.float8_e4m3fn)
     base = model("base", BLOCK)
@@ -115,6 +129,9 @@ def test_quantised_weights_leave_the_coverage_incomplete(model):
     pairing = pair_checkpoints(base, tuned)
     _ledger_is_whole(pairing, base, tuned)
     assert not pairing.complete
+    reasons = {entry.origin: entry.reason for entry in pairing.coverage if entry.gap}
+    assert reasons["base"] == "the tuned model's is not read"
+    assert "F8_E4M3" in reasons["tuned"]
     packed = {
         "layers.0.self_attn.q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32),
         "layers.0.self_attn.q_proj.scales": torch.ones(4, 4),

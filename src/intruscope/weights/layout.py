@@ -139,6 +139,8 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
                 f"{unreadable or 'quantised'}: {tensor.dtype} numbers mean nothing without their scale",
                 True,
             )
+        if name.endswith(".weight") and len(tensor.shape) > 1:  # packed in a way that nothing tells of
+            return f"{tensor.dtype} numbers under a weight's name: packed, perhaps, and not read", True
         return f"{tensor.dtype} numbers, not floating-point weights", False
     if unreadable is not None and name.endswith(_SCALES):
         return "scales of quantised weights", False

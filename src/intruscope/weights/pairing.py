@@ -78,19 +78,23 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
     if not matched:
         raise _no_match(base, tuned)
     heads = _Heads(base, tuned, [name.removeprefix(tuned_prefix) for name in matched])
+    stored = {
+        "base": {name.removeprefix(base_prefix) for name in base.tensors},
+        "tuned": {name.removeprefix(tuned_prefix) for name in tuned.tensors},
+    }
     for name, base_views in base_listing.matrices.items():
         twin = twins[name]
         if twin is None:
-            plan.add_lonely(
-                base_views[0], "base", heads.why(name.removeprefix(base_prefix), base_views[0], "base")
-            )
+            bare = name.removeprefix(base_prefix)
+            plan.add_lonely(bare, base_views[0], "base", heads, is_stored=bare in stored["tuned"])
             continue
         notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(twin, ""))
         is_head = base_views[0].kind == "head" and not heads.body.holds(twin.removeprefix(tuned_prefix))
         plan.add_match(name, base_views, twin, tuned_listing.matrices[twin], notes, is_head=is_head)
     for name, views in tuned_listing.matrices.items():
         if name not in matched:
-            plan.add_lonely(views[0], "tuned", heads.why(name.removeprefix(tuned_prefix), views[0], "tuned"))
+            bare = name.removeprefix(tuned_prefix)
+            plan.add_lonely(bare, views[0], "tuned", heads, is_stored=bare in stored["base"])
     for listing in (base_listing, tuned_listing):
         plan.coverage.extend(listing.skipped)
     gaps = plan.num_gaps + len(base_listing.gaps) + len(tuned_listing.gaps)
@@ -179,9 +183,19 @@ class _Plan:
             )
         )
 
-    def add_lonely(self, view: TensorView, origin: Literal["base", "tuned"], why: str | None) -> None:
-        """A matrix that only one side has, and why it is a head, if it is."""
-        missing = f"no such tensor in the {'tuned' if origin == 'base' else 'base'} model"
+    def add_lonely(
+        self,
+        name: str,
+        view: TensorView,
+        origin: Literal["base", "tuned"],
+        heads: _Heads,
+        *,
+        is_stored: bool,
+    ) -> None:
+        """A matrix that only one side has, or that is stored on the other too and cannot be read there."""
+        other = "tuned" if origin == "base" else "base"
+        why = None if is_stored else heads.why(name, view, origin)
+        missing = f"the {other} model's is not read" if is_stored else f"no such tensor in the {other} model"
         self.skip(view.tensor.name, origin, why or missing, is_head=why is not None)
 
     def add_match(
