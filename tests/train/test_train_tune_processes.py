@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
 
+from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
 from intruscope.train.look_file import read_looks
+from intruscope.train.processes import told_once
 
 NUMBERS = {"rank": 2, "lr": 5e-3, "steps": 12, "batch": 8, "save-every": 4, "watch": 4}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -141,3 +143,17 @@ def test_what_methods_do_between_steps_is_the_same_in_both_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for method in methods:
         assert json.loads((tmp_path / "runs" / method / "run.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("world", "rank", "speaks"), [(None, None, True), (None, "1", True), ("2", "0", True), ("2", "1", False)]
+)
+def test_what_every_process_meets_is_told_by_the_first_alone(world, rank, speaks, monkeypatch):
+    for name, value in (("WORLD_SIZE", world), ("RANK", rank)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    for kind, alike in ((UsageError, True), (MalformedInput, True), (ResourceExhausted, False)):
+        with pytest.raises(kind) as caught, told_once():
+            raise kind("got it", remedy="leave it")
+        assert caught.value.is_told == (alike and not speaks)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks; known before anything heavy is imported."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
