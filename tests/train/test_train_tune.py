@@ -93,7 +93,7 @@ def test_a_classifier_is_trained_scored_saved_and_recorded(method, tmp_path):
         tune(str(base), out=out, settings=settings(method), data=task)
 
 
-@pytest.mark.parametrize("method", ["pissa", "adalora", "chain", "vera", "oft"])
+@pytest.mark.parametrize("method", ["pissa", "adalora", "chain", "vera", "oft", "eva"])
 def test_any_method_is_watched_and_saved(method, tmp_path):
     base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
     report = tune(str(base), out=tmp_path / "run", settings=settings(method), data=task)

@@ -16,6 +16,8 @@ from intruscope.methods.contract import Method, Parameter
 from intruscope.methods.lora import LORA_PARAMETERS, lora_config, lora_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from intruscope.methods.contract import Options, Setting
@@ -42,7 +44,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
 
     from intruscope.adapters.live_models import quiet
 
-    batches = list(setting.batches or ())
+    batches = [_without_classes(batch) for batch in setting.batches or ()]
     needed = round(float(options["rho"]) * int(options["rank"]))
     _check(batches, needed)
     attached = attach_peft(
@@ -59,6 +61,12 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
             attached.model, batches, prepare_layer_inputs_fn=_of_tokens, show_progress_bar=False
         )
     return PeftAttached(attached.model)  # matrices that got no rank are plain layers again
+
+
+def _without_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as PEFT takes it: a dict, whose labels, if any, say of each token whether it counts."""
+    is_of_tokens = "labels" in batch and batch["labels"].shape == batch["input_ids"].shape
+    return {name: value for name, value in batch.items() if name != "labels" or is_of_tokens}
 
 
 def _check(batches: list[Any], needed: int) -> None:
