@@ -14,6 +14,8 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.scores import choose, score
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
+from intruscope.forgetting.windows import cut
+from intruscope.sweep.live import LiveBench
 from intruscope.train.encoding import as_language, encode
 from intruscope.train.loading import load_for
 from intruscope.train.settings import TuneSettings
@@ -90,6 +92,14 @@ def test_a_planted_rule_is_learned_and_loads_elsewhere(name, method, rate, tmp_p
     (task,) = lost.tasks
     assert task.tuned.estimate == pytest.approx(report.accuracy[-1])
     assert (task.base is None) == (name == "bert")
+    bench = LiveBench(
+        pair,
+        cut(read_texts([tmp_path / "text.txt"]), pair.language_model(), max_sequences=4),
+        protocol="fast" if name == "bert" else "causal",
+        task=held_out,
+    )
+    swept = [bench.interpolated(share).task_scores for share in (1.0, 0.0)]
+    assert swept[0] == tuple(map(float, right)) and sum(swept[1]) < 80
 
 
 @pytest.mark.parametrize("name", WRITERS)
