@@ -13,10 +13,18 @@ from intruscope.spectra import records
 SURFACE = Path(__file__).with_name("surface.txt")
 
 
+def verbs(command, prefix=""):
+    """Every command with its words, those of a group as well."""
+    for name, sub in sorted(command.commands.items()):
+        if hasattr(sub, "commands"):
+            yield from verbs(sub, f"{prefix}{name} ")
+        else:
+            yield prefix + name, sub
+
+
 def surface():
     lines = [f"export {name}" for name in sorted(intruscope.__all__)]
-    command = typer.main.get_command(app)
-    for verb, sub in sorted(command.commands.items()):
+    for verb, sub in verbs(typer.main.get_command(app)):
         for parameter in sub.params:
             option = parameter.param_type_name == "option"
             names = " ".join(sorted(parameter.opts)) if option else parameter.name

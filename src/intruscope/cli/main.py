@@ -22,6 +22,7 @@ from intruscope.cli.methods import methods
 from intruscope.cli.profile import profile
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
+from intruscope.cli.study import study
 from intruscope.cli.sweep import sweep
 from intruscope.cli.tune import tune
 from intruscope.errors import IntruscopeError, printable
@@ -29,7 +30,7 @@ from intruscope.errors import IntruscopeError, printable
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "repair", "extract", "sweep", "tune", "chain")
+_RESUMING = ("scan", "repair", "extract", "sweep", "tune", "chain", "study")
 """The verbs that keep a journal: run again, they go on where they stopped."""
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command()(tune)
 app.command()(chain)
 app.command()(methods)
 app.command()(profile)
+app.add_typer(study)
 app.command()(demo)
 
 

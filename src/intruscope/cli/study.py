@@ -1,0 +1,171 @@
+"""``intruscope study``: the paper's claims, their runs, and the verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intruscope.cli.options import Quiet, Verbose  # noqa: TC001 - typer reads annotations when it runs
+from intruscope.cli.outputs import write_record
+from intruscope.cli.screen import note, show, stage_progress
+from intruscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intruscope.engine.tasks import Progress
+    from intruscope.studies.scales import Scale
+
+study = typer.Typer(
+    name="study",
+    help="Re-run the paper: its claims, their runs, and verdicts that may go against it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Claims = Annotated[list[str], typer.Argument(help="Claims (C1 to C24), or 'all'.")]
+ScaleName = Annotated[str, typer.Option("--scale", help="smoke (minutes), mini (hours), or paper (GPUs).")]
+Seeds = Annotated[str | None, typer.Option(help="Instead of the scale's: A,B,C.")]
+ALL = "all"
+
+
+@study.command("list")
+def list_claims(
+    json: Annotated[str | None, typer.Option(help="Write the list as JSON; - for stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
+    ] = None,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Show every claim of the paper with its verdict."""
+    from intruscope.report.study import claims_table
+    from intruscope.studies.judge import judge, judge_committed, studies_json
+
+    if out is None:
+        judged, path = judge_committed()
+        results = (
+            f"src/intruscope/studies/results/{path.parent.name}/{path.name}" if path is not None else None
+        )
+    else:
+        from intruscope.studies.pool import study_records
+
+        scale, records = study_records(out)
+        judged, results = judge(scale, records), str(out)
+    write_record(studies_json(judged, results), json)
+    if json != "-":
+        show([claims_table(judged)], width=110)
+
+
+@study.command()
+def plan(
+    claims: Claims,
+    scale: ScaleName = "mini",
+    seeds: Seeds = None,
+    json: Annotated[str | None, typer.Option(help="Write every run as JSON; - for stdout.")] = None,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Show how large a study is; nothing is read and nothing run."""
+    _plan(_recipes(claims), scale, _seeds(seeds), json)
+
+
+@study.command()
+def run(
+    claims: Claims,
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same again goes on where it stopped.")],
+    scale: ScaleName = "mini",
+    data: Annotated[Path | None, typer.Option(help="Folder that holds models/, tasks/ and text/.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    seeds: Seeds = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every tuned model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
+) -> None:
+    """Run what the claims need and the folder does not have yet, and say what came of them.
+
+    Needs the 'lab' extra. Runs serve all claims: what one has run, another does not run again.
+    """
+    recipes, chosen = _recipes(claims), _seeds(seeds)
+    if dry_run:
+        _plan(recipes, scale, chosen, None)
+        return
+    from intruscope.adapters.live_models import require
+    from intruscope.studies.scales import find_scale
+
+    found = find_scale(scale)
+    for package in ("transformers", "peft", "accelerate"):
+        require(package)
+    from intruscope.demo.unpack import unpack
+    from intruscope.report.study import claims_table
+    from intruscope.studies.judge import judge
+    from intruscope.studies.pool import check_complete, run_study
+
+    with stage_progress(quiet=quiet) as bar:
+
+        def tell(event: Progress) -> None:
+            bar("runs", event.num_done, event.num_tasks)
+
+        report = run_study(
+            found,
+            out,
+            recipes=recipes,
+            seeds=chosen,
+            data=data,
+            jobs=jobs,
+            keep_models=keep_models,
+            unpack=unpack,
+            on_progress=tell,
+        )
+    if not quiet:
+        judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]
+        show([claims_table(judged)], width=110)
+        note(f"{len(report.records)} runs, {report.num_new} of them new; intruscope study report --out {out}")
+    check_complete(report)
+
+
+@study.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    verbose: Verbose = False,  # noqa: ARG001
+    quiet: Quiet = False,
+) -> None:
+    """Write one page with every claim's figures beside the paper's, pictures, and a table of all runs."""
+    from intruscope.report.study import write_study
+
+    paths = write_study(out)
+    if not quiet:
+        show([f"in {path}" for path in paths])
+
+
+def _plan(recipes: Sequence[str], scale: str, seeds: list[int] | None, json: str | None) -> None:
+    from intruscope.report.study import plan_json, plan_table
+    from intruscope.studies.inputs import check_seeds
+    from intruscope.studies.recipes import places
+    from intruscope.studies.scales import find_scale
+
+    found: Scale = find_scale(scale)
+    if seeds is not None:
+        check_seeds(seeds)
+    planned = places(found, recipes, of_seeds=seeds)
+    write_record(plan_json(planned, found), json)
+    if json != "-":
+        show([plan_table(planned, found)], width=110)
+
+
+def _recipes(claims: Sequence[str]) -> list[str]:
+    from intruscope.studies.claims import CLAIMS, find_claim
+
+    if any(name.lower() == ALL for name in claims):
+        return list(dict.fromkeys(claim.recipe for claim in CLAIMS))
+    return list(dict.fromkeys(find_claim(name).recipe for name in claims))
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        fact = f"--seeds is {text!r}, expected numbers with commas between"
+        raise UsageError(fact, remedy="write for example --seeds 0,1,2")
+    return [int(part) for part in parts]

@@ -1,0 +1,212 @@
+"""A whole study at the smallest scale, as a user runs it: killed, resumed, listed, reported."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from intruscope.studies.claims import CLAIMS
+from intruscope.studies.recipes import places
+from intruscope.studies.scales import SMOKE
+
+pytest.importorskip("peft")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "intruscope", "study", *map(str, arguments)]
+
+
+def study(*arguments, code=0):
+    """Run to the end; gives standard output and standard error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def finished(out):
+    path = out / "journal" / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All claims, killed once in the middle of a run."""
+    out = tmp_path_factory.mktemp("studies") / "all"
+    process = subprocess.Popen(
+        command("run", "all", "--scale", "smoke", "--out", out, "-q"),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 600
+    while finished(out) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = finished(out)
+    assert kept >= 2
+    before = {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/settings.json")}
+    said, noted = study("run", "all", "--scale", "smoke", "--out", out, "--jobs", "2")
+    return {"out": out, "kept": kept, "before": before, "said": said, "noted": noted}
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_rest_is_run_and_nothing_twice(whole):
+    works = {p.work.key for p in places(SMOKE)}
+    assert {path.name for path in (whole["out"] / "runs").iterdir()} == works
+    assert f"{len(works)} runs, {len(works) - whole['kept']} of them new" in whole["noted"]
+    assert finished(whole["out"]) == len(works)
+    again = [
+        name
+        for name, stamp in whole["before"].items()
+        if (whole["out"] / "runs" / name / "settings.json").stat().st_mtime_ns != stamp
+    ]
+    assert len(again) <= 1  # the run that was in work
+
+
+@pytest.mark.slow
+def test_what_exists_is_not_run_again_whichever_claim_asks(whole):
+    before = (whole["out"] / "journal" / "records.jsonl").read_bytes()
+    _, noted = study("run", "C13", "C16", "--scale", "smoke", "--out", whole["out"])
+    assert re.search(r"\d+ runs, 0 of them new", noted)
+    assert (whole["out"] / "journal" / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_an_uninterrupted_study_of_one_claim_gives_the_same_figures(whole, tmp_path):
+    """The killed and resumed pool, against a fresh folder: bit by bit, but for times."""
+    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", tmp_path / "one", "-q")
+    fresh, pooled = records(tmp_path / "one"), records(whole["out"])
+    assert len(fresh) == 2
+    for key, record in fresh.items():
+        assert without_times(record) == without_times(pooled[key])
+
+
+def records(out):
+    lines = (out / "journal" / "records.jsonl").read_text().splitlines()
+    return dict(json.loads(line.partition(" ")[2]) for line in lines)
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if "seconds" not in name}
+
+
+@pytest.mark.slow
+def test_every_claim_has_a_verdict_and_the_planted_task_was_learned(whole):
+    said, _ = study("list", "--out", whole["out"], "--json", "-")
+    claims = json.loads(said)["claims"]
+    assert [claim["id"] for claim in claims] == [claim.id for claim in CLAIMS]
+    assert all(claim["verdict"] is not None for claim in claims)
+    assert all(set(claim["seeds"]) <= {0, 1, 2} for claim in claims)
+    fine = [
+        r for r in records(whole["out"]).values() if r.get("accuracy") is not None and r["status"] == "ok"
+    ]
+    assert len(fine) > 20
+    assert sum(r["accuracy"] > 0.9 for r in fine) > len(fine) / 2
+
+
+@pytest.mark.slow
+def test_every_run_says_what_it_was(whole):
+    for path in (whole["out"] / "runs").iterdir():
+        found = json.loads((path / "settings.json").read_bytes())
+        assert found["key"] == path.name
+        assert {"base/model.safetensors", "text"} <= set(found["inputs"])
+        assert len(found["code_sha256"]) == 64
+        assert found["environment"]["transformers"]
+        assert not (path / "train" / "model").exists()
+
+
+@pytest.mark.slow
+def test_figures_of_a_run_hang_together(whole):
+    """Counts are counted one way by epsilon, by k and by part; the null and the prediction stand beside."""
+    for record in records(whole["out"]).values():
+        if "counts" not in record:
+            continue
+        assert record["counts"]["0.5"] == record["count"] == record["counts_by_k"]["10"]
+        assert record["count"] == record["count_attention"] + record["count_mlp"]
+        assert record["candidates"] == 120 if record["candidates"] < 130 else 140
+        by_epsilon = [record["counts"][e] for e in sorted(record["counts"], key=float)]
+        assert by_epsilon == sorted(by_epsilon)
+        assert sum(record["by_fifth"]) >= record["count"]
+        assert 0 <= record["hosts"] <= record["count"]
+        assert record["null_count"] >= 0.0
+        assert record["predicted_hosts"] >= 0
+        assert record["forgetting_low"] <= record["forgetting"] <= record["forgetting_high"]
+
+
+@pytest.mark.slow
+def test_the_report_is_one_page_with_every_claim_and_a_small_table(whole):
+    said, _ = study("report", "--out", whole["out"])
+    assert "report.html" in said
+    page = (whole["out"] / "report.html").read_text()
+    for claim in CLAIMS:
+        assert f'id="{claim.id}"' in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("data:image/png;base64,") == 3
+    assert (whole["out"] / "results" / "runs.parquet").stat().st_size < 500_000
+    verdicts = json.loads((whole["out"] / "results" / "verdicts.json").read_bytes())
+    assert len(verdicts["claims"]) == len(CLAIMS)
+
+
+@pytest.mark.slow
+def test_a_study_of_other_inputs_or_version_is_refused(whole, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    (other / "journal").mkdir(parents=True)
+    shutil.copytree(whole["out"] / "inputs", other / "inputs")
+    plan = json.loads((whole["out"] / "journal" / "plan.json").read_bytes())
+    (other / "journal" / "plan.json").write_text(json.dumps({**plan, "version": "0.0.1"}))
+    for arguments in (("report",), ("list",), ("run", "C5", "--scale", "smoke")):
+        _, told = study(*arguments, "--out", other, code=7)
+        assert "intruscope 0.0.1" in told
+    plan["inputs"]["tiny-bert"]["text"] = "0" * 64
+    (other / "journal" / "plan.json").write_text(json.dumps(plan))
+    _, told = study("run", "C5", "--scale", "smoke", "--out", other, code=7)
+    assert "inputs.tiny-bert.text" in told
+
+
+def test_the_plan_is_printed_and_nothing_is_made(tmp_path):
+    said, _ = study("run", "all", "--scale", "mini", "--out", tmp_path / "none", "--dry-run")
+    assert "278 runs, 21 chains" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_papers_plan_as_json():
+    said, _ = study("plan", "C1", "C19", "--scale", "paper", "--json", "-")
+    plan = json.loads(said)
+    assert {place["recipe"] for place in plan["places"]} == {"counts", "sequence"}
+    assert {place["key"] for place in plan["places"]} == set(plan["runs"])
+    assert any(run["kind"] == "checkpoint" for run in plan["runs"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("run", "C25", "--scale", "smoke"), 2, "got the claim C25, expected one of C1 to C24"),
+        (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, paper"),
+        (("run", "C1", "--scale", "mini"), 2, "got no data folder"),
+        (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each once"),
+        (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
+        (("report",), 2, "got a folder without a study"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
+    _, noted = study(*arguments, "--out", tmp_path / "none", code=code)
+    assert told in noted
+    assert noted.count("\n") == 1
+
+
+def test_another_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    _, noted = study("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
+    assert "holds something else than a study" in noted
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.txt"]
