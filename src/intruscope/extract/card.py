@@ -23,7 +23,9 @@ def card(plan: ExtractPlan, manifest: str) -> bytes:
     base, tuned = shown_name(plan.pairing.base), shown_name(plan.pairing.tuned)
     sums = plan.totals
     rank = f"of rank {plan.stored_rank}" if plan.stored_rank else "with a rank of its own for each module"
-    header = f"---\nbase_model: {json.dumps(plan.base.name)}\nlibrary_name: peft\n---\n\n"
+    # A local path says nothing to another reader; a name on the hub does.
+    named = plan.base.name.partition("@")[0] if plan.base.revision else base
+    header = f"---\nbase_model: {json.dumps(named)}\nlibrary_name: peft\n---\n\n"
     lines = [
         f"# {tuned}, as an adapter",
         "",
