@@ -77,7 +77,9 @@ class PeftAttached:
             before_OI = weight_of(layer.get_base_layer())
         merged = copy.deepcopy(layer).float()
         merged.merge(safe_merge=True)
-        return (weight_of(merged.get_base_layer()) - before_OI).contiguous()
+        after_OI = weight_of(merged.get_base_layer())
+        # A Trainer moves the model to its device after the method came.
+        return (after_OI - before_OI.to(after_OI.device)).contiguous()
 
     def merged(self) -> nn.Module:
         """A float32 copy of the base model with the update in its weights."""

@@ -102,7 +102,7 @@ def _update(name: str, base: nn.Module, tuned: dict[str, nn.Module]) -> Tensor:
             remedy="give the model that was fine-tuned from this one",
             tensor=printable(name),
         )
-    return after_OI - before_OI
+    return after_OI.to(before_OI.device) - before_OI
 
 
 def load(model: nn.Module, folder: Path) -> PeftAttached:

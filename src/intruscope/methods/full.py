@@ -63,7 +63,9 @@ class FullAttached:
                 remedy="name a linear module of the model as in .names",
                 tensor=name,
             )
-        return (weight_of(self.model.get_submodule(name)) - weight_of(self._before[name])).contiguous()
+        now_OI = weight_of(self.model.get_submodule(name))
+        # A Trainer moves the model to its device after the method came.
+        return (now_OI - weight_of(self._before[name]).to(now_OI.device)).contiguous()
 
     def merged(self) -> nn.Module:
         """A float32 copy of the model."""
