@@ -17,7 +17,8 @@ def answer(request):
     name = _STATE["name"]
     factor = 0.5 if name.startswith("last") else 0.9 if name.startswith("lora") else 1.0
     if isinstance(request, Warm):
-        return Warmed(step_seconds=0.05 * factor, peak_bytes=100 + int(100 * 2**20 * factor))
+        resident, tensors = (int(mebibytes * 2**20 * factor) for mebibytes in (100, 80))
+        return Warmed(step_seconds=0.05 * factor, peak_bytes=100 + resident, tensor_bytes=tensors)
     _STATE["visits"] += 1
     noise = 1.0 + 0.001 * (_STATE["visits"] % 3)
     return Phases(*(factor * noise * part for part in (0.5, 0.3, 0.2)))
@@ -70,4 +71,4 @@ def sleeps(request):
 def slow(request):
     """A step takes two weeks."""
     found = answer(request)
-    return Warmed(step_seconds=1e6, peak_bytes=200) if isinstance(request, Warm) else found
+    return Warmed(step_seconds=1e6, peak_bytes=200, tensor_bytes=50) if isinstance(request, Warm) else found

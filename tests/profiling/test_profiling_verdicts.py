@@ -24,7 +24,9 @@ def profiled(factors, *, rounds=25, noise=0.01, seed=0, failures=(), reference="
         samples[Cell(name, SHAPE)] = [Phases(*(share * step for share in SHARES)) for step in steps]
         built[name] = Built(num_trained=1, num_matrices=1, runtime_bytes=1000, loaded_bytes=1500)
         peak = 1000 + int(4000 * factor)
-        memory[Cell(name, SHAPE)] = Memory(runtime_bytes=1000, loaded_bytes=1500, peak_bytes=peak)
+        memory[Cell(name, SHAPE)] = Memory(
+            runtime_bytes=1000, loaded_bytes=1500, peak_bytes=peak, tensor_bytes=int(3000 * factor)
+        )
     level = level_of_each(len(factors) - 1)
     results = results_of(
         [Candidate(name=name, label=name, method="lora") for name in factors],
@@ -126,4 +128,5 @@ def test_figures_are_of_the_rounds():
     assert half.seconds["step"].estimate == pytest.approx(np.median(steps))
     assert half.tokens_per_second.estimate == pytest.approx(8 * 16 / np.median(steps))
     assert half.tokens_per_second.low < half.tokens_per_second.estimate < half.tokens_per_second.high
-    assert full.memory.training_bytes == 4000 and half.memory_ratio == 0.5
+    assert full.memory.resident_bytes == 4000 and full.memory.tensor_bytes == 3000
+    assert half.memory_ratio == half.resident_ratio == 0.5

@@ -18,6 +18,8 @@ from intruscope.cli.outputs import Targets
 from intruscope.cli.screen import emit, show, stage_progress
 
 _T = TypeVar("_T")
+_WIDTH = 110
+"""Columns where the table goes to a file or a pipe: a setting keeps to one line."""
 
 
 def profile(
@@ -122,7 +124,7 @@ def profile(
     if plots is not None:
         write_profile_plots(report, plots)
     if not quiet and json != "-":
-        show(profile_summary(report), width=100)
+        show(profile_summary(report), width=_WIDTH)
     if any(result.failure is not None for result in report.results):
         raise typer.Exit(5)
 

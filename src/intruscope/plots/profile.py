@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PARTS = (("forward", SERIES[0]), ("backward", SERIES[1]), ("optimiser", SERIES[2]))
-_MEMORY, _SAME = SERIES[5], "#a3adb6"
+_MEMORY = "#8796a5"
 _ROW, _HEAD = 0.46, 1.3
 
 
@@ -24,16 +24,16 @@ class Bar:
         phases: Seconds of forward, backward and optimiser.
         step: Interval of the whole step's seconds.
         ratio: The step over the reference's, in words; None for the reference.
-        bytes: Of memory.
-        is_reference: It is full fine-tuning, once or again.
+        tensors: Bytes that tensors took at most.
+        resident: Bytes that the process took at most.
     """
 
     label: str
     phases: tuple[float, ...]
     step: tuple[float, float]
     ratio: str | None
-    bytes: int
-    is_reference: bool
+    tensors: int
+    resident: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,9 @@ def profile_figure(panels: Sequence[Panel], *, title: str) -> Any:
     for (times, memory), panel in zip(rows, panels, strict=True):
         _times(times, panel)
         _memory(memory, panel)
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    both = [axes.get_legend_handles_labels() for axes in rows[0]]
+    handles, labels = ([each for pair in both for each in pair[place]] for place in (0, 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
     figure.suptitle(f"What a training step costs: {drawable(title)}", fontweight="bold", fontsize=13)
     return figure
 
@@ -107,16 +108,17 @@ def _times(axes: Any, panel: Panel) -> None:
 
 
 def _memory(axes: Any, panel: Panel) -> None:
-    most = max(bar.bytes for bar in panel.bars)
+    most = max(max(bar.tensors, bar.resident) for bar in panel.bars)
     scale, unit = (2.0**30, "GiB") if most >= 2**30 else (2.0**20, "MiB")
     places = range(len(panel.bars))
-    sizes = [bar.bytes / scale for bar in panel.bars]
-    axes.barh(
-        places, sizes, height=0.66, color=[_SAME if bar.is_reference else _MEMORY for bar in panel.bars]
-    )
-    for place, size in enumerate(sizes):
-        axes.text(size + 0.015 * most / scale, place, f"{size:.3g}", va="center", color=SOFT, fontsize=9.5)
-    axes.set_xlim(0, 1.18 * most / scale or 1.0)
+    sizes = [bar.tensors / scale for bar in panel.bars]
+    held = [bar.resident / scale for bar in panel.bars]
+    axes.barh(places, sizes, height=0.66, color=_MEMORY, label="tensors")
+    axes.barh(places, held, height=0.66, fill=False, edgecolor=SOFT, linewidth=1.1, label="resident")
+    for place, (size, all_held) in enumerate(zip(sizes, held, strict=True)):
+        at = max(size, all_held) + 0.015 * most / scale
+        axes.text(at, place, f"{size:.3g} in {all_held:.3g}", va="center", color=SOFT, fontsize=9.5)
+    axes.set_xlim(0, 1.4 * most / scale or 1.0)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set_title("Memory")

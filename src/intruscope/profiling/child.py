@@ -172,7 +172,9 @@ class _Ready:
             phases = self._step(request.shape)
         if not torch.isfinite(torch.tensor(self._steps.loss)):
             raise FloatingPointError("the loss is no number after the first steps")
-        return Warmed(step_seconds=phases.step, peak_bytes=self._meter.peak())
+        peak = self._meter.peak()
+        tensors = self._meter.tensor_peak(lambda: self._step(request.shape), self._steps.held())
+        return Warmed(step_seconds=phases.step, peak_bytes=peak, tensor_bytes=tensors)
 
     def visit(self, request: Visit) -> Phases:
         """Mean seconds of the steps that count."""

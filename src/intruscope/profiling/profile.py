@@ -291,6 +291,7 @@ class _Run:
                 runtime_bytes=self._built[cell.setting].runtime_bytes,
                 loaded_bytes=self._built[cell.setting].loaded_bytes,
                 peak_bytes=warmed.peak_bytes,
+                tensor_bytes=warmed.tensor_bytes,
             )
             for cell, warmed in self._warmed.items()
         }

@@ -166,10 +166,17 @@ class Warm:
 
 @dataclass(frozen=True, kw_only=True)
 class Warmed:
-    """How long the last of them took, and the most memory at any moment of all."""
+    """How long the last of them took, and the most memory.
+
+    Attributes:
+        step_seconds: Of the last.
+        peak_bytes: Of the process, at any moment of all.
+        tensor_bytes: Of tensors, at any moment of one step more.
+    """
 
     step_seconds: float
     peak_bytes: int
+    tensor_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,15 +203,18 @@ class Memory:
         runtime_bytes: Before the model was loaded (0 where the device's own allocator counts).
         loaded_bytes: With the model loaded, before the method came.
         peak_bytes: The most at any moment of the first steps.
+        tensor_bytes: The most that tensors took at any moment of a step: weights, what the method adds,
+            gradients, the optimiser's state and activations.
     """
 
     runtime_bytes: int
     loaded_bytes: int
     peak_bytes: int
+    tensor_bytes: int
 
     @property
-    def training_bytes(self) -> int:
-        """Weights, what the method adds, gradients, the optimiser's state and activations."""
+    def resident_bytes(self) -> int:
+        """What training took of the process's memory: the tensors, and the allocator's holes."""
         return max(0, self.peak_bytes - self.runtime_bytes)
 
 
@@ -219,7 +229,8 @@ class CellReport:
         ratios: The same over those of the reference in the same round; None for the reference.
         tokens_per_second: By the step's median.
         memory: At its peak.
-        memory_ratio: Over the reference's; None for the reference.
+        memory_ratio: The tensors' over the reference's; None for the reference.
+        resident_ratio: The process's over the reference's.
         verdict: By the step's ratio; None for the reference and its second copy.
         rounds: Seconds of (forward, backward, optimizer) in each round.
     """
@@ -232,6 +243,7 @@ class CellReport:
     tokens_per_second: Interval
     memory: Memory
     memory_ratio: float | None
+    resident_ratio: float | None
     verdict: Verdict | None
     rounds: tuple[Phases, ...]
 

@@ -78,7 +78,10 @@ def _cell(
             estimate=tokens / step.estimate, low=tokens / step.high, high=tokens / step.low, level=step.level
         ),
         memory=memory[cell],
-        memory_ratio=None if is_reference else _memory_ratio(memory[cell], memory[beside]),
+        memory_ratio=None if is_reference else _ratio(memory[cell].tensor_bytes, memory[beside].tensor_bytes),
+        resident_ratio=None
+        if is_reference
+        else _ratio(memory[cell].resident_bytes, memory[beside].resident_bytes),
         verdict=None
         if ratios is None or cell.setting == NULL
         else verdict_of(ratios[_STEP], level, unresolved=_unresolved(samples, cell, reference, level)),
@@ -98,8 +101,8 @@ def _parts(taken: Sequence[Phases], name: str) -> list[float]:
     return [getattr(phases, name) for phases in taken]
 
 
-def _memory_ratio(memory: Memory, beside: Memory) -> float | None:
-    return memory.training_bytes / beside.training_bytes if beside.training_bytes else None
+def _ratio(num_bytes: int, beside: int) -> float | None:
+    return num_bytes / beside if beside else None
 
 
 def _unresolved(samples: Samples, cell: Cell, reference: str, level: float) -> float:

@@ -118,6 +118,13 @@ class TrainingSteps:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 
+    def held(self) -> Iterator[torch.Tensor]:
+        """Every tensor that stays from step to step."""
+        yield from self._model.parameters()
+        yield from self._model.buffers()
+        for state in self._optimizer.state.values():
+            yield from (each for each in state.values() if isinstance(each, torch.Tensor))
+
     @property
     def loss(self) -> float:
         """Of the last step."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 COST_ONLY = "What a step costs says nothing of how much is learnt in it."
 MEMORY_HOLDS = (
-    "Memory: the most that the process of a setting held in its first steps, less what Python and its "
-    "libraries took before: weights, what the method adds, gradients, the optimiser's state, activations, "
-    "and the allocator's holes. One measurement each."
+    "Memory: the most that tensors took at any moment of a step: weights, what the method adds, gradients, "
+    "the optimiser's state, activations. Resident: the most that the process held in its first steps, less "
+    "what Python and its libraries took before; the allocator's holes are in it. One measurement each."
 )
 _SHOWN = 3
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from intruscope.errors import printable
 from intruscope.plots.figures import write_figures
 from intruscope.plots.profile import Bar, Panel, profile_figure
-from intruscope.profiling.records import FULL, NULL, PHASES, SCHEMA, Shape
+from intruscope.profiling.records import FULL, PHASES, SCHEMA, Shape
 from intruscope.profiling.words import MEMORY_HOLDS, spread
 from intruscope.report.json_report import plain
 from intruscope.report.words import percent, printable_text
@@ -70,7 +70,7 @@ def _setting(result: SettingReport) -> dict[str, Any]:
         "failure": result.failure,
         "num_trained": result.num_trained,
         "num_matrices": result.num_matrices,
-        "shapes": [{**plain(cell), "training_bytes": cell.memory.training_bytes} for cell in result.cells],
+        "shapes": [{**plain(cell), "resident_bytes": cell.memory.resident_bytes} for cell in result.cells],
     }
 
 
@@ -121,7 +121,16 @@ def _table(report: ProfileReport, shape: Shape) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("setting")
-    for name in ("step, ratio", "forward", "backward", "optimiser", "memory", "ratio", "tokens/s"):
+    for name in (
+        "step, ratio",
+        "forward",
+        "backward",
+        "optimiser",
+        "memory",
+        "ratio",
+        "resident",
+        "tokens/s",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for result, cell in _cells(report, shape):
         table.add_row(
@@ -131,8 +140,9 @@ def _table(report: ProfileReport, shape: Shape) -> Table:
                 style=_STYLE[cell.verdict] if cell.verdict else "",
             ),
             *(_milliseconds(cell.seconds[phase].estimate) for phase in PHASES),
-            f"{cell.memory.training_bytes / 2**20:,.0f}",
+            f"{cell.memory.tensor_bytes / 2**20:,.0f}",
             "" if cell.memory_ratio is None else f"{cell.memory_ratio:.2f}",
+            f"{cell.memory.resident_bytes / 2**20:,.0f}",
             f"{cell.tokens_per_second.estimate:,.0f}",
         )
     return table
@@ -154,7 +164,11 @@ def _stands_on(report: ProfileReport) -> str:
     how = ["bfloat16 over float32 weights" if asked.bf16 else "float32"]
     how += ["gradient checkpointing"] if asked.gradient_checkpointing else []
     embeddings = "trains the embeddings too" if asked.train_embeddings else "leaves the embeddings frozen"
-    on = asked.device if asked.device != "cpu" else f"{asked.threads} thread{'' if asked.threads == 1 else 's'}"
+    on = (
+        asked.device
+        if asked.device != "cpu"
+        else f"{asked.threads} thread{'' if asked.threads == 1 else 's'}"
+    )
     return "\n".join(
         [
             f"{printable(report.base)}: {report.num_parameters:,} numbers, {report.head} head, "
@@ -199,8 +213,8 @@ def _panel(report: ProfileReport, shape: Shape) -> Panel:
                 phases=tuple(cell.seconds[phase].estimate for phase in PHASES),
                 step=(cell.seconds["step"].low, cell.seconds["step"].high),
                 ratio=None if cell.ratios is None else spread(cell.ratios["step"]),
-                bytes=cell.memory.training_bytes,
-                is_reference=result.candidate.name in (report.reference, NULL),
+                tensors=cell.memory.tensor_bytes,
+                resident=cell.memory.resident_bytes,
             )
             for result, cell in _cells(report, shape)
         ),
