@@ -46,7 +46,7 @@ def test_every_claim_stands_beside_the_papers_words(page):
     for claim in CLAIMS:
         article = page.split(f'id="{claim.id}"')[1].split("</article>")[0]
         assert claim.paper_version in article
-        assert "The paper (" in article
+        assert "The paper: " in article
 
 
 def test_a_claim_that_was_run_shows_figures_intervals_and_controls(page):

@@ -104,6 +104,7 @@ def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
 
 def _claim(each: Judged) -> dict[str, Any]:
     statements = [] if each.verdict is None else each.verdict.statements
+    levels = {f"{100 * s.estimate.level:.3g}%" for s in statements if s.estimate is not None}
     return {
         "id": each.claim.id,
         "text": each.claim.text,
@@ -114,6 +115,7 @@ def _claim(each: Judged) -> dict[str, Any]:
         "runs": each.num_runs,
         "diverged": each.num_diverged,
         "seeds": len(each.seeds),
+        "level": " and ".join(sorted(levels)) or "no level",
         "paper": REPORTED[each.claim.id],
         "statements": [_statement(statement) for statement in statements],
     }
@@ -122,15 +124,13 @@ def _claim(each: Judged) -> dict[str, Any]:
 def _statement(statement: Statement) -> dict[str, Any]:
     found = statement.estimate
     scale = statement.unit.scale
-    figures: dict[str, Any] = {"figure": None, "strip": None, "level": ""}
+    figures: dict[str, Any] = {"figure": None, "strip": None}
     if found is not None:
         unit = f" {statement.unit.name}" if statement.unit.name else ""
         figures = {
             "figure": f"{_short(scale * found.estimate)}{unit}",
             "between": f"{_short(scale * found.low)} to {_short(scale * found.high)}",
-            "level": f"{100 * found.level:.3g}%",
             "seen": f"{_short(scale * found.detectable)}{unit}",
-            "runs": found.num_runs,
             "strip": strip(
                 scale * found.estimate,
                 (scale * found.low, scale * found.high),

@@ -76,7 +76,7 @@ def least_aligned(basis_ON: Array, *, seed: int = 0) -> Array:
     if rows == columns:
         found: Array = basis_ON @ draw.choice([-1.0, 1.0], size=columns) / math.sqrt(columns)
         return found
-    beside: Array = draw.normal(size=rows)
+    beside: Array = np.asarray(draw.normal(size=rows))
     for _ in range(2):  # once leaves rounding behind
         beside = beside - basis_ON @ (basis_ON.T @ beside)
     return beside / float(np.linalg.norm(beside))
