@@ -41,18 +41,12 @@ def test_a_profile_is_measured_written_and_shown(bases, tmp_path, base, head):
     assert full["num_trained"] == again["num_trained"] > lora["num_trained"] > 0
     for setting in report["settings"]:
         (shape,) = setting["shapes"]
-        assert all(
-            shape["seconds"][phase]["low"] > 0 for phase in ("forward", "backward", "optimizer", "step")
-        )
-        assert (
-            shape["memory"]["peak_bytes"]
-            >= shape["memory"]["loaded_bytes"]
-            > shape["memory"]["runtime_bytes"]
-            > 0
-        )
-    assert (
-        "LoRA r=2, all linear" in done.stdout and report["recommendations"][0]["sentence"][:30] in done.stdout
-    )
+        memory, seconds = shape["memory"], shape["seconds"]
+        assert all(seconds[phase]["low"] > 0 for phase in ("forward", "backward", "optimizer", "step"))
+        assert memory["peak_bytes"] >= memory["loaded_bytes"] > memory["runtime_bytes"] > 0
+        assert memory["tensor_bytes"] > 4 * report["num_parameters"]
+    assert "LoRA r=2, all linear" in done.stdout
+    assert report["recommendations"][0]["sentence"][:30] in done.stdout
     assert sorted(path.name for path in plots.iterdir()) == ["profile.png", "profile.svg"]
     assert fingerprint(bases[base]) == before
 
