@@ -36,7 +36,7 @@ from intruscope.train.settings import TuneSettings
 from intruscope.weights.output import write_atomically
 
 TASKS = ("mnli", "qqp", "sst2", "siqa", "winogrande", "fever")
-EXAMPLES, HEAD_EXAMPLES, EVAL_EXAMPLES = 3200, 600, 400
+EXAMPLES, HEAD_EXAMPLES, EVAL_EXAMPLES = 2400, 600, 400
 BATCH, MAX_LENGTH, SEED = 32, 64, 0
 NUM_SEQUENCES = 60
 METHODS: dict[str, dict[str, Any]] = {

@@ -186,24 +186,35 @@ def test_the_terminal_fits_and_says_what_the_interval_says(made):
         assert word in chain_sentence(dataclasses.replace(report, stages=(report.stages[0], last)))
 
 
-def test_a_task_that_needs_other_words_costs_the_former_and_one_of_the_same_rule_does_not(tmp_path):
-    """Planted: the second task asks the first's question of other examples, the third another question."""
-    tasks = [planted("ends", 0, 3, num=300), planted("again", 0, 3, num=300, seed=50),
-             planted("middle", 1, 2, num=300)]  # fmt: skip
+def test_a_task_about_other_words_costs_the_former(tmp_path):
+    """Planted: the second task asks to bring other words together, and the body gives up the first."""
+    tasks = [planted("ends", 0, 3, num=400), planted("middle", 1, 2, num=400)]
     report = chain(
         str(write_base(tmp_path / "base")), tasks=tasks, out=tmp_path / "out",
-        settings=settings("full", rate=2e-3, steps=110),
+        settings=settings("full", rate=2e-3, steps=200),
     )  # fmt: skip
-    ends = [report.cell(stage, "ends") for stage in range(4)]
+    ends = [report.cell(stage, "ends") for stage in range(3)]
     assert ends[0].accuracy.estimate < 0.8 and ends[1].accuracy.estimate > 0.95
-    assert ends[2].accuracy.estimate > 0.95  # the twin: nothing is lost
-    assert ends[3].accuracy.estimate < 0.9 and ends[3].against_best.mcnemar_p < 1e-4
-    assert ends[3].against_own.difference.high < 0
-    assert report.stages[1].transfer.backward_transfer.estimate > -0.03
-    assert report.stages[2].transfer.backward_transfer.high < 0
-    assert report.stages[2].transfer.forgetting > 0.05
-    assert report.stages[1].transfer.forward_transfer.low > 0  # the second was learned with the first
+    assert ends[2].accuracy.estimate < 0.9 and ends[2].against_best.mcnemar_p < 1e-4
+    assert ends[2].against_own.difference.high < 0
+    assert report.stages[1].transfer.backward_transfer.high < 0
+    assert report.stages[1].transfer.forgetting > 0.05
     assert "lost" in chain_sentence(report)
+
+
+def test_a_task_of_the_same_rule_costs_the_former_nothing(tmp_path):
+    """The twin: the second task asks the first's question of other examples."""
+    tasks = [planted("ends", 0, 3, num=300), planted("again", 0, 3, num=300, seed=50)]
+    report = chain(
+        str(write_base(tmp_path / "base")), tasks=tasks, out=tmp_path / "out",
+        settings=settings("full", rate=2e-3, steps=160),
+    )  # fmt: skip
+    ends = [report.cell(stage, "ends").accuracy.estimate for stage in range(3)]
+    assert ends[0] < 0.8 and ends[1] > 0.95 and ends[2] > 0.95
+    transfer = report.stages[1].transfer
+    assert transfer.backward_transfer.high > 0 and transfer.forgetting < 0.03
+    assert transfer.forward_transfer.low > 0.2  # the second was learned with the first
+    assert "lost" not in chain_sentence(report)
 
 
 def test_a_chain_that_trains_nothing_leaves_every_figure_at_the_base(tmp_path):
