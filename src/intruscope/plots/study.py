@@ -24,48 +24,62 @@ _NAMES = {
 
 
 def epsilon_figure(rows: Sequence[Row]) -> Any:
-    """Share of candidates that intrude over epsilon, by arm (version 1 and 3, figure 4).
+    """Share of candidates that intrude over epsilon, by arm, a panel for each base (figure 4).
 
     Args:
-        rows: Of the counts; means over all runs, with the range over them.
+        rows: Of the counts; means over all tasks and seeds, with the range over them.
 
     Returns:
         A matplotlib figure.
     """
+    bases = list(dict.fromkeys(row["settings"]["base"] for row in rows))
+    figure, panels = _panels(len(bases), 1, 4.6)
+    for axes, base in zip(panels[0], bases, strict=False):
+        for place, (arm, name) in enumerate(_NAMES.items()):
+            own = [
+                row
+                for row in rows
+                if row["settings"]["base"] == base and row["arm"] == arm and row["status"] == "ok"
+            ]
+            if own:
+                _draw_shares(axes, own, place, name)
+        axes.set_title(drawable(base))
+        axes.set_xlabel("epsilon")
+        axes.set_ylim(bottom=0)
+    panels[0][0].set_ylabel("intruders among ten leading vectors, %")
+    _legend(figure, panels[0])
+    return figure
+
+
+def _draw_shares(axes: Any, own: Sequence[Row], place: int, name: str) -> None:
+    epsilons = sorted(own[0]["counts"], key=float)
+    shares = [[100 * row["counts"][e] / row["candidates"] for row in own] for e in epsilons]
+    x = [float(e) for e in epsilons]
+    colour = SERIES[place % len(SERIES)]
+    marker = MARKERS[place % len(MARKERS)]
+    means = [statistics.fmean(each) for each in shares]
+    axes.plot(x, means, color=colour, marker=marker, markersize=5, label=name)
+    low, high = [min(each) for each in shares], [max(each) for each in shares]
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _panels(columns: int, lines: int, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
-    axes = figure.subplots()
-    for place, (arm, name) in enumerate(_NAMES.items()):
-        own = [row for row in rows if row["arm"] == arm and row["status"] == "ok"]
-        if not own:
-            continue
-        epsilons = sorted(own[0]["counts"], key=float)
-        shares = [[row["counts"][e] / row["candidates"] for row in own] for e in epsilons]
-        x = [float(e) for e in epsilons]
-        colour = SERIES[place % len(SERIES)]
-        axes.plot(
-            x,
-            [100 * statistics.fmean(each) for each in shares],
-            color=colour,
-            marker=MARKERS[place % len(MARKERS)],
-            markersize=5,
-            label=name,
-        )
-        axes.fill_between(
-            x,
-            [100 * min(each) for each in shares],
-            [100 * max(each) for each in shares],
-            color=colour,
-            alpha=0.12,
-            linewidth=0,
-        )
-    axes.set_xlabel("epsilon")
-    axes.set_ylabel("intruders among ten leading vectors, %")
-    axes.set_ylim(bottom=0)
-    axes.set_title("Intruders by threshold: mean and range over runs")
-    axes.legend(loc="upper left")
-    return figure
+    columns = max(1, columns)
+    figure = Figure(figsize=(max(6.4, 4.3 * columns), height), layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _legend(figure: Any, panels: Sequence[Any]) -> None:
+    """One for all panels, below them; as many columns as the width has room for."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        columns = min(len(found), max(3, int(2.2 * len(panels))))
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
 
 
 def scatter_figure(rows: Sequence[Row]) -> Any:
@@ -77,14 +91,11 @@ def scatter_figure(rows: Sequence[Row]) -> Any:
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
     fine = [row for row in rows if row["status"] == "ok"]
     tasks = list(dict.fromkeys(row["task"] for row in fine))
-    figure = Figure(figsize=(4.3 * max(1, len(tasks)), 4.4), layout="constrained")
-    panels = figure.subplots(1, max(1, len(tasks)), squeeze=False)[0]
+    figure, (panels,) = _panels(len(tasks), 1, 4.6)
     kinds = {"full": "full, all rates", "alpha8": "LoRA, alpha 8", "lora": "LoRA, alpha 2r"}
-    for axes, task in zip(panels, tasks, strict=True):
+    for axes, task in zip(panels, tasks, strict=False):
         for place, (kind, label) in enumerate(kinds.items()):
             own = [row for row in fine if row["task"] == task and row["arm"].startswith(kind)]
             axes.plot(
@@ -101,9 +112,7 @@ def scatter_figure(rows: Sequence[Row]) -> Any:
         axes.set_xlabel("intruders")
         axes.axhline(0, color=SOFT, linewidth=0.9)
     panels[0].set_ylabel("forgetting, nats per token")
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    _legend(figure, panels)
     return figure
 
 
@@ -116,12 +125,9 @@ def lives_figure(rows: Sequence[Row]) -> Any:
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
     fine = [row for row in rows if row["status"] == "ok" and row.get("looks")]
     tasks = list(dict.fromkeys(row["task"] for row in fine))
-    figure = Figure(figsize=(4.3 * max(1, len(tasks)), 6.4), layout="constrained")
-    panels = figure.subplots(2, max(1, len(tasks)), squeeze=False)
+    figure, panels = _panels(len(tasks), 2, 6.6)
     for column, task in enumerate(tasks):
         for line, (what, title) in enumerate(
             (("count", "intruders"), ("forgetting", "forgetting, nats per token"))
@@ -144,7 +150,5 @@ def lives_figure(rows: Sequence[Row]) -> Any:
                 axes.set_xlabel("step")
             if column == 0:
                 axes.set_ylabel(title)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    _legend(figure, panels[0])
     return figure
