@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from simulated_runs import runs
 
+from intruscope.demo.unpack import unpack
 from intruscope.errors import UsageError
-from intruscope.forgetting.tasks import classification_task
+from intruscope.forgetting.tasks import TextTask, classification_task
 from intruscope.studies.chains import figures_of
 from intruscope.studies.claims_forgetting import c21
-from intruscope.studies.inputs import check_data, check_seeds
+from intruscope.studies.inputs import check_data, check_seeds, digests, inputs_of
 from intruscope.studies.measure import _above_chance
-from intruscope.studies.scales import MINI, SMOKE
+from intruscope.studies.scales import DEMO, MINI, SMOKE
 
 
 def task(num_common, num_rare):
@@ -91,6 +92,20 @@ def _raise_whole(function, *given):
         function(*given)
     except UsageError as error:
         raise UsageError(str(error), remedy="") from None
+
+
+def test_the_shipped_base_is_unpacked_once_by_who_knows_it(tmp_path):
+    with pytest.raises(UsageError, match="no way to unpack it"):
+        inputs_of(DEMO, tmp_path, None)
+    found = inputs_of(DEMO, tmp_path, None, unpack=unpack)
+    assert inputs_of(DEMO, tmp_path, None) == found
+    assert set(digests(DEMO, found)) == {
+        "base/model.safetensors", "text", "reference/train", "reference/eval"
+    }  # fmt: skip
+    train, held_out = (found.task("reference", split) for split in ("train", "eval"))
+    assert isinstance(held_out, TextTask)
+    taught = {document.text for document in train.documents}
+    assert not taught & {document.text for document in held_out.corpus.documents}
 
 
 def test_seeds_that_cannot_be_told_apart_are_refused():
