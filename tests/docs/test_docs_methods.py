@@ -104,6 +104,35 @@ def test_the_table_tells_means_ranges_and_what_came_to_nothing(benchmark):
             benchmark.table.tables([*runs, wrong])
 
 
+def test_what_is_there_is_not_made_again_and_one_rate_is_chosen(benchmark, tmp_path, monkeypatch):
+    made = []
+
+    def train(case, _place, folder):
+        made.append((case.task, case.seed, case.rate))
+        (folder / "model").mkdir(parents=True)
+        if case.rate == 2e-3 and case.seed == 1:
+            return {"outcome": "diverged"}
+        return {"outcome": "trained", "loss": 1.0 - 10.0 * case.rate, "accuracy": 0.8}
+
+    monkeypatch.setattr(benchmark.runs, "train", train)
+    monkeypatch.setattr(benchmark.runs.Measuring, "__call__", lambda *_: {"forgetting": {"estimate": 0.1}})
+    place = benchmark.runs.Place(base=tmp_path, tasks=tmp_path, text=tmp_path, work=tmp_path)
+    results = tmp_path / "published" / "methods.json"
+    runs = benchmark.runs.Runs(place, results)
+    low, high = benchmark.rates.CANDIDATES["lora"].rates
+    runs.make("lora", "mnli", 0)
+    assert made == [("sst2", 0, low), ("sst2", 0, high), ("mnli", 0, pytest.approx(0.7 * high))]
+    runs.make("lora", "sst2", 1)
+    known = benchmark.table.known_runs(results, tmp_path)
+    assert [run["outcome"] for run in known.values() if run["seed"] == 1] == ["diverged"]
+    for task, seed in (("mnli", 0), ("sst2", 1)):
+        benchmark.runs.Runs(place, results).make("lora", task, seed)
+    assert len(made) == 4
+    benchmark.runs.Runs(place, results).make("lora", "sst2", 0)  # chosen, but its model is gone: made again
+    assert made[4:] == [("sst2", 0, high)]
+    assert {run["rate"] for run in known.values() if run["is_chosen"]} == {0.7 * high, high}
+
+
 if __name__ == "__main__":
     folder = DOCS / "methods"
     folder.mkdir(exist_ok=True)
