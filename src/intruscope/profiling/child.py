@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,7 +122,10 @@ class _Ready:
             config.problem_type = None
             config.pad_token_id = config.pad_token_id or 0  # some find a sequence's end by it
         torch.manual_seed(self._request.settings.seed)
-        model, missing = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
+        built, missing = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
+        model: Any = built
+        # PEFT would ask the hub for the config of a base without a name.
+        model.name_or_path = model.config._name_or_path = str(source.path.resolve())
         model.to(self._request.settings.device)
         body = f"{model.base_model_prefix}."
         drawn = dict.fromkeys(name.rpartition(".")[0] for name in sorted(missing) if name.startswith(body))
@@ -133,7 +137,11 @@ class _Ready:
             targets=candidate.targets,
             train_whole=drawn,
             total_steps=TOTAL_STEPS,
-            batches=[next(self._random(self._request.shapes[-1])) for _ in range(_EVA_BATCHES)],
+            batches=[
+                # EVA takes only the tokens that a loss is of, where there are labels: of a masked model, few.
+                {name: tensor for name, tensor in batch.items() if name != "labels"}
+                for batch in islice(self._random(self._request.shapes[-1]), _EVA_BATCHES)
+            ],
             seed=settings.seed,
         )
         if candidate.method is None:
