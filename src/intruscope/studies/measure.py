@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intruscope.forgetting.intervals import paired_difference, wilson
-from intruscope.forgetting.losses import choose_protocol
+from intruscope.forgetting.losses import SequenceLosses, choose_protocol, measure
 from intruscope.forgetting.tasks import ClassificationTask
 from intruscope.studies.weights import EPSILON, K
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CONTROLS = ("intruders", "matched_change", "uniform", "neighbour_above", "neighbour_below")
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.5)
 _BATCH_TOKENS = 4096
+_LOSSES_OF_BASE: dict[tuple[Any, ...], SequenceLosses] = {}
+"""Of the bases that this process has measured: they are the same for every run."""
 
 
 def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Journal) -> dict[str, Any]:
@@ -106,7 +108,6 @@ def behaviour_figures(run: Run, base: Base, inputs: Inputs, model: str) -> dict[
         ``accuracy`` (None for text), ``held_out_loss``, ``forgetting`` with its interval over sequences
         (``forgetting_low``, ``forgetting_high``), ``learned`` and, where it did not, ``reason``.
     """
-    from intruscope.forgetting.forget import measure_both
     from intruscope.forgetting.models import load_pair
     from intruscope.forgetting.scores import score
     from intruscope.forgetting.texts import read_texts
@@ -116,10 +117,17 @@ def behaviour_figures(run: Run, base: Base, inputs: Inputs, model: str) -> dict[
     language = pair.language_model()
     sequences = cut(read_texts(inputs.text), language, max_sequences=base.text_sequences)
     protocol = choose_protocol(language.kind, "fast" if language.kind == "masked" else None)
-    before, after = measure_both(pair, sequences, protocol=protocol)
+    options: dict[str, Any] = {"protocol": protocol, "batch_tokens": _BATCH_TOKENS}
+    asked = (inputs.base, inputs.text, base.text_sequences)
+    if asked not in _LOSSES_OF_BASE:
+        with pair.as_base():
+            _LOSSES_OF_BASE[asked] = measure(language, sequences, **options)
+    before = _LOSSES_OF_BASE[asked]
+    with pair.as_tuned():
+        after = measure(language, sequences, **options)
     forgetting = paired_difference(before.nats, after.nats, before.tokens)
     task = held_out(run, inputs)
-    options: dict[str, Any] = {"batch_tokens": _BATCH_TOKENS, "max_tokens": run.max_length}
+    options = {"batch_tokens": _BATCH_TOKENS, "max_tokens": run.max_length}
     with pair.as_tuned():
         scored = score(pair, task, **options)
     loss = float(scored.nats_N.sum() / scored.units_N.sum())

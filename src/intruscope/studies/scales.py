@@ -55,8 +55,8 @@ class Rates:
 class Cost:
     """Seconds on one core, about.
 
-    Those of ``mini`` are reckoned from the times of a step, a look and a scan in ``benchmarks/results``;
-    every run notes what it took.
+    Those of ``mini`` are reckoned from its parts (a step, a look, a loss on the text, a scan), each timed
+    alone on a busy machine; every run notes what it took.
 
     Attributes:
         run: Of one run with all its examples, trained and measured.
@@ -199,13 +199,13 @@ MINILM = Base(
     batch=16,
     max_length=48,
     bf16=True,
-    look_every=25,
+    look_every=75,
     look_examples=256,
-    text_sequences=200,
-    sweep_sequences=200,
-    sweep_examples=500,
-    turns=Turns(tasks=("mnli", "qqp", "sst2", "fever"), examples=2000, head_examples=500, eval_examples=500),
-    cost=Cost(run=130.0, looks=55.0, interventions=130.0, chain=280.0),
+    text_sequences=128,
+    sweep_sequences=64,
+    sweep_examples=250,
+    turns=Turns(tasks=("mnli", "qqp", "sst2", "fever"), examples=1500, head_examples=500, eval_examples=500),
+    cost=Cost(run=120.0, looks=60.0, interventions=200.0, chain=260.0),
 )
 DEMO = Base(
     name="demo",
@@ -229,12 +229,12 @@ DEMO = Base(
     batch=4,
     max_length=128,
     bf16=True,
-    look_every=10,
-    look_examples=4,
-    text_sequences=128,
-    sweep_sequences=64,
+    look_every=20,
+    look_examples=3,
+    text_sequences=64,
+    sweep_sequences=32,
     sweep_examples=64,
-    cost=Cost(run=100.0, looks=20.0, interventions=50.0),
+    cost=Cost(run=60.0, looks=12.0, interventions=40.0),
 )
 MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
 
