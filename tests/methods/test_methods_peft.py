@@ -161,6 +161,12 @@ def test_eva_refuses_what_peft_would_run_on_for_ever():
     setting = Setting(targets=("q_proj",), batches=tiny.batches())
     with pytest.raises(UsageError, match="got a batch of 48 tokens, expected at least 64"):
         method.attach(tiny.fresh("linear"), setting, method.options({"rank": 32}))
+    answers = torch.arange(12) < 2  # of a prompt that does not count
+    masked = [{**each, "labels": torch.where(answers, each["labels"], -100)} for each in tiny.batches()]
+    with pytest.raises(UsageError, match="got a batch of 8 tokens, expected at least 16"):
+        method.attach(
+            tiny.fresh("linear"), Setting(targets=("q_proj",), batches=masked), method.options({"rank": 8})
+        )
     bert = transformers.BertForSequenceClassification(BERT)
     batches = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in tiny.batches()]
     with pytest.raises(UsageError, match="got a layer whose input has 2 axes"):

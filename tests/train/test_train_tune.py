@@ -103,11 +103,11 @@ def test_any_method_is_watched_and_saved(method, tmp_path):
     assert report.num_trained > 0 and any((tmp_path / "run" / "model").iterdir())
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_a_language_model_learns_its_text(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "method"), [("causal", "lora"), ("masked", "lora"), ("masked", "eva")])
+def test_a_language_model_learns_its_text(kind, method, tmp_path):
     base = (write_llama if kind == "causal" else write_bert)(tmp_path / "base")
     text = write_text(tmp_path / "text.txt")
-    chosen = settings(steps=30, max_length=24, watch_every=15, bf16=True)
+    chosen = settings(method, steps=30, max_length=24, watch_every=15, bf16=True)
     report = tune(
         str(base), out=tmp_path / "run", settings=chosen, data=read_texts([text]), forget_text=[text]
     )

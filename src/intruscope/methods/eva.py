@@ -44,7 +44,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
 
     from intruscope.adapters.live_models import quiet
 
-    batches = [_without_classes(batch) for batch in setting.batches or ()]
+    batches = [_as_peft_takes(batch) for batch in setting.batches or ()]
     needed = round(float(options["rho"]) * int(options["rank"]))
     _check(batches, needed)
     attached = attach_peft(
@@ -63,10 +63,17 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     return PeftAttached(attached.model)  # matrices that got no rank are plain layers again
 
 
-def _without_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as PEFT takes it: a dict, whose labels, if any, say of each token whether it counts."""
-    is_of_tokens = "labels" in batch and batch["labels"].shape == batch["input_ids"].shape
-    return {name: value for name, value in batch.items() if name != "labels" or is_of_tokens}
+def _as_peft_takes(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict, whose labels, if any, say of each token whether it counts.
+
+    That is so of a causal model's. Those of a classification are of whole texts, and those of a masked model
+    mark the few tokens that its input hides: there every token counts.
+    """
+    ids, labels = batch["input_ids"], batch.get("labels")
+    says_it = (
+        labels is not None and labels.shape == ids.shape and bool(((labels == ids) | (labels == -100)).all())
+    )
+    return {name: value for name, value in batch.items() if name != "labels" or says_it}
 
 
 def _check(batches: list[Any], needed: int) -> None:
@@ -76,12 +83,18 @@ def _check(batches: list[Any], needed: int) -> None:
             "got no data, expected batches: EVA starts from the inputs of the layers",
             remedy="give the training data, or choose another method",
         )
-    fewest = min(int(batch.get("attention_mask", batch["input_ids"]).bool().sum()) for batch in batches)
+    fewest = min(map(_num_tokens, batches))
     if fewest < needed:
         raise UsageError(
             f"got a batch of {fewest} tokens, expected at least {needed} (rho times the rank)",
             remedy="give larger batches, or lower rank or rho",
         )
+
+
+def _num_tokens(batch: Mapping[str, Any]) -> int:
+    """Tokens that PEFT takes: no padding, and none whose label says that it does not count."""
+    counts = batch.get("attention_mask", batch["input_ids"]).bool()
+    return int((counts & (batch["labels"] != -100) if "labels" in batch else counts).sum())
 
 
 def _of_tokens(layer_input: Any, kept: Tensor, name: str) -> Tensor:
