@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from intruscope.cli.main import app
+from intruscope.errors import IntruscopeError
 from intruscope.studies.claims import CLAIMS
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import SMOKE
@@ -166,23 +168,35 @@ def test_a_study_of_other_inputs_or_version_is_refused(whole, tmp_path):
     plan = json.loads((whole["out"] / "journal" / "plan.json").read_bytes())
     (other / "journal" / "plan.json").write_text(json.dumps({**plan, "version": "0.0.1"}))
     for arguments in (("report",), ("list",), ("run", "C5", "--scale", "smoke")):
-        _, told = study(*arguments, "--out", other, code=7)
-        assert "intruscope 0.0.1" in told
+        assert "intruscope 0.0.1" in refused(*arguments, "--out", other, code=7)
     plan["inputs"]["tiny-bert"]["text"] = "0" * 64
     (other / "journal" / "plan.json").write_text(json.dumps(plan))
-    _, told = study("run", "C5", "--scale", "smoke", "--out", other, code=7)
-    assert "inputs.tiny-bert.text" in told
+    assert "inputs.tiny-bert.text" in refused("run", "C5", "--scale", "smoke", "--out", other, code=7)
 
 
-def test_the_plan_is_printed_and_nothing_is_made(tmp_path):
-    said, _ = study("run", "all", "--scale", "mini", "--out", tmp_path / "none", "--dry-run")
-    assert "278 runs, 21 chains" in said
+def here(*arguments):
+    """The same command line in this process."""
+    app(["study", *map(str, arguments)], standalone_mode=False)
+
+
+def refused(*arguments, code):
+    """What the one line of an error says."""
+    with pytest.raises(IntruscopeError) as error:
+        here(*arguments)
+    assert error.value.exit_code == code
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_plan_is_printed_and_nothing_is_made(tmp_path, capsys):
+    here("run", "all", "--scale", "mini", "--out", tmp_path / "none", "--dry-run")
+    assert "278 runs, 21 chains" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
 
 
-def test_the_papers_plan_as_json():
-    said, _ = study("plan", "C1", "C19", "--scale", "paper", "--json", "-")
-    plan = json.loads(said)
+def test_the_papers_plan_as_json(capsys):
+    here("plan", "C1", "C19", "--scale", "paper", "--json", "-")
+    plan = json.loads(capsys.readouterr().out)
     assert {place["recipe"] for place in plan["places"]} == {"counts", "sequence"}
     assert {place["key"] for place in plan["places"]} == set(plan["runs"])
     assert any(run["kind"] == "checkpoint" for run in plan["runs"].values())
@@ -200,13 +214,12 @@ def test_the_papers_plan_as_json():
     ],
 )
 def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
-    _, noted = study(*arguments, "--out", tmp_path / "none", code=code)
-    assert told in noted
-    assert noted.count("\n") == 1
+    assert told in refused(*arguments, "--out", tmp_path / "none", code=code)
+    assert not (tmp_path / "none").exists()
 
 
 def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    _, noted = study("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
-    assert "holds something else than a study" in noted
+    told = refused("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
+    assert "holds something else than a study" in told
     assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.txt"]
