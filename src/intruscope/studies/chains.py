@@ -33,26 +33,13 @@ def chain_figures(chain: Chain, base: Base, inputs: Inputs, folder: Path) -> dic
     from intruscope.forgetting.texts import read_texts
     from intruscope.sequence.chain import chain as run_chain
     from intruscope.sequence.records import ChainSettings, ChainTask, chain_json
-    from intruscope.train.settings import TuneSettings
+    from intruscope.studies.training import tune_settings
 
     out = folder / "chain"
     if (out / _REPORT).exists():
         return figures_of(json.loads((out / _REPORT).read_bytes()))
-    training = TuneSettings(
-        method=chain.method,
-        options=dict(chain.options),
-        rate=chain.rate,
-        examples=chain.examples,
-        epochs=chain.epochs,
-        batch=chain.batch,
-        max_length=chain.max_length,
-        bf16=chain.bf16,
-        seed=chain.seed,
-        watch_every=0,
-        save_every=100,
-    )
     settings = ChainSettings(
-        training=training,
+        training=tune_settings(chain),
         num_head_examples=chain.head_examples,
         num_eval_examples=chain.eval_examples,
         max_sequences=base.sweep_sequences,

@@ -147,24 +147,10 @@ def _run(run: Run, base: Base, inputs: Inputs, folder: Path) -> dict[str, Any]:
 def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
     from intruscope.forgetting.tasks import TextTask
     from intruscope.studies.measure import held_out
+    from intruscope.studies.training import tune_settings
     from intruscope.sweep.live import limited
-    from intruscope.train.settings import TuneSettings
     from intruscope.train.tune import tune
 
-    settings = TuneSettings(
-        method=run.method,
-        options=dict(run.options),
-        rate=run.rate,
-        examples=run.examples,
-        epochs=run.epochs,
-        batch=run.batch,
-        max_length=run.max_length,
-        bf16=run.bf16,
-        seed=run.seed,
-        watch_every=run.look_every,
-        eval_every=run.look_every or None,
-        save_every=100,
-    )
     scored = None
     if run.look_every:
         task = held_out(run, inputs)
@@ -176,7 +162,7 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
     tune(
         inputs.base,
         out=out,
-        settings=settings,
+        settings=tune_settings(run, look_every=run.look_every),
         data=inputs.task(run.task, "train"),
         held_out=scored,
         forget_text=inputs.text if run.look_every else (),

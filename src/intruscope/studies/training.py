@@ -1,0 +1,35 @@
+"""The settings of a piece of work as ``tune`` takes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intruscope.train.settings import TuneSettings
+
+if TYPE_CHECKING:
+    from intruscope.studies.grid import Chain, Run
+
+_SAVE_EVERY = 100
+
+
+def tune_settings(work: Run | Chain, *, look_every: int = 0) -> TuneSettings:
+    """What is trained, and how.
+
+    Args:
+        work: A run, or a chain, each task of which is trained so.
+        look_every: Steps between looks, at which held-out data are scored too; 0 for none.
+    """
+    return TuneSettings(
+        method=work.method,
+        options=dict(work.options),
+        rate=work.rate,
+        examples=work.examples,
+        epochs=work.epochs,
+        batch=work.batch,
+        max_length=work.max_length,
+        bf16=work.bf16,
+        seed=work.seed,
+        watch_every=look_every,
+        eval_every=look_every or None,
+        save_every=_SAVE_EVERY,
+    )
