@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from intruscope.errors import UsageError
-from intruscope.studies.estimates import mean_count, rank_correlation, relative_spread, stratified_mean
+from intruscope.studies.estimates import (
+    mean_count,
+    mean_share,
+    rank_correlation,
+    relative_spread,
+    stratified_mean,
+)
 
 TASKS = ("a", "b", "c")
 
@@ -69,6 +75,12 @@ def test_one_run_is_refused(values):
         stratified_mean(values)
 
 
+def test_runs_that_agree_exactly_say_nothing_of_their_spread():
+    assert stratified_mean({"a": [0.25] * 3, "b": [0.5] * 3}) is None
+    one_varies = stratified_mean({"a": [0.25] * 3, "b": [0.5, 0.5, 0.51]})
+    assert one_varies.low < one_varies.estimate < one_varies.high
+
+
 def test_equal_counts_are_no_certainty():
     zero = mean_count({task: [0.0] * 3 for task in TASKS})
     assert (zero.estimate, zero.low) == (0.0, 0.0)
@@ -85,6 +97,20 @@ def test_intervals_of_rare_counts_keep_their_level(rate):
         return mean_count({task: rng.poisson(rate, 3).tolist() for task in TASKS})
 
     assert share_covering(simulate, rate) > 0.94
+
+
+def test_shares_are_as_uncertain_as_so_many_draws():
+    whole = mean_share({task: [1.0] * 3 for task in TASKS})
+    assert (whole.estimate, whole.high) == (1.0, 1.0)
+    assert whole.low == pytest.approx(stats.binomtest(9, 9).proportion_ci(0.95, "exact").low)
+    none = mean_share({task: [0.0] * 3 for task in TASKS})
+    assert (none.low, none.high) == (0.0, pytest.approx(1.0 - whole.low))
+
+    def simulate(number):
+        rng = np.random.default_rng(number)
+        return mean_share({task: (rng.binomial(12, 0.8, 3) / 12).tolist() for task in TASKS})
+
+    assert share_covering(simulate, 0.8) > 0.94
 
 
 def test_counts_that_vary_more_than_poissons_are_as_wide_as_they_vary():

@@ -22,9 +22,9 @@ def works(recipe):
     return {p.work.key: p.work for p in places(MINI) if p.recipe == recipe}
 
 
-def counted(method, rank):
+def counted(method, rank, seed=0):
     """A world in which LoRA intrudes by rank and full fine-tuning never does."""
-    count = 0 if method == "full" else {1: 9, 8: 30, 16: 20, 64: 5}.get(rank, 0)
+    count = 0 if method == "full" else {1: 9, 8: 30 + seed, 16: 20, 64: 5}.get(rank, 0)
     return {
         "status": "ok", "reason": None, "count": count, "counts": {"0.5": count, "0.9": 3 * count},
         "by_fifth": [count + 1, 9 * count, 8 * count, 7 * count, 6 * count], **CANDIDATES, "seconds": 12.25,
@@ -36,7 +36,7 @@ def counted(method, rank):
 @pytest.fixture
 def records():
     found = works("counts")
-    journal = {key: counted(w.method, dict(w.options).get("rank")) for key, w in found.items()}
+    journal = {key: counted(w.method, dict(w.options).get("rank"), w.seed) for key, w in found.items()}
     return records_of(found, journal)
 
 
@@ -105,7 +105,7 @@ def test_diverged_runs_are_left_out_and_counted(records):
 
 def test_records_of_other_seeds_are_judged_too(records):
     found = {p.work.key: p.work for p in places(MINI, of_seeds=[11, 12]) if p.recipe == "counts"}
-    journal = {key: counted(w.method, dict(w.options).get("rank")) for key, w in found.items()}
+    journal = {key: counted(w.method, dict(w.options).get("rank"), w.seed) for key, w in found.items()}
     judged = {each.claim.id: each for each in judge("mini", records_of(found, journal))}
     assert judged["C1"].seeds == (11, 12)
 

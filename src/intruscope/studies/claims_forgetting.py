@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, SAME_ACCURACY, share_of
-from intruscope.studies.estimates import Estimate, rank_correlation, stratified_mean
+from intruscope.studies.estimates import Estimate, mean_share, rank_correlation, stratified_mean
 from intruscope.studies.evidence import by_task, count_of, difference_of, mean_of
 from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
 
@@ -302,14 +302,14 @@ def c21(rows: Rows) -> list[Statement]:
     return [
         Statement(
             text="share of pairs of equal accuracy in which fewer intruders mean less forgetting",
-            estimate=stratified_mean(hits["count"], level=level) if hits["count"] else None,
+            estimate=mean_share(hits["count"], level=level) if hits["count"] else None,
             above=0.5,
             missing="no pairs of equal accuracy",
             unit=PERCENT,
         ),
         Statement(
             text="the control: pairs in which the smaller update forgets less",
-            estimate=stratified_mean(hits["update_norm"], level=level) if hits["update_norm"] else None,
+            estimate=mean_share(hits["update_norm"], level=level) if hits["update_norm"] else None,
             below=0.5,
             is_aside=True,
             unit=PERCENT,

@@ -53,7 +53,7 @@ class Estimate:
     num_runs: int
 
 
-def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate:
+def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate | None:
     """Mean over strata of the mean over their runs, with Satterthwaite's t interval.
 
     Strata count alike, however many runs they have, and each keeps its own variance (Satterthwaite 1946).
@@ -62,30 +62,31 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
         values: Per stratum (task) one value per run (seed).
         level: Of the interval.
 
+    Returns:
+        None where the runs of every stratum agree exactly, as shares of a few hundred examples may: then
+        nothing is known of their spread, and the interval would be a point.
+
     Raises:
         UsageError: no stratum, or one with fewer than two runs.
     """
-    if not values or min(map(len, values.values())) < 2:
-        least = min(map(len, values.values()), default=0)
-        raise UsageError(
-            f"got {least} runs in a task, expected at least 2: one run says nothing about seeds",
-            remedy="run more seeds",
-        )
+    _check(values)
     from scipy.special import stdtrit
 
-    means = [float(np.mean(v)) for v in values.values()]
     # Of a stratum's mean.
     variances = np.array([np.var(v, ddof=1) / len(v) for v in values.values()])
     freedoms = np.array([len(v) - 1 for v in values.values()])
     whole = float(variances.sum())
-    freedom = whole**2 / float((variances**2 / freedoms).sum()) if whole > 0.0 else float(freedoms.sum())
-    error = math.sqrt(whole) / len(values)
-    return _estimate(
-        float(np.mean(means)),
-        error,
-        wide=float(stdtrit(freedom, 0.5 + level / 2)),
-        more=float(stdtrit(freedom, POWER)),
+    if whole == 0.0:
+        return None
+    freedom = whole**2 / float((variances**2 / freedoms).sum())
+    value, error = _mean(values), math.sqrt(whole) / len(values)
+    wide, more = float(stdtrit(freedom, 0.5 + level / 2)), float(stdtrit(freedom, POWER))
+    return Estimate(
+        estimate=value,
+        low=value - wide * error,
+        high=value + wide * error,
         level=level,
+        detectable=(wide + more) * error,
         num_runs=sum(map(len, values.values())),
     )
 
@@ -93,8 +94,8 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
 def mean_count(counts: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate:
     """Mean count per run; at least as uncertain as counts of rare things are.
 
-    Where all counts are equal, as where all are zero, seeds do not differ and the t interval would be a
-    point. The interval is then widened to Poisson's exact one of the sum (Garwood 1936).
+    Where all counts are equal, as where all are zero, seeds do not differ and there is no t interval. The
+    interval is at least Poisson's exact one of the sum (Garwood 1936).
 
     Args:
         counts: Per stratum one count per run.
@@ -103,22 +104,45 @@ def mean_count(counts: Mapping[str, Sequence[float]], *, level: float = LEVEL) -
     Raises:
         UsageError: as :func:`stratified_mean`.
     """
-    from scipy.special import chdtri
+    from scipy.special import chdtri, ndtri
 
-    found = stratified_mean(counts, level=level)
-    tail = (1.0 - level) / 2.0
-    total, runs = sum(map(sum, counts.values())), found.num_runs
+    spread = stratified_mean(counts, level=level)
+    mean, tail = _mean(counts), (1.0 - level) / 2.0
+    total, runs = sum(map(sum, counts.values())), sum(map(len, counts.values()))
     low = 0.0 if total == 0.0 else float(chdtri(2.0 * total, 1.0 - tail)) / 2.0 / runs
     high = float(chdtri(2.0 * (total + 1.0), tail)) / 2.0 / runs
-    low, high = max(0.0, min(low, found.low)), max(high, found.high)
-    return Estimate(
-        estimate=found.estimate,
-        low=low,
-        high=high,
-        level=level,
-        detectable=max(found.detectable, (high - found.estimate) * (1.0 + 0.84 / 1.96)),
-        num_runs=runs,
-    )
+    detectable = (high - mean) * (1.0 + float(ndtri(POWER) / ndtri(1.0 - tail)))
+    if spread is not None:
+        low, high = max(0.0, min(low, spread.low)), max(high, spread.high)
+        detectable = max(detectable, spread.detectable)
+    return Estimate(estimate=mean, low=low, high=high, level=level, detectable=detectable, num_runs=runs)
+
+
+def mean_share(shares: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate:
+    """Mean of shares between 0 and 1, one per run; at least as uncertain as so many draws of yes or no.
+
+    The interval is at least the exact binomial one of as many draws as there are runs (Clopper and Pearson
+    1934, continued to sums that are not whole).
+
+    Args:
+        shares: Per stratum one share per run.
+        level: Of the interval.
+
+    Raises:
+        UsageError: as :func:`stratified_mean`.
+    """
+    from scipy.special import betaincinv, ndtri
+
+    spread = stratified_mean(shares, level=level)
+    mean, tail = _mean(shares), (1.0 - level) / 2.0
+    total, runs = sum(map(sum, shares.values())), sum(map(len, shares.values()))
+    low = 0.0 if total == 0.0 else float(betaincinv(total, runs - total + 1.0, tail))
+    high = 1.0 if total == runs else float(betaincinv(total + 1.0, runs - total, 1.0 - tail))
+    detectable = max(high - mean, mean - low) * (1.0 + float(ndtri(POWER) / ndtri(1.0 - tail)))
+    if spread is not None:
+        low, high = min(low, spread.low), max(high, spread.high)
+        detectable = max(detectable, spread.detectable)
+    return Estimate(estimate=mean, low=low, high=high, level=level, detectable=detectable, num_runs=runs)
 
 
 def relative_spread(values: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate | None:
@@ -132,7 +156,8 @@ def relative_spread(values: Mapping[str, Sequence[float]], *, level: float = LEV
     """
     from scipy.special import chdtri
 
-    mean = stratified_mean(values).estimate
+    _check(values)
+    mean = _mean(values)
     if mean <= 0.0:
         return None
     freedom = sum(len(v) - 1 for v in values.values())
@@ -150,6 +175,19 @@ def relative_spread(values: Mapping[str, Sequence[float]], *, level: float = LEV
         detectable=high - spread,
         num_runs=sum(map(len, values.values())),
     )
+
+
+def _check(values: Mapping[str, Sequence[float]]) -> None:
+    least = min(map(len, values.values()), default=0)
+    if least < 2:
+        raise UsageError(
+            f"got {least} runs in a task, expected at least 2: one run says nothing about seeds",
+            remedy="run more seeds",
+        )
+
+
+def _mean(values: Mapping[str, Sequence[float]]) -> float:
+    return float(np.mean([np.mean(v) for v in values.values()]))
 
 
 def rank_correlation(
@@ -219,16 +257,3 @@ def _ranks(values: Array, strata: Sequence[str]) -> Array:
         if count > 1:
             ranks[here] = (2.0 * rankdata(values[here]) - count - 1.0) / (count - 1.0)
     return ranks
-
-
-def _estimate(
-    value: float, error: float, *, wide: float, more: float, level: float, num_runs: int
-) -> Estimate:
-    return Estimate(
-        estimate=value,
-        low=value - wide * error,
-        high=value + wide * error,
-        level=level,
-        detectable=(wide + more) * error,
-        num_runs=num_runs,
-    )

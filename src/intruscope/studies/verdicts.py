@@ -21,6 +21,7 @@ Outcome = Literal["holds", "holds in part", "does not hold", "undecided"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Finding = Literal["supported", "contradicted", "open", "not measured"]
 _ERROR = 0.05
+_NO_ESTIMATE = "too few runs, or all of them agree exactly"
 
 
 class Unit(NamedTuple):
@@ -73,7 +74,9 @@ class Statement:
 
     def __str__(self) -> str:
         if self.estimate is None:
-            return f"{self.text}: not measured ({self.missing or 'no runs'})"
+            return (
+                f"{self.text}: not measured ({self.missing or 'too few runs, or all of them agree exactly'})"
+            )
         value, low, high, seen = (
             f"{self.unit.scale * x:.3g}".replace("-", "−")
             for x in (
