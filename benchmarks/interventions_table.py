@@ -96,9 +96,18 @@ COLUMNS = {
 def publish(work: Path) -> None:
     """Pool whatever is measured, and write the table, its comparisons and its sources."""
     by_group: dict[str, list[dict[str, Any]]] = {}
+    failed = []
     for path in sorted(work.glob("*.measured.json")):
         record = json.loads(path.read_text())
-        by_group.setdefault(record["group"], []).append(record)
+        if record["learned"]:
+            by_group.setdefault(record["group"], []).append(record)
+        else:
+            failed.append(
+                {
+                    **{name: record[name] for name in ("group", "seed", "num_intruders", "training")},
+                    "forgetting": _forgetting(record),
+                }
+            )
     rows, groups, comparisons, prices = [], [], [], []
     for group, records in by_group.items():
         measured, sample, reports = figures(records)
@@ -117,11 +126,7 @@ def publish(work: Path) -> None:
                 "task_sha256": [record["task_sha256"] for record in records],
                 "num_examples": len(measured.tuned.task_scores),
                 "forgetting": plain(sample.interval(losses)),
-                "forgetting_of_seeds": [
-                    sum(record["tuned"]["text_nats"]) / sum(record["tuned"]["text_tokens"])
-                    - sum(record["base_text"]["text_nats"]) / sum(record["base_text"]["text_tokens"])
-                    for record in records
-                ],
+                "forgetting_of_seeds": list(map(_forgetting, records)),
                 "task_score": plain(reports[0].task) | _tuned_score(measured),
                 "training": [record["training"] for record in records],
             }
@@ -150,6 +155,7 @@ def publish(work: Path) -> None:
         "environment": environment(),
         "command": "python -m benchmarks.interventions, see its docstring",
         "groups": groups,
+        "learned_nothing": failed,
         "against_matched_shrinks": _counted(comparisons),
         "at_no_greater_price": prices,
         "comparisons": comparisons,
@@ -161,6 +167,13 @@ def publish(work: Path) -> None:
     print(json.dumps(record["against_matched_shrinks"], indent=2))
     outdone = sum(price["shrink_wins_back"] > price["edit_wins_back"] for price in prices)
     print(f"a shrink that costs the task no more wins back more in {outdone} of {len(prices)} cells")
+
+
+def _forgetting(record: dict[str, Any]) -> float:
+    after, before = (
+        sum(record[name]["text_nats"]) / sum(record[name]["text_tokens"]) for name in ("tuned", "base_text")
+    )
+    return after - before
 
 
 def _tuned_score(measured: Measured) -> dict[str, float]:
