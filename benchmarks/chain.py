@@ -139,6 +139,12 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def published() -> dict[str, dict[str, Any]]:
+    """What each method left, of those that are done."""
+    files = {name: RESULTS / f"chain_{name}.json" for name in METHODS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
 def table(records: dict[str, dict[str, Any]]) -> str:
     """The rows of docs/sequence.md, one per method."""
     lines = [
@@ -207,8 +213,7 @@ def main() -> None:
         for name in METHODS if options.only is None else (options.only,):
             run(name, options)
     if options.table:
-        files = {name: RESULTS / f"chain_{name}.json" for name in METHODS}
-        records = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+        records = published()
         print(table(records))
         picture(records)
 

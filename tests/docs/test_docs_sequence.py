@@ -32,6 +32,18 @@ def test_every_option_of_the_page_exists():
     assert f"`--head-examples` training examples ({known['--head-examples'].default})" in FLAT
 
 
+def test_the_table_is_the_published_one():
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks import chain as benchmark
+    finally:
+        sys.path.remove(str(ROOT))
+    records = benchmark.published()
+    assert list(records) == list(benchmark.METHODS)
+    shown = TEXT.split("<!-- table -->\n")[1].split("\n<!-- end -->")[0]
+    assert shown == benchmark.table(records)
+
+
 def test_numbers_and_names_are_those_of_the_code():
     assert f"penalty of {PENALTY} / 2" in FLAT
     kept = {method.name for method in registered() if can_go_on(method)}

@@ -211,7 +211,7 @@ def comparison_figure(tasks: Sequence[str], lines: Sequence[ChainLine]) -> Any:
         axes.set_title(title)
         axes.set_ylabel(label)
         _name_stages(axes, stages, tasks)
-    intruders.set_ylim(bottom=0)
+    intruders.set_ylim(0, max(4.0, 1.12 * max(max(line.intruders) for line in lines)))
     figure.legend(loc="outside lower center", ncols=len(lines))
     return figure
 
