@@ -31,10 +31,11 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, Task, load_task
 from intruscope.forgetting.texts import Corpus, read_texts
 from intruscope.repair.survey import survey
-from intruscope.report.json_report import plain, write_object
+from intruscope.report.json_report import plain
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.measure import MeasureOptions, measure_pair
+from intruscope.weights.output import write_json_file
 
 SEEDS = (0, 1, 2, 3)
 """The last one stands in where one of the others learned nothing."""
@@ -198,7 +199,7 @@ def measure_case(case: Case, work: Path) -> None:
         "cells": [plain(cell) for cell in measured.cells],
         "by_key": {key: plain(value) for key, value in measured.by_key.items()},
     }
-    write_object(record, path)
+    write_json_file(record, path)
     print(f"{case.name}: {len(measured.cells)} cells in {time.perf_counter() - started:.0f} s", flush=True)
 
 

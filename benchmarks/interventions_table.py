@@ -8,11 +8,12 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, environment
-from intruscope.report.json_report import plain, write_object
+from intruscope.report.json_report import plain
 from intruscope.report.tables import write_rows
 from intruscope.sweep.figures import Measured, cell_report
 from intruscope.sweep.records import MATCHED, Cell, CellReport, Measurement, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,7 +163,7 @@ def publish(work: Path) -> None:
         "columns": list(COLUMNS),
         "rows": rows,
     }
-    write_object(record, RESULTS / "interventions.json")
+    write_json_file(record, RESULTS / "interventions.json")
     print(table(groups, rows))
     print(json.dumps(record["against_matched_shrinks"], indent=2))
     outdone = sum(price["shrink_wins_back"] > price["edit_wins_back"] for price in prices)

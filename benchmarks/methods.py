@@ -50,12 +50,13 @@ from intruscope.forgetting.intervals import paired_difference
 from intruscope.forgetting.tasks import ClassificationTask, load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
-from intruscope.report.json_report import plain, write_object
+from intruscope.report.json_report import plain
 from intruscope.spectra.scan import RunOptions, scan
 from intruscope.train.loading import load_for
 from intruscope.train.probe import ForgettingProbe
 from intruscope.train.settings import TuneSettings
 from intruscope.train.tune import tune
+from intruscope.weights.output import write_json_file
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Runs:
     def _keep(self, case: Case, record: dict[str, Any]) -> None:
         record = {"is_chosen": False, **plain(case), **record}
         self._known[self._key(case)] = record
-        write_object(record, self._folder(case).with_name(self._folder(case).name + ".json"))
+        write_json_file(record, self._folder(case).with_name(self._folder(case).name + ".json"))
         shown = ("outcome", "accuracy", "loss", "intruders", "seconds")
         print(self._key(case), *(f"{name}={record.get(name)}" for name in shown), flush=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import environment
 from intruscope.methods.registry import registered
-from intruscope.report.json_report import write_object
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ def publish(work: Path, results: Path) -> None:
         "command": "python -m benchmarks.methods, see its docstring",
         "runs": dict(sorted(runs.items())),
     }
-    write_object(record, results)
+    write_json_file(record, results)
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)
     PAGE.write_text(before + BEGIN + tables(runs.values()) + END + rest.split(END, 1)[1], encoding="utf-8")

@@ -12,7 +12,8 @@ from forgetting_pairs import causal_pair, masked_pair
 import intruscope
 from intruscope.errors import IntruscopeError
 from intruscope.forgetting.forget import NUM_CHECKED
-from intruscope.report.forgetting import forgetting_json, forgetting_sentence, forgetting_text
+from intruscope.report.forgetting import forgetting_json, forgetting_sentence
+from intruscope.weights.output import json_text
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LINES = TEXT.splitlines()
@@ -177,7 +178,7 @@ def test_the_contract_of_the_json(causal):
     folder, _ = causal
     options = {"text": folder / "text.txt", "context": 32}
     report = intruscope.forget(folder / "base", folder / "lora", **options)
-    data = json.loads(forgetting_text(report))
+    data = json.loads(json_text(forgetting_json(report)))
     assert data == forgetting_json(report)
     assert data["schema"] == "intruscope.forget/1"
     assert data["forgetting"]["unit"] == "nats/token"

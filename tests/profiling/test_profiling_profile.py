@@ -13,7 +13,8 @@ from profiling_models import write_bert
 from intruscope.errors import IncompleteResult, MalformedInput, ResourceExhausted, UsageError
 from intruscope.profiling.profile import profile
 from intruscope.profiling.records import Cell, ProfileSettings
-from intruscope.report.profile import profile_json, profile_summary, profile_text, write_profile_plots
+from intruscope.report.profile import profile_json, profile_summary, write_profile_plots
+from intruscope.weights.output import json_text
 from processes import alive, children
 
 
@@ -87,7 +88,7 @@ def test_what_the_processes_say_becomes_the_figures(plain):
 
 
 def test_the_json_is_whole_and_plain(plain):
-    parsed = json.loads(profile_text(plain), parse_constant=pytest.fail)
+    parsed = json.loads(json_text(profile_json(plain)), parse_constant=pytest.fail)
     assert parsed["schema"] == "intruscope.profile/1"
     assert parsed["head"] == "masked" and parsed["stopped"] == "precise"
     assert parsed["asked"]["lengths"] == [4, 6] and parsed["asked"]["device"] == "cpu"

@@ -24,8 +24,8 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     Tuned,
     Verbose,
 )
-from intruscope.cli.outputs import Targets
-from intruscope.cli.screen import emit, show, stage_progress
+from intruscope.cli.outputs import Targets, write_record
+from intruscope.cli.screen import show, stage_progress
 from intruscope.errors import UsageError
 
 
@@ -79,7 +79,7 @@ def forget(
     targets = Targets(json=json, csv=None, parquet=None, html=None, plots=None, with_maps=False)
     targets.check([base, tuned], files=[*text, *(task or [])])
     from intruscope.forgetting.forget import forget as run_forget
-    from intruscope.report.forgetting import forgetting_summary, forgetting_text, write_forgetting
+    from intruscope.report.forgetting import forgetting_json, forgetting_summary
 
     tasks = [task_of(name, fields=task_fields, labels=labels, data=data) for name in task or []]
     with stage_progress(quiet=quiet) as on_progress:
@@ -104,9 +104,6 @@ def forget(
             allow_pickle=allow_pickle,
             on_progress=on_progress,
         )
-    if json == "-":
-        emit(forgetting_text(report))
-    elif targets.json_file is not None:
-        write_forgetting(report, targets.json_file)
+    write_record(forgetting_json(report), json)
     if not quiet and json != "-":
         show(forgetting_summary(report))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
 from intruscope.cli.options import AllowPickle  # noqa: TC001 - typer reads annotations when it runs
-from intruscope.cli.screen import emit, show
+from intruscope.cli.outputs import write_record
+from intruscope.cli.screen import show
 from intruscope.errors import UsageError
 
 _WIDTH = 140
@@ -25,7 +26,7 @@ def layers(
     from intruscope.report.layers import layers_json, layers_table
     from intruscope.weights.layout import base_matrices
     from intruscope.weights.names import parse_name
-    from intruscope.weights.output import check_output, write_atomically
+    from intruscope.weights.output import check_output
     from intruscope.weights.source import open_model
 
     name = parse_name(model)
@@ -42,14 +43,4 @@ def layers(
     if json is None:
         show(layers_table(source, listing), width=_WIDTH)
         return
-    import json as json_module
-
-    text = json_module.dumps(layers_json(source, listing), allow_nan=False, indent=1) + "\n"
-    if json == "-":
-        emit(text)
-    else:
-
-        def write(stream: IO[bytes]) -> None:
-            stream.write(text.encode("ascii"))
-
-        write_atomically(Path(json), write)
+    write_record(layers_json(source, listing), json)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
-from intruscope.cli.screen import emit, show
+from intruscope.cli.outputs import write_record
+from intruscope.cli.screen import show
 
 _WIDTH = 160
 """Columns where the table goes to a file or a pipe: a method keeps to few lines."""
@@ -20,22 +21,12 @@ def methods(
     """List the fine-tuning methods: papers, options and where their defaults are from."""
     from intruscope.methods import find, registered
     from intruscope.report.methods import method_details, methods_json, methods_table
-    from intruscope.weights.output import check_output, write_atomically
+    from intruscope.weights.output import check_output
 
     chosen = (find(name),) if name is not None else registered()
     if json is None:
         show(methods_table(chosen) if name is None else method_details(chosen[0]), width=_WIDTH)
         return
-    import json as json_module
-
-    text = json_module.dumps(methods_json(chosen), allow_nan=False, indent=1) + "\n"
-    if json == "-":
-        emit(text)
-        return
-    path = Path(json)
-    check_output(path, [])
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode("ascii"))
-
-    write_atomically(path, write)
+    if json != "-":
+        check_output(Path(json), [])
+    write_record(methods_json(chosen), json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from intruscope.cli.screen import emit
 from intruscope.errors import OutputConflict
@@ -169,21 +169,12 @@ def write_record(record: dict[str, Any], json: str | None) -> None:
     Raises:
         OutputConflict, ResourceExhausted: the file cannot be written.
     """
-    import json as json_module
+    from intruscope.weights.output import json_text, write_json_file
 
-    from intruscope.weights.output import write_atomically
-
-    if json is None:
-        return
-    text = json_module.dumps(record, allow_nan=False, indent=1) + "\n"
     if json == "-":
-        emit(text)
-        return
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode("ascii"))
-
-    write_atomically(Path(json), write)
+        emit(json_text(record))
+    elif json is not None:
+        write_json_file(record, Path(json))
 
 
 def _check_plots(folder: Path | None, *, force: bool) -> None:

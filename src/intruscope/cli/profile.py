@@ -14,8 +14,8 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     ReportJson,
     Verbose,
 )
-from intruscope.cli.outputs import Targets
-from intruscope.cli.screen import emit, show, stage_progress
+from intruscope.cli.outputs import Targets, write_record
+from intruscope.cli.screen import show, stage_progress
 
 _T = TypeVar("_T")
 _WIDTH = 110
@@ -94,7 +94,7 @@ def profile(
         require(package)
     from intruscope.profiling.profile import profile as run_profile
     from intruscope.profiling.records import ProfileSettings
-    from intruscope.report.profile import profile_summary, profile_text, write_profile, write_profile_plots
+    from intruscope.report.profile import profile_json, profile_summary, write_profile_plots
 
     settings = ProfileSettings(
         methods=_given(method),
@@ -117,10 +117,7 @@ def profile(
     )
     with stage_progress(quiet=quiet) as on_progress:
         report = run_profile(base, settings=settings, allow_pickle=allow_pickle, on_progress=on_progress)
-    if json == "-":
-        emit(profile_text(report))
-    elif out.json_file is not None:
-        write_profile(report, out.json_file)
+    write_record(profile_json(report), json)
     if plots is not None:
         write_profile_plots(report, plots)
     if not quiet and json != "-":

@@ -6,7 +6,6 @@ The plain form is one rank for all modules and a scaling of one, since servers s
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from intruscope.extract.card import card
 from intruscope.extract.naming import HEADS_OF_TASK, target_modules
 from intruscope.extract.records import SCHEMA
 from intruscope.repair.target import Target
-from intruscope.weights.output import check_output, check_room, whole_folder
+from intruscope.weights.output import check_output, check_room, json_text, whole_folder
 from intruscope.weights.written import write_safetensors
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def write_extracted(plan: ExtractPlan, out: Path | str, *, on_progress: Callable
         target.write(_CARD, lambda file: file.write(card(plan, MANIFEST_NAME)))
         _check_written(folder, tensors)
         record = {**plan_record(plan), "files": dict(sorted(target.written.items()))}
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        (folder / MANIFEST_NAME).write_bytes(text.encode("ascii"))
+        (folder / MANIFEST_NAME).write_bytes(json_text(record).encode("ascii"))
     return out
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import printable
 from intruscope.repair.records import SCHEMA, totals
+from intruscope.weights.output import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ def manifest_bytes(
 ) -> bytes:
     """The manifest, written last: a folder without it is not complete."""
     record = {**plan_record(plan), "files": dict(sorted(files.items())), "not_copied": list(left_out)}
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode("ascii")
+    return json_text(record).encode("ascii")
 
 
 def readme_bytes(plan: RepairPlan, before: bytes | None) -> bytes:

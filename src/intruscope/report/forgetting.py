@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -14,11 +13,8 @@ from intruscope.errors import printable
 from intruscope.forgetting.records import SCHEMA
 from intruscope.report.json_report import plain
 from intruscope.report.words import percent
-from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import RenderableType
 
     from intruscope.forgetting.intervals import Interval
@@ -70,26 +66,6 @@ def _side(name: str, loss: LossFigures) -> dict[str, Any]:
         "nats_per_byte": loss.nats_per_byte,
         "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
     }
-
-
-def forgetting_text(report: ForgettingReport) -> str:
-    """The JSON as text; NaN never gets into it."""
-    return json.dumps(forgetting_json(report), allow_nan=False, indent=1) + "\n"
-
-
-def write_forgetting(report: ForgettingReport, path: Path) -> None:
-    """Write the JSON whole or not at all.
-
-    Raises:
-        OutputConflict: the target may not be written.
-        ResourceExhausted: there is no room for it.
-    """
-    text = forgetting_text(report)
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode("ascii"))
-
-    write_atomically(path, write)
 
 
 def forgetting_sentence(report: ForgettingReport) -> str:

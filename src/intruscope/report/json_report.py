@@ -8,15 +8,14 @@ care for sides need not know of them.
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import fields, is_dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, printable
 from intruscope.spectra.codec import matrix_report_from_dict
 from intruscope.spectra.records import SCHEMA, MatrixReport, ScanReport, ScanSettings
 from intruscope.weights.matrices import CoverageEntry, Finding
-from intruscope.weights.output import write_atomically
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,22 +105,7 @@ def write_json(report: ScanReport, path: Path) -> None:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
         ValueError: a field is NaN or infinite, which the records forbid.
     """
-    write_object(to_json(report), path)
-
-
-def write_object(data: dict[str, Any], path: Path) -> None:
-    """Write plain data as indented ASCII, whole or not at all.
-
-    Raises:
-        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
-        ValueError: a figure is NaN or infinite.
-    """
-    encoded = (json.dumps(data, allow_nan=False, indent=1) + "\n").encode("ascii")
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(encoded)
-
-    write_atomically(path, write)
+    write_json_file(to_json(report), path)
 
 
 _MATRIX_FIELDS = tuple(field.name for field in fields(MatrixReport))

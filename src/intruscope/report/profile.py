@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -16,7 +15,6 @@ from intruscope.profiling.records import FULL, PHASES, SCHEMA, Shape
 from intruscope.profiling.words import MEMORY_HOLDS, spread
 from intruscope.report.json_report import plain
 from intruscope.report.words import percent, printable_text
-from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,26 +70,6 @@ def _setting(result: SettingReport) -> dict[str, Any]:
         "num_matrices": result.num_matrices,
         "shapes": [{**plain(cell), "resident_bytes": cell.memory.resident_bytes} for cell in result.cells],
     }
-
-
-def profile_text(report: ProfileReport) -> str:
-    """The JSON as text; NaN never gets into it."""
-    return json.dumps(profile_json(report), allow_nan=False, indent=1) + "\n"
-
-
-def write_profile(report: ProfileReport, path: Path) -> None:
-    """Write the JSON whole or not at all.
-
-    Raises:
-        OutputConflict: the target may not be written.
-        ResourceExhausted: there is no room for it.
-    """
-    text = profile_text(report)
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode("ascii"))
-
-    write_atomically(path, write)
 
 
 def profile_summary(report: ProfileReport) -> list[RenderableType]:

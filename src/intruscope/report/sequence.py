@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.report.json_report import write_object
 from intruscope.sequence.records import chain_json
 from intruscope.sweep.words import interval_text
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def write_chain(report: ChainReport, path: Path) -> None:
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
-    write_object(chain_json(report), path)
+    write_json_file(chain_json(report), path)
 
 
 def chain_sentence(report: ChainReport) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -22,7 +21,7 @@ from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.scales import find_scale
 from intruscope.studies.sizes import kinds, sizes
-from intruscope.weights.output import write_atomically
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,20 +121,6 @@ def write_study(out: Path) -> list[Path]:
     pictures = [out / "pictures" / name for name in names if name.endswith(".png")]
     write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]
-
-
-def write_json_file(record: Mapping[str, Any], path: Path) -> None:
-    """Write JSON whole or not at all.
-
-    Raises:
-        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
-    """
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode("utf-8"))
-
-    write_atomically(path, write)
 
 
 def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list[Record]]:

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.report.json_report import plain, write_object
+from intruscope.report.json_report import plain
 from intruscope.report.tables import write_rows
 from intruscope.sweep.records import SCHEMA
 from intruscope.sweep.words import interval_text, nats, series_name
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def write_sweep_json(report: SweepReport, path: Path) -> None:
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
-    write_object(sweep_json(report), path)
+    write_json_file(sweep_json(report), path)
 
 
 def write_sweep_parquet(report: SweepReport, path: Path) -> None:

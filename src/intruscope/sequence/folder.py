@@ -7,12 +7,11 @@ out; ``stages/K-TASK/`` holds the run of a stage and the body that came of it; `
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from intruscope.train.run_folder import claimed
-from intruscope.weights.output import write_atomically
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,9 +81,4 @@ class ChainFolder:
 
     def finish(self, content: Record) -> None:
         """Write the report of the chain; from here on the folder is finished."""
-        text = json.dumps(content, indent=1, allow_nan=False)
-
-        def write(stream: IO[bytes]) -> None:
-            stream.write(text.encode() + b"\n")
-
-        write_atomically(self.path / "chain.json", write)
+        write_json_file(content, self.path / "chain.json")

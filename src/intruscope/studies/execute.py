@@ -7,18 +7,17 @@ is measured.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from intruscope.engine.journal import Journal
 from intruscope.errors import IncompleteResult, IntruscopeError, ResourceExhausted, printable
 from intruscope.studies.grid import Chain, Checkpoint, Run, settings_of
 from intruscope.studies.inputs import inputs_of
 from intruscope.studies.scales import find_scale
-from intruscope.weights.output import write_atomically
+from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,11 +115,7 @@ def _describe(assignment: Assignment, path: Path) -> None:
         "code_sha256": code_digest(),
         "environment": environment_of(),
     }
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-
-    write_atomically(path, write)
+    write_json_file(record, path)
 
 
 def _run(run: Run, base: Base, inputs: Inputs, folder: Path) -> dict[str, Any]:

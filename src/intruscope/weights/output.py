@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
@@ -139,6 +140,30 @@ def _not_written(error: OSError, path: Path) -> IntruscopeError:
         return OutputConflict(fact, remedy="choose another output", file=path)
     fact = f"could not be written ({error.strerror}), expected room; what was there before is untouched"
     return ResourceExhausted(fact, remedy="free some space or choose another place", file=path)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Plain data as indented ASCII, with a line's end.
+
+    Raises:
+        ValueError: a figure is NaN or infinite.
+    """
+    return json.dumps(data, allow_nan=False, indent=1) + "\n"
+
+
+def write_json_file(data: Mapping[str, Any], path: Path) -> None:
+    """Write plain data as JSON, whole or not at all.
+
+    Raises:
+        OutputConflict, ResourceExhausted: see :func:`write_atomically`.
+        ValueError: a figure is NaN or infinite.
+    """
+    encoded = json_text(data).encode("ascii")
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(encoded)
+
+    write_atomically(path, write)
 
 
 def write_atomically(path: Path, writer: Callable[[IO[bytes]], None]) -> None:
