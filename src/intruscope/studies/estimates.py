@@ -11,7 +11,7 @@ task (tests/studies holds each to simulated data of known truth).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,18 +104,14 @@ def mean_count(counts: Mapping[str, Sequence[float]], *, level: float = LEVEL) -
     Raises:
         UsageError: as :func:`stratified_mean`.
     """
-    from scipy.special import chdtri, ndtri
+    from scipy.special import chdtri
 
-    spread = stratified_mean(counts, level=level)
     mean, tail = _mean(counts), (1.0 - level) / 2.0
     total, runs = sum(map(sum, counts.values())), sum(map(len, counts.values()))
     low = 0.0 if total == 0.0 else float(chdtri(2.0 * total, 1.0 - tail)) / 2.0 / runs
     high = float(chdtri(2.0 * (total + 1.0), tail)) / 2.0 / runs
-    detectable = (high - mean) * (1.0 + float(ndtri(POWER) / ndtri(1.0 - tail)))
-    if spread is not None:
-        low, high = max(0.0, min(low, spread.low)), max(high, spread.high)
-        detectable = max(detectable, spread.detectable)
-    return Estimate(estimate=mean, low=low, high=high, level=level, detectable=detectable, num_runs=runs)
+    found = _no_narrower(counts, low, high, reach=high - mean, level=level)
+    return replace(found, low=max(0.0, found.low))
 
 
 def mean_share(shares: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate:
@@ -131,18 +127,42 @@ def mean_share(shares: Mapping[str, Sequence[float]], *, level: float = LEVEL) -
     Raises:
         UsageError: as :func:`stratified_mean`.
     """
-    from scipy.special import betaincinv, ndtri
+    from scipy.special import betaincinv
 
-    spread = stratified_mean(shares, level=level)
     mean, tail = _mean(shares), (1.0 - level) / 2.0
     total, runs = sum(map(sum, shares.values())), sum(map(len, shares.values()))
     low = 0.0 if total == 0.0 else float(betaincinv(total, runs - total + 1.0, tail))
     high = 1.0 if total == runs else float(betaincinv(total + 1.0, runs - total, 1.0 - tail))
-    detectable = max(high - mean, mean - low) * (1.0 + float(ndtri(POWER) / ndtri(1.0 - tail)))
+    return _no_narrower(shares, low, high, reach=max(high - mean, mean - low), level=level)
+
+
+def _no_narrower(
+    values: Mapping[str, Sequence[float]], low: float, high: float, *, reach: float, level: float
+) -> Estimate:
+    """The mean, with the wider on each side of an exact interval and the one that the seeds give.
+
+    Args:
+        values: Per stratum one value per run.
+        low: Of the exact interval.
+        high: Of the exact interval.
+        reach: The side of it that decides what is detectable.
+        level: Of both intervals.
+    """
+    from scipy.special import ndtri
+
+    spread = stratified_mean(values, level=level)
+    detectable = reach * (1.0 + float(ndtri(POWER) / ndtri(0.5 + level / 2)))
     if spread is not None:
         low, high = min(low, spread.low), max(high, spread.high)
         detectable = max(detectable, spread.detectable)
-    return Estimate(estimate=mean, low=low, high=high, level=level, detectable=detectable, num_runs=runs)
+    return Estimate(
+        estimate=_mean(values),
+        low=low,
+        high=high,
+        level=level,
+        detectable=detectable,
+        num_runs=sum(map(len, values.values())),
+    )
 
 
 def relative_spread(values: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate | None:
