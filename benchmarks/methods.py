@@ -7,8 +7,9 @@ masks, the same for every run), seconds of training. Training is ``intruscope.tr
 
 Rules that were set before the first run:
 
-- One budget for all (``BUDGETS``), one thread, bfloat16, the methods' own defaults and, where a method has an
-  alpha and a rank, the paper's alpha = 2 * rank.
+- One budget for all (``BUDGETS``), one thread, float32 (so that runs of machines with and without bfloat16
+  instructions make one table), batches grouped by length (a third of the work on SST-2), the methods' own
+  defaults and, where a method has an alpha and a rank, the paper's alpha = 2 * rank.
 - One rate per method, for all seeds: of the candidates in :mod:`benchmarks.methods_rates` the one with the
   lowest training loss (mean over the last quarter of the steps) on SST-2, seed 0; on MNLI 0.7 of it (LOG.md,
   2026-11-26: lora at 2e-3 and 1.4e-3). Runs at the other candidates are kept, as not chosen. This compares
@@ -34,7 +35,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
 from intruscope.report.json_report import plain
 from intruscope.spectra.scan import RunOptions, scan
+from intruscope.train.data import chosen
 from intruscope.train.loading import load_for
 from intruscope.train.probe import ForgettingProbe
 from intruscope.train.settings import TuneSettings
@@ -78,6 +80,7 @@ class Budget:
         examples: To train on, once; drawn from the seed.
         batch: Examples per step.
         rate_times: Its rate over that of SST-2.
+        scored: Held-out examples at most, the same for every run.
         max_length: Tokens.
     """
 
@@ -85,6 +88,7 @@ class Budget:
     examples: int
     batch: int
     rate_times: float
+    scored: int = 1500
     max_length: int = 48
 
 
@@ -119,7 +123,12 @@ class Place:
         """What is trained on, or held out."""
         task = load_task(self.tasks / name / budget.files[held_out])
         assert isinstance(task, ClassificationTask)
-        return task
+        if not held_out:
+            return task
+        kept = chosen(len(task.labels), budget.scored, seed=0)
+        return replace(
+            task, texts=tuple(task.texts[i] for i in kept), labels=tuple(task.labels[i] for i in kept)
+        )
 
 
 class Measuring:
@@ -199,7 +208,8 @@ def train(case: Case, place: Place, folder: Path) -> dict[str, Any]:
     steps = Steps()
     settings = TuneSettings(
         method=case.method, rate=case.rate, examples=case.budget.examples, epochs=1, batch=case.budget.batch,
-        max_length=case.budget.max_length, bf16=True, seed=case.seed, watch_every=0, save_every=10**6,
+        max_length=case.budget.max_length, group_by_length=True, seed=case.seed, watch_every=0,
+        save_every=10**6,
     )  # fmt: skip
     most = max(Counter(held_out.labels).values()) / len(held_out.labels)
     record: dict[str, Any] = {"chance": most, "num_scored": len(held_out.labels)}

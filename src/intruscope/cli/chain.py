@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from intruscope.cli.checks import method_options
+from intruscope.cli.checks import method_options, warn_of_bfloat16
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     AllowPickle,
     Alpha,
@@ -17,6 +17,7 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     Epochs,
     Examples,
     Field,
+    GroupByLength,
     MaxLength,
     Method,
     MethodOption,
@@ -71,6 +72,7 @@ def chain(
     steps: Steps = None,
     batch: Batch = None,
     max_length: MaxLength = None,
+    group_by_length: GroupByLength = False,
     bf16: Bf16 = False,
     seed: Seed = 0,
     save_every: SaveEvery = 500,
@@ -112,6 +114,8 @@ def chain(
     checked_method(method, between)
     checked_names(names)
     loaded = _tasks(names, data)
+    if not quiet:
+        warn_of_bfloat16(bf16)
     from intruscope.forgetting.texts import read_texts
     from intruscope.sequence.chain import chain as run_chain
     from intruscope.sequence.records import ChainSettings
@@ -127,6 +131,7 @@ def chain(
             steps=steps,
             batch=batch,
             max_length=max_length,
+            group_by_length=group_by_length,
             targets=tuple(target or ()),
             bf16=bf16,
             seed=seed,

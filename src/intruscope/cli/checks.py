@@ -87,6 +87,15 @@ def check_device(device: str) -> None:
         )
 
 
+def warn_of_bfloat16(bf16: bool) -> None:
+    """Say before a long run that ``--bf16`` makes it longer on this machine."""
+    from intruscope.cli.screen import note
+    from intruscope.train.precision import is_bfloat16_slow
+
+    if bf16 and is_bfloat16_slow():
+        note("this processor has no fast bfloat16: leave --bf16 out, float32 may be ten times faster here")
+
+
 def task_of(
     name: str, *, fields: str | None, labels: str | None, data: Path | None, split: Split = "eval"
 ) -> Task:

@@ -56,6 +56,9 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead.
 Batch = Annotated[int | None, typer.Option(min=1, help="Examples per step.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Parts that a batch is taken in.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Longest input in tokens.")]
+GroupByLength = Annotated[
+    bool, typer.Option("--group-by-length", help="Take examples of one length together: less padding.")
+]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]

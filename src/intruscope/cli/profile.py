@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from intruscope.cli.checks import above_zero
+from intruscope.cli.checks import above_zero, warn_of_bfloat16
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     AllowPickle,
     Plots,
@@ -92,6 +92,8 @@ def profile(
         find(each)
     for package in ("transformers", "peft", "accelerate"):
         require(package)
+    if not quiet:
+        warn_of_bfloat16(bf16)
     from intruscope.profiling.profile import profile as run_profile
     from intruscope.profiling.records import ProfileSettings
     from intruscope.report.profile import profile_json, profile_summary, write_profile_plots

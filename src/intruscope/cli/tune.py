@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intruscope.cli.checks import method_options, task_of
+from intruscope.cli.checks import method_options, task_of, warn_of_bfloat16
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     Accumulate,
     AllowPickle,
@@ -18,6 +18,7 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     Epochs,
     Examples,
     Field,
+    GroupByLength,
     MaxLength,
     Method,
     MethodOption,
@@ -65,6 +66,7 @@ def tune(
     batch: Batch = None,
     accumulate: Accumulate = 1,
     max_length: MaxLength = None,
+    group_by_length: GroupByLength = False,
     bf16: Bf16 = False,
     seed: Seed = 0,
     save_every: SaveEvery = 500,
@@ -103,6 +105,8 @@ def tune(
     name = parse_name(base)
     inputs = [*(text or []), *(forget_text or []), *[each for each in (task, eval) if each is not None]]
     check_output(out, [*([name.path] if name.path else []), *(Path(f) for f in inputs if Path(f).is_file())])
+    if is_first() and not quiet:
+        warn_of_bfloat16(bf16)
     from intruscope.forgetting.texts import read_texts
     from intruscope.train.recipes import find_recipe
     from intruscope.train.settings import TuneSettings
@@ -120,6 +124,7 @@ def tune(
         batch=batch,
         accumulate=accumulate,
         max_length=max_length,
+        group_by_length=group_by_length,
         targets=tuple(target or ()),
         bf16=bf16,
         seed=seed,

@@ -41,7 +41,10 @@ def plan_of(
     """
     recipe = settings.recipe
     given = asdict(settings)
-    kept = ("examples", "accumulate", "bf16", "seed", "save_every", "watch_every", "eval_every")
+    kept = (
+        "examples", "accumulate", "group_by_length", "bf16", "seed", "save_every", "watch_every",
+        "eval_every",
+    )  # fmt: skip
     return {
         "base": source.name,
         "base_revision": source.revision,
@@ -136,6 +139,7 @@ def training_arguments(
         lr_scheduler_type=plan["schedule"],
         warmup_steps=math.ceil(plan["warmup"] * steps),
         weight_decay=plan["weight_decay"],
+        train_sampling_strategy="group_by_length" if plan["group_by_length"] else "random",
         bf16=plan["bf16"],
         use_cpu=not torch.accelerator.is_available(),
         seed=plan["seed"],

@@ -27,6 +27,7 @@ class TuneSettings:
         batch: Examples per step, of all processes and accumulated parts together.
         accumulate: Parts that a batch is taken in.
         max_length: Longest input in tokens.
+        group_by_length: Take examples of about one length together, which saves padding.
         targets: Ends of the names of the modules that are changed; all linear layers by default.
         bf16: Compute in bfloat16 (weights and optimiser stay float32).
         seed: Of everything random.
@@ -47,6 +48,7 @@ class TuneSettings:
     batch: int | None = None
     accumulate: int = 1
     max_length: int | None = None
+    group_by_length: bool = False
     targets: tuple[str, ...] = ()
     bf16: bool = False
     seed: int = 0

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from intruscope.errors import IncompleteResult, ResourceExhausted
 from intruscope.train import processes
+from intruscope.train.sampling import LengthOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,14 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
             metrics["eval_accuracy"] = right / count
             self.log({"eval_accuracy": right / count})
         return metrics
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The order of the examples: theirs, or by length in one that a resumed run repeats."""
+        arguments = self.args
+        if arguments.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(*args, **kwargs)
+        parts = arguments.gradient_accumulation_steps * arguments.world_size
+        return LengthOrder(self.train_dataset, batch=arguments.train_batch_size * parts, seed=arguments.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step's gradients.
