@@ -13,23 +13,24 @@ from intruscope.studies.sizes import core_seconds, kinds, sizes
 
 RUN = Run(
     base="b", task="t", method="lora", options=(("alpha", 16.0), ("rank", 8.0)), rate=1e-3, seed=0,
-    examples=10, epochs=1, batch=2, max_length=8, bf16=False, look_every=0, interventions=False,
+    examples=10, epochs=1, batch=2, max_length=8, bf16=False, group_by_length=False, look_every=0, interventions=False,
 )  # fmt: skip
 CHAIN = Chain(
     base="b", tasks=("t", "u"), method="full", options=(), rate=1e-3, seed=0, examples=10, head_examples=5,
     eval_examples=None, epochs=1, batch=2, max_length=8, bf16=False,
+    group_by_length=False,
 )  # fmt: skip
 
 
 def test_a_key_is_a_hash_of_the_settings_and_stays():
     """Written down: a key that moves would run hours of finished work again."""
-    assert RUN.key == replace(RUN).key == "17ed2b5dbc2b04fa"
+    assert RUN.key == replace(RUN).key == "871b93f711814b46"
     assert CHAIN.key == "c9cc5fa6271ffb28"
 
 
 CHANGES = {
     "base": "c", "task": "u", "method": "pissa", "options": (("alpha", 16.0), ("rank", 4.0)), "rate": 2e-3,
-    "seed": 1, "examples": 11, "epochs": 2, "batch": 3, "max_length": 9, "bf16": True, "look_every": 5,
+    "seed": 1, "examples": 11, "epochs": 2, "batch": 3, "max_length": 9, "bf16": True, "group_by_length": True, "look_every": 5,
     "interventions": True,
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ class Run:
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
+        group_by_length: Take examples of about one length together.
         look_every: Steps between looks at intruders, forgetting and held-out loss; 0 for none.
         interventions: Whether the sweep of interventions is part of what is measured.
     """
@@ -45,6 +46,7 @@ class Run:
     batch: int
     max_length: int
     bf16: bool
+    group_by_length: bool
     look_every: int
     interventions: bool
 
@@ -72,6 +74,7 @@ class Chain:
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
+        group_by_length: Take examples of about one length together.
     """
 
     base: str
@@ -87,6 +90,7 @@ class Chain:
     batch: int
     max_length: int
     bf16: bool
+    group_by_length: bool
 
     @property
     def key(self) -> str:

@@ -99,6 +99,7 @@ class Cell:
             batch=base.batch,
             max_length=base.max_length,
             bf16=base.bf16,
+            group_by_length=base.group_by_length,
             look_every=base.look_every if watched else 0,
             interventions=edited,
         )
@@ -210,6 +211,7 @@ def sequence(base: Base, seed: int) -> dict[str, Chain]:
             batch=base.batch,
             max_length=base.max_length,
             bf16=base.bf16,
+            group_by_length=base.group_by_length,
         )
         for arm, run in alone.items()
     }

@@ -105,6 +105,7 @@ class Base:
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
+        group_by_length: Take examples of about one length together.
         look_every: Steps between looks of the runs that are watched.
         look_examples: Held-out examples of which a look takes the loss; of text, documents.
         text_sequences: Of the text, that forgetting is measured on; None for all.
@@ -133,6 +134,7 @@ class Base:
     turns: Turns | None = None
     studies: tuple[str, ...] | None = None
     cost: Cost | None = None
+    group_by_length: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -198,7 +200,8 @@ MINILM = Base(
     epochs=1,
     batch=16,
     max_length=48,
-    bf16=True,
+    bf16=False,
+    group_by_length=True,
     look_every=75,
     look_examples=256,
     text_sequences=128,
@@ -228,7 +231,7 @@ DEMO = Base(
     epochs=1,
     batch=4,
     max_length=128,
-    bf16=True,
+    bf16=False,
     look_every=25,
     look_examples=3,
     text_sequences=64,

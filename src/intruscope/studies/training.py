@@ -28,6 +28,7 @@ def tune_settings(work: Run | Chain, *, look_every: int = 0) -> TuneSettings:
         batch=work.batch,
         max_length=work.max_length,
         bf16=work.bf16,
+        group_by_length=work.group_by_length,
         seed=work.seed,
         watch_every=look_every,
         eval_every=look_every or None,
