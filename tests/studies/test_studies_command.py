@@ -32,6 +32,28 @@ def study(*arguments, code=0):
     return done.stdout, done.stderr
 
 
+def start(*arguments):
+    """Begin, and do not wait."""
+    return subprocess.Popen(
+        command(*arguments),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_after(process, out, number):
+    """With ``kill -9``, once so many runs are finished; gives how many were."""
+    deadline = time.monotonic() + 600
+    while finished(out) < number and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = finished(out)
+    assert kept >= number
+    return kept
+
+
 def finished(out):
     path = out / "journal" / "records.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -41,19 +63,8 @@ def finished(out):
 def whole(tmp_path_factory):
     """All claims, killed once in the middle of a run."""
     out = tmp_path_factory.mktemp("studies") / "all"
-    process = subprocess.Popen(
-        command("run", "all", "--scale", "smoke", "--out", out, "-q"),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 600
-    while finished(out) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    kept = finished(out)
-    assert kept >= 2
+    process = start("run", "all", "--scale", "smoke", "--out", out, "-q")
+    kept = kill_after(process, out, 2)
     before = {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/settings.json")}
     said, noted = study("run", "all", "--scale", "smoke", "--out", out, "--jobs", "2")
     return {"out": out, "kept": kept, "before": before, "said": said, "noted": noted}
@@ -89,6 +100,35 @@ def test_an_uninterrupted_study_of_one_claim_gives_the_same_figures(whole, tmp_p
     assert len(fresh) == 2
     for key, record in fresh.items():
         assert without_times(record) == without_times(pooled[key])
+
+
+@pytest.mark.slow
+def test_the_second_machine_takes_what_the_first_one_finished(whole, tmp_path):
+    """A fresh folder that knows the pool's table of one seed; killed; resumed without the table."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", first, "-q")
+    study("report", "--out", first)
+    carried = first / "results" / "runs.parquet"
+    process = start("run", "C5", "--scale", "smoke", "--known", carried, "--out", second, "-q")
+    kill_after(process, second, 3)
+    carried.unlink()
+    _, noted = study("run", "C5", "--scale", "smoke", "--out", second)
+    assert "2 runs taken from" in noted
+    assert "2 runs made here" in noted
+    assert {path.name for path in (second / "runs").iterdir()} == records(second).keys() - records(
+        first
+    ).keys()
+    study("report", "--out", second)
+    halves, pool = results(second), records(whole["out"])
+    assert len(halves) == 4
+    for key, record in halves.items():
+        assert without_times(record) == {**without_times(pool[key]), "key": key}
+
+
+def results(out):
+    from intruscope.studies.records import read_results
+
+    return read_results(out / "results" / "runs.parquet")[0]
 
 
 def records(out):

@@ -1,11 +1,8 @@
 """The pool without any training: what is run, what is kept, what a failure does to the rest."""
 
-from collections import Counter
-from typing import ClassVar
-
 import pytest
+from pretended_runs import digests_of, pretend
 
-from intruscope.engine.executors import Event, Executor
 from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhausted, UsageError
 from intruscope.studies import execute as execute_module
 from intruscope.studies import pool
@@ -14,36 +11,9 @@ from intruscope.studies.recipes import places
 from intruscope.studies.scales import MINI, SMOKE
 
 
-class Counting(Executor):
-    """Runs nothing; notes what it was asked for, and fails where it is told to."""
-
-    asked: ClassVar[Counter] = Counter()
-    failing: ClassVar[set] = set()
-
-    def __init__(self, function, *, num_workers, threads_per_worker):
-        assert (function, threads_per_worker) == ("intruscope.studies.execute:execute", 1)
-
-    def start(self):
-        pass
-
-    def close(self):
-        pass
-
-    def run(self, tasks):
-        for task in tasks:
-            Counting.asked[task.key] += 1
-            failed = task.payload.work.method in Counting.failing
-            yield Event("started", task.key)
-            yield Event("done", task.key, {"failed": "no luck"} if failed else {"status": "ok", "count": 1})
-
-
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
-    Counting.asked, Counting.failing = Counter(), set()
-    monkeypatch.setattr(pool, "LocalExecutor", Counting)
-    monkeypatch.setattr(pool, "inputs_of", lambda base, out, data, unpack=None: base)
-    monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": f"hash of {base.name}"})
-    return Counting
+    return pretend(monkeypatch)
 
 
 def keys(*recipes, scale=SMOKE):
@@ -97,17 +67,16 @@ def test_seeds_are_runs_of_their_own(tmp_path, counted):
 def test_other_inputs_another_scale_and_a_second_study_are_refused(tmp_path, monkeypatch):
     out = tmp_path / "study"
     pool.run_study(SMOKE, out, recipes=["trajectory"])
-    monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": "another"})
+    monkeypatch.setattr(pool, "digests", lambda base, inputs: digests_of(base, inputs, text="another"))
     with pytest.raises(OutputConflict, match=r"inputs\.tiny-bert\.text"):
         pool.run_study(SMOKE, out, recipes=["trajectory"])
-    monkeypatch.setattr(pool, "check_data", lambda scale, data: None)
     with pytest.raises(OutputConflict, match="scale"):
         pool.run_study(MINI, out, recipes=["trajectory"])
     from intruscope.engine.journal import Journal
 
     plan = pool.json.loads((out / "journal" / "plan.json").read_bytes())
     with Journal(out / "journal", plan), pytest.raises(OutputConflict, match="another run is using"):
-        monkeypatch.setattr(pool, "digests", lambda base, inputs: {"text": f"hash of {base.name}"})
+        monkeypatch.setattr(pool, "digests", digests_of)
         pool.run_study(SMOKE, out, recipes=["trajectory"])
 
 
@@ -117,13 +86,13 @@ def test_a_changed_line_of_code_does_not_throw_finished_runs_away(tmp_path, monk
     monkeypatch.setattr(pool, "code_digest", lambda: "0" * 64)
     assert pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"]).num_new == 0
     monkeypatch.setattr(pool, "version", lambda name: "99.0")
-    with pytest.raises(OutputConflict, match=r"expected intruscope\.study/1 of 99\.0"):
+    with pytest.raises(OutputConflict, match=r"expected intruscope\.study/2 of 99\.0"):
         pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
 
 
 def test_a_folder_without_a_study_is_told(tmp_path):
     with pytest.raises(UsageError, match="without a study"):
-        pool.read_study(tmp_path)
+        pool.study_records(tmp_path)
 
 
 # --- one piece of work -----------------------------------------------------------------------------------
@@ -131,7 +100,7 @@ def test_a_folder_without_a_study_is_told(tmp_path):
 
 def assignment(tmp_path):
     work = places(SMOKE)[0].work
-    return Assignment(work=work, scale="smoke", out=tmp_path, data=None, digests={})
+    return Assignment(work=work, scale="smoke", out=tmp_path, data=None, inputs={})
 
 
 def test_a_fault_in_one_run_is_its_result_and_a_full_disk_ends_all(tmp_path, monkeypatch):

@@ -100,7 +100,8 @@ def test_the_shipped_base_is_unpacked_once_by_who_knows_it(tmp_path):
     found = inputs_of(DEMO, tmp_path, None, unpack=unpack)
     assert inputs_of(DEMO, tmp_path, None) == found
     assert set(digests(DEMO, found)) == {
-        "base/model.safetensors", "text", "reference/train", "reference/eval"
+        "base/model.safetensors", "base/config.json", "base/tokenizer.json", "base/tokenizer_config.json",
+        "text", "reference/train", "reference/eval",
     }  # fmt: skip
     train, held_out = (found.task("reference", split) for split in ("train", "eval"))
     assert isinstance(held_out, TextTask)

@@ -75,6 +75,13 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the study; the same again goes on where it stopped.")],
     scale: ScaleName = "mini",
     data: Annotated[Path | None, typer.Option(help="Folder that holds models/, tasks/ and text/.")] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Do not run again what is finished there: a runs.parquet, a study's folder, or 'shipped' "
+            "for the results of this package. May be given several times."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
     seeds: Seeds = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every tuned model.")] = False,
@@ -99,6 +106,8 @@ def run(
     from intruscope.demo.unpack import unpack
     from intruscope.report.study import claims_table
     from intruscope.studies.judge import judge
+    from intruscope.studies.known import told_refusals
+    from intruscope.studies.origins import told_origins
     from intruscope.studies.pool import check_complete, run_study
 
     with stage_progress(quiet=quiet) as bar:
@@ -112,6 +121,7 @@ def run(
             recipes=recipes,
             seeds=chosen,
             data=data,
+            known=known or (),
             jobs=jobs,
             keep_models=keep_models,
             unpack=unpack,
@@ -120,7 +130,11 @@ def run(
     if not quiet:
         judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]
         show([claims_table(judged)], width=110)
-        note(f"{len(report.records)} runs, {report.num_new} of them new; intruscope study report --out {out}")
+        for line in (*told_refusals(report.refused), *told_origins(report.records.values())):
+            note(line)
+        taken = f", {report.num_taken} taken from what is known" if known else ""
+        told = f"{len(report.records)} runs, {report.num_new} of them new{taken}"
+        note(f"{told}; intruscope study report --out {out}")
     check_complete(report)
 
 

@@ -15,6 +15,7 @@ from intruscope.report.html import render_page
 from intruscope.report.study_strips import strip
 from intruscope.report.words import printable_text
 from intruscope.studies.measure import CONTROLS, STRENGTHS
+from intruscope.studies.origins import told_origins
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.scales import find_scale
 from intruscope.studies.verdicts import OUTCOMES
@@ -88,6 +89,7 @@ def study_page(
             for record in records.values()
             if record["status"] != "ok"
         ],
+        origins=told_origins(records.values()),
         rates=[(base.name, base.rates.source) for base in scale.bases],
         version=version("intruscope"),
     )

@@ -1,8 +1,8 @@
 """One piece of work of a study, in its own folder: what a worker process runs.
 
-``settings.json`` says what it is and with what it was made. A run that was killed goes on from the last
-checkpoint of its training, and from the last part that was measured. A model is dropped once everything of it
-is measured.
+``settings.json`` says what it is and with what it was made, and so does the record that comes of it. A run
+that was killed goes on from the last checkpoint of its training, and from the last part that was measured. A
+model is dropped once everything of it is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.inputs import Inputs
-    from intruscope.studies.scales import Base
+    from intruscope.studies.scales import Base, Scale
 
 FAILED = "failed"
 """Key of a result that is none: it is told, not kept, and tried again by the next study."""
@@ -39,7 +39,7 @@ class Assignment:
         scale: Name of the scale.
         out: Folder of the study.
         data: Folder of models, tasks and texts.
-        digests: Of what the work reads.
+        inputs: SHA-256 of what the work reads, by name.
         keep_models: Keep them.
     """
 
@@ -47,7 +47,7 @@ class Assignment:
     scale: str
     out: Path
     data: Path | None
-    digests: dict[str, str]
+    inputs: dict[str, str]
     keep_models: bool = False
 
 
@@ -55,9 +55,9 @@ def execute(assignment: Assignment) -> dict[str, Any]:
     """Do one piece of work, or what is left of it.
 
     Returns:
-        The figures, with ``status``: ``ok``, or ``diverged`` with a ``reason``: the loss or a weight became
-        NaN or infinite, or the model learned nothing (:mod:`intruscope.studies.measure`). Or
-        ``{"failed": why}``.
+        The figures with ``settings``, ``origin`` and ``status``: ``ok``, or ``diverged`` with a ``reason``:
+        the loss or a weight became NaN or infinite, or the model learned nothing
+        (:mod:`intruscope.studies.measure`). Or ``{"failed": why}``.
 
     Raises:
         ResourceExhausted: memory or disk; everything waits until there is room.
@@ -78,17 +78,27 @@ def execute(assignment: Assignment) -> dict[str, Any]:
 
 
 def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
-    from intruscope.adapters.live_models import quiet
+    from intruscope.studies.origins import origin_of
 
     work = assignment.work
     folder.mkdir(parents=True, exist_ok=True)
-    _describe(assignment, folder / "settings.json")
+    scale = find_scale(assignment.scale)
+    origin = origin_of(work, scale, assignment.inputs)
+    told = {"key": work.key, "settings": settings_of(work)}
+    write_json_file({"schema": "intruscope.study.run/2", **told, **origin}, folder / "settings.json")
+    return {**_figures(assignment, scale, folder), **told, "origin": origin}
+
+
+def _figures(assignment: Assignment, scale: Scale, folder: Path) -> dict[str, Any]:
+    from intruscope.adapters.live_models import quiet
+
+    work = assignment.work
     if isinstance(work, Checkpoint):
         from intruscope.studies.weights import weight_figures
 
         found = weight_figures(work.base, work.tuned, work=folder / "scans", is_large=True)
         return {"status": "ok", "reason": None, **found}
-    base = find_scale(assignment.scale).base(work.base)
+    base = scale.base(work.base)
     inputs = inputs_of(base, assignment.out, assignment.data)
     with quiet():
         if isinstance(work, Chain):
@@ -101,21 +111,6 @@ def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
         for name in ("train/model", "merged", "scans", "survey", "sweep"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return found
-
-
-def _describe(assignment: Assignment, path: Path) -> None:
-    from intruscope.studies.measure import environment_of
-    from intruscope.studies.pool import code_digest
-
-    record = {
-        "schema": "intruscope.study.run/1",
-        "key": assignment.work.key,
-        "settings": settings_of(assignment.work),
-        "inputs": assignment.digests,
-        "code_sha256": code_digest(),
-        "environment": environment_of(),
-    }
-    write_json_file(record, path)
 
 
 def _run(run: Run, base: Base, inputs: Inputs, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import OutputConflict, UsageError, printable
@@ -20,13 +21,23 @@ from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from intruscope.forgetting.named_tasks import Split
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
     from intruscope.studies.scales import Base, Scale
 
+_BESIDE_WEIGHTS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""What makes other tokens or another network of the same weights."""
 _TEXT, _TRAIN, _HELD_OUT = "text.jsonl", "train.jsonl", "held_out.jsonl"
 
 
@@ -128,24 +139,27 @@ def inputs_of(
 
 
 def digests(base: Base, inputs: Inputs) -> dict[str, str]:
-    """SHA-256 of the base's weights, of the text and of both sides of every task.
+    """SHA-256 of the base's weights, configuration and tokenizer, of the text and of both sides of tasks.
 
     Raises:
         IntruscopeError: one of them cannot be read.
     """
     from intruscope.weights.source import open_model
 
-    found = {}
-    for record in open_model(inputs.base).inputs:
-        with open(str(record["path"]), "rb") as stream:  # noqa: PTH123 - as the source names it
-            found[f"base/{str(record['path']).rpartition('/')[2]}"] = hashlib.file_digest(
-                stream, "sha256"
-            ).hexdigest()
+    source = open_model(inputs.base)
+    weights = [Path(str(record["path"])) for record in source.inputs]
+    beside = [source.path / name for name in _BESIDE_WEIGHTS]
+    found = {f"base/{path.name}": _sha256(path) for path in (*weights, *beside) if path.is_file()}
     found["text"] = read_texts(inputs.text).sha256
     for name in dict.fromkeys([*base.tasks, *(base.turns.tasks if base.turns else ())]):
         for split in ("train", "eval"):
             found[f"{name}/{split}"] = inputs.task(name, split).sha256
     return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -1,12 +1,12 @@
 """The pool of a study: what is asked for and not there yet is run, each piece once, whoever asked for it.
 
 ``journal/`` says at which scale, on which inputs and by which version the study runs, keeps a second one out,
-and holds a record of everything that is finished; ``runs/KEY/`` is the folder of one piece of work.
+and holds a record of everything that is finished, here or elsewhere; ``runs/KEY/`` is the folder of one piece
+of work that is done here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from intruscope.engine.tasks import Task
 from intruscope.errors import IncompleteResult, OutputConflict, UsageError
 from intruscope.studies.grid import label_of
 from intruscope.studies.inputs import check_data, check_seeds, digests, inputs_of
+from intruscope.studies.known import read_known, take
+from intruscope.studies.origins import code_digest, inputs_read
 from intruscope.studies.recipes import places
 from intruscope.studies.records import records_of
 from intruscope.studies.sizes import core_seconds
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
-SCHEMA = "intruscope.study/1"
+SCHEMA = "intruscope.study/2"
 _FUNCTION = "intruscope.studies.execute:execute"
+_PLAN = Path("journal") / "plan.json"
 _SHOWN = 3
 
 
@@ -45,11 +48,15 @@ class StudyReport:
     Attributes:
         records: One for each piece of work that was asked for and is finished, by key.
         num_new: Of them, how many were run just now.
+        num_taken: How many were taken just now from what is known.
+        refused: How many known records were another run after all, by place and difference.
         failed: Label and reason of what has no record.
     """
 
     records: Mapping[str, Record]
     num_new: int
+    num_taken: int
+    refused: Mapping[tuple[str, str], int]
     failed: tuple[tuple[str, str], ...]
 
 
@@ -65,6 +72,7 @@ def run_study(
     recipes: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     data: Path | None = None,
+    known: Sequence[str] = (),
     jobs: int = 1,
     keep_models: bool = False,
     unpack: Callable[[Path], None] | None = None,
@@ -78,6 +86,9 @@ def run_study(
         recipes: By name; all by default.
         seeds: Instead of the scale's.
         data: Folder of models, tasks and texts.
+        known: Finished runs from elsewhere, which are taken instead of being run where nothing that a figure
+            depends on differs: see :func:`intruscope.studies.known.read_known`. The first that has one
+            counts.
         jobs: Processes, of one thread each.
         keep_models: Keep every tuned model.
         unpack: Fills a folder with what is shipped (``intruscope.demo.unpack``).
@@ -87,7 +98,8 @@ def run_study(
         Records of everything that was asked for, also of what was there before.
 
     Raises:
-        UsageError: seeds that make no sense, or data that are not there.
+        UsageError: seeds that make no sense, or data or known results that are not there.
+        MalformedInput: known results that are damaged or of another schema.
         OutputConflict: the folder holds something else, a study of another version, scale or input, or one
             that is running.
         ResourceExhausted: no memory or no room; what is finished is kept.
@@ -98,11 +110,16 @@ def run_study(
         check_seeds(seeds)
     check_data(scale, data)
     works = wanted(places(scale, recipes, of_seeds=seeds))
+    elsewhere = [read_known(name, scale) for name in known]
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     read = {base.name: digests(base, inputs_of(base, out, data, unpack=unpack)) for base in scale.bases}
     with _journal(out, scale, read) as journal:
         before = set(journal.records)
+        missing = {key: work for key, work in works.items() if key not in before}
+        taken = take(elsewhere, missing, scale, read)
+        for key, record in taken.records.items():
+            journal.append(key, record)
         tasks = [
             Task(
                 key=key,
@@ -111,7 +128,7 @@ def run_study(
                     scale=scale.name,
                     out=out.resolve(),
                     data=data.resolve() if data is not None else None,
-                    digests=read.get(work.base, {}),
+                    inputs=inputs_read(work, read.get(work.base, {})),
                     keep_models=keep_models,
                 ),
                 weight=core_seconds(work, scale) or 1.0,
@@ -126,7 +143,13 @@ def run_study(
             if outcome.record is None
         ]
         records = records_of(works, journal.records)
-    return StudyReport(records=records, num_new=len(set(records) - before), failed=tuple(failed))
+    return StudyReport(
+        records=records,
+        num_new=len(set(records) - before - set(taken.records)),
+        num_taken=len(taken.records),
+        refused=taken.refused,
+        failed=tuple(failed),
+    )
 
 
 def check_complete(report: StudyReport) -> None:
@@ -144,15 +167,20 @@ def check_complete(report: StudyReport) -> None:
         )
 
 
-def read_study(out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The scale of a study, and its records as they are in its journal, also while it is running.
+def is_study(path: Path) -> bool:
+    """Whether a folder is a study's."""
+    return (path / _PLAN).is_file()
+
+
+def study_records(out: Path) -> tuple[str, dict[str, Record]]:
+    """The scale of a study and its records with their settings, also while it is running.
 
     Raises:
         UsageError: the folder holds no study.
         OutputConflict: of another version.
     """
-    path = out / "journal" / "plan.json"
-    if not path.is_file():
+    path = out / _PLAN
+    if not is_study(out):
         raise UsageError(
             "got a folder without a study, expected the --out of intruscope study run",
             remedy="run one first: intruscope study run all --scale smoke --out DIR",
@@ -161,20 +189,8 @@ def read_study(out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
     plan = json.loads(path.read_bytes())
     if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
         raise _other_version(out, plan)
-    return str(plan["scale"]), read_records(out / "journal")
-
-
-def study_records(out: Path) -> tuple[str, dict[str, Record]]:
-    """The scale of a study and its records with their settings; errors as :func:`read_study`."""
-    scale, journaled = read_study(out)
-    settings = {key: work_of(out, key) for key in journaled}
-    return scale, {key: {**journaled[key], "key": key, "settings": settings[key]} for key in journaled}
-
-
-def work_of(out: Path, key: str) -> dict[str, Any]:
-    """The settings of one piece of work, from its folder."""
-    found: dict[str, Any] = json.loads((out / "runs" / key / "settings.json").read_bytes())["settings"]
-    return found
+    found = read_records(out / "journal")
+    return str(plan["scale"]), {key: {**record, "key": key} for key, record in found.items()}
 
 
 def _other_version(out: Path, plan: Mapping[str, Any]) -> OutputConflict:
@@ -190,7 +206,7 @@ def _check_folder(out: Path) -> None:
     """Nothing but a study may be in the folder."""
     if out.exists() and not out.is_dir():
         raise OutputConflict("is a file, expected a folder", remedy="choose another --out", file=out)
-    if out.is_dir() and any(out.iterdir()) and not (out / "journal" / "plan.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not is_study(out):
         ours = {"inputs", "journal"}  # a study that was stopped before its plan was written
         foreign = sorted(each.name for each in out.iterdir() if each.name not in ours)
         if foreign:
@@ -206,7 +222,7 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
         "code": code_digest(),
         "inputs": {base: dict(found) for base, found in read.items()},
     }
-    path = out / "journal" / "plan.json"
+    path = out / _PLAN
     if path.is_file():
         before = json.loads(path.read_bytes())
         if before.get("schema") != SCHEMA or before.get("version") != plan["version"]:
@@ -216,15 +232,6 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
         return Journal(out / "journal", plan)
     except OutputConflict as error:
         raise OutputConflict(error.fact, remedy="choose another --out", file=out) from None
-
-
-def code_digest() -> str:
-    """SHA-256 over the package's own source files, by name: what a version number alone does not tell."""
-    root = Path(__file__).parents[1]
-    state = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return state.hexdigest()
 
 
 class _Lenient(Executor):

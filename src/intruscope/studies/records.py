@@ -1,11 +1,15 @@
 """Results: one record for each piece of work, as Parquet that is small enough to be kept.
 
 A row holds the settings and the figures. What a table has no column for (looks, interventions) is JSON in the
-column ``more``, so that the rows read back are the rows that were written.
+column ``more``, so that the rows read back are the rows that were written. Each row says where it is from
+(:mod:`intruscope.studies.origins`), and the file carries a checksum over all of them, so that a table that
+was changed by hand is not taken for results. The schema changes whenever a column comes to mean something
+else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from intruscope.studies.recipes import Place
 
 Record = dict[str, Any]
-SCHEMA = "intruscope.study.results/1"
+SCHEMA = "intruscope.study.results/2"
 FILE = "runs.parquet"
 COMMITTED = Path(__file__).parent / "results"
 """Results that are part of the package: a folder for each scale that was run."""
@@ -58,6 +62,11 @@ _NUMBERS = (
     "measure_seconds",
 )
 _TEXTS = ("key", "status", "reason", "options", "more")
+_ORIGIN = ("inputs", "resolved", "environment")
+"""Of where a record is from; JSON, as it is read and compared as a whole."""
+_CODE = "code_sha256"
+_APART = ("settings", "origin", "taken_from")
+_CHECKSUM = b"records_sha256"
 
 
 def records_of(works: Mapping[str, Work], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Record]:
@@ -88,7 +97,7 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
 
     Args:
         records: By key.
-        path: The file.
+        path: The file. That a record was taken from elsewhere is not kept in it; what made it is.
         about: What the file says of itself: scale, version.
 
     Raises:
@@ -98,7 +107,7 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
     import pyarrow.parquet as pq
 
     schema = pa.schema(
-        [(name, pa.string()) for name in (*_TEXTS, "kind", "base", "task", "method")]
+        [(name, pa.string()) for name in (*_TEXTS, "kind", "base", "task", "method", *_ORIGIN, _CODE)]
         + [("rate", pa.float64()), ("seed", pa.int64()), ("examples", pa.int64())]
         + [(name, pa.float64()) for name in _NUMBERS],
         metadata={"schema": SCHEMA, **about},
@@ -110,11 +119,12 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
         settings = record["settings"]
         flat = {name: settings[name] for name in _SETTINGS if name in settings}
         flat |= {name: record.get(name) for name in _NUMBERS}
-        rest = {k: v for k, v in record.items() if k not in columns and k != "settings"}
+        rest = {k: v for k, v in record.items() if k not in columns and k not in _APART}
         rest_of_settings = {k: v for k, v in settings.items() if k not in columns}
         rows.append(
             {
                 **flat,
+                **_flat_origin(record),
                 "key": key,
                 "status": record["status"],
                 "reason": record.get("reason"),
@@ -123,6 +133,8 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
             }
         )
     table = pa.Table.from_pylist(rows, schema=schema)
+    checksum = {_CHECKSUM: _checksum(table.to_pylist()).encode()}
+    table = table.replace_schema_metadata({**schema.metadata, **checksum})
 
     def write(stream: IO[bytes]) -> None:
         pq.write_table(table, stream, compression="zstd")
@@ -134,7 +146,7 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
     """The records of a table, and what it says of itself.
 
     Raises:
-        MalformedInput: it is no such table.
+        MalformedInput: it is no such table, one of another schema, or one that was changed since.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -144,8 +156,11 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
         about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if about.get("schema") != SCHEMA:
             raise ValueError(f"schema {about.get('schema')}")
+        rows = table.to_pylist()
+        if about.pop(_CHECKSUM.decode(), None) != _checksum(rows):
+            raise ValueError("rows that do not fit the file's checksum")
         found = {}
-        for row in table.to_pylist():
+        for row in rows:
             more = json.loads(row.pop("more"))
             settings = {name: row[name] for name in _SETTINGS if row[name] is not None}
             settings |= {"options": json.loads(row["options"]), **more.pop("settings")}
@@ -153,6 +168,7 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
             found[row["key"]] = {
                 **figures,
                 **more,
+                **_origin(row),
                 "key": row["key"],
                 "status": row["status"],
                 "reason": row["reason"],
@@ -169,3 +185,24 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
 
 def _number(value: float) -> float | int:
     return int(value) if value.is_integer() else value
+
+
+def _flat_origin(record: Mapping[str, Any]) -> dict[str, str]:
+    origin = record.get("origin")
+    if origin is None:
+        return {}
+    return {_CODE: origin[_CODE], **{name: json.dumps(origin[name], sort_keys=True) for name in _ORIGIN}}
+
+
+def _origin(row: Mapping[str, Any]) -> dict[str, Any]:
+    if row[_CODE] is None:
+        return {}
+    return {"origin": {_CODE: row[_CODE], **{name: json.loads(row[name]) for name in _ORIGIN}}}
+
+
+def _checksum(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over the rows as Parquet holds them, in their order."""
+    state = hashlib.sha256()
+    for row in rows:
+        state.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return state.hexdigest()
