@@ -133,3 +133,31 @@ def test_a_run_without_intruders_has_no_lives(tmp_path):
     write_run(tmp_path, [(0, [base]), (5, [vector(0, 11.0, 0.99, "aligned")])])
     found = life_figures(tmp_path)
     assert (found["rank_change"], found["log_growth"], found["most_at_any_look"]) == (None, None, 0)
+
+
+def test_the_course_of_every_intruder_of_the_last_look_is_kept_from_its_first_look(tmp_path):
+    base = vector(0, 10.0, 1.0, "aligned")
+    write_run(
+        tmp_path,
+        [
+            (0, [base]),
+            (2, [base, vector(7, 2.0, 0.8, "aligned"), vector(3, 1.0, 0.1, "intruder")]),
+            (4, [vector(7, 8.123456, 0.3, "intruder"), base]),
+        ],
+    )
+    assert "followed" not in life_figures(tmp_path)
+    (course,) = life_figures(tmp_path, num_followed=12)["followed"]
+    assert course == {
+        "matrix": "m",
+        "step": [2, 4],
+        "rank": [2, 1],
+        "singular_value": [2.0, 8.123],
+        "alignment": [0.8, 0.3],
+    }
+
+
+def test_of_too_many_intruders_every_so_manieth_is_followed(tmp_path):
+    vectors = [vector(track, 20.0 - track, 0.1, "intruder") for track in range(10)]
+    write_run(tmp_path, [(0, []), (3, vectors)])
+    found = life_figures(tmp_path, num_followed=4)["followed"]
+    assert [course["rank"] for course in found] == [[1], [3], [6], [8]]

@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from intruscope.train.looks import VectorLook
 
 Point = dict[str, float | None]
+_DIGITS = 4
+"""Significant ones of what is kept for pictures."""
 
 
-def life_figures(run: Path) -> dict[str, Any]:
+def life_figures(run: Path, *, num_followed: int = 0) -> dict[str, Any]:
     """Figures of a watched run.
 
     Args:
         run: Its folder, finished.
+        num_followed: Intruders at most whose whole course is kept.
 
     Returns:
         ``rank_change``, ``log_growth``, ``alignment_change`` (means over the intruders of the last look, from
         the first look that saw the vector to the last; None without any that two looks saw),
-        ``most_at_any_look``, and ``looks``: step, count, forgetting and held-out loss of each.
+        ``most_at_any_look``, and ``looks``: step, count, forgetting and held-out loss of each. Where some are
+        followed, ``followed`` too (:func:`followed`).
 
     Raises:
         MalformedInput: the file of looks is none.
@@ -48,7 +52,49 @@ def life_figures(run: Path) -> dict[str, Any]:
         **_lives(looks),
         "most_at_any_look": max(len(look.intruders) for look in looks),
         "looks": points,
+        **({"followed": followed(looks, num_followed)} if num_followed else {}),
     }
+
+
+def followed(looks: Sequence[Look], most: int) -> list[dict[str, Any]]:
+    """The courses of intruders of the last look, from the first look that saw each.
+
+    Where there are more than ``most``, every so manieth is taken in the order of matrices and ranks:
+    none is chosen for how it looks.
+
+    Args:
+        looks: Of one run, in order.
+        most: At most so many.
+
+    Returns:
+        Of each its ``matrix``, and at every step that saw it, as lists: ``step``, ``rank`` (from 1),
+        ``singular_value`` and ``alignment``.
+    """
+    last = [
+        (place, vector.track)
+        for place, matrix in enumerate(looks[-1].matrices)
+        for vector in matrix.vectors
+        if vector.verdict == "intruder"
+    ]
+    chosen = [last[number * len(last) // most] for number in range(most)] if len(last) > most else last
+    return [_course(looks, place, track) for place, track in chosen]
+
+
+def _course(looks: Sequence[Look], place: int, track: int) -> dict[str, Any]:
+    course: dict[str, Any] = {"matrix": looks[-1].matrices[place].name}
+    course |= {name: [] for name in ("step", "rank", "singular_value", "alignment")}
+    for look in looks:
+        for rank, vector in enumerate(look.matrices[place].vectors, start=1):
+            if vector.track == track:
+                course["step"].append(look.step)
+                course["rank"].append(rank)
+                course["singular_value"].append(_short(vector.singular_value))
+                course["alignment"].append(_short(_alignment(vector)))
+    return course
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def _lives(looks: Sequence[Look]) -> dict[str, float | None]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CONTROLS = ("intruders", "matched_change", "uniform", "neighbour_above", "neighbour_below")
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.5)
+NUM_FOLLOWED = 12
+"""Intruders whose whole course is kept, of a run that pictures show."""
 _BATCH_TOKENS = 4096
 _LOSSES_OF_BASE: dict[tuple[Any, ...], SequenceLosses] = {}
 """Of the bases that this process has measured: they are the same for every run."""
@@ -50,8 +52,11 @@ def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Jo
         IntruscopeError: a file is damaged, or a loss is not finite.
     """
     from intruscope.studies.lives import life_figures
+    from intruscope.studies.recipes import is_pictured
+    from intruscope.studies.similarity import similarity_figures
     from intruscope.studies.weights import weight_figures
 
+    is_shown = is_pictured(run, base)
     model = str(readable_model(run, inputs, folder))
     found: dict[str, Any] = {}
 
@@ -62,8 +67,10 @@ def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Jo
 
     once("behaviour", lambda: behaviour_figures(run, base, inputs, model))
     once("weights", lambda: weight_figures(inputs.base, model, work=folder / "scans"))
+    if is_shown:
+        once("similarity", lambda: similarity_figures(inputs.base, model))
     if run.look_every:
-        once("looks", lambda: life_figures(folder / "train"))
+        once("looks", lambda: life_figures(folder / "train", num_followed=NUM_FOLLOWED if is_shown else 0))
     if run.interventions:
         once("interventions", lambda: _interventions(run, base, inputs, model, folder))
     return found

@@ -21,6 +21,8 @@ _EDITED = (1, 8)
 _WATCHED = (1, 8, 64)
 """Ranks, and full width besides, whose runs are watched: C5, C12 and C23 need looks."""
 _ADALORA_START = 12
+_PICTURED_SEED = 0
+"""A picture of one run is of this one, chosen before any ran."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ def _lora_ranks(cell: Cell) -> dict[str, Run]:
 def counts(cell: Cell) -> dict[str, Run]:
     """Figure 4, C1, C2, C4, C22: LoRA at every rank beside full fine-tuning."""
     return {"full": cell.full(), **_lora_ranks(cell)}
+
+
+def is_pictured(run: Run, base: Base) -> bool:
+    """Whether similarity maps and single intruders' courses are kept of a run: the counts' at seed 0.
+
+    Args:
+        run: A run.
+        base: Its base.
+    """
+    return run.seed == _PICTURED_SEED and run in counts(Cell(base, run.task, run.seed)).values()
 
 
 def rates(cell: Cell) -> dict[str, Run]:
