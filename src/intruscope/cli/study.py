@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.engine.tasks import Progress
+    from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
 study = typer.Typer(
@@ -150,6 +151,56 @@ def report(
     paths = write_study(out)
     if not quiet:
         show([f"in {path}" for path in paths])
+
+
+@study.command()
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(
+            help="One SELECT over runs, counts, looks, interventions, arms, verdicts and statements."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
+    ] = None,
+    json: Annotated[str | None, typer.Option(help="Write the answer as JSON; - for stdout.")] = None,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Ask a study a question in SQL; also while it is running. Nothing can be changed by it.
+
+    Needs the 'lab' extra. "DESCRIBE runs" shows the columns of a table.
+    """
+    from intruscope.adapters.live_models import require
+
+    require("duckdb")
+    from intruscope.report.study_query import answer_table
+    from intruscope.studies.query import query as ask
+    from intruscope.studies.query import query_json
+
+    scale, records = _records(out)
+    answer = ask(sql, scale, records)
+    write_record(query_json(sql, answer), json)
+    if json != "-":
+        show([answer_table(answer)], width=140)
+
+
+def _records(out: Path | None) -> tuple[str, dict[str, Record]]:
+    """Of a study's folder, or those that ship."""
+    if out is not None:
+        from intruscope.studies.pool import study_records
+
+        return study_records(out)
+    from intruscope.studies.judge import committed
+    from intruscope.studies.records import read_results
+
+    found = committed()
+    if found is None:
+        raise UsageError(
+            "got no --out, and no results ship with this version, expected a study to ask",
+            remedy="name the folder of one with --out",
+        )
+    return found[0], read_results(found[1])[0]
 
 
 def _plan(recipes: Sequence[str], scale: str, seeds: list[int] | None, json: str | None) -> None:

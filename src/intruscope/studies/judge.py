@@ -65,11 +65,11 @@ def judge(
         records: By key.
         claims: All by default.
     """
-    every = _places_with(scale_name, records)
+    every = places_with(scale_name, records)
     return [_judged(claim, [p for p in every if p.recipe == claim.recipe], records) for claim in claims]
 
 
-def _places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
+def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
     """The arms of a scale, and of whatever other seeds the records hold."""
     scale = find_scale(scale_name)
     usual = places(scale)

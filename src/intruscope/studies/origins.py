@@ -50,8 +50,14 @@ def origin_of(work: Work, scale: Scale, inputs: Mapping[str, str]) -> Origin:
         "inputs": dict(inputs),
         "resolved": resolved(work, scale),
         "code_sha256": code_digest(),
-        "environment": environment_of(),
+        "environment": dict(_environment()),
     }
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """Read once a process: these are files."""
+    return environment_of()
 
 
 def inputs_read(work: Work, digests: Mapping[str, str]) -> dict[str, str]:

@@ -29,7 +29,7 @@ FILE = "runs.parquet"
 COMMITTED = Path(__file__).parent / "results"
 """Results that are part of the package: a folder for each scale that was run."""
 _SETTINGS = ("kind", "base", "task", "method", "rate", "seed", "examples")
-_NUMBERS = (
+NUMBERS = (
     "count",
     "candidates",
     "count_attention",
@@ -109,7 +109,7 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
     schema = pa.schema(
         [(name, pa.string()) for name in (*_TEXTS, "kind", "base", "task", "method", *_ORIGIN, _CODE)]
         + [("rate", pa.float64()), ("seed", pa.int64()), ("examples", pa.int64())]
-        + [(name, pa.float64()) for name in _NUMBERS],
+        + [(name, pa.float64()) for name in NUMBERS],
         metadata={"schema": SCHEMA, **about},
     )
     columns = set(schema.names)
@@ -118,7 +118,7 @@ def write_results(records: Mapping[str, Record], path: Path, *, about: Mapping[s
         record = records[key]
         settings = record["settings"]
         flat = {name: settings[name] for name in _SETTINGS if name in settings}
-        flat |= {name: record.get(name) for name in _NUMBERS}
+        flat |= {name: record.get(name) for name in NUMBERS}
         rest = {k: v for k, v in record.items() if k not in columns and k not in _APART}
         rest_of_settings = {k: v for k, v in settings.items() if k not in columns}
         rows.append(
@@ -164,7 +164,7 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
             more = json.loads(row.pop("more"))
             settings = {name: row[name] for name in _SETTINGS if row[name] is not None}
             settings |= {"options": json.loads(row["options"]), **more.pop("settings")}
-            figures = {name: _number(row[name]) for name in _NUMBERS if row[name] is not None}
+            figures = {name: _number(row[name]) for name in NUMBERS if row[name] is not None}
             found[row["key"]] = {
                 **figures,
                 **more,
