@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tune_models import without_dropout, write_bert, write_choices, write_gpt2, 
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
 from intruscope.train.look_file import read_looks
-from intruscope.train.processes import told_once
+from intruscope.train.processes import join, leave, told_once
 
 NUMBERS = {"rank": 2, "lr": 5e-3, "steps": 12, "batch": 8, "save-every": 4, "watch": 4}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -124,6 +125,7 @@ def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
     data = ["--task", str(files / "task.tsv")]
     done = run(files / "bert", data, tmp_path / "run", 2, check=False, batch=7)
     assert done.stderr.count("error[usage]") == 1 and "1 for each of 2 processes" in done.stderr
+    assert re.search(r"exitcode +: 2\b", done.stderr), done.stderr[-3000:]  # what torch's launcher saw
     assert not (tmp_path / "run").exists()
 
 
@@ -157,3 +159,15 @@ def test_what_every_process_meets_is_told_by_the_first_alone(world, rank, speaks
         with pytest.raises(kind) as caught, told_once():
             raise kind("got it", remedy="leave it")
         assert caught.value.is_told == (alike and not speaks)
+
+
+def test_a_process_group_that_was_there_before_is_left_alone():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert join() == 1
+        for code in (0, 5):
+            leave(code)
+            assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One process of runs by several methods; started by torch's launcher, twice."""
+"""One process of runs by several methods; started by torch's launcher, twice. No thread of theirs stays."""
 
 import sys
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 
 from intruscope.forgetting.tasks import load_task  # noqa: E402
+from intruscope.train.processes import leave  # noqa: E402
 from intruscope.train.settings import TuneSettings  # noqa: E402
 from intruscope.train.tune import tune  # noqa: E402
 
@@ -20,3 +21,8 @@ if __name__ == "__main__":
         )
         report = tune(str(folder / "bert"), out=folder / "runs" / method, settings=settings, data=task)
         assert (report.model).is_dir()
+    threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+    assert any("gloo" in name for name in threads)
+    leave()
+    threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), threads

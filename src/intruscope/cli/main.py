@@ -26,6 +26,7 @@ from intruscope.cli.study import study
 from intruscope.cli.sweep import sweep
 from intruscope.cli.tune import tune
 from intruscope.errors import IntruscopeError, printable
+from intruscope.train.processes import leave
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -102,7 +103,9 @@ def main() -> NoReturn:
         code = stop.exit_code
     except Exception as error:
         code = _usage_or_bug(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    leave(code)
+    sys.exit(code)
 
 
 def _usage_or_bug(error: Exception) -> int:

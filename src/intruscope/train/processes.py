@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+_group_is_ours = False
+"""Whether torch's process group was made here, and not by whoever called us."""
 
 
 def is_first() -> bool:
@@ -45,6 +51,36 @@ def join() -> int:
             remedy="start it with: accelerate launch --multi_gpu -m intruscope tune",
         )
     return count
+
+
+def leave(code: int = 0) -> None:
+    """Take leave of the other processes at the end of a run; call it last, when the model is let go.
+
+    Gloo's threads let go of tensors of Python's, for which they need the interpreter's lock. A thread that
+    asks for it while the interpreter is torn down is ended in the middle of C++, and takes the process with
+    it (SIGABRT), when all its work is done. So the threads end before. A process group that was there before
+    this run is left alone, and nobody is waited for.
+
+    Args:
+        code: What this process is to exit with. Where it is not 0, the others may never come to what is under
+            way between the processes, for which closing the group would wait: then this process exits here,
+            after what is registered for an exit.
+    """
+    global _group_is_ours
+    if not _group_is_ours:
+        return
+    import torch.distributed
+
+    _group_is_ours = False
+    if not torch.distributed.is_initialized():
+        return  # whoever called us has closed it
+    if code != 0:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    torch.distributed.destroy_process_group()
+    gc.collect()  # cycles of the trainer's hold the group, and its threads end with it
 
 
 def first(work: Callable[[], T]) -> T:
@@ -101,7 +137,15 @@ def are_equal(tensors: Iterable[Tensor]) -> bool:
 
 
 def _state() -> Any:
+    global _group_is_ours
     import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    if torch.distributed.is_initialized():
+        return PartialState(cpu=not torch.accelerator.is_available())
+    # The group of the moment is a default of its functions, which would keep it if DDP imported it later.
+    import torch.distributed.nn.functional
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    _group_is_ours = torch.distributed.is_initialized()
+    return state
