@@ -10,21 +10,24 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from intruscope.plots.study import epsilon_figure, lives_figure, scatter_figure
+from intruscope.plots.study import study_pictures
+from intruscope.plots.study_draw import picture_figure
 from intruscope.report.html import write_page
 from intruscope.report.study_page import study_page
 from intruscope.studies.grid import settings_of
 from intruscope.studies.judge import Judged, judge, studies_json
 from intruscope.studies.lives import with_equal_fit
+from intruscope.studies.measure import CONTROLS
 from intruscope.studies.pool import study_records
 from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.scales import find_scale
 from intruscope.studies.sizes import kinds, sizes
+from intruscope.sweep.words import CONTROL_NAMES
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from intruscope.studies.recipes import Place
@@ -117,8 +120,8 @@ def write_study(out: Path) -> list[Path]:
     judged = judge(scale_name, records)
     write_json_file(studies_json(judged, f"results/{FILE}"), results / "verdicts.json")
     rows = study_rows(scale_name, records)
-    names = write_figures(lambda: _figures(rows), out / "pictures")
-    pictures = [out / "pictures" / name for name in names if name.endswith(".png")]
+    pictures = study_pictures(rows, {control: CONTROL_NAMES[control] for control in CONTROLS})
+    write_figures(lambda: ((each.name, picture_figure(each)) for each in pictures), out / "pictures")
     write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]
 
@@ -132,12 +135,3 @@ def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list
         if rows:
             found[recipe] = rows
     return found
-
-
-def _figures(rows: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, Any]]:
-    if rows.get("counts"):
-        yield "epsilon", epsilon_figure(rows["counts"])
-    if rows.get("correlations"):
-        yield "scatter", scatter_figure(rows["correlations"])
-    if rows.get("equal_fit"):
-        yield "lives", lives_figure(rows["equal_fit"])
