@@ -19,6 +19,11 @@ def work(payload):
     if what == "sleep":
         time.sleep(value)
         return {"slept": value}
+    if what == "mark":
+        folder, seconds = value
+        open(os.path.join(folder, str(os.getpid())), "w").close()
+        time.sleep(seconds)
+        return {"slept": seconds}
     if what == "die":
         os._exit(3)
     if what == "killed":

@@ -1,5 +1,10 @@
 """The pool without any training: what is run, what is kept, what a failure does to the rest."""
 
+import threading
+import time
+from dataclasses import replace
+from importlib.metadata import version
+
 import pytest
 from pretended_runs import digests_of, pretend
 
@@ -99,8 +104,11 @@ def test_a_folder_without_a_study_is_told(tmp_path):
 
 
 def assignment(tmp_path):
+    """As a worker on some machine gets it: the study's folder is there."""
+    (tmp_path / "journal").mkdir(exist_ok=True)
     work = places(SMOKE)[0].work
-    return Assignment(work=work, scale="smoke", out=tmp_path, data=None, inputs={})
+    number = version("intruscope")
+    return Assignment(work=work, scale="smoke", out=tmp_path, data=None, inputs={}, version=number)
 
 
 def test_a_fault_in_one_run_is_its_result_and_a_full_disk_ends_all(tmp_path, monkeypatch):
@@ -132,3 +140,65 @@ def test_a_loss_that_is_no_number_is_a_divergence_with_its_reason(tmp_path, monk
     assert found["status"] == "diverged"
     assert "NaN at step 3" in found["reason"]
     assert not (tmp_path / "run" / "train").exists()
+
+
+def test_a_machine_that_does_not_see_the_study_or_is_of_another_version_ends_all(tmp_path):
+    """Else its runs would be kept on its own disk, and nobody would know."""
+    good = assignment(tmp_path)
+    with pytest.raises(UsageError, match="does not see the folder of the study"):
+        execute(replace(good, out=tmp_path / "elsewhere"))
+    with pytest.raises(UsageError, match="does not see the folder of the data"):
+        execute(replace(good, data=tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"has intruscope .*, expected 99\.0"):
+        execute(replace(good, version="99.0"))
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
+
+
+def test_two_processes_never_work_on_one_run(tmp_path, monkeypatch):
+    """One of a machine that was lost may live on for a while: it is waited for."""
+    at_work = []
+
+    def done(assignment, folder):
+        at_work.append(1)
+        time.sleep(0.2)
+        assert len(at_work) == 1
+        at_work.pop()
+        return {"status": "ok"}
+
+    monkeypatch.setattr(execute_module, "_done", done)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(execute(assignment(tmp_path)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each["status"] for each in found] == ["ok"] * 3
+
+    folder = tmp_path / "runs" / assignment(tmp_path).work.key
+    monkeypatch.setattr(execute_module, "_PATIENCE_SECONDS", 0.0)
+    with execute_module._alone_in(folder):
+        assert "is in use by another process" in execute(assignment(tmp_path))["failed"]
+
+
+def test_runs_go_to_the_cluster_that_is_named(tmp_path, monkeypatch):
+    from pretended_runs import Counting
+
+    asked = []
+
+    def executor(function, *, address, num_tasks, threads_per_task):
+        asked.append((address, num_tasks, threads_per_task))
+        return Counting(function, num_workers=1, threads_per_worker=1)
+
+    monkeypatch.setattr(pool, "require_ray", lambda: None)
+    monkeypatch.setattr(pool, "RayExecutor", executor)
+    for jobs in (None, 3):
+        found = pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"], ray="head:6379", jobs=jobs)
+        assert len(found.records) == 4
+    assert asked == [("head:6379", None, 1), ("head:6379", 3, 1)]
+
+
+def test_without_ray_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="package ray is not installed"):
+        pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"], ray="auto")
+    assert not (tmp_path / "study").exists()

@@ -83,7 +83,19 @@ def run(
             "for the results of this package. May be given several times."
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes at once, of one thread each; 1, or with --ray as many as it has."
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run on the machines of this Ray cluster, which share --out and --data: HOST:PORT, or "
+            "'auto' for that of RAY_ADDRESS or of this machine. Needs the 'ray' extra."
+        ),
+    ] = None,
     seeds: Seeds = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every tuned model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
@@ -124,6 +136,7 @@ def run(
             data=data,
             known=known or (),
             jobs=jobs,
+            ray=ray,
             keep_models=keep_models,
             unpack=unpack,
             on_progress=tell,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from intruscope.engine.tasks import Task
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_MEMORY_VARIABLES = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(128 << 20))
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+MEMORY_VARIABLES = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(128 << 20))
 """Up to which size glibc keeps freed blocks. Left alone it moves the limit by itself, and the heap
 fragments: 2.95 GiB for two workers at the shapes of a 7B model. Fixed at 4 MiB it is 2.06, but every large
 tensor is mapped anew, a sixth of the time; at 128 MiB 2.16. Other C libraries ignore it."""
@@ -121,8 +121,8 @@ class LocalExecutor(Executor):
             self._workers.append(self._spawn())
 
     def _spawn(self) -> _Worker:
-        threads = dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
-        environment = {**_MEMORY_VARIABLES, **os.environ, **threads}
+        threads = dict.fromkeys(THREAD_VARIABLES, str(self._threads))
+        environment = {**MEMORY_VARIABLES, **os.environ, **threads}
         try:
             return _Worker.start(self._function, environment)
         except OSError as error:

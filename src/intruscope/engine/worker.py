@@ -63,10 +63,16 @@ def main() -> None:
             payload = receive(source)
         except EOFError:
             return
-        send(output, _answer(function, payload))
+        send(output, answer(function, payload))
 
 
-def _answer(function: Any, payload: Any) -> tuple[str, Any]:
+def answer(function: Any, payload: Any) -> tuple[str, Any]:
+    """What a function makes of a payload: ``("done", result)``, or ``("error", exception)`` that can travel.
+
+    Args:
+        function: Of one argument.
+        payload: The argument.
+    """
     try:
         return ("done", function(payload))
     except MemoryError as error:

@@ -7,25 +7,38 @@ model is dropped once everything of it is measured.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import platform
 import shutil
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from intruscope.engine.journal import Journal
-from intruscope.errors import IncompleteResult, IntruscopeError, ResourceExhausted, printable
+from intruscope.errors import (
+    IncompleteResult,
+    IntruscopeError,
+    OutputConflict,
+    ResourceExhausted,
+    UsageError,
+    printable,
+)
 from intruscope.studies.grid import Chain, Checkpoint, Run, settings_of
 from intruscope.studies.inputs import inputs_of
 from intruscope.studies.scales import find_scale
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from intruscope.studies.grid import Work
     from intruscope.studies.inputs import Inputs
     from intruscope.studies.scales import Base, Scale
 
+_PATIENCE_SECONDS = 120.0
 FAILED = "failed"
 """Key of a result that is none: it is told, not kept, and tried again by the next study."""
 
@@ -40,6 +53,7 @@ class Assignment:
         out: Folder of the study.
         data: Folder of models, tasks and texts.
         inputs: SHA-256 of what the work reads, by name.
+        version: Of Intruscope, that everything of one study is made by.
         keep_models: Keep them.
     """
 
@@ -48,6 +62,7 @@ class Assignment:
     out: Path
     data: Path | None
     inputs: dict[str, str]
+    version: str
     keep_models: bool = False
 
 
@@ -61,11 +76,15 @@ def execute(assignment: Assignment) -> dict[str, Any]:
 
     Raises:
         ResourceExhausted: memory or disk; everything waits until there is room.
+        UsageError: this machine, one of several, does not see the study or has another version.
     """
+    _check_machine(assignment)
     folder = assignment.out / "runs" / assignment.work.key
     started = time.perf_counter(), time.process_time()
     try:
-        found = _done(assignment, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(folder):
+            found = _done(assignment, folder)
     except ResourceExhausted:
         raise
     except IntruscopeError as error:
@@ -77,11 +96,52 @@ def execute(assignment: Assignment) -> dict[str, Any]:
     return found
 
 
+def _check_machine(assignment: Assignment) -> None:
+    """On a machine of a cluster nothing else would say so before hours are gone."""
+    for what, path in (("study", assignment.out / "journal"), ("data", assignment.data)):
+        if path is not None and not path.is_dir():
+            raise UsageError(
+                f"machine {printable(platform.node())} does not see the folder of the {what}, expected it on "
+                "a file system that all machines share, at the same path",
+                remedy="choose a shared folder, or leave this machine out of the cluster",
+                file=path,
+            )
+    if assignment.version != version("intruscope"):
+        raise UsageError(
+            f"machine {printable(platform.node())} has intruscope {version('intruscope')}, expected "
+            f"{assignment.version}",
+            remedy="install the same version on every machine of the cluster",
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder of one piece of work: a process of a lost machine or a killed study may still be in it.
+
+    Raises:
+        OutputConflict: it does not leave.
+    """
+    with (folder / "lock").open("wb") as stream:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OutputConflict(
+                        "is in use by another process, which was expected to be gone",
+                        remedy="wait for it, then run the same command again",
+                        file=folder,
+                    ) from None
+                time.sleep(0.5)
+        yield
+
+
 def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
     from intruscope.studies.origins import origin_of
 
     work = assignment.work
-    folder.mkdir(parents=True, exist_ok=True)
     scale = find_scale(assignment.scale)
     origin = origin_of(work, scale, assignment.inputs)
     told = {"key": work.key, "settings": settings_of(work)}

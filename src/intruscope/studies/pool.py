@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.engine.executors import Event, Executor, LocalExecutor
 from intruscope.engine.journal import Journal, read_records
+from intruscope.engine.ray_executor import RayExecutor, require_ray
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Task
 from intruscope.errors import IncompleteResult, OutputConflict, UsageError
@@ -73,7 +74,8 @@ def run_study(
     seeds: Sequence[int] | None = None,
     data: Path | None = None,
     known: Sequence[str] = (),
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
     keep_models: bool = False,
     unpack: Callable[[Path], None] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -89,7 +91,9 @@ def run_study(
         known: Finished runs from elsewhere, which are taken instead of being run where nothing that a figure
             depends on differs: see :func:`intruscope.studies.known.read_known`. The first that has one
             counts.
-        jobs: Processes, of one thread each.
+        jobs: Processes at once, of one thread each; one by default, on a cluster as many as it can take.
+        ray: Run them on the machines of this Ray cluster (``auto``, or ``HOST:PORT``), which all see ``out``
+            and ``data`` under the same paths; in processes of this machine by default.
         keep_models: Keep every tuned model.
         unpack: Fills a folder with what is shipped (``intruscope.demo.unpack``).
         on_progress: Called for every event of the engine.
@@ -106,6 +110,8 @@ def run_study(
     """
     from intruscope.studies.execute import Assignment
 
+    if ray is not None:
+        require_ray()
     if seeds is not None:
         check_seeds(seeds)
     check_data(scale, data)
@@ -129,13 +135,14 @@ def run_study(
                     out=out.resolve(),
                     data=data.resolve() if data is not None else None,
                     inputs=inputs_read(work, read.get(work.base, {})),
+                    version=version("intruscope"),
                     keep_models=keep_models,
                 ),
                 weight=core_seconds(work, scale) or 1.0,
             )
             for key, work in works.items()
         ]
-        executor = _Lenient(LocalExecutor(_FUNCTION, num_workers=jobs, threads_per_worker=1))
+        executor = _Lenient(_executor(jobs, ray))
         outcomes = run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
         failed = [
             (label_of(works[outcome.key]), outcome.reason or "no result")
@@ -232,6 +239,12 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
         return Journal(out / "journal", plan)
     except OutputConflict as error:
         raise OutputConflict(error.fact, remedy="choose another --out", file=out) from None
+
+
+def _executor(jobs: int | None, ray: str | None) -> Executor:
+    if ray is None:
+        return LocalExecutor(_FUNCTION, num_workers=jobs or 1, threads_per_worker=1)
+    return RayExecutor(_FUNCTION, address=ray, num_tasks=jobs, threads_per_task=1)
 
 
 class _Lenient(Executor):
