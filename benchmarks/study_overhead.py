@@ -1,10 +1,10 @@
 """Claim: the machinery of a study takes less than 3% of the training that it runs.
 
 A part of the scale ``mini`` (the shipped model, no data needed) through ``run_study``, one process, in
-processor time, which other work on the machine hardly touches. What is neither training nor measuring is the
-machinery: starting the worker, reading and hashing the inputs, folders, records, the journal. It is set against
-the training alone, so that measuring does not hide it. What is paid once a study, and what the parent does, is
-told apart from what each run pays.
+processor time, which other work on the machine hardly touches. What is neither training nor measuring is
+the machinery: starting the worker, reading and hashing the inputs, folders, records, the journal. It is set
+against the training alone, so that measuring does not hide it. What is paid once a study, and what the
+parent does, is told apart from what each run pays.
 """
 
 from __future__ import annotations
