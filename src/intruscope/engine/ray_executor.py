@@ -119,7 +119,7 @@ class RayExecutor(Executor):
                     reference = remote.remote(self._function, task.payload)
                     self._running[reference.future()] = task, reference
                     yield Event("started", task.key)
-                # Not in ray.wait: a signal's exception would be lost there, unless it is a KeyboardInterrupt.
+                # Not ray.wait: it holds a signal's own exception back until a task ends, as a SystemError.
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                     yield self._collect(ray, future, waiting, tries)
 
@@ -178,7 +178,8 @@ def _check_answers(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
         f"got no Ray cluster at {printable(address)} ({_told(error)}), expected a running one",
-        remedy="start one: ray start --head, and ray start --address=HOST:PORT on each other machine",
+        remedy="start one (ray start --head, and ray start --address=HOST:PORT on each other machine), or "
+        "give this machine the cluster's version of Ray and its token",
     )
 
 
