@@ -65,8 +65,9 @@ def write_figures(draw: Callable[[], Iterable[tuple[str, Any]]], folder: Path) -
     files: dict[str, bytes] = {}
     with picture_style():
         for name, figure in draw():
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once; it is the slow part
+            if figure.get_layout_engine() is not None:
+                figure.draw_without_rendering()
+                figure.set_layout_engine(None)  # laid out once; it is the slow part
             for suffix, metadata in _FORMATS.items():
                 stream = io.BytesIO()
                 figure.savefig(stream, format=suffix, metadata=metadata)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.draw import draw_map, map_bar, new_figure
+from intruscope.plots.draw import draw_map
+from intruscope.plots.study_layout import is_across, is_rotated, layout
 from intruscope.plots.study_picture import MapPanel
 from intruscope.plots.style import MARKERS, SERIES, SOFT, drawable
 from intruscope.spectra.records import SimilarityMap
@@ -13,6 +13,7 @@ from intruscope.spectra.records import SimilarityMap
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from intruscope.plots.study_layout import Box, Layout
     from intruscope.plots.study_picture import Axis, Line, Look, Panel, Picture
 
 DASHES: tuple[tuple[float, ...], ...] = (
@@ -24,9 +25,6 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (8, 2, 1.6, 2, 1.6, 2),
 )
 """On and off in widths of the line; the page draws the same."""
-_WIDTH, _HEIGHT, _ROW_HEIGHT = 3.05, 2.6, 0.27
-_MOST_CHARACTERS = 36
-"""That stand level below a panel."""
 
 
 def picture_figure(picture: Picture) -> Any:
@@ -35,38 +33,35 @@ def picture_figure(picture: Picture) -> Any:
     Args:
         picture: What is drawn.
     """
-    columns = min(picture.columns, len(picture.panels))
-    rows = math.ceil(len(picture.panels) / columns)
-    heights = [_height(picture.panels[row * columns : (row + 1) * columns]) for row in range(rows)]
-    figure = new_figure(max(6.4, _WIDTH * columns + 0.4), sum(heights) + 0.7)
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
-    for spare in axes[len(picture.panels) :]:
-        spare.set_visible(False)
-    image = None
+    from matplotlib.figure import Figure
+
+    names = legend_names(picture)
+    place = layout(picture, names)
+    figure = Figure(figsize=(place.width, place.height))
     panels: Sequence[Panel | MapPanel] = picture.panels
-    for place, (each, panel) in enumerate(zip(axes, panels, strict=False)):
-        each.tick_params(labelsize=9.5)
+    columns = min(picture.columns, len(panels))
+    image = None
+    for number, (box, panel) in enumerate(zip(place.boxes, panels, strict=True)):
+        axes = figure.add_axes(_share(box, place))
+        axes.tick_params(labelsize=9.5)
         if isinstance(panel, MapPanel):
-            each.set_title(drawable(panel.title, limit=34), fontsize=11)
-            image = draw_map(each, _similarity(panel))
+            axes.set_title(drawable(panel.title, limit=34), fontsize=11, pad=6)
+            image = draw_map(axes, _similarity(panel))
         else:
-            _draw(each, panel, is_first=place % columns == 0)
-    if image is not None:
-        figure.supxlabel("tuned vectors, by falling singular value")
-        figure.supylabel("base vectors")
-        map_bar(figure, image, axes)
-    _legend(figure, picture, columns)
+            _draw(axes, panel, is_first=number % columns == 0)
+    if image is not None and place.bar is not None:
+        bar = figure.colorbar(image, cax=figure.add_axes(_share(place.bar, place)))
+        bar.set_label("|cosine|")
+        bar.outline.set_visible(False)
+        figure.text(0.5, 0.1 / place.height, "tuned vectors, by falling singular value", ha="center")
+        figure.text(0.1 / place.width, 0.5, "base vectors", va="center", rotation=90)
+    _legend(figure, names, place.legend_columns)
     return figure
 
 
-def _height(panels: Sequence[Panel | MapPanel]) -> float:
-    """In inches; rows of named arms as high as they are many."""
-    named = [
-        len(panel.y.ticks)
-        for panel in panels
-        if not isinstance(panel, MapPanel) and any(line.kind == "across" for line in panel.lines)
-    ]
-    return 1.1 + _ROW_HEIGHT * max(named) if named else _HEIGHT
+def _share(box: Box, place: Layout) -> Box:
+    left, bottom, width, height = box
+    return left / place.width, bottom / place.height, width / place.width, height / place.height
 
 
 def _similarity(panel: MapPanel) -> SimilarityMap:
@@ -75,7 +70,6 @@ def _similarity(panel: MapPanel) -> SimilarityMap:
 
 
 def _draw(axes: Any, panel: Panel, *, is_first: bool) -> None:
-    is_across = any(line.kind == "across" for line in panel.lines)
     _axis(axes.xaxis, panel.x)
     _axis(axes.yaxis, panel.y)
     axes.set_xlabel(panel.x.title, fontsize=9.5)
@@ -88,7 +82,7 @@ def _draw(axes: Any, panel: Panel, *, is_first: bool) -> None:
         axes.axhline(panel.threshold, color=SOFT, linestyle=":", linewidth=1.2, zorder=1)
     for line in drawing_order(panel):
         _DRAW[line.kind](axes, line, _moved(panel, line))
-    if is_across:
+    if is_across(panel):
         axes.set_ylim(min(tick for tick, _ in panel.y.ticks) - 0.6, 0.6)
         axes.tick_params(axis="y", length=0, labelleft=is_first)
     if panel.y.from_zero:
@@ -113,7 +107,7 @@ def _axis(axis: Any, wanted: Axis) -> None:
     if wanted.ticks:
         axis.set_major_locator(FixedLocator([value for value, _ in wanted.ticks]))
         axis.set_ticklabels([drawable(text, limit=24) for _, text in wanted.ticks])
-        if axis.axis_name == "x" and sum(len(text) + 1 for _, text in wanted.ticks) > _MOST_CHARACTERS:
+        if axis.axis_name == "x" and is_rotated(wanted):
             axis.set_tick_params(labelrotation=30)
 
 
@@ -199,24 +193,27 @@ def _across(axes: Any, line: Line, x: list[float]) -> None:
 _DRAW = {"mean": _mean, "band": _band, "course": _course, "marks": _marks, "across": _across}
 
 
-def _legend(figure: Any, picture: Picture, columns: int) -> None:
-    """One for all panels, below them, in the order in which lines first appear; none for a single name."""
+def _legend(figure: Any, names: Sequence[str], columns: int) -> None:
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    order = legend_order(picture)
-    names = [name for name in order if name in found]
-    if len(names) > 1 or any(line.look.is_hollow for line in _lines(picture)):
-        shown = min(len(names), max(2, round(1.4 * columns)))
+    if names:
         handles = [found[name] for name in names]
-        figure.legend(handles, names, loc="outside lower center", ncols=shown, fontsize=9.5)
+        figure.legend(handles, names, loc="lower center", ncols=min(columns, len(names)), fontsize=9.5)
 
 
-def _lines(picture: Picture) -> list[Line]:
-    return [line for panel in picture.panels if not isinstance(panel, MapPanel) for line in panel.lines]
+def legend_names(picture: Picture) -> list[str]:
+    """Names in a picture's legend, in the order in which its lines first appear.
 
-
-def legend_order(picture: Picture) -> list[str]:
-    """Names of a picture's lines in the order of its legend."""
-    return list(dict.fromkeys(line.name for line in _lines(picture)))
+    Rows that have their names beside them are not in it. A single name says nothing, unless of chance.
+    """
+    lines = [
+        line
+        for panel in picture.panels
+        if not isinstance(panel, MapPanel)
+        for line in panel.lines
+        if line.kind != "across"
+    ]
+    names = list(dict.fromkeys(line.name for line in lines))
+    return names if len(names) > 1 or any(line.look.colour is None for line in lines) else []

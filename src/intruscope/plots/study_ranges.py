@@ -71,8 +71,8 @@ def equal_fit_picture(rows: Rows) -> Picture | None:
         rows,
         {arm: ARMS[arm] for arm in RANKS},
         [
-            ("forgetting at equal fit, nats per token", column("forgetting_at_fit"), " nats"),
-            ("forgetting at the end, nats per token", column("forgetting_at_end"), " nats"),
+            ("forgetting at equal fit, nats", column("forgetting_at_fit"), " nats"),
+            ("forgetting at the end, nats", column("forgetting_at_end"), " nats"),
         ],
         kind="equal-fit",
     )

@@ -91,7 +91,7 @@ def profile_picture(rows: Rows) -> Picture | None:
         panels.append(
             Panel(
                 title=f"{words[what]}: vector {profile['place'] + 1}",
-                x=Axis(title="vector of the base, by falling singular value"),
+                x=Axis(title="vector of the base"),
                 y=Axis(title="|cosine|", from_zero=True, to=1.0),
                 lines=(Line(name=words[what], look=look, kind="course", points=points),),
                 threshold=_EPSILON,
