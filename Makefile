@@ -15,7 +15,7 @@ demo: $(VENV)
 	$(BIN)/intruscope demo
 
 test: check
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)
 	$(BIN)/ruff check .

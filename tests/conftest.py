@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ import pytest
 # they wait slow each other down tenfold where several processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent / "linalg"))
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, then those with many: workers take whole files and should end together."""
+    files = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: (item.path not in slow, -files[item.path]))
 
 
 @pytest.fixture(autouse=True)
