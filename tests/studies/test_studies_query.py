@@ -135,8 +135,11 @@ def test_correlations(records):
 
 def test_interventions_by_strength(records):
     answer = ask(EXAMPLES[2], records)
-    assert answer.columns == ["control", "0.7", "0.9"]
-    assert answer.rows == [["intruders", -0.25, -0.25], ["uniform", -0.25, None]]
+    assert answer.columns == ["control", "0.3", "0.5", "0.7", "0.9", "1.5"]
+    assert answer.rows == [
+        ["intruders", None, None, -0.25, -0.25, None],
+        ["uniform", None, None, -0.25, None, None],
+    ]
 
 
 # --- what is refused -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "intruscope.study.query/1"
 _QUESTIONS = frozenset({"SELECT", "EXPLAIN", "MULTI"})
-"""Kinds of DuckDB's statements that ask (``MULTI``: a ``PIVOT``)."""
+"""Kinds of DuckDB's statements that ask (``MULTI``: a ``PIVOT`` without its ``IN``, from DuckDB 2 on)."""
 _SETTINGS = (
     "SET enable_external_access = false",
     "SET python_enable_replacements = false",
