@@ -1,11 +1,8 @@
 """A run gives what its record says, goes on where it was killed, and stops where there is nothing to save."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -14,6 +11,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
+from tune_commands import Commands
 from tune_models import (
     without_dropout,
     write_bert,
@@ -220,27 +218,27 @@ def test_a_batch_without_room_names_its_figure(tmp_path, monkeypatch):
 
 def command(base, task, out):
     numbers = {"rank": 2, "lr": 5e-3, "steps": 16, "batch": 8, "save-every": 4, "watch": 4}
-    options = [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
-    files = ["--task", task, "--out", out, "--method", "lora", "-q"]
-    return [sys.executable, "-m", "intruscope", "tune", base, *files, *options]
+    options = [part for name, number in numbers.items() for part in (f"--{name}", number)]
+    return [base, "--task", task, "--out", out, "--method", "lora", "-q", *options]
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path):
-    base, task = str(write_bert(tmp_path / "base")), str(write_task(tmp_path / "task.tsv"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    base, task = write_bert(tmp_path / "base"), write_task(tmp_path / "task.tsv")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(base, task, str(whole)), check=True, env=environment, timeout=300)
-    running = subprocess.Popen(command(base, task, str(killed)), env=environment)
-    records = killed / "journal" / "records.jsonl"
-    deadline = time.monotonic() + 200
-    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
-        assert time.monotonic() < deadline and running.poll() is None
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-    assert not (killed / "run.json").exists()
-    subprocess.run(command(base, task, str(killed)), check=True, env=environment, timeout=300)
+    with Commands(tmp_path) as commands:
+        assert commands.run(*command(base, task, whole)).is_well
+        running = commands.start(*command(base, task, killed))
+        records = killed / "journal" / "records.jsonl"
+        deadline = time.monotonic() + 200
+        while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert commands.stop(running).codes == (-signal.SIGKILL,)
+        assert not (killed / "run.json").exists()
+        assert commands.run(*command(base, task, killed)).is_well
+        done = commands.run(*command(base, task, killed))
+    assert done.codes == (7,) and "finished run" in done.stderr
     first = load_file(whole / "model" / "adapter_model.safetensors")
     second = load_file(killed / "model" / "adapter_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -248,5 +246,3 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path):
     assert [look.step for look in looks[1]] == [0, 4, 8, 12, 16]
     verdicts = [[v.verdict for look in each for m in look.matrices for v in m.vectors] for each in looks]
     assert verdicts[0] == verdicts[1]
-    done = subprocess.run(command(base, task, str(killed)), env=environment, capture_output=True, text=True)
-    assert done.returncode == 7 and "finished run" in done.stderr

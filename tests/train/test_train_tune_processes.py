@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_train_watch import assert_equals_scan, scanned
+from train_models import llama
+from tune_commands import Commands
 from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
@@ -20,34 +23,23 @@ from intruscope.train.processes import join, leave, told_once
 
 NUMBERS = {"rank": 2, "lr": 5e-3, "steps": 12, "batch": 8, "save-every": 4, "watch": 4}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
-def command(base, data, out, processes, **changes):
+def tune(base, data, out, **changes):
     numbers = {"method": "lora", **NUMBERS, **changes}
     options = [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
-    return [*start, "intruscope", "tune", str(base), *data, "--out", str(out), "-q", *options]
-
-
-def run(*args, check=True, **changes):
-    done = subprocess.run(
-        command(*args, **changes), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-def eventually(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+    return [base, *data, "--out", out, "-q", *options]
 
 
 def trained(out):
     return load_file(out / "model" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    with Commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +56,15 @@ def files(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", "endings"])
-def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, tmp_path):
+def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, commands, tmp_path):
     base, name = {"classification": ("bert", "task.tsv"), "endings": ("gpt2", "choices.jsonl")}[kind]
     data = ["--task", str(files / name), "--eval", str(files / name)]
     if kind == "classification":
         data += ["--forget-text", str(files / "text.txt")]
     one, two = tmp_path / "one", tmp_path / "two"
-    run(files / base, data, one, 1)
-    run(files / base, data, two, 2)
+    for out, processes in ((one, 1), (two, 2)):
+        done = commands.run(*tune(files / base, data, out), processes=processes)
+        assert done.is_well, done.stderr[-3000:]
     first, second = trained(one), trained(two)
     assert set(first) == set(second)
     start = max(float(first[key].abs().max()) for key in first)
@@ -86,44 +79,54 @@ def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, tmp_
     assert [look.step for look in looks[1]] == [0, 4, 8, 12]
     assert [len(look.intruders) for look in looks[0]] == [len(look.intruders) for look in looks[1]]
     assert not (two / "checkpoints").exists()
-    told = run(files / base, data, two, 2, check=False)
-    assert told.returncode != 0 and told.stderr.count("error[output]") == 1
+    told = commands.run(*tune(files / base, data, two), processes=2)
+    assert told.codes == (7, 7) and told.stderr.count("error[output]") == 1
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_the_middle_end_as_if_they_had_not_been(files, tmp_path):
-    data = ["--task", str(files / "task.tsv")]
+def test_two_processes_killed_in_the_middle_end_as_if_they_had_not_been(files, commands, tmp_path):
+    data = ["--task", files / "task.tsv"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(files / "bert", data, whole, 2, steps=16)
-    running = subprocess.Popen(
-        command(files / "bert", data, killed, 2, steps=16),
-        env=ENVIRONMENT, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    again = tune(files / "bert", data, killed, steps=16)
+    assert commands.run(*tune(files / "bert", data, whole, steps=16), processes=2).is_well
+    running = commands.start(*again, processes=2)
     records = killed / "journal" / "records.jsonl"
     deadline = time.monotonic() + 200
     while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
-        assert time.monotonic() < deadline and running.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.005)
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    assert len(children) == 2
-    running.send_signal(signal.SIGKILL)  # first the launcher, which would start others
-    running.wait()
-    for child in map(int, children):
-        os.kill(child, signal.SIGKILL)
-        assert eventually(lambda child=child: not Path(f"/proc/{child}").exists())
+    assert commands.stop(running).codes == (-signal.SIGKILL, -signal.SIGKILL)
     assert not (killed / "run.json").exists()
-    other = run(files / "bert", data, killed, 1, check=False, steps=16)
-    assert other.returncode == 7 and "processes" in other.stderr  # another number of them is another run
-    run(files / "bert", data, killed, 2, steps=16)
+    other = commands.run(*again)
+    assert other.codes == (7,) and "processes" in other.stderr  # another number of them is another run
+    done = commands.run(*again, processes=2)
+    assert done.is_well, done.stderr[-3000:]
     first, second = trained(whole), trained(killed)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [look.step for look in read_looks(killed / "intruders" / "looks.jsonl")[1]] == [0, 4, 8, 12, 16]
 
 
 @pytest.mark.slow
+def test_two_processes_see_what_a_scan_of_their_checkpoint_finds(commands, tmp_path):
+    """The watch in anybody's Trainer: the two share the work of a look, and write it once."""
+    llama().save_pretrained(tmp_path / "base")
+    script = Path(__file__).with_name("watched_run.py")
+    done = commands.run(tmp_path / "run", script=script, processes=2)
+    assert done.is_well, done.stderr[-3000:]
+    _, looks = read_looks(tmp_path / "run" / "intruders" / "looks.jsonl")
+    assert [look.step for look in looks] == [0, 4, 8]
+    assert looks[-1].intruders
+    for look in looks[1:]:
+        assert_equals_scan(look, scanned(tmp_path / "base", tmp_path / "run" / f"checkpoint-{look.step}"))
+
+
+@pytest.mark.slow
 def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
-    data = ["--task", str(files / "task.tsv")]
-    done = run(files / "bert", data, tmp_path / "run", 2, check=False, batch=7)
+    arguments = tune(files / "bert", ["--task", files / "task.tsv"], tmp_path / "run", batch=7)
+    done = subprocess.run(
+        [*LAUNCHER, "-m", "intruscope", "tune", *map(str, arguments)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.stderr.count("error[usage]") == 1 and "1 for each of 2 processes" in done.stderr
     assert re.search(r"exitcode +: 2\b", done.stderr), done.stderr[-3000:]  # what torch's launcher saw
     assert not (tmp_path / "run").exists()
@@ -136,10 +139,9 @@ def test_what_methods_do_between_steps_is_the_same_in_both_processes(tmp_path):
     write_task(tmp_path / "task.tsv")
     (tmp_path / "runs").mkdir()
     methods = ["full", "chain", "adalora", "sora", "prilora", "lora_experts", "vera"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     script = str(Path(__file__).with_name("tuned_by_methods.py"))
     done = subprocess.run(
-        [*launch, script, str(tmp_path), *methods],
+        [*LAUNCHER, script, str(tmp_path), *methods],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

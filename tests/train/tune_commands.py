@@ -1,0 +1,88 @@
+"""``intruscope tune`` in processes of its own, one or several of one run, started by ``tune_forks.py``."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of all processes of a run.
+
+    Attributes:
+        codes: Exit code of each, in the order of the ranks.
+        stderr: What all of them said.
+    """
+
+    codes: tuple[int, ...]
+    stderr: str
+
+    @property
+    def is_well(self):
+        return not any(self.codes)
+
+
+class Commands:
+    """Starts, kills and waits for runs; for the time of a ``with``."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._count = 0
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("tune_forks.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def start(self, *arguments, processes=1, script=None):
+        """Begin ``tune``, or a script, in so many processes; their ids and the files of their errors."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        found = []
+        for rank in range(processes):
+            self._count += 1
+            file = self._folder / f"stderr-{self._count}"
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            request = {
+                "script": script and str(script),
+                "arguments": [*([] if script else ["tune"]), *map(str, arguments)],
+                "stderr": str(file),
+                "environment": {k: str(v) for k, v in world.items()} if processes > 1 else {},
+            }
+            found.append((self._ask(request), file))
+        return found
+
+    def wait(self, started):
+        """All of them, to the end."""
+        codes = tuple(self._ask(pid) for pid, _ in started)
+        return Done(codes, "".join(file.read_text() for _, file in started))
+
+    def stop(self, started, number=signal.SIGKILL):
+        """All of them at once, by a signal; with the usual one as a machine that goes down."""
+        for pid, _ in started:
+            os.kill(pid, number)  # nobody has waited for it: its id is no other process's
+        return self.wait(started)
+
+    def run(self, *arguments, **options):
+        """To the end."""
+        return self.wait(self.start(*arguments, **options))
+
+    def _ask(self, request):
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
