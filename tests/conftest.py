@@ -25,6 +25,17 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("INTRUSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture
+def inline(monkeypatch):
+    """Matrices are computed in this process, for tests that do not ask about the workers."""
+    from intruscope.engine.executors import InlineExecutor
+
+    for place in ("spectra.scan", "repair.survey", "extract.measure"):
+        monkeypatch.setattr(
+            f"intruscope.{place}.executor_for", lambda function, settings, options: InlineExecutor(function)
+        )
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The real models, adapters and texts beside the repository."""

@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 import torch
-from cli_support import COMMAND, assert_message, fingerprint, invoke, matrices, name_of, run, write_model
+from cli_support import COMMAND, assert_message, fingerprint, invoke, matrices, name_of, write_model
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("inline")
 MANIFEST = "intruscope_repair.json"
 
 
@@ -33,7 +34,7 @@ def planted(tmp_path_factory):
 
 
 def repair(*arguments, workers=1):
-    return run("repair", *arguments, "--workers", workers)
+    return invoke("repair", *arguments, "--workers", workers)
 
 
 def test_a_repair_writes_a_folder_and_says_what_it_did(planted, tmp_path):
@@ -59,7 +60,7 @@ def test_a_repair_writes_a_folder_and_says_what_it_did(planted, tmp_path):
         expected = tuned - 0.5 * values[0] * torch.outer(left[:, 0], right_t[0])
         got = load_file(out / "model.safetensors")[name].double()
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-    again = run("scan", planted / "base", out, "-q", "--workers", 1, "--fail-on", "intruders>1")
+    again = invoke("scan", planted / "base", out, "-q", "--workers", 1, "--fail-on", "intruders>1")
     assert again.returncode == 1  # as the output said
 
 
