@@ -13,7 +13,8 @@ from intruscope.studies.sizes import core_seconds, kinds, sizes
 
 RUN = Run(
     base="b", task="t", method="lora", options=(("alpha", 16.0), ("rank", 8.0)), rate=1e-3, seed=0,
-    examples=10, epochs=1, batch=2, max_length=8, bf16=False, group_by_length=False, look_every=0, interventions=False,
+    examples=10, epochs=1, batch=2, max_length=8, bf16=False, group_by_length=False,
+    look_every=0, interventions=False,
 )  # fmt: skip
 CHAIN = Chain(
     base="b", tasks=("t", "u"), method="full", options=(), rate=1e-3, seed=0, examples=10, head_examples=5,
@@ -30,8 +31,8 @@ def test_a_key_is_a_hash_of_the_settings_and_stays():
 
 CHANGES = {
     "base": "c", "task": "u", "method": "pissa", "options": (("alpha", 16.0), ("rank", 4.0)), "rate": 2e-3,
-    "seed": 1, "examples": 11, "epochs": 2, "batch": 3, "max_length": 9, "bf16": True, "group_by_length": True, "look_every": 5,
-    "interventions": True,
+    "seed": 1, "examples": 11, "epochs": 2, "batch": 3, "max_length": 9, "bf16": True, "group_by_length": True,
+    "look_every": 5, "interventions": True,
 }  # fmt: skip
 
 
