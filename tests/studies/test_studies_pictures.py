@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 from simulated_study import SIZE, study
@@ -87,6 +88,13 @@ def test_every_caption_names_the_papers_figures_by_version_and_says_what_differs
     }
     for kind, number in (wanted | {"scatter": "8", "sequence": "9", "interventions": "12"}).items():
         assert re.search(rf"figures? ([0-9]+ and )?{number}\b", ABOUT[kind].figure)
+
+
+def test_the_docs_list_every_picture_with_its_figures_and_claims():
+    page = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    section = page.split("## The pictures")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \| (.*) \|$", section, re.M)
+    assert rows == [(kind, about.figure, ", ".join(about.claims)) for kind, about in ABOUT.items()]
 
 
 def test_all_arms_are_told_apart_without_colour(pictures):

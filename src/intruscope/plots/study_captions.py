@@ -33,7 +33,7 @@ ABOUT: Mapping[str, About] = {
         title="One matrix: which leading vectors are the base’s",
         figure="version 1, figures 1 and 2",
         shows="Absolute cosine of each of the base’s leading left singular vectors (down) with each of the "
-        "tuned matrix’s (across), by falling singular value. An intruder is a column without a dark cell; "
+        "tuned matrix’s (across), by falling singular value. An intruder is a column without a strong cell; "
         "behind it the diagonal shifts.",
         differs="The paper’s matrices are of RoBERTa-base and LLaMA-2-7B. Ours is the output projection of "
         "the middle layer, the same for every arm, of the first task and seed; all of this was set before "
@@ -42,7 +42,7 @@ ABOUT: Mapping[str, About] = {
     ),
     "profile": About(
         title="One intruder: close to no vector of the base",
-        figure="version 1, figure 3",
+        figure="version 1, figure 3 (inferred)",
         shows="Absolute cosine of one tuned vector with every vector of the base. A vector that the base "
         "has peaks at its counterpart; an intruder peaks nowhere.",
         differs="The first intruder and the first other vector of the matrix above, in the first arm that "

@@ -15,7 +15,7 @@ function legendOf(picture, changed) {
 
 function drawPicture(picture) {
   const box = document.getElementById("picture-" + picture.name).querySelector(".chart");
-  const columns = Math.min(4, picture.columns);
+  const columns = Math.min(6, picture.columns);
   let hidden = new Set();
   const charts = picture.panels.map(panel => responsive(element("div", {}), width => panel.lines ? panelChart(panel, hidden, width) : mapChart(panel, width)));
   const legend = legendOf(picture, now => {
