@@ -76,7 +76,6 @@ def render_page(
     styles: Sequence[str],
     scripts: Sequence[str],
     data: object,
-    has_images: bool = False,
     **texts: object,
 ) -> str:
     """One page of a template under a policy that allows its own style and script, and nothing else.
@@ -86,7 +85,6 @@ def render_page(
         styles: Names of style sheets, in order.
         scripts: Names of scripts, in order.
         data: What the script reads; plain data without NaN.
-        has_images: Allow images that the page itself carries.
         texts: What the template shows; escaped there.
 
     Raises:
@@ -99,7 +97,7 @@ def render_page(
     script = "".join(_template(name) for name in scripts)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'" + ("; img-src data:" if has_images else "")
+        "base-uri 'none'; form-action 'none'"
     )
     # Everything but our own three texts goes through autoescape.
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
