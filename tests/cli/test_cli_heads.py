@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 import torch
-from cli_support import CONFIG, assert_message, matrices, run, write_model
+from cli_support import CONFIG, assert_message, invoke, matrices, write_model
 
+pytestmark = pytest.mark.usefixtures("inline")
 CLASSIFIER = CONFIG.replace("ForCausalLM", "ForSequenceClassification")
 
 
@@ -20,11 +22,11 @@ def _models(folder, config, head="score.weight"):
 def test_a_classifier_over_its_language_model_passes_and_fails_gates_as_any_model(tmp_path):
     models = _models(tmp_path, CLASSIFIER)
     output = tmp_path / "r.json"
-    done = run("scan", *models, "--workers", 1, "--json", output)
+    done = invoke("scan", *models, "--workers", 1, "--json", output)
     assert done.returncode == 0, done.stderr
     assert "new head, not compared: score.weight (2, 40)" in " ".join(done.stdout.split())
-    assert run("scan", *models, "--workers", 1, "-q", "--fail-on", "warnings>0").returncode == 0
-    assert run("scan", *models, "--workers", 1, "-q", "--fail-on", "intruders>=0").returncode == 1
+    assert invoke("scan", *models, "--workers", 1, "-q", "--fail-on", "warnings>0").returncode == 0
+    assert invoke("scan", *models, "--workers", 1, "-q", "--fail-on", "intruders>=0").returncode == 1
     report = json.loads(output.read_text())
     assert report["complete"]
     told = {
@@ -38,7 +40,7 @@ def test_a_classifier_over_its_language_model_passes_and_fails_gates_as_any_mode
 def test_a_head_that_nothing_explains_ends_with_5_and_wins_over_a_gate(tmp_path):
     models = _models(tmp_path, CONFIG)
     output = tmp_path / "r.json"
-    done = run("scan", *models, "--workers", 1, "-q", "--fail-on", "intruders>=0", "--json", output)
+    done = invoke("scan", *models, "--workers", 1, "-q", "--fail-on", "intruders>=0", "--json", output)
     assert done.returncode == 5
     assert "weights that could not be matched" in done.stderr
     gaps = {entry["tensor"] for entry in json.loads(output.read_text())["coverage"] if entry["gap"]}
@@ -47,8 +49,10 @@ def test_a_head_that_nothing_explains_ends_with_5_and_wins_over_a_gate(tmp_path)
 
 def test_a_repair_of_a_classifier_ends_with_0(tmp_path):
     models = _models(tmp_path, CLASSIFIER)
-    done = run("repair", *models, "-o", tmp_path / "whole", "-q", "--workers", 1)
+    done = invoke("repair", *models, "-o", tmp_path / "whole", "-q", "--workers", 1)
     assert done.returncode == 0, done.stderr
     (tmp_path / "other").mkdir()
-    done = run("repair", *_models(tmp_path / "other", CONFIG), "-o", tmp_path / "part", "-q", "--workers", 1)
+    done = invoke(
+        "repair", *_models(tmp_path / "other", CONFIG), "-o", tmp_path / "part", "-q", "--workers", 1
+    )
     assert_message(done, 5, "could not be matched", "intruscope scan")
