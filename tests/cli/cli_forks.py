@@ -17,7 +17,8 @@ from intruscope.cli.main import app, main
 from intruscope.engine.executors import InlineExecutor
 from intruscope.errors import UsageError
 
-scanning._executor = lambda settings, options: InlineExecutor(scanning._WORKER_FUNCTION)
+assert callable(scanning.executor_for)
+scanning.executor_for = lambda function, settings, options: InlineExecutor(function)
 with contextlib.suppress(UsageError):
     app(["scan", ".", "--k", "0"], standalone_mode=False)  # and what typer imports to read options
 
