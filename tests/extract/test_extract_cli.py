@@ -25,6 +25,7 @@ from cli_support import (
     write_model,
 )
 
+pytestmark = pytest.mark.usefixtures("inline")
 COUNT = 6
 
 
