@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, environment
 from benchmarks.methods_rates import CANDIDATES
 from benchmarks.methods_table import key_of, known_runs, publish
 from intruscope.adapters.on_disk import on_disk
@@ -280,7 +280,7 @@ class Runs:
         return self._place.work / self._key(case).replace("/", "-")
 
     def _keep(self, case: Case, record: dict[str, Any]) -> None:
-        record = {"is_chosen": False, **plain(case), **record}
+        record = {"is_chosen": False, **plain(case), **record, "environment": environment()}
         self._known[self._key(case)] = record
         write_json_file(record, self._folder(case).with_name(self._folder(case).name + ".json"))
         shown = ("outcome", "accuracy", "loss", "intruders", "seconds")

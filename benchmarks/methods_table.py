@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import environment
 from intruscope.methods.registry import registered
 from intruscope.weights.output import write_json_file
 
@@ -43,7 +42,6 @@ def publish(work: Path, results: Path) -> None:
     """Merge what is there into the published file, and write the table of the docs anew."""
     runs = known_runs(results, work)
     record = {
-        "environment": environment(),
         "command": "python -m benchmarks.methods, see its docstring",
         "runs": dict(sorted(runs.items())),
     }
