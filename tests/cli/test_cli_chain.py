@@ -12,7 +12,10 @@ from cli_support import invoke
 from named_files import write_named
 from sequence_models import write_base
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.usefixtures("inline"),
+]
 SMALL = ["--steps", "2", "--batch", "2", "--max-length", "16", "--method", "lora", "--rank", "2"]
 
 

@@ -70,6 +70,14 @@ def whole(tmp_path_factory):
     return {"out": out, "kept": kept, "before": before, "said": said, "noted": noted}
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """One claim and one seed in a folder of its own, never killed."""
+    out = tmp_path_factory.mktemp("fresh") / "one"
+    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", out, "-q")
+    return out
+
+
 @pytest.mark.slow
 def test_after_a_kill_the_rest_is_run_and_nothing_twice(whole):
     works = {p.work.key for p in places(SMOKE)}
@@ -85,30 +93,28 @@ def test_after_a_kill_the_rest_is_run_and_nothing_twice(whole):
 
 
 @pytest.mark.slow
-def test_what_exists_is_not_run_again_whichever_claim_asks(whole):
+def test_what_exists_is_not_run_again_whichever_claim_asks(whole, capsys):
     before = (whole["out"] / "journal" / "records.jsonl").read_bytes()
-    _, noted = study("run", "C13", "C16", "--scale", "smoke", "--out", whole["out"])
-    assert re.search(r"\d+ runs, 0 of them new", noted)
+    here("run", "C13", "C16", "--scale", "smoke", "--out", whole["out"])
+    assert re.search(r"\d+ runs, 0 of them new", capsys.readouterr().err)
     assert (whole["out"] / "journal" / "records.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_an_uninterrupted_study_of_one_claim_gives_the_same_figures(whole, tmp_path):
+def test_an_uninterrupted_study_of_one_claim_gives_the_same_figures(whole, fresh):
     """The killed and resumed pool, against a fresh folder: bit by bit, but for times."""
-    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", tmp_path / "one", "-q")
-    fresh, pooled = records(tmp_path / "one"), records(whole["out"])
-    assert len(fresh) == 2
-    for key, record in fresh.items():
+    alone, pooled = records(fresh), records(whole["out"])
+    assert len(alone) == 2
+    for key, record in alone.items():
         assert without_times(record) == without_times(pooled[key])
 
 
 @pytest.mark.slow
-def test_the_second_machine_takes_what_the_first_one_finished(whole, tmp_path):
+def test_the_second_machine_takes_what_the_first_one_finished(whole, fresh, tmp_path):
     """A fresh folder that knows the pool's table of one seed; killed; resumed without the table."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", first, "-q")
-    study("report", "--out", first)
-    carried = first / "results" / "runs.parquet"
+    second = tmp_path / "second"
+    here("report", "--out", fresh)
+    carried = fresh / "results" / "runs.parquet"
     process = start("run", "C5", "--scale", "smoke", "--known", carried, "--out", second, "-q")
     kill_after(process, second, 3)
     carried.unlink()
@@ -116,9 +122,9 @@ def test_the_second_machine_takes_what_the_first_one_finished(whole, tmp_path):
     assert "2 runs taken from" in noted
     assert "2 runs made here" in noted
     assert {path.name for path in (second / "runs").iterdir()} == records(second).keys() - records(
-        first
+        fresh
     ).keys()
-    study("report", "--out", second)
+    here("report", "--out", second)
     halves, pool = results(second), records(whole["out"])
     assert len(halves) == 4
     for key, record in halves.items():
@@ -142,9 +148,9 @@ def without_times(record):
 
 
 @pytest.mark.slow
-def test_every_claim_has_a_verdict_and_the_planted_task_was_learned(whole):
-    said, _ = study("list", "--out", whole["out"], "--json", "-")
-    claims = json.loads(said)["claims"]
+def test_every_claim_has_a_verdict_and_the_planted_task_was_learned(whole, capsys):
+    here("list", "--out", whole["out"], "--json", "-")
+    claims = json.loads(capsys.readouterr().out)["claims"]
     assert [claim["id"] for claim in claims] == [claim.id for claim in CLAIMS]
     assert all(claim["verdict"] is not None for claim in claims)
     assert all(set(claim["seeds"]) <= {0, 1, 2} for claim in claims)
@@ -185,9 +191,9 @@ def test_figures_of_a_run_hang_together(whole):
 
 
 @pytest.mark.slow
-def test_the_report_is_one_page_with_every_claim_and_a_small_table(whole):
-    said, _ = study("report", "--out", whole["out"])
-    assert "report.html" in said
+def test_the_report_is_one_page_with_every_claim_and_a_small_table(whole, capsys):
+    here("report", "--out", whole["out"])
+    assert "report.html" in capsys.readouterr().out
     page = (whole["out"] / "report.html").read_text()
     for claim in CLAIMS:
         assert f'id="{claim.id}"' in page
