@@ -128,7 +128,7 @@ def test_the_second_machine_takes_what_the_first_one_finished(whole, fresh, tmp_
     halves, pool = results(second), records(whole["out"])
     assert len(halves) == 4
     for key, record in halves.items():
-        assert without_times(record) == {**without_times(pool[key]), "key": key}
+        assert filled(record) == filled({**pool[key], "key": key})
 
 
 def results(out):
@@ -140,6 +140,11 @@ def results(out):
 def records(out):
     lines = (out / "journal" / "records.jsonl").read_text().splitlines()
     return dict(json.loads(line.partition(" ")[2]) for line in lines)
+
+
+def filled(record):
+    """A table has an empty cell where a journal says that there is no such figure."""
+    return {name: value for name, value in without_times(record).items() if value is not None}
 
 
 def without_times(record):
