@@ -35,7 +35,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
 from intruscope.report.json_report import plain
 from intruscope.spectra.scan import RunOptions, scan
-from intruscope.train.data import chosen
+from intruscope.sweep.live import limited
 from intruscope.train.loading import load_for
 from intruscope.train.probe import ForgettingProbe
 from intruscope.train.settings import TuneSettings
@@ -123,12 +123,7 @@ class Place:
         """What is trained on, or held out."""
         task = load_task(self.tasks / name / budget.files[held_out])
         assert isinstance(task, ClassificationTask)
-        if not held_out:
-            return task
-        kept = chosen(len(task.labels), budget.scored, seed=0)
-        return replace(
-            task, texts=tuple(task.texts[i] for i in kept), labels=tuple(task.labels[i] for i in kept)
-        )
+        return limited(task, budget.scored) if held_out else task
 
 
 class Measuring:

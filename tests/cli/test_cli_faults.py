@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from cli_support import (
     write_model,
 )
 
+from forks import Server
 from intruscope import RunOptions, ScanSettings, scan
 from intruscope.errors import MalformedInput
 from processes import alive, children
@@ -67,26 +67,9 @@ def slow(tmp_path_factory):
 def forks(tmp_path_factory):
     """Asks ``cli_forks`` for a start (arguments) or an exit code (process id)."""
     errors = tmp_path_factory.mktemp("forks") / "errors"
-    with errors.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("cli_forks.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def ask(request):
-        process.stdin.write(json.dumps(request, default=str) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
-
-    ask.errors = errors
-    yield ask
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(timeout=20)
+    with errors.open("w") as stream, Server(Path(__file__).with_name("cli_forks.py"), stderr=stream) as ask:
+        ask.errors = errors
+        yield ask
 
 
 def test_killed_at_twenty_moments_and_resumed_is_the_same_as_never_killed(many, forks, tmp_path):

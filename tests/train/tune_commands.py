@@ -1,13 +1,12 @@
 """``intruscope tune`` in processes of its own, one or several of one run, started by ``tune_forks.py``."""
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from forks import Server
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,14 @@ class Commands:
     def __init__(self, folder):
         self._folder = folder
         self._count = 0
-        self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("tune_forks.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
+        script = Path(__file__).with_name("tune_forks.py")
+        self._ask = Server(script, CUDA_VISIBLE_DEVICES="")
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
+    def __exit__(self, *raised):
+        self._ask.__exit__(*raised)
 
     def start(self, *arguments, processes=1, script=None):
         """Begin ``tune``, or a script, in so many processes; their ids and the files of their errors."""
@@ -81,8 +75,3 @@ class Commands:
     def run(self, *arguments, **options):
         """To the end."""
         return self.wait(self.start(*arguments, **options))
-
-    def _ask(self, request):
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())

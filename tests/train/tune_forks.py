@@ -1,16 +1,17 @@
-"""Starts processes again and again out of one that has the libraries, so that a start costs little.
+"""A server of :mod:`forks` for runs, in one process or several.
 
-Reads lines of JSON. An object (``arguments`` of the command, or of a ``script`` if one is named; ``stderr``,
-a file; ``environment``) starts one in a fork and answers with its process id; a number waits for that process
-and answers with its exit code (negative for a signal). The forks are whole processes, to be killed.
+A request is an object: ``arguments`` of the command, or of a ``script`` if one is named; ``stderr``, a file;
+``environment``.
 """
 
 import gc
-import json
 import os
 import runpy
 import sys
 import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import peft  # noqa: F401 - like what follows: a run imports it
 import torch
@@ -19,6 +20,7 @@ import torch.distributed.nn.functional
 import transformers
 
 import intruscope.train.tune  # noqa: F401
+from forks import serve
 from intruscope.cli.main import main
 
 for name in ("Trainer", "BertForSequenceClassification", "BertForMultipleChoice", "GPT2LMHeadModel"):
@@ -40,22 +42,15 @@ def ended():
     return 0
 
 
+def begin(request):
+    """In a fork: its world and its errors' file first."""
+    os.environ.update(request["environment"])
+    torch.set_num_threads(1)
+    os.dup2(os.open(request["stderr"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = [request["script"] or "intruscope", *request["arguments"]]
+    return ended()
+
+
 if __name__ == "__main__":
-    for line in sys.stdin:
-        request = json.loads(line)
-        if isinstance(request, int):
-            answer = os.waitstatus_to_exitcode(os.waitpid(request, 0)[1])
-        else:
-            answer = os.fork()
-            if answer == 0:
-                os.environ.update(request["environment"])
-                torch.set_num_threads(1)
-                errors = os.open(request["stderr"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-                os.dup2(errors, 2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                sys.argv = [request["script"] or "intruscope", *request["arguments"]]
-                code = ended()
-                sys.stderr.flush()
-                os._exit(code)  # taking torch apart costs a second
-        print(answer, flush=True)
-    os._exit(0)
+    serve(begin)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from intruscope.plots.study_picture import Look, number
+from intruscope.plots.study_picture import Line, Look, mean_point, number
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -31,6 +31,8 @@ ARMS: Mapping[str, tuple[str, Look]] = {
 """Name and look of every arm. One at alpha 8 has its twin's colour, and open marks."""
 RANKS = ("full", "lora_r1", "lora_r8", "lora_r16", "lora_r64", "lora_r256", "lora_r2048", "lora_full_width")
 """Arms of the counts, full fine-tuning and then by rank."""
+EPSILON = 0.5
+"""Under which a vector is an intruder, in every picture that draws the line (arXiv 2410.21228, section 3)."""
 BY_CHANCE = ("by chance: random directions, same spectrum", Look(None, 0, 1, is_hollow=True))
 
 
@@ -104,3 +106,26 @@ def arm_name(arm: str) -> str:
         return ARMS[arm][0]
     words = re.sub(r"^alpha2r_", "lora_", arm)
     return ARMS[words][0] if words in ARMS else words.replace("_", " ")
+
+
+def over_setting(
+    rows: Iterable[Row], setting: str, get: Get, arm: str, told: Callable[[float], str], *, unit: str = ""
+) -> list[Line]:
+    """A line over a setting that rows differ in: mean and range of a figure at each value; none without any.
+
+    Args:
+        rows: Of one arm.
+        setting: Name of the setting.
+        get: The figure.
+        arm: Whose name and look the line has.
+        told: Words for a value.
+        unit: Of the figure, with a space before it where there is one.
+    """
+    name, look = ARMS[arm]
+    groups: dict[float, list[float]] = {}
+    for row in rows:
+        groups.setdefault(float(row["settings"][setting]), []).extend(values([row], get))
+    points = tuple(
+        mean_point(x, found, f"{name}, {told(x)}", unit=unit) for x, found in sorted(groups.items()) if found
+    )
+    return [Line(name=name, look=look, kind="mean", points=points)] if points else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.plots.study_arms import (
     ARMS,
+    EPSILON,
     RANKS,
     arm_name,
     column,
@@ -14,9 +15,9 @@ from intruscope.plots.study_arms import (
     fit,
     of,
     once,
+    over_setting,
     tasks,
     told_run,
-    values,
 )
 from intruscope.plots.study_picture import (
     Axis,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from intruscope.plots.study_arms import Get, Row, Rows
 
 _FORGETTING = "forgetting, nats per token"
-_EPSILON = 0.5
 _CONTROL_LOOKS = (Look(1, 1), Look(0, 0, 1), Look(2, 2, 2), Look(5, 5, 3), Look(3, 3, 4), Look(4, 4, 5))
 """The edit in the warm colour, as in the sweep's pictures."""
 
@@ -57,10 +57,8 @@ def rates_picture(rows: Rows) -> Picture | None:
             }[what]
             lines = []
             for method, arm in (("full", "full"), ("lora", "lora_r8")):
-                name, look = ARMS[arm]
-                lines += _over_rate(
-                    [r for r in own if r["settings"]["method"] == method], get, name, look, unit
-                )
+                tuned = [row for row in own if row["settings"]["method"] == method]
+                lines += over_setting(tuned, "rate", get, arm, lambda x: f"rate {number(x)}", unit=unit)
             found = sorted({point.x for line in lines for point in line.points})
             panels.append(
                 Panel(
@@ -72,18 +70,6 @@ def rates_picture(rows: Rows) -> Picture | None:
                 )
             )
     return picture_of("rates", panels, len(places))
-
-
-def _over_rate(rows: Rows, get: Get, name: str, look: Look, unit: str) -> list[Line]:
-    groups: dict[float, list[float]] = {}
-    for row in rows:
-        groups.setdefault(float(row["settings"]["rate"]), []).extend(values([row], get))
-    points = tuple(
-        mean_point(rate, found, f"{name}, rate {number(rate)}", unit=unit)
-        for rate, found in sorted(groups.items())
-        if found
-    )
-    return [Line(name=name, look=look, kind="mean", points=points)] if points else []
 
 
 def _decades(found: Sequence[float]) -> tuple[tuple[float, str], ...]:
@@ -214,7 +200,7 @@ def courses_picture(rows: Rows) -> Picture | None:
                 x=Axis(title="step", from_zero=True),
                 y=Axis(title=title, from_zero=True, to=1.0 if what == "alignment" else None),
                 lines=tuple(_followed(row, what)),
-                threshold=_EPSILON if what == "alignment" else None,
+                threshold=EPSILON if what == "alignment" else None,
             )
             for row in arms
         ]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from intruscope.plots.study_arms import (
     ARMS,
     BY_CHANCE,
+    EPSILON,
     RANKS,
     arm_name,
     bases,
     column,
     fine,
     of,
+    over_setting,
     tasks,
     values,
 )
@@ -29,11 +31,10 @@ from intruscope.plots.study_picture import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from intruscope.plots.study_arms import Get, Row, Rows
 
-_EPSILON = 0.5
 _NUM_FIFTHS = 5
 _MAPPED_ARMS = 6
 
@@ -94,7 +95,7 @@ def profile_picture(rows: Rows) -> Picture | None:
                 x=Axis(title="vector of the base"),
                 y=Axis(title="|cosine|", from_zero=True, to=1.0),
                 lines=(Line(name=words[what], look=look, kind="course", points=points),),
-                threshold=_EPSILON,
+                threshold=EPSILON,
             )
         )
     return Picture(
@@ -125,7 +126,7 @@ def epsilon_picture(rows: Rows) -> Picture | None:
                 title=base,
                 x=Axis(title="epsilon", ticks=tuple((float(e), e) for e in epsilons)),
                 y=Axis(title="of ten leading vectors, %", from_zero=True),
-                lines=(*lines, *_chance_at(own, _EPSILON)),
+                lines=(*lines, *_chance_at(own, EPSILON)),
             )
         )
     return picture_of("epsilon", panels, 2)
@@ -217,12 +218,10 @@ def data_picture(rows: Rows, counts: Rows) -> Picture | None:
         own = of(shown, task=task)
         lines = []
         for rank in (1, 8):
-            name, look = ARMS[f"lora_r{rank}"]
             ranked = [row for row in own if row["arm"].startswith(f"r{rank}_")]
-            lines += _over(ranked, lambda row: row["settings"]["examples"], name, look, "{x:,.0f} examples")
+            lines += over_setting(ranked, "examples", column("count"), f"lora_r{rank}", _examples)
         full = of(fine(counts), task=task, arm="full")
-        name, look = ARMS["full"]
-        lines += _over(full, lambda row: row["settings"]["examples"], name, look, "{x:,.0f} examples")
+        lines += over_setting(full, "examples", column("count"), "full", _examples)
         sizes = sorted({point.x for line in lines for point in line.points})
         panels.append(
             Panel(
@@ -235,14 +234,5 @@ def data_picture(rows: Rows, counts: Rows) -> Picture | None:
     return picture_of("data-size", panels, 4)
 
 
-def _over(
-    rows: Rows, place: Callable[[Row], float], name: str, look: Look, told: str, get: Get | None = None
-) -> list[Line]:
-    get = get or column("count")
-    groups: dict[float, list[float]] = {}
-    for row in rows:
-        groups.setdefault(float(place(row)), []).extend(values([row], get))
-    points = tuple(
-        mean_point(x, found, f"{name}, {told.format(x=x)}") for x, found in sorted(groups.items()) if found
-    )
-    return [Line(name=name, look=look, kind="mean", points=points)] if points else []
+def _examples(count: float) -> str:
+    return f"{count:,.0f} examples"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from intruscope.adapters.updates import TokensUpdate
 from intruscope.errors import UnsupportedFormat, printable
 from intruscope.repair.factors import MERGED_REMEDY
-from intruscope.weights.matrices import DenseUpdate
 from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:
@@ -66,12 +65,7 @@ def merged_whole(
     whole = stored.read()
     for pair in pairs:
         assert isinstance(pair.base, TensorView)
-        base_OI = pair.base.load().double()
-        update = pair.update.load(base_OI)
-        if isinstance(update, DenseUpdate):
-            tuned_OI = update.tuned_OI.double()
-        else:
-            tuned_OI = base_OI + update.left_OR.double() @ update.right_RI.double()
+        base_OI, tuned_OI = pair.load_float64()
         edit = edits.get(pair.name)
         pair.base.place(tuned_OI if edit is None else edit.applied(base_OI, tuned_OI), whole)
     return whole

@@ -9,6 +9,7 @@ import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from intruscope.plots.study_picture import number
 from intruscope.report.html import render_page
 from intruscope.report.study_charts import pictures_data
 from intruscope.report.study_strips import strip
@@ -115,9 +116,9 @@ def _statement(statement: Statement) -> dict[str, Any]:
     if found is not None:
         unit = f" {statement.unit.name}" if statement.unit.name else ""
         figures = {
-            "figure": f"{_short(scale * found.estimate)}{unit}",
-            "between": f"{_short(scale * found.low)} to {_short(scale * found.high)}",
-            "seen": f"{_short(scale * found.detectable)}{unit}",
+            "figure": f"{number(scale * found.estimate)}{unit}",
+            "between": f"{number(scale * found.low)} to {number(scale * found.high)}",
+            "seen": f"{number(scale * found.detectable)}{unit}",
             "strip": strip(
                 scale * found.estimate,
                 (scale * found.low, scale * found.high),
@@ -139,12 +140,8 @@ def _claimed(statement: Statement) -> str:
     scale = statement.unit.scale
     low, high = scale * statement.above, scale * statement.below
     if math.isinf(low):
-        return f"below {_short(high)}"
-    return f"above {_short(low)}" if math.isinf(high) else f"{_short(low)} to {_short(high)}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+        return f"below {number(high)}"
+    return f"above {number(low)}" if math.isinf(high) else f"{number(low)} to {number(high)}"
 
 
 def _caption(picture: Picture) -> dict[str, Any]:

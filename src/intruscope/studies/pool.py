@@ -186,27 +186,32 @@ def study_records(out: Path) -> tuple[str, dict[str, Record]]:
         UsageError: the folder holds no study.
         OutputConflict: of another version.
     """
-    path = out / _PLAN
     if not is_study(out):
         raise UsageError(
             "got a folder without a study, expected the --out of intruscope study run",
             remedy="run one first: intruscope study run all --scale smoke --out DIR",
             file=out,
         )
-    plan = json.loads(path.read_bytes())
-    if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
-        raise _other_version(out, plan)
+    plan = _plan_in(out)
     found = read_records(out / "journal")
     return str(plan["scale"]), {key: {**record, "key": key} for key, record in found.items()}
 
 
-def _other_version(out: Path, plan: Mapping[str, Any]) -> OutputConflict:
-    there = f"{plan.get('schema')} of intruscope {plan.get('version')}"
-    return OutputConflict(
-        f"holds results of {there}, expected {SCHEMA} of {version('intruscope')}",
-        remedy="read them with that version, or choose another --out",
-        file=out,
-    )
+def _plan_in(out: Path) -> dict[str, Any]:
+    """What a study's folder says of itself.
+
+    Raises:
+        OutputConflict: it is of another version.
+    """
+    plan: dict[str, Any] = json.loads((out / _PLAN).read_bytes())
+    if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
+        there = f"{plan.get('schema')} of intruscope {plan.get('version')}"
+        raise OutputConflict(
+            f"holds results of {there}, expected {SCHEMA} of {version('intruscope')}",
+            remedy="read them with that version, or choose another --out",
+            file=out,
+        )
+    return plan
 
 
 def _check_folder(out: Path) -> None:
@@ -229,12 +234,9 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
         "code": code_digest(),
         "inputs": {base: dict(found) for base, found in read.items()},
     }
-    path = out / _PLAN
-    if path.is_file():
-        before = json.loads(path.read_bytes())
-        if before.get("schema") != SCHEMA or before.get("version") != plan["version"]:
-            raise _other_version(out, before)
-        plan["code"] = before.get("code", plan["code"])  # a fix must not throw away hours: told in each run
+    if is_study(out):
+        # A fix must not throw away hours: each run tells what made it.
+        plan["code"] = _plan_in(out).get("code", plan["code"])
     try:
         return Journal(out / "journal", plan)
     except OutputConflict as error:

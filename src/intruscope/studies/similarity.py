@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.spectra.scan import plan
 from intruscope.studies.weights import EPSILON
-from intruscope.weights.matrices import LowRankUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +50,7 @@ def similarity_figures(base: str, tuned: str) -> dict[str, Any]:
     pair = chosen_matrix(plan(base, tuned).pairs)
     if pair is None:
         return {"similarity": None}
-    base_OI, tuned_OI = _both(pair)
+    base_OI, tuned_OI = pair.load_float64()
     before_OR = torch.linalg.svd(base_OI, full_matrices=False).U
     after_OR = torch.linalg.svd(tuned_OI, full_matrices=False).U
     count = min(MAP_SIZE, before_OR.shape[1])
@@ -81,15 +80,6 @@ def chosen_matrix(pairs: Sequence[MatrixPair]) -> MatrixPair | None:
         if pair.kind == _KIND and pair.layer is not None and pair.scope == "paper"
     }
     return found[sorted(found)[len(found) // 2]] if found else None
-
-
-def _both(pair: MatrixPair) -> tuple[Tensor, Tensor]:
-    loaded = pair.base.load()
-    base_OI = loaded.double()
-    update = pair.update.load(loaded)
-    if isinstance(update, LowRankUpdate):
-        return base_OI, base_OI + update.left_OR.double() @ update.right_RI.double()
-    return base_OI, update.tuned_OI.double()
 
 
 def _hundredths(cosines: Tensor) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.studies.judge import judge, places_with
 from intruscope.studies.records import NUMBERS
+from intruscope.studies.weights import EPSILON, K
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,6 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
 }
 """The tables by name, and the columns of each with their types (of Arrow). ``key`` joins them to ``runs``."""
-_K, _EPSILON = 10, 0.5
 
 
 def study_tables(scale_name: str, records: Mapping[str, Record]) -> dict[str, pa.Table]:
@@ -110,10 +110,10 @@ def _run(record: Record) -> Row:
 def _counts(record: Record) -> Iterator[Row]:
     """Every count of the sweep by epsilon at k = 10, and by k at epsilon .5, the common one once."""
     for epsilon, count in record.get("counts", {}).items():
-        yield {"key": record["key"], "epsilon": float(epsilon), "k": _K, "count": count}
+        yield {"key": record["key"], "epsilon": float(epsilon), "k": K, "count": count}
     for k, count in record.get("counts_by_k", {}).items():
-        if int(k) != _K:
-            yield {"key": record["key"], "epsilon": _EPSILON, "k": int(k), "count": count}
+        if int(k) != K:
+            yield {"key": record["key"], "epsilon": EPSILON, "k": int(k), "count": count}
 
 
 def _interventions(record: Record) -> Iterator[Row]:

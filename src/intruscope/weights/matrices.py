@@ -77,6 +77,14 @@ class MatrixPair:
     update: StoredUpdate
     estimated_bytes: int
 
+    def load_float64(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Base and tuned matrix, (out, in) each, dense in float64."""
+        base_OI = self.base.load().double()
+        update = self.update.load(base_OI)
+        if isinstance(update, DenseUpdate):
+            return base_OI, update.tuned_OI.double()
+        return base_OI, base_OI + update.left_OR.double() @ update.right_RI.double()
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageEntry:

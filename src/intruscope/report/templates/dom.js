@@ -34,6 +34,8 @@ function figure(value, digits = 3) {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(digits)));
 }
 
+const plainly = value => figure(value).replace("-", "−");
+
 function signed(value) {
   return (value > 0 ? "+" : value < 0 ? "−" : "") + percent(Math.abs(value));
 }

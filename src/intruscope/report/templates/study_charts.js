@@ -3,8 +3,6 @@
 const DASHES = ["", "6 3", "2 2.2", "8 2.5 2 2.5", "3.5 2", "9 2.5 2 2.5 2 2.5"];
 const PANEL_HEIGHT = 232, ROW_HEIGHT = 21, CHARACTER = 6.6;
 
-const plainly = value => figure(value).replace("-", "−");
-
 function lookOf({ look: [colour, mark, dash, isHollow] }) {
   return { colour: colour === null ? "grey" : "c" + colour, path: mark === null ? null : MARK_PATHS[mark], dash: DASHES[dash], isHollow };
 }

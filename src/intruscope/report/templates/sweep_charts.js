@@ -27,8 +27,6 @@ function rounded(value, digits) {
   return (value < 0 && Number(text) !== 0 ? "−" : "") + text;
 }
 
-const plainly = value => figure(value).replace("-", "−");
-
 function told(three, { digits, unit }) {
   if (!three) return "–";
   const [value, low, high] = three.map(each => rounded(each, digits));
