@@ -150,11 +150,11 @@ CASES = {
     "C13": (
         {
             "high": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
-            "low": {"count": 4, "forgetting": 0.1, "accuracy": (0.8, 0.001)},
+            "mid": {"count": 4, "forgetting": 0.1, "accuracy": (0.8, 0.001)},
         },
         {
             "high": {"count": 4, "forgetting": 0.1, "accuracy": (0.6, 0.001)},
-            "low": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
+            "mid": {"count": 40, "forgetting": 0.5, "accuracy": (0.8, 0.001)},
         },
     ),
     "C14": (

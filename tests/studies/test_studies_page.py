@@ -63,6 +63,18 @@ def test_every_count_has_its_null_beside_it(page):
     assert "3.5" in table
 
 
+def test_a_seed_outside_the_scales_is_in_rows_as_in_verdicts():
+    works = {p.work.key: p.work for p in places(MINI, ["counts"], of_seeds=[7])}
+    records = records_of(
+        works, {key: {"status": "ok", "reason": None, "count": 1, **CANDIDATES} for key in works}
+    )
+    rows = study_rows("mini", records)
+    assert {row["key"] for row in rows["counts"]} == set(works)
+    assert {row["seed"] for row in rows["counts"]} == {7}
+    judged = {each.claim.id: each for each in judge("mini", records)}
+    assert judged["C1"].seeds == (7,)
+
+
 def test_diverged_runs_are_listed_and_names_are_text(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.split('id="left-out"')[1]
     assert "<script>alert" not in page

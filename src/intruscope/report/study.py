@@ -15,13 +15,11 @@ from intruscope.plots.study_draw import picture_figure
 from intruscope.report.html import write_page
 from intruscope.report.study_page import study_page
 from intruscope.studies.grid import settings_of
-from intruscope.studies.judge import Judged, judge, studies_json
+from intruscope.studies.judge import Judged, judge, places_with, studies_json
 from intruscope.studies.lives import with_equal_fit
 from intruscope.studies.measure import CONTROLS
 from intruscope.studies.pool import study_records
-from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, rows_of, write_results
-from intruscope.studies.scales import find_scale
 from intruscope.studies.sizes import kinds, sizes
 from intruscope.sweep.words import CONTROL_NAMES
 from intruscope.weights.output import write_json_file
@@ -127,8 +125,8 @@ def write_study(out: Path) -> list[Path]:
 
 
 def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list[Record]]:
-    """Rows of every recipe that has some."""
-    planned = places(find_scale(scale_name))
+    """Rows of every recipe that has some, those of seeds outside the scale's included, as in the verdicts."""
+    planned = places_with(scale_name, records)
     found = {}
     for recipe in dict.fromkeys(place.recipe for place in planned):
         rows = with_equal_fit(rows_of([p for p in planned if p.recipe == recipe], records))
