@@ -19,6 +19,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- measured: made by python -m benchmarks.methods --publish -->\n", "<!-- end -->\n"
 NUM_SEEDS = 3
 TITLES = {"sst2": "SST-2", "mnli": "MNLI"}
+YARDSTICK = "lora"
+"""The method whose time is one: runs were made on machines of several kinds."""
 
 
 def key_of(method: str, task: str, seed: int, rate: float) -> str:
@@ -63,7 +65,8 @@ def tables(runs: Iterable[Run]) -> str:
                 by_method.setdefault(run["method"], []).append(run)
         _check(task, by_method)
         order = [method.name for method in registered() if method.name in by_method]
-        rows = [_row(name, by_method[name]) for name in order]
+        usual = _usual_seconds(by_method.get(YARDSTICK, []))
+        rows = [_row(name, by_method[name], usual) for name in order]
         if rows:
             parts.append(
                 "\n".join([f"**{title}**", "", _line(HEADINGS), "|---" * len(HEADINGS) + "|", *rows])
@@ -87,11 +90,24 @@ def _check(task: str, by_method: dict[str, list[Run]]) -> None:
 
 HEADINGS = (
     "method", "rate", "accuracy, %", "intruders", "effective rank", "size of update, %", "forgetting",
-    "seconds", "trained",
+    "time", "trained",
 )  # fmt: skip
 
 
-def _row(name: str, runs: list[Run]) -> str:
+def _usual_seconds(runs: Iterable[Run]) -> dict[str, float]:
+    """The yardstick's mean seconds on each kind of machine."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        if run["outcome"] != "diverged":
+            found.setdefault(_machine(run), []).append(run["seconds"])
+    return {machine: statistics.mean(seconds) for machine, seconds in found.items()}
+
+
+def _machine(run: Run) -> str:
+    return json.dumps(run["environment"], sort_keys=True)
+
+
+def _row(name: str, runs: list[Run], usual: dict[str, float]) -> str:
     good = [run for run in runs if run["outcome"] != "diverged"]
 
     def over(places: int, value: Callable[[Run], float | None]) -> str:
@@ -106,10 +122,14 @@ def _row(name: str, runs: list[Run]) -> str:
             over(1, lambda run: run.get("effective_rank")),
             over(2, lambda run: _percent(run.get("relative_update_norm"))),
             over(3, lambda run: run["forgetting"]["estimate"]),
-            f"{statistics.mean(run['seconds'] for run in good):.0f}" if good else "",
+            _mean_time([run["seconds"] / usual[_machine(run)] for run in good if _machine(run) in usual]),
             f"{good[0]['num_trained'] / 1000:,.0f} k" if good else "",
         )
     )
+
+
+def _mean_time(times: list[float]) -> str:
+    return f"{statistics.mean(times):.1f}" if times else "—"
 
 
 def _remarks(runs: list[Run]) -> str:

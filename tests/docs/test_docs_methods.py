@@ -79,6 +79,7 @@ def run_of(method, seed, **figures):
         "method": method, "task": "sst2", "seed": seed, "rate": 1e-3, "budget": {"examples": 8},
         "is_chosen": True, "outcome": "trained", "accuracy": 0.8, "intruders": 3, "effective_rank": 5.0,
         "relative_update_norm": 0.02, "forgetting": {"estimate": 0.1}, "seconds": 40.0, "num_trained": 1000,
+        "environment": {"avx512": False},
     }  # fmt: skip
     return usual | figures
 
@@ -102,6 +103,21 @@ def test_the_table_tells_means_ranges_and_what_came_to_nothing(benchmark):
     for wrong in (run_of("lora", 0, rate=2e-3), run_of("lora", 4, budget={"examples": 9})):
         with pytest.raises(ValueError, match="expected one"):
             benchmark.table.tables([*runs, wrong])
+
+
+def test_times_are_told_in_loras_of_the_same_kind_of_machine(benchmark):
+    fast, unknown = {"environment": {"avx512": True}}, {"environment": {"cores": 64}}
+    runs = [
+        run_of("lora", 0),
+        run_of("lora", 1, seconds=60.0),
+        run_of("lora", 2, seconds=10.0, **fast),
+        run_of("full", 0, seconds=100.0),
+        run_of("full", 1, seconds=40.0, **fast),
+        run_of("full", 2, seconds=1.0, **unknown),
+        run_of("rslora", 0, seconds=1.0, **unknown),
+    ]
+    times = [line.split("|")[-3].strip() for line in benchmark.table.tables(runs).strip().splitlines()[4:]]
+    assert times == ["3.0", "1.0", "—"]
 
 
 def test_what_is_there_is_not_made_again_and_one_rate_is_chosen(benchmark, tmp_path, monkeypatch):
