@@ -95,13 +95,13 @@ def test_the_page_in_a_browser(made, tmp_path, width, dark):
     assert by_count == sorted(range(len(points)), key=lambda i: up[i])
     assert min(y for _, y in answer["full"]) > max(up)
     assert answer["tip"] == points[0].told
-    for words in ("minilm-mlm, mnli: lora, rank 16, alpha 8", "rate 0.004, seed", "intruders", "forgetting"):
+    for words in ("minilm-mlm, sst2: lora, rank 16, alpha 8", "rate 0.004, seed", "intruders", "forgetting"):
         assert words in answer["mark"]
     assert answer["stops"] == 1
     assert answer["focused"].startswith("full, rate ")
     assert answer["walked"].startswith("full, rate ")
     assert answer["walked"] != answer["focused"].replace("\n", "; ")
-    assert (answer["hidden"], answer["back"]) == (0, 12)
+    assert (answer["hidden"], answer["back"]) == (0, 6)
     assert answer["unmoved"] == answer["places"]
     assert answer["map"].startswith(f"full: {SIZE} base and {SIZE} tuned vectors")
     assert answer["cell"] == "base vector 1, tuned vector 1\n|cosine| 0.97"

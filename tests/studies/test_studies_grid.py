@@ -82,7 +82,7 @@ def test_every_claims_study_is_planned():
 
 def test_shares_of_the_data_and_rates_at_alpha_8_are_what_they_are_called():
     sizes_ = arms("data_size")
-    assert [sizes_[f"r1_{name}"].examples for name in ("quarter", "half", "whole")] == [1500, 3000, 6000]
+    assert [sizes_[f"r1_{name}"].examples for name in ("quarter", "half", "whole")] == [2500, 5000, 10_000]
     for rank in (16, 64):
         fixed, scaled = (arms("alpha")[f"{name}_r{rank}"] for name in ("alpha8", "alpha2r"))
         assert dict(fixed.options)["alpha"] == 8.0
@@ -113,6 +113,17 @@ def test_given_seeds_replace_all():
     assert len(places(MINI, of_seeds=[7])) * 3 == len([p for p in places(MINI) if p.seed < 3])
 
 
+def test_tasks_of_long_sentences_take_part_in_some_studies_and_of_these_in_all_arms():
+    of_task = {
+        task: {p.recipe for p in places(MINI) if p.task == task}
+        for task in ("sst2", "qqp", "mnli", "reference")
+    }
+    assert of_task["sst2"] == of_task["reference"] == set(RECIPES)
+    assert of_task["qqp"] == of_task["mnli"] == set(MINILM.only["mnli"]) < set(RECIPES)
+    for recipe in of_task["mnli"]:
+        assert arms(recipe, task="mnli").keys() == arms(recipe).keys()
+
+
 def test_seed_by_seed_so_that_a_part_covers_all_tasks():
     seeds = [p.seed for p in places(MINI)]
     assert seeds == sorted(seeds)
@@ -121,19 +132,21 @@ def test_seed_by_seed_so_that_a_part_covers_all_tasks():
 def test_the_size_of_mini():
     """Published in docs/reproduction.md; see there."""
     found = places(MINI)
-    assert kinds(found) == {"runs": 278, "chains": 21, "checkpoints": 0}
+    assert kinds(found) == {"runs": 176, "chains": 21, "checkpoints": 0}
     minutes = [size.core_minutes for size in sizes(found, MINI)]
     assert sum(minutes) < 6 * 60 * 2
-    assert sum(size.num_new for size in sizes(found, MINI)) == 299
+    assert sum(size.num_new for size in sizes(found, MINI)) == 197
 
 
 def test_the_cost_of_a_run_is_that_of_its_parts():
     base = MINILM
     cell = Cell(base, "sst2", 0)
     cost = base.cost
-    assert core_seconds(cell.lora(16), MINI) == cost.run
-    assert core_seconds(cell.lora(8), MINI) == cost.run + cost.looks + cost.interventions
-    assert core_seconds(cell.lora(8, share=0.25), MINI) == pytest.approx(cost.run / 4)
+    assert core_seconds(cell.lora(16), MINI) == cost.training + cost.measuring
+    whole = cost.training + cost.measuring + cost.looks + cost.interventions
+    assert core_seconds(cell.lora(8), MINI) == pytest.approx(whole)
+    quarter = core_seconds(cell.lora(8, share=0.25), MINI)
+    assert quarter == pytest.approx(cost.training / 4 + cost.measuring)
     assert core_seconds(PAPER.checkpoints[0], PAPER) is None
 
 

@@ -19,7 +19,9 @@ from intruscope.studies.scales import MINI
 from intruscope.sweep.words import CONTROL_NAMES
 
 NAMES = {control: CONTROL_NAMES[control] for control in CONTROLS}
-TASKS = ("mnli", "qqp", "sst2", "reference")
+TASKS = ("sst2", "qqp", "mnli", "reference")
+IN_ALL = ("sst2", "reference")
+"""Tasks that take part in every study."""
 
 
 @pytest.fixture(scope="module")
@@ -153,15 +155,15 @@ def test_maps_are_those_of_the_first_task_an_arm_each(rows, pictures):
     panels = pictures["similarity"].panels
     assert [panel.title for panel in panels] == [ARMS[arm][0] for arm in RANKS if "r2" not in arm]
     for panel, arm in zip(panels, [arm for arm in RANKS if "r2" not in arm], strict=True):
-        (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == (arm, "mnli", 0)]
+        (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == (arm, TASKS[0], 0)]
         assert isinstance(panel, MapPanel)
         assert (panel.num_base, panel.num_tuned) == (SIZE, SIZE)
         assert list(panel.hundredths) == row["similarity"]["hundredths"]
-    assert "minilm-mlm on mnli, seed 0" in pictures["similarity"].note
+    assert "minilm-mlm on sst2, seed 0" in pictures["similarity"].note
 
 
 def test_the_profile_is_of_the_first_arm_with_an_intruder(rows, pictures):
-    (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == ("lora_r1", "mnli", 0)]
+    (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == ("lora_r1", TASKS[0], 0)]
     shown = [
         [round(100 * point.y) for point in panel.lines[0].points] for panel in pictures["profile"].panels
     ]
@@ -204,10 +206,10 @@ def test_data_sizes_are_examples_and_full_stands_at_all_of_them(rows, pictures):
     panel = pictures["data-size"].panels[0]
     assert names(panel) == ["LoRA r 1", "LoRA r 8", "full"]
     points = line(pictures["data-size"], 0, "LoRA r 1").points
-    assert [point.x for point in points] == [1500, 3000, 6000]
-    half = mean(rows["data_size"], lambda row: row["count"], arm="r1_half", task="mnli")
+    assert [point.x for point in points] == [2500, 5000, 10_000]
+    half = mean(rows["data_size"], lambda row: row["count"], arm="r1_half", task="sst2")
     assert three(points[1]) == half
-    assert [point.x for point in line(pictures["data-size"], 0, "full").points] == [6000]
+    assert [point.x for point in line(pictures["data-size"], 0, "full").points] == [10_000]
 
 
 @pytest.mark.parametrize("kind", ["alpha", "methods", "equal-fit"])
@@ -218,18 +220,18 @@ def test_ranges_are_means_and_ranges_over_seeds_of_every_arm(rows, pictures, kin
         "equal-fit": ("equal_fit", "lora_r1", "LoRA r 1", ("forgetting_at_fit", "forgetting_at_end")),
     }[kind]
     picture = pictures[kind]
-    assert picture.columns == len(TASKS)
-    assert len(picture.panels) == (len(figures) + 1) * len(TASKS)
+    tasks = TASKS if kind == "equal-fit" else IN_ALL
+    assert picture.columns == len(tasks)
+    assert len(picture.panels) == (len(figures) + 1) * len(tasks)
     for row, figure in enumerate(figures):
-        for column, task in enumerate(TASKS):
-            panel = row * len(TASKS) + column
+        for column, task in enumerate(tasks):
+            panel = row * len(tasks) + column
             (point,) = line(picture, panel, name).points
             assert across(point) == mean(rows[recipe], lambda r, f=figure: r[f], arm=arm, task=task)
             place = [text for _, text in picture.panels[panel].y.ticks].index(name)
             assert point.y == -place
-    assert [panel.x.title for panel in picture.panels[-4:]] == ["accuracy, %"] * 3 + [
-        "held-out loss, nats per token"
-    ]
+    titles = [panel.x.title for panel in picture.panels[-len(tasks) :]]
+    assert titles == ["accuracy, %"] * (len(tasks) - 1) + ["held-out loss, nats per token"]
 
 
 def test_a_missing_arm_is_left_out_and_the_others_move_up(rows):
@@ -253,23 +255,25 @@ def test_rates_stand_at_the_rates_that_were_run(rows, pictures):
     for row, get in enumerate(
         (lambda r: r["count"], lambda r: r["forgetting"], lambda r: 100 * r["accuracy"])
     ):
-        lora = line(picture, row * 4, "LoRA r 8").points
-        full = line(picture, row * 4, "full").points
+        lora = line(picture, row * len(IN_ALL), "LoRA r 8").points
+        full = line(picture, row * len(IN_ALL), "full").points
         assert [p.x for p in lora] == [base.low, base.lora[8], base.high]
         assert [p.x for p in full] == [base.full_lowest, base.full_low, base.full, base.full_high]
-        assert three(lora[2]) == mean(rows["rates"], get, arm="high", task="mnli")
-        assert three(full[0]) == mean(rows["rates"], get, arm="full_lowest", task="mnli")
+        assert three(lora[2]) == mean(rows["rates"], get, arm="high", task="sst2")
+        assert three(full[0]) == mean(rows["rates"], get, arm="full_lowest", task="sst2")
         assert all("3 runs" in point.told for point in (*lora, *full))  # two arms are one run at the highest
     assert picture.panels[-1].y.title == "held-out loss, nats per token"
 
 
 def test_the_scatter_has_one_mark_for_each_run_that_tells_all_of_it(rows, pictures):
     runs = {row["key"]: row for row in rows["correlations"]}
-    for column, task in enumerate(TASKS):
+    for column, task in enumerate(IN_ALL):
         own = [row for row in runs.values() if row["task"] == task]
         marks = [point for each in pictures["scatter"].panels[column].lines for point in each.points]
         assert sorted((p.x, p.y) for p in marks) == sorted((r["count"], r["forgetting"]) for r in own)
-        norms = [point for each in pictures["scatter"].panels[4 + column].lines for point in each.points]
+        norms = [
+            point for each in pictures["scatter"].panels[len(IN_ALL) + column].lines for point in each.points
+        ]
         assert sorted((p.x, p.y) for p in norms) == sorted((r["update_norm"], r["forgetting"]) for r in own)
     panel = pictures["scatter"].panels[0]
     assert names(panel) == [
@@ -280,7 +284,7 @@ def test_the_scatter_has_one_mark_for_each_run_that_tells_all_of_it(rows, pictur
     assert len(line(pictures["scatter"], 0, "LoRA r 8").points) == 3 * 3
     told = line(pictures["scatter"], 0, "r 16, alpha 8").points[0].told
     for words in (
-        "minilm-mlm, mnli: lora, rank 16, alpha 8",
+        "minilm-mlm, sst2: lora, rank 16, alpha 8",
         "rate 0.004, seed ",
         "intruders",
         "forgetting 0.",
@@ -305,7 +309,7 @@ def test_courses_are_those_that_were_followed(rows, pictures):
     arms = ("lora_r1", "lora_r8", "lora_r64", "lora_full_width")
     assert [panel.title for panel in picture.panels] == 2 * [ARMS[arm][0] for arm in arms]
     for column, arm in enumerate(arms):
-        (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == (arm, "mnli", 0)]
+        (row,) = [r for r in rows["counts"] if (r["arm"], r["task"], r["seed"]) == (arm, TASKS[0], 0)]
         for offset, what in ((0, "singular_value"), (len(arms), "alignment")):
             lines = picture.panels[offset + column].lines
             assert [[(p.x, p.y) for p in each.points] for each in lines] == [
@@ -368,7 +372,7 @@ def test_runs_that_diverged_are_in_no_picture(rows):
     two = line(without["rates"], 0, "LoRA r 8").points[1]
     assert "2 runs" in two.told
     kept = [row for row in rows["rates"] if row["seed"] != 1]
-    assert three(two) == mean(kept, lambda row: row["count"], arm="mid", task="mnli")
+    assert three(two) == mean(kept, lambda row: row["count"], arm="mid", task="sst2")
     first = {row["key"] for row in rows["counts"] if row["seed"] == 0 and row["arm"] == "lora_r8"}
     assert "LoRA r 8" not in [p.title for p in drawn(study(left_out=first))["similarity"].panels]
     everything = {row["key"] for recipe in rows for row in rows[recipe]}
@@ -399,6 +403,6 @@ def test_chains_are_means_over_seeds_with_alpha_8_beside_its_twin(rows, pictures
         "full", "LoRA r 1", "LoRA r 8", "LoRA r 64", "r 1, alpha 8", "r 8, alpha 8", "r 64, alpha 8",
     ]  # fmt: skip
     points = line(picture, 1, "r 8, alpha 8").points
-    assert three(points[4]) == mean(rows["sequence"], lambda r: 100 * r["accuracies"][4][1], arm="alpha8_r8")
-    counts = line(picture, 5, "LoRA r 1").points
+    assert three(points[3]) == mean(rows["sequence"], lambda r: 100 * r["accuracies"][3][1], arm="alpha8_r8")
+    counts = line(picture, 4, "LoRA r 1").points
     assert three(counts[0]) == mean(rows["sequence"], lambda r: r["counts_by_stage"][0], arm="lora_r1")

@@ -94,7 +94,7 @@ def test_arms_and_verdicts_are_those_of_the_study(records):
     (statement,) = ask("SELECT * FROM statements WHERE claim = 'C1' LIMIT 1", records).rows
     assert len(statement) == len(COLUMNS["statements"])
     chains = ask("SELECT DISTINCT task FROM runs WHERE kind = 'chain'", records).rows
-    assert chains == [["mnli-qqp-sst2-fever"]]
+    assert chains == [["qqp-sst2-fever"]]
 
 
 def test_tables_are_there_before_anything_was_run():

@@ -285,8 +285,6 @@ def places(
     for seed in [*(scale.seeds if of_seeds is None else of_seeds), *more]:
         for base in scale.bases:
             for name in wanted:
-                if base.studies is not None and name not in base.studies:
-                    continue
                 if name == SEQUENCE:
                     chains = sequence(base, seed).items() if seed not in more else ()
                     found += [
@@ -294,6 +292,8 @@ def places(
                     ]
                     continue
                 for task in base.tasks:
+                    if not base.takes_part(task, name):
+                        continue
                     if seed in more and (name != "seeds" or seed not in scale.more_seeds.get(task, ())):
                         continue
                     arms = RECIPES[name](Cell(base, task, seed))

@@ -7,7 +7,7 @@ twice the rates below training may fail. So a verdict at this scale speaks of ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import UsageError, nearest, printable
@@ -53,19 +53,18 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds on one core, about.
-
-    Those of ``mini`` are reckoned from its parts (a step, a look, a loss on the text, a scan), each timed
-    alone on a busy machine; every run notes what it took.
+    """Seconds on one core, about; every run notes what it took.
 
     Attributes:
-        run: Of one run with all its examples, trained and measured.
+        training: Of one run on all its examples, the mean over tasks.
+        measuring: Of one run.
         looks: Of a run's looks, besides.
         interventions: Of a run's interventions, besides.
         chain: Of one chain.
     """
 
-    run: float
+    training: float
+    measuring: float
     looks: float
     interventions: float
     chain: float = 0.0
@@ -113,6 +112,7 @@ class Base:
         sweep_examples: Of the held-out task, for the interventions.
         turns: The sequential study; None for none.
         studies: That the base takes part in, by recipe; None for all.
+        only: Of tasks that take part in some studies only, which.
         cost: None where nobody knows it.
     """
 
@@ -135,6 +135,12 @@ class Base:
     studies: tuple[str, ...] | None = None
     cost: Cost | None = None
     group_by_length: bool = False
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def takes_part(self, task: str, recipe: str) -> bool:
+        """Whether a study has runs on a task of this base."""
+        of_base = self.studies is None or recipe in self.studies
+        return of_base and recipe in self.only.get(task, (recipe,))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -176,6 +182,8 @@ class Scale:
         return next(base for base in self.bases if base.name == name)
 
 
+_IN_DEPTH = ("counts", "trajectory", "seeds", "equal_fit", "interventions")
+"""What QQP and MNLI take part in: their pairs are three times as long as SST-2's sentences."""
 _PILOTS = (
     "pilots of 2026-11-26 that were seen before (LOG.md): where LoRA grows intruders and training does not "
     "fail"
@@ -184,7 +192,7 @@ MINILM = Base(
     name="minilm-mlm",
     source="models/minilm-mlm",
     kind="masked",
-    examples=dict.fromkeys(("mnli", "qqp", "sst2"), 6000),
+    examples={"sst2": 10_000, "qqp": 6000, "mnli": 6000},
     text=("text/minilm_mlm_heldout.txt",),
     rates=Rates(
         lora={1: 2.8e-3, 8: 1.4e-3, 16: 1e-3, 64: 5e-4, 384: 2e-4},
@@ -202,13 +210,14 @@ MINILM = Base(
     max_length=48,
     bf16=False,
     group_by_length=True,
-    look_every=75,
+    look_every=100,
     look_examples=256,
-    text_sequences=128,
+    text_sequences=64,
     sweep_sequences=64,
     sweep_examples=250,
-    turns=Turns(tasks=("mnli", "qqp", "sst2", "fever"), examples=1500, head_examples=500, eval_examples=500),
-    cost=Cost(run=120.0, looks=60.0, interventions=200.0, chain=260.0),
+    only={"qqp": _IN_DEPTH, "mnli": _IN_DEPTH},
+    turns=Turns(tasks=("qqp", "sst2", "fever"), examples=2000, head_examples=500, eval_examples=500),
+    cost=Cost(training=180.0, measuring=50.0, looks=80.0, interventions=150.0, chain=280.0),
 )
 DEMO = Base(
     name="demo",
@@ -237,7 +246,7 @@ DEMO = Base(
     text_sequences=64,
     sweep_sequences=32,
     sweep_examples=64,
-    cost=Cost(run=60.0, looks=12.0, interventions=40.0),
+    cost=Cost(training=45.0, measuring=40.0, looks=12.0, interventions=40.0),
 )
 MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
 
@@ -269,7 +278,7 @@ TINY_BERT = Base(
     sweep_sequences=12,
     sweep_examples=24,
     turns=Turns(tasks=("planted", "planted2"), examples=64, head_examples=48, eval_examples=48),
-    cost=Cost(run=2.0, looks=1.0, interventions=2.0, chain=6.0),
+    cost=Cost(training=1.0, measuring=1.0, looks=1.0, interventions=2.0, chain=6.0),
 )
 TINY_LLAMA = Base(
     name="tiny-llama",
@@ -288,7 +297,7 @@ TINY_LLAMA = Base(
     sweep_sequences=8,
     sweep_examples=8,
     studies=("counts", "trajectory", "equal_fit", "interventions"),
-    cost=Cost(run=1.0, looks=1.0, interventions=2.0),
+    cost=Cost(training=0.5, measuring=0.5, looks=1.0, interventions=2.0),
 )
 SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1), more_seeds={"planted": (2,)})
 

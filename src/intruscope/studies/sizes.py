@@ -45,7 +45,8 @@ def core_seconds(work: Work, scale: Scale) -> float | None:
         return base.cost.chain
     share = work.examples / base.examples[work.task]
     return (
-        share * base.cost.run
+        share * base.cost.training
+        + base.cost.measuring
         + (base.cost.looks if work.look_every else 0.0)
         + (base.cost.interventions if work.interventions else 0.0)
     )
