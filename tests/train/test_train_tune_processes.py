@@ -17,6 +17,7 @@ from train_models import llama
 from tune_commands import Commands
 from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
 
+from intruscope.cli.main import main
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
 from intruscope.train.look_file import read_looks
 from intruscope.train.processes import join, leave, told_once
@@ -173,3 +174,28 @@ def test_a_process_group_that_was_there_before_is_left_alone():
             assert torch.distributed.is_initialized()
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_who_leaves_an_error_to_the_first_process_lets_it_speak(rank, tmp_path, monkeypatch, capsys):
+    """A launcher ends all processes once one has left: also the first, before it has said why."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    waited, signals = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr())))
+    base, out = str(tmp_path / "none"), str(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["intruscope", "tune", base, "--method", "lora", "--out", out])
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+        ending = signal.getsignal(signal.SIGTERM)
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    if rank == "0":
+        assert "error[usage]" in said and waited == []
+    else:
+        assert said == "" and len(waited) == 1
+        assert ending == signal.SIG_DFL  # the launcher's signal ends the wait, silently

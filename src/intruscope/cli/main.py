@@ -26,7 +26,7 @@ from intruscope.cli.study import study
 from intruscope.cli.sweep import sweep
 from intruscope.cli.tune import tune
 from intruscope.errors import IntruscopeError, printable
-from intruscope.train.processes import leave
+from intruscope.train.processes import leave, let_the_first_speak
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -93,7 +93,9 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except IntruscopeError as error:
-        if not error.is_told:
+        if error.is_told:
+            let_the_first_speak()
+        else:
             _complain(str(error))
         code = error.exit_code
     except _Stopped as stop:

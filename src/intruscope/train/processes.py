@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import signal
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_PATIENCE_SECONDS = 5.0
 
 _group_is_ours = False
 """Whether torch's process group was made here, and not by whoever called us."""
@@ -25,6 +28,16 @@ _group_is_ours = False
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks; known before anything heavy is imported."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def let_the_first_speak() -> None:
+    """Wait before leaving with an error that the first process tells.
+
+    torch's launchers end all processes once one has failed: the first might be ended before it said why.
+    Theirs is also the signal that ends this wait.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_PATIENCE_SECONDS)
 
 
 @contextmanager
