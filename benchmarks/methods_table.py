@@ -97,10 +97,13 @@ HEADINGS = (
 def _usual_seconds(runs: Iterable[Run]) -> dict[str, float]:
     """The yardstick's mean seconds on each kind of machine."""
     found: dict[str, list[float]] = {}
-    for run in runs:
-        if run["outcome"] != "diverged":
-            found.setdefault(_machine(run), []).append(run["seconds"])
+    for run in _with_figures(runs):
+        found.setdefault(_machine(run), []).append(run["seconds"])
     return {machine: statistics.mean(seconds) for machine, seconds in found.items()}
+
+
+def _with_figures(runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if run["outcome"] != "diverged"]
 
 
 def _machine(run: Run) -> str:
@@ -108,7 +111,7 @@ def _machine(run: Run) -> str:
 
 
 def _row(name: str, runs: list[Run], usual: dict[str, float]) -> str:
-    good = [run for run in runs if run["outcome"] != "diverged"]
+    good = _with_figures(runs)
 
     def over(places: int, value: Callable[[Run], float | None]) -> str:
         return _spread([v for run in good if (v := value(run)) is not None], places)

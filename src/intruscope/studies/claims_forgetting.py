@@ -70,22 +70,30 @@ def c13(rows: Rows) -> list[Statement]:
     """A higher learning rate: more intruders and more forgetting at like accuracy.
 
     Arms: ``low``, ``mid``, ``high`` of LoRA r 8, and ``full_low``, ``full_high``. Like accuracy can only be
-    asked of rates that both train well, so the high rate is held against the usual one; the low
-    one, which may leave a short run half trained, stands beside it.
+    asked of rates that both train well, so the high rate is held against the usual one; the low one, which
+    may leave a short run half trained, stands beside it.
     """
     level = shared_level(3)
+
+    def more_at_high(arm: str, name: str, *, is_aside: bool = False) -> list[Statement]:
+        return [
+            Statement(
+                text=f"intruders at the high rate less those at the {name}",
+                estimate=difference_of(rows, "count", "high", arm, level=level),
+                above=0.0,
+                is_aside=is_aside,
+            ),
+            Statement(
+                text=f"forgetting at the high rate less that at the {name}",
+                estimate=difference_of(rows, "forgetting", "high", arm, level=level),
+                above=0.0,
+                is_aside=is_aside,
+                unit=NATS,
+            ),
+        ]
+
     return [
-        Statement(
-            text="intruders at the high rate less those at the usual one",
-            estimate=difference_of(rows, "count", "high", "mid", level=level),
-            above=0.0,
-        ),
-        Statement(
-            text="forgetting at the high rate less that at the usual one",
-            estimate=difference_of(rows, "forgetting", "high", "mid", level=level),
-            above=0.0,
-            unit=NATS,
-        ),
+        *more_at_high("mid", "usual one"),
         Statement(
             text="accuracy at the high rate less that at the usual one",
             estimate=difference_of(rows, "accuracy", "high", "mid", level=level),
@@ -93,19 +101,7 @@ def c13(rows: Rows) -> list[Statement]:
             below=SAME_ACCURACY,
             unit=POINTS,
         ),
-        Statement(
-            text="intruders at the high rate less those at the low",
-            estimate=difference_of(rows, "count", "high", "low", level=level),
-            above=0.0,
-            is_aside=True,
-        ),
-        Statement(
-            text="forgetting at the high rate less that at the low",
-            estimate=difference_of(rows, "forgetting", "high", "low", level=level),
-            above=0.0,
-            is_aside=True,
-            unit=NATS,
-        ),
+        *more_at_high("low", "low", is_aside=True),
         Statement(
             text="forgetting of LoRA at the high rate less that of full at its own",
             estimate=difference_of(rows, "forgetting", "high", "full_low", level=level),

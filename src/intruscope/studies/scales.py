@@ -111,8 +111,7 @@ class Base:
         sweep_sequences: Of the text, for the interventions.
         sweep_examples: Of the held-out task, for the interventions.
         turns: The sequential study; None for none.
-        studies: That the base takes part in, by recipe; None for all.
-        only: Of tasks that take part in some studies only, which.
+        only: Of tasks that take part in some studies only, which, by recipe.
         cost: None where nobody knows it.
     """
 
@@ -132,15 +131,13 @@ class Base:
     sweep_sequences: int
     sweep_examples: int
     turns: Turns | None = None
-    studies: tuple[str, ...] | None = None
     cost: Cost | None = None
     group_by_length: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def takes_part(self, task: str, recipe: str) -> bool:
         """Whether a study has runs on a task of this base."""
-        of_base = self.studies is None or recipe in self.studies
-        return of_base and recipe in self.only.get(task, (recipe,))
+        return recipe in self.only.get(task, (recipe,))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -296,7 +293,7 @@ TINY_LLAMA = Base(
     text_sequences=12,
     sweep_sequences=8,
     sweep_examples=8,
-    studies=("counts", "trajectory", "equal_fit", "interventions"),
+    only={"verses": ("counts", "trajectory", "equal_fit", "interventions")},
     cost=Cost(training=0.5, measuring=0.5, looks=1.0, interventions=2.0),
 )
 SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1), more_seeds={"planted": (2,)})

@@ -34,9 +34,11 @@ def let_the_first_speak() -> None:
     """Wait before leaving with an error that the first process tells.
 
     torch's launchers end all processes once one has failed: the first might be ended before it said why.
-    Theirs is also the signal that ends this wait.
+    Theirs is also the signal that ends this wait, as one from the terminal does, without a word.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for nohup
+            signal.signal(number, signal.SIG_DFL)
     time.sleep(_PATIENCE_SECONDS)
 
 
