@@ -31,16 +31,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", default="counts")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--out",
+        help="a new folder for the study, which can then be named with intruscope study run --known",
+    )
     given = parser.parse_args()
     scale = replace(scales.MINI, bases=(scales.DEMO,), more_seeds={})
     seeds = list(range(given.seeds))
     num_runs = len(pool.wanted(places(scale, [given.study], of_seeds=seeds)))
     with tempfile.TemporaryDirectory() as folder:
         started = core_seconds()
-        out = Path(folder) / "study"
+        out = Path(given.out or folder) / "study"
         report = pool.run_study(scale, out, recipes=[given.study], seeds=seeds, unpack=unpack)
         whole = core_seconds() - started
     pool.check_complete(report)
+    if report.num_new != num_runs:
+        parser.error(f"{given.out} held some of the {num_runs} runs already; expected a new folder")
     records = report.records.values()
     training = sum(record["train_core_seconds"] for record in records)
     measuring = sum(record["measure_core_seconds"] for record in records)

@@ -103,6 +103,25 @@ def test_diverged_runs_are_left_out_and_counted(records):
     assert "4 runs diverged and are left out" in found.reason
 
 
+def test_a_verdict_on_part_of_its_runs_says_so(records):
+    found = outcomes(records)["C1"]
+    assert (found.is_whole, found.num_planned, found.told_runs) == (True, len(records), str(len(records)))
+    assert "Preliminary" not in found.reason
+    keys = sorted(records)
+    for record in records.values():
+        record["status"] = "diverged" if record["key"] == keys[0] else "ok"
+    part = outcomes({key: records[key] for key in keys[:-5]})["C1"]
+    finished = len(records) - 5
+    assert not part.is_whole
+    assert part.reason.startswith(f"Preliminary, on {finished} of {len(records)} planned runs. ")
+    assert part.told_runs == f"{finished - 1} of {len(records)} (+1 diverged)"
+
+
+def test_a_claim_without_runs_is_not_preliminary(records):
+    found = outcomes(records)["C19"]
+    assert (found.verdict, found.reason, found.told_runs) == (None, NOT_RUN, "0")
+
+
 def test_records_of_other_seeds_are_judged_too(records):
     found = {p.work.key: p.work for p in places(MINI, of_seeds=[11, 12]) if p.recipe == "counts"}
     journal = {key: counted(w.method, dict(w.options).get("rank"), w.seed) for key, w in found.items()}

@@ -48,12 +48,11 @@ def claims_table(judged: Sequence[Judged]) -> Table:
     table.add_column("seeds", justify="right")
     for each in judged:
         outcome = "not run" if each.verdict is None else each.verdict.outcome
-        runs = f"{each.num_runs}" + (f" (+{each.num_diverged} diverged)" if each.num_diverged else "")
         table.add_row(
             each.claim.id,
             each.claim.text,
             Text(outcome, style=_STYLE.get(outcome, "dim")),
-            runs,
+            each.told_runs,
             str(len(each.seeds)),
         )
     return table

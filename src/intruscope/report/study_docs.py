@@ -41,11 +41,9 @@ def _verdicts(judged: Sequence[Judged]) -> str:
     lines = ["| | claim | where | verdict | runs | seeds |", "|---|---|---|---|---|---|"]
     for each in judged:
         outcome = "not run" if each.verdict is None else f"**{each.verdict.outcome}**"
-        runs = f"{each.num_runs}" + (f" (+{each.num_diverged} diverged)" if each.num_diverged else "")
         claim = each.claim
-        lines.append(
-            f"| {claim.id} | {claim.text} | {claim.paper_version} | {outcome} | {runs} | {len(each.seeds)} |"
-        )
+        cells = (claim.id, claim.text, claim.paper_version, outcome, each.told_runs, str(len(each.seeds)))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -96,6 +96,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "outcome": "not run" if each.verdict is None else each.verdict.outcome,
         "style": "none" if each.verdict is None else each.verdict.outcome.replace(" ", "-"),
         "runs": each.num_runs,
+        "planned": None if each.is_whole else each.num_planned,
         "diverged": each.num_diverged,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)) or "no level",

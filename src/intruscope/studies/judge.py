@@ -37,6 +37,7 @@ class Judged:
         verdict: None where nothing of its study was run.
         num_runs: That count.
         num_diverged: That were left out by the rule.
+        num_planned: Of its study at this scale.
         seeds: Of those that count.
     """
 
@@ -44,7 +45,13 @@ class Judged:
     verdict: Verdict | None
     num_runs: int
     num_diverged: int
+    num_planned: int
     seeds: tuple[int, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run that was planned is there."""
+        return self.num_runs + self.num_diverged >= self.num_planned
 
     @property
     def reason(self) -> str:
@@ -52,7 +59,20 @@ class Judged:
         if self.verdict is None:
             return NOT_RUN
         left_out = f" {self.num_diverged} runs diverged and are left out." if self.num_diverged else ""
-        return self.verdict.reason + left_out
+        return self._what_is_missing() + self.verdict.reason + left_out
+
+    @property
+    def told_runs(self) -> str:
+        """Runs that count, as a table shows them."""
+        planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
+        diverged = f" (+{self.num_diverged} diverged)" if self.num_diverged else ""
+        return f"{self.num_runs}{planned}{diverged}"
+
+    def _what_is_missing(self) -> str:
+        if self.is_whole:
+            return ""
+        finished = self.num_runs + self.num_diverged
+        return f"Preliminary, on {finished} of {self.num_planned} planned runs. "
 
 
 def judge(
@@ -66,7 +86,16 @@ def judge(
         claims: All by default.
     """
     every = places_with(scale_name, records)
-    return [_judged(claim, [p for p in every if p.recipe == claim.recipe], records) for claim in claims]
+    planned = places(find_scale(scale_name))
+    return [
+        _judged(
+            claim,
+            [place for place in every if place.recipe == claim.recipe],
+            records,
+            num_planned=len({place.work.key for place in planned if place.recipe == claim.recipe}),
+        )
+        for claim in claims
+    ]
 
 
 def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
@@ -78,17 +107,18 @@ def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
     return usual + (places(scale, of_seeds=further) if further else [])
 
 
-def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record]) -> Judged:
+def _judged(
+    claim: Claim, found: Sequence[Place], records: Mapping[str, Record], *, num_planned: int
+) -> Judged:
     rows = with_equal_fit(rows_of(found, records))
-    if not rows:
-        return Judged(claim=claim, verdict=None, num_runs=0, num_diverged=0, seeds=())
     once: dict[str, Record] = {row["key"]: row for row in rows}
     num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
     return Judged(
         claim=claim,
-        verdict=verdict(claim.judge(rows)),
+        verdict=verdict(claim.judge(rows)) if rows else None,
         num_runs=num_runs,
         num_diverged=num_diverged,
+        num_planned=num_planned,
         seeds=seeds,
     )
 
@@ -107,8 +137,7 @@ def judge_committed(folder: Path = COMMITTED) -> tuple[list[Judged], Path | None
     """
     found = committed(folder)
     if found is None:
-        nothing = {"verdict": None, "num_runs": 0, "num_diverged": 0, "seeds": ()}
-        return [Judged(claim=claim, **nothing) for claim in CLAIMS], None  # type: ignore[arg-type]
+        return judge(SHOWN_SCALES[0], {}), None
     scale_name, path = found
     records, _ = read_results(path)
     return judge(scale_name, records), path
