@@ -41,7 +41,7 @@ def main() -> None:
     num_runs = len(pool.wanted(places(scale, [given.study], of_seeds=seeds)))
     with tempfile.TemporaryDirectory() as folder:
         started = core_seconds()
-        out = Path(given.out or folder) / "study"
+        out = Path(given.out) if given.out else Path(folder) / "study"
         report = pool.run_study(scale, out, recipes=[given.study], seeds=seeds, unpack=unpack)
         whole = core_seconds() - started
     pool.check_complete(report)

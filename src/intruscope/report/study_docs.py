@@ -60,7 +60,7 @@ def _size(scale: Scale) -> str:
         about = "GPUs"
     else:
         total = sum(each for each in minutes if each is not None)
-        about = f"{total:,.0f} core-minutes" + (f", {total / 120:.0f} h on two cores" if total > 120 else "")
+        about = f"{total:,.0f} core-minutes" + (f", {total / 120:.1f} h on two cores" if total > 120 else "")
     bases = ", ".join(base.name for base in scale.bases)
     published = {place.work.base for place in found if isinstance(place.work, Checkpoint)}
     more = f"; {', '.join(sorted(published))} scanned" if published else ""

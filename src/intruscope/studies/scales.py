@@ -214,7 +214,7 @@ MINILM = Base(
     sweep_examples=250,
     only={"qqp": _IN_DEPTH, "mnli": _IN_DEPTH},
     turns=Turns(tasks=("qqp", "sst2", "fever"), examples=2000, head_examples=500, eval_examples=500),
-    cost=Cost(training=180.0, measuring=50.0, looks=80.0, interventions=150.0, chain=280.0),
+    cost=Cost(training=140.0, measuring=30.0, looks=110.0, interventions=300.0, chain=240.0),
 )
 DEMO = Base(
     name="demo",
@@ -243,7 +243,7 @@ DEMO = Base(
     text_sequences=64,
     sweep_sequences=32,
     sweep_examples=64,
-    cost=Cost(training=45.0, measuring=40.0, looks=12.0, interventions=40.0),
+    cost=Cost(training=40.0, measuring=25.0, looks=25.0, interventions=220.0),
 )
 MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
 
