@@ -313,6 +313,14 @@ def test_a_claim_is_found_by_its_name():
         find_claim("C25")
 
 
+@pytest.mark.parametrize(("null", "finding"), [(2.0, "supported"), (60.0, "contradicted")])
+def test_intruders_stand_beside_those_of_random_directions(null, finding):
+    arms = {arm: {**figures, "null_count": null} for arm, figures in CASES["C1"][0].items()}
+    found = outcome("C1", arms)
+    assert found.outcome == "holds"
+    assert (found.statements[-1].is_aside, found.statements[-1].finding) == (True, finding)
+
+
 def test_a_control_can_outdo_a_claim_that_holds():
     """What the paper conceded: forgetting goes with intruders, and with the norm no less."""
     wide = 0.4
