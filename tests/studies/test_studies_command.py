@@ -167,6 +167,12 @@ def test_every_claim_has_a_verdict_and_the_planted_task_was_learned(whole, capsy
 
 
 @pytest.mark.slow
+def test_only_the_study_draws(whole):
+    drawn = {path.suffix for path in (whole["out"] / "runs").rglob("*")} & {".png", ".svg"}
+    assert drawn == set()
+
+
+@pytest.mark.slow
 def test_every_run_says_what_it_was(whole):
     for path in (whole["out"] / "runs").iterdir():
         found = json.loads((path / "settings.json").read_bytes())

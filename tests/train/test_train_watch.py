@@ -77,10 +77,11 @@ def test_training_ends_in_the_same_weights_with_and_without_a_watch(kind, tmp_pa
         model, _, options = prepared(kind, folder)
         run = trainer(model, folder / "run", save_strategy="no", **options)
         if watched:
-            run.add_callback(IntruderWatch(run, every=3))
+            run.add_callback(IntruderWatch(run, every=3, pictures=False))
         run.train()
         ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert [path.name for path in (tmp_path / "True" / "run" / "intruders").iterdir()] == ["looks.jsonl"]
 
 
 class Reporter(TrainerCallback):

@@ -52,6 +52,7 @@ def chain(
     text: Corpus | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
+    pictures: bool = True,
     on_progress: Progress = lambda _what, _done, _all: None,
 ) -> ChainReport:
     """Train task after task; run again after an interruption, it goes on where it stopped.
@@ -64,6 +65,7 @@ def chain(
         text: Text on which forgetting is measured after every stage; the base needs its language-model head.
         tokenizer: Folder of one; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
+        pictures: Draw the finished chain.
         on_progress: Called with a stage, what is done of it, and all there is.
 
     Raises:
@@ -102,7 +104,8 @@ def chain(
             model=str(model.relative_to(out)),
             environment=plan["environment"],
         )
-        write_figures(lambda: chain_figures(report), folder.pictures)
+        if pictures:
+            write_figures(lambda: chain_figures(report), folder.pictures)
         folder.finish(chain_json(report))
     return report
 

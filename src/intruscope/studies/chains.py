@@ -51,7 +51,14 @@ def chain_figures(chain: Chain, base: Base, inputs: Inputs, folder: Path) -> dic
         for name in chain.tasks
     ]
     try:
-        report = run_chain(inputs.base, tasks=tasks, out=out, settings=settings, text=read_texts(inputs.text))
+        report = run_chain(
+            inputs.base,
+            tasks=tasks,
+            out=out,
+            settings=settings,
+            text=read_texts(inputs.text),
+            pictures=False,  # a study draws its own
+        )
     except IncompleteResult as error:
         shutil.rmtree(out, ignore_errors=True)
         return {"status": "diverged", "reason": error.fact}

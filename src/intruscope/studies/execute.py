@@ -218,6 +218,7 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
         data=inputs.task(run.task, "train"),
         held_out=scored,
         forget_text=inputs.text if run.look_every else (),
+        pictures=False,  # a study draws its own
     )
 
 

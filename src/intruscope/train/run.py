@@ -152,6 +152,7 @@ class Run:
         attached: The method on the model.
         loaded: What it was put on.
         forget_text: On which every look measures forgetting.
+        pictures: Draw what the watch saw.
     """
 
     folder: RunFolder
@@ -162,6 +163,7 @@ class Run:
     attached: Attached
     loaded: Loaded
     forget_text: Sequence[str | Path]
+    pictures: bool
 
     def train(
         self,
@@ -221,6 +223,7 @@ class Run:
             base=self.base if needs_base else None,
             text=list(self.forget_text) or None,
             folder=self.folder.looks,
+            pictures=self.pictures,
             seed=self.settings.seed,
         )
         trainer.add_callback(watch)

@@ -39,6 +39,7 @@ def tune(
     start: Path | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
+    pictures: bool = True,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> TuneReport:
     """Train a model; run again after an interruption, it goes on from its last checkpoint.
@@ -55,6 +56,7 @@ def tune(
             with under a new head.
         tokenizer: Folder of one; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
+        pictures: Draw what the watch saw.
         on_progress: Called with a stage, what is done of it, and all there is.
 
     Raises:
@@ -104,6 +106,7 @@ def tune(
             attached=attached,
             loaded=loaded,
             forget_text=forget_text,
+            pictures=pictures,
         )
         return run.train(arguments, training, evaluation, scorer, on_progress)
 

@@ -61,6 +61,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             head is from.
         text: Small text on which forgetting is measured at every look.
         folder: Where looks and picture go; ``intruders`` in the Trainer's output folder by default.
+        pictures: Draw at the end.
         stop_at_intruders: End the training when there are so many.
         stop_at_forgetting: End it when the loss on the text has risen by so many nats per token.
         seed: Of the certificates' random vectors.
@@ -79,6 +80,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         base: str | Path | None = None,
         text: str | Path | Sequence[str | Path] | None = None,
         folder: str | Path | None = None,
+        pictures: bool = True,
         stop_at_intruders: int | None = None,
         stop_at_forgetting: float | None = None,
         seed: int = 0,
@@ -90,6 +92,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         self._base_name = base
         self._text = [text] if isinstance(text, (str, Path)) else text
         self._folder = Path(folder) if folder is not None else None
+        self._pictures = pictures
         self._stop_at_intruders = stop_at_intruders
         self._stop_at_forgetting = stop_at_forgetting
         self._kept: dict[str, Tensor] | None = None
@@ -151,7 +154,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         """Look at the end, and draw."""
         if self.looks and self.looks[-1].step < state.global_step:
             self._look(args, state, control)
-        if args.process_index == 0 and self._file is not None:
+        if self._pictures and args.process_index == 0 and self._file is not None:
             path = self._file.path
             try:
                 write_figures(lambda: [(_FIGURE_NAME, watch_figure(self.looks))], path.parent)
