@@ -60,6 +60,7 @@ def test_a_claim_that_was_run_shows_figures_intervals_and_controls(page):
 def test_a_verdict_on_part_of_a_study_is_marked_and_no_other(page):
     part, whole = (page.split(f'id="{name}"')[1].split("</article>")[0] for name in ("C13", "C16"))
     planned = len({p.work.key for p in places(MINI) if p.recipe == "rates"})
+    assert " so far</span>" in part and " so far" not in whole
     assert re.search(rf"Preliminary:</b> \d+ of {planned} planned runs", part)
     assert "Preliminary" not in whole
 

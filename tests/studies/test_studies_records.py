@@ -114,12 +114,13 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     finished = len(records) - 5
     assert not part.is_whole
     assert part.reason.startswith(f"Preliminary, on {finished} of {len(records)} planned runs. ")
+    assert (found.told_outcome, part.told_outcome) == ("holds", f"{part.verdict.outcome} so far")
     assert part.told_runs == f"{finished - 1} of {len(records)} (+1 diverged)"
 
 
 def test_a_claim_without_runs_is_not_preliminary(records):
     found = outcomes(records)["C19"]
-    assert (found.verdict, found.reason, found.told_runs) == (None, NOT_RUN, "0")
+    assert (found.verdict, found.reason, found.told_outcome, found.told_runs) == (None, NOT_RUN, NOT_RUN, "0")
 
 
 def test_records_of_other_seeds_are_judged_too(records):

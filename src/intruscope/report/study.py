@@ -47,11 +47,11 @@ def claims_table(judged: Sequence[Judged]) -> Table:
     table.add_column("runs", justify="right")
     table.add_column("seeds", justify="right")
     for each in judged:
-        outcome = "not run" if each.verdict is None else each.verdict.outcome
+        style = "dim" if each.verdict is None else _STYLE[each.verdict.outcome]
         table.add_row(
             each.claim.id,
             each.claim.text,
-            Text(outcome, style=_STYLE.get(outcome, "dim")),
+            Text(each.told_outcome, style=style),
             each.told_runs,
             str(len(each.seeds)),
         )

@@ -40,7 +40,7 @@ def filled(page: str, judged: Sequence[Judged]) -> str:
 def _verdicts(judged: Sequence[Judged]) -> str:
     lines = ["| | claim | where | verdict | runs | seeds |", "|---|---|---|---|---|---|"]
     for each in judged:
-        outcome = "not run" if each.verdict is None else f"**{each.verdict.outcome}**"
+        outcome = each.told_outcome if each.verdict is None else f"**{each.told_outcome}**"
         claim = each.claim
         cells = (claim.id, claim.text, claim.paper_version, outcome, each.told_runs, str(len(each.seeds)))
         lines.append(f"| {' | '.join(cells)} |")

@@ -93,7 +93,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "text": each.claim.text,
         "where": each.claim.paper_version,
         "recipe": each.claim.recipe,
-        "outcome": "not run" if each.verdict is None else each.verdict.outcome,
+        "outcome": each.told_outcome,
         "style": "none" if each.verdict is None else each.verdict.outcome.replace(" ", "-"),
         "runs": each.num_runs,
         "planned": None if each.is_whole else each.num_planned,

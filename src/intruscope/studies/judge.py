@@ -62,6 +62,13 @@ class Judged:
         return self._what_is_missing() + self.verdict.reason + left_out
 
     @property
+    def told_outcome(self) -> str:
+        """The verdict, as a table shows it."""
+        if self.verdict is None:
+            return NOT_RUN
+        return self.verdict.outcome if self.is_whole else f"{self.verdict.outcome} so far"
+
+    @property
     def told_runs(self) -> str:
         """Runs that count, as a table shows them."""
         planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
