@@ -99,7 +99,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "planned": None if each.is_whole else each.num_planned,
         "diverged": each.num_diverged,
         "seeds": len(each.seeds),
-        "level": " and ".join(sorted(levels)) or "no level",
+        "level": " and ".join(sorted(levels)),
         "paper": REPORTED[each.claim.id],
         "statements": [_statement(statement) for statement in statements],
         "pictures": [
@@ -133,16 +133,17 @@ def _statement(statement: Statement) -> dict[str, Any]:
         "style": statement.finding.replace(" ", "-"),
         "claimed": _claimed(statement),
         "aside": statement.is_aside,
-        "missing": statement.missing or "no runs",
+        "missing": statement.why_missing,
     }
 
 
 def _claimed(statement: Statement) -> str:
     scale = statement.unit.scale
+    unit = f" {statement.unit.name}" if statement.unit.name else ""
     low, high = scale * statement.above, scale * statement.below
     if math.isinf(low):
-        return f"below {number(high)}"
-    return f"above {number(low)}" if math.isinf(high) else f"{number(low)} to {number(high)}"
+        return f"below {number(high)}{unit}"
+    return f"above {number(low)}{unit}" if math.isinf(high) else f"{number(low)} to {number(high)}{unit}"
 
 
 def _caption(picture: Picture) -> dict[str, Any]:

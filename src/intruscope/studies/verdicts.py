@@ -72,11 +72,14 @@ class Statement:
             return "contradicted"
         return "open"
 
+    @property
+    def why_missing(self) -> str:
+        """In words, where there is no estimate."""
+        return self.missing or _NO_ESTIMATE
+
     def __str__(self) -> str:
         if self.estimate is None:
-            return (
-                f"{self.text}: not measured ({self.missing or 'too few runs, or all of them agree exactly'})"
-            )
+            return f"{self.text}: not measured ({self.why_missing})"
         value, low, high, seen = (
             f"{self.unit.scale * x:.3g}".replace("-", "−")
             for x in (
