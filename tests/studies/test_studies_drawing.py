@@ -182,3 +182,21 @@ def test_no_text_runs_over_the_edge_or_into_the_next_panel(pictures):
             assert box.y1 <= edge.y1
         labels = boxes[: len(figure.axes)]
         assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_names", [4, 5, 6])
+def test_a_legend_stays_on_the_paper_however_few_panels_there_are(columns, num_names):
+    """A study that is not whole has fewer tasks, and as many names."""
+    names = [f"neighbour number {place} turned down"[: 17 + 4 * place] for place in range(num_names)]
+    lines = [
+        Line(name=name, look=Look(place, place, place), kind="mean", points=points((1, place)))
+        for place, name in enumerate(names)
+    ]
+    figure = figure_of(*[panel(*lines)] * columns, columns=columns)
+    (legend,) = figure.legends
+    canvas = FigureCanvasAgg(figure)
+    found = legend.get_window_extent(canvas.get_renderer())
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert found.x0 >= 0
+    assert found.x1 <= figure.bbox.x1

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from intruscope.plots.study_picture import MapPanel
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _LEFT, _RIGHT, _TITLE, _SECOND_TITLE, _TICKS, _ROTATED, _X_TITLE = 0.62, 0.14, 0
 _MAP, _MAP_GAP, _BAR = 2.5, 0.45, 0.95
 _CHARACTER = 0.083
 """Mean width of a character of a legend or a tick."""
-_LEGEND_ROW, _HANDLE = 0.235, 0.55
+_LEGEND_ROW, _HANDLE = 0.235, 0.65
 _SMALLEST = 6.2
 MOST_CHARACTERS = 40
 """Of ticks that stand level below a panel."""
@@ -86,11 +88,14 @@ def layout(picture: Picture, names: Sequence[str]) -> Layout:
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
-    """The most that fit; a legend is filled column by column, each as wide as its longest name."""
+    """The most that fit.
+
+    Matplotlib fills a legend column by column, the first ones with one name more where they do not come out
+    even; each is as wide as its longest name.
+    """
     for columns in range(len(names), 1, -1):
-        rows = math.ceil(len(names) / columns)
-        each = [names[start : start + rows] for start in range(0, len(names), rows)]
-        if sum(_CHARACTER * max(map(len, column)) + _HANDLE for column in each) <= width:
+        each = np.array_split(np.asarray([len(name) for name in names]), columns)
+        if sum(_CHARACTER * int(column.max()) + _HANDLE for column in each) <= width:
             return columns
     return 1
 
