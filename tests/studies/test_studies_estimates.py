@@ -77,6 +77,10 @@ def test_one_run_is_refused(values):
 
 def test_runs_that_agree_exactly_say_nothing_of_their_spread():
     assert stratified_mean({"a": [0.25] * 3, "b": [0.5] * 3}) is None
+    one_in_two_hundred = [0.79 - 0.795, 0.81 - 0.815, (0.79 - 0.8) + 0.005]
+    assert len(set(one_in_two_hundred)) > 1
+    assert stratified_mean({"a": one_in_two_hundred}) is None
+    assert stratified_mean({"a": [*one_in_two_hundred, -0.005 + 1e-9]}) is not None
     one_varies = stratified_mean({"a": [0.25] * 3, "b": [0.5, 0.5, 0.51]})
     assert one_varies.low < one_varies.estimate < one_varies.high
 

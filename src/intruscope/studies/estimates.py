@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 POWER = 0.8
+_ROUNDING = 1e-12
+"""Shares and nats are differences of numbers near one; nothing that is measured differs by less."""
 _FEWEST_POINTS = 5
 """Of a correlation: with fewer, every interval is nearly (-1, 1)."""
 
@@ -73,7 +75,7 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
     from scipy.special import stdtrit
 
     # Of a stratum's mean.
-    variances = np.array([np.var(v, ddof=1) / len(v) for v in values.values()])
+    variances = np.array([0.0 if _agree(v) else np.var(v, ddof=1) / len(v) for v in values.values()])
     freedoms = np.array([len(v) - 1 for v in values.values()])
     whole = float(variances.sum())
     if whole == 0.0:
@@ -89,6 +91,11 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
         detectable=(wide + more) * error,
         num_runs=sum(map(len, values.values())),
     )
+
+
+def _agree(values: Sequence[float]) -> bool:
+    """Whether values differ by no more than rounding makes of one number."""
+    return float(np.ptp(values)) <= _ROUNDING * max(1.0, float(np.abs(values).max()))
 
 
 def mean_count(counts: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate:
