@@ -245,8 +245,10 @@ def test_a_chain_that_trains_nothing_leaves_every_figure_at_the_base(tmp_path):
 def test_a_kept_adapter_is_one_update_that_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(_Chain, "_drop_before", lambda *_: None)
     base = write_base(tmp_path / "base")
-    kept = settings(chain={"between": "keep"}, **(LORA | {"steps": 8}))
-    report = chain(str(base), tasks=two_tasks(60), out=tmp_path / "out", settings=kept)
+    kept = settings(chain={"between": "keep"}, **(LORA | {"steps": 8, "watch_every": 4}))
+    report = chain(str(base), tasks=two_tasks(60), out=tmp_path / "out", settings=kept, pictures=False)
+    written = {path.name for path in (tmp_path / "out").rglob("*.*")}
+    assert "looks.jsonl" in written and not any(name.endswith((".png", ".svg")) for name in written)
     first, second = (tmp_path / "out" / "stages" / name for name in ("1-ends", "2-middle"))
     assert_is(second / "body", by_hand(base, second / "run" / "model"))
     before, after = (

@@ -65,7 +65,7 @@ def chain(
         text: Text on which forgetting is measured after every stage; the base needs its language-model head.
         tokenizer: Folder of one; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        pictures: Draw the finished chain.
+        pictures: Draw the finished chain, and what a watch saw of its runs.
         on_progress: Called with a stage, what is done of it, and all there is.
 
     Raises:
@@ -90,6 +90,7 @@ def chain(
             text=text,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
+            pictures=pictures,
             on_progress=on_progress,
         )
         model = run.run()
@@ -124,6 +125,7 @@ class _Chain:
         text: Corpus | None,
         tokenizer: str | Path | None,
         allow_pickle: bool,
+        pictures: bool,
         on_progress: Progress,
     ) -> None:
         self._base = base
@@ -134,6 +136,7 @@ class _Chain:
         self._text = text
         self._tokenizer = tokenizer
         self._allow_pickle = allow_pickle
+        self._pictures = pictures
         self._on_progress = on_progress
         self._encoded: dict[str, tuple[TrainingData, TrainingData]] = {}
 
@@ -191,6 +194,7 @@ class _Chain:
                 start=self._stage(stage - 1) / "run" / "model" if self._goes_on(stage) else None,
                 tokenizer=self._tokenizer,
                 allow_pickle=self._allow_pickle,
+                pictures=self._pictures,
                 on_progress=lambda what, done, all_: self._on_progress(f"{name}: {what}", done, all_),
             )
             found = asdict(report)
