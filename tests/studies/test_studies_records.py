@@ -118,6 +118,19 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     assert part.told_runs == f"{finished - 1} of {len(records)} (+1 diverged)"
 
 
+def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):
+    others = {p.work.key: p.work for p in places(MINI, of_seeds=[11]) if p.recipe == "counts"}
+    journal = {key: counted(w.method, dict(w.options).get("rank"), w.seed) for key, w in others.items()}
+    more = records_of(others, journal)
+    missing = max(records)
+    part = {key: record for key, record in records.items() if key != missing}
+    found = outcomes({**part, **more})["C1"]
+    assert (found.num_planned, found.is_whole) == (len(records) + len(more), False)
+    # Nor does a study want a seed that only another one was run with.
+    one = {key: more[key] for key in list(more)[:1]}
+    assert outcomes({**records, **one})["C1"].is_whole
+
+
 def test_a_claim_without_runs_is_not_preliminary(records):
     found = outcomes(records)["C19"]
     assert (found.verdict, found.reason, found.told_outcome, found.told_runs) == (None, NOT_RUN, NOT_RUN, "0")

@@ -14,7 +14,7 @@ from intruscope.studies.scales import find_scale
 from intruscope.studies.verdicts import verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
     from pathlib import Path
 
     from intruscope.studies.claims import Claim
@@ -37,7 +37,7 @@ class Judged:
         verdict: None where nothing of its study was run.
         num_runs: That count.
         num_diverged: That were left out by the rule.
-        num_planned: Of its study at this scale.
+        num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
     """
 
@@ -51,7 +51,7 @@ class Judged:
     @property
     def is_whole(self) -> bool:
         """Whether every run that was planned is there."""
-        return self.num_runs + self.num_diverged >= self.num_planned
+        return self.num_runs + self.num_diverged == self.num_planned
 
     @property
     def reason(self) -> str:
@@ -93,14 +93,9 @@ def judge(
         claims: All by default.
     """
     every = places_with(scale_name, records)
-    planned = places(find_scale(scale_name))
+    planned = {place.work.key for place in places(find_scale(scale_name))} | records.keys()
     return [
-        _judged(
-            claim,
-            [place for place in every if place.recipe == claim.recipe],
-            records,
-            num_planned=len({place.work.key for place in planned if place.recipe == claim.recipe}),
-        )
+        _judged(claim, [place for place in every if place.recipe == claim.recipe], records, planned)
         for claim in claims
     ]
 
@@ -114,9 +109,7 @@ def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
     return usual + (places(scale, of_seeds=further) if further else [])
 
 
-def _judged(
-    claim: Claim, found: Sequence[Place], records: Mapping[str, Record], *, num_planned: int
-) -> Judged:
+def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record], planned: Set[str]) -> Judged:
     rows = with_equal_fit(rows_of(found, records))
     once: dict[str, Record] = {row["key"]: row for row in rows}
     num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
@@ -125,7 +118,7 @@ def _judged(
         verdict=verdict(claim.judge(rows)) if rows else None,
         num_runs=num_runs,
         num_diverged=num_diverged,
-        num_planned=num_planned,
+        num_planned=len(planned & {place.work.key for place in found}),
         seeds=seeds,
     )
 
