@@ -115,7 +115,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
     scale = statement.unit.scale
     figures: dict[str, Any] = {"figure": None, "strip": None}
     if found is not None:
-        unit = f" {statement.unit.name}" if statement.unit.name else ""
+        unit = statement.unit.suffix
         figures = {
             "figure": f"{number(scale * found.estimate)}{unit}",
             "between": f"{number(scale * found.low)} to {number(scale * found.high)}",
@@ -138,8 +138,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
 
 
 def _claimed(statement: Statement) -> str:
-    scale = statement.unit.scale
-    unit = f" {statement.unit.name}" if statement.unit.name else ""
+    scale, unit = statement.unit.scale, statement.unit.suffix
     low, high = scale * statement.above, scale * statement.below
     if math.isinf(low):
         return f"below {number(high)}{unit}"

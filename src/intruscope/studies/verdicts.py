@@ -30,6 +30,11 @@ class Unit(NamedTuple):
     name: str
     scale: float = 1.0
 
+    @property
+    def suffix(self) -> str:
+        """Behind a number."""
+        return f" {self.name}" if self.name else ""
+
 
 PLAIN, NATS, POINTS, PERCENT = Unit(""), Unit("nats"), Unit("points", 100.0), Unit("%", 100.0)
 
@@ -89,7 +94,7 @@ class Statement:
                 self.estimate.detectable,
             )
         )
-        unit = f" {self.unit.name}" if self.unit.name else ""
+        unit = self.unit.suffix
         said = f"{self.text}: {value}{unit} ({low} to {high}), {self.finding}"
         if self.finding == "open":
             said += f"; {seen}{unit} from the bound would have been seen"
