@@ -82,6 +82,7 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
         return None
     freedom = whole**2 / float((variances**2 / freedoms).sum())
     value, error = _mean(values), math.sqrt(whole) / len(values)
+    value = 0.0 if abs(value) < _ROUNDING else value  # and not 2e-15 of a point
     wide, more = float(stdtrit(freedom, 0.5 + level / 2)), float(stdtrit(freedom, POWER))
     return Estimate(
         estimate=value,
