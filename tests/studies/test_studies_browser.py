@@ -19,7 +19,9 @@ from intruscope.studies.measure import CONTROLS
 from intruscope.sweep.words import CONTROL_NAMES
 
 NAMES = {control: CONTROL_NAMES[control] for control in CONTROLS}
-ASK = (Path(__file__).parent / "ask_study.js").read_text(encoding="utf-8")
+ASK, ASK_PRINT = (
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("ask_study.js", "ask_print.js")
+)
 HOSTILE = "</script><script>window.hacked=1</script>\u202e"
 MOST_BYTES = 3_000_000
 
@@ -106,3 +108,15 @@ def test_the_page_in_a_browser(made, tmp_path, width, dark):
     assert answer["map"].startswith(f"full: {SIZE} base and {SIZE} tuned vectors")
     assert answer["cell"] == "base vector 1, tuned vector 1\n|cosine| 0.97"
     assert answer["links"] == []
+
+
+@pytest.mark.browser
+def test_on_paper_no_table_is_wider_than_its_page_and_no_picture_higher(tmp_path):
+    """A browser shrinks every page by the widest table of all, and cuts a picture that is too high."""
+    find_browser()
+    page, pictures = page_of(study())
+    answer = look(page, ASK_PRINT, tmp_path, width=730).answer
+    assert answer["size"] == "12px"
+    assert answer["overflow"] == []
+    assert len(answer["pictures"]) == len(pictures)
+    assert [each for each in answer["pictures"] if each[1] > 1] == []
