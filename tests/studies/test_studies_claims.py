@@ -307,6 +307,14 @@ def test_no_effect_is_rarely_called_one(name):
     assert np.mean(held) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
 
 
+def test_chains_without_a_single_intruder_are_told_with_an_interval():
+    """Not as unmeasured: that would take the word of a claim that nothing here bears out."""
+    never = {"count_first": (0, 0), "count_last": (0, 0)}
+    found = outcome("C20", {"lora_r8": never, "full": never}).statements[0]
+    assert (found.finding, found.estimate.estimate) == ("contradicted", 0.0)
+    assert found.estimate.low < 0.0 < found.estimate.high
+
+
 def test_a_claim_is_found_by_its_name():
     assert find_claim(" c7 ").id == "C7"
     with pytest.raises(UsageError, match="study list"):

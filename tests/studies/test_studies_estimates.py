@@ -9,6 +9,7 @@ from scipy import stats
 from intruscope.errors import UsageError
 from intruscope.studies.estimates import (
     mean_count,
+    mean_count_difference,
     mean_share,
     rank_correlation,
     relative_spread,
@@ -33,7 +34,8 @@ def test_a_stratified_mean_is_the_mean_of_means_with_the_textbooks_interval():
     variances = np.array([1.0 / 3, 8.0 / 2])
     freedom = variances.sum() ** 2 / (variances**2 / [2, 1]).sum()
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()) / 2
-    assert (found.estimate, found.num_runs) == (7.0, 5)
+    assert (found.estimate, found.num_runs, found.num_tasks) == (7.0, 5, 2)
+    assert found.told_size == "n = 5, 2 tasks"
     assert found.high - found.estimate == pytest.approx(half, rel=1e-12)
     assert found.low == pytest.approx(2 * found.estimate - found.high)
 
@@ -101,6 +103,36 @@ def test_intervals_of_rare_counts_keep_their_level(rate):
         return mean_count({task: rng.poisson(rate, 3).tolist() for task in TASKS})
 
     assert share_covering(simulate, rate) > 0.94
+
+
+def test_two_counts_that_agree_in_every_run_are_no_certainty():
+    zero = {task: [0.0] * 3 for task in TASKS}
+    found = mean_count_difference(zero, zero)
+    bound = -math.log(0.025) / 9
+    assert (found.low, found.estimate, found.high) == (pytest.approx(-bound), 0.0, pytest.approx(bound))
+    sevens = {task: [7.0] * 3 for task in TASKS}
+    one, other = mean_count_difference(sevens, zero), mean_count_difference(zero, sevens)
+    assert (one.estimate, one.low, one.high) == (7.0, -other.high, -other.low)
+    assert 0.0 < one.low < 7.0 < one.high
+    # Half of the other counts, not half of the difference; sides as Zou and Donner put them together.
+    half = mean_count_difference(sevens, sevens, times=0.5)
+    low, high = stats.gamma.ppf([0.025, 0.975], [63, 64]) / 9
+    assert half.estimate == 3.5
+    assert half.low == pytest.approx(3.5 - math.hypot(7 - low, (high - 7) / 2), rel=1e-9)
+    assert half.high == pytest.approx(3.5 + math.hypot(high - 7, (7 - low) / 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("rates", [(0.05, 0.05), (0.4, 0.05), (3.0, 8.0)], ids=str)
+def test_intervals_of_differences_of_counts_keep_their_level(rates):
+    def simulate(number):
+        rng = np.random.default_rng(number)
+        one, other = ({task: rng.poisson(rate, 3).tolist() for task in TASKS} for rate in rates)
+        found = mean_count_difference(one, other)
+        spread = stratified_mean({task: np.subtract(one[task], other[task]).tolist() for task in TASKS})
+        assert spread is None or found.low <= spread.low < spread.high <= found.high
+        return found
+
+    assert share_covering(simulate, rates[0] - rates[1]) > 0.94
 
 
 def test_shares_are_as_uncertain_as_so_many_draws():

@@ -119,6 +119,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
         figures = {
             "figure": f"{number(scale * found.estimate)}{unit}",
             "between": f"{number(scale * found.low)} to {number(scale * found.high)}",
+            "size": found.told_size,
             "seen": f"{number(scale * found.detectable)}{unit}",
             "strip": strip(
                 scale * found.estimate,

@@ -14,7 +14,14 @@ import numpy as np
 
 from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, SAME_ACCURACY, share_of
 from intruscope.studies.estimates import Estimate, mean_share, rank_correlation, stratified_mean
-from intruscope.studies.evidence import by_task, count_of, difference_of, mean_of
+from intruscope.studies.evidence import (
+    by_run,
+    by_task,
+    count_difference,
+    count_of,
+    difference_of,
+    mean_of,
+)
 from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
@@ -74,12 +81,13 @@ def c13(rows: Rows) -> list[Statement]:
     may leave a short run half trained, stands beside it.
     """
     level = shared_level(3)
+    counts = {arm: by_run(rows, "count", arm) for arm in ("low", "mid", "high")}
 
     def more_at_high(arm: str, name: str, *, is_aside: bool = False) -> list[Statement]:
         return [
             Statement(
                 text=f"intruders at the high rate less those at the {name}",
-                estimate=difference_of(rows, "count", "high", arm, level=level),
+                estimate=count_difference(counts["high"], counts[arm], level=level),
                 above=0.0,
                 is_aside=is_aside,
             ),

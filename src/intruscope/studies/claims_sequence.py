@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, share_of
-from intruscope.studies.evidence import difference_of, mean_of
+from intruscope.studies.evidence import by_run, count_difference, difference_of, mean_of
 from intruscope.studies.verdicts import PERCENT, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
-    from intruscope.studies.evidence import Row, Rows
+    from intruscope.studies.evidence import Rows
 
 
 def c19(rows: Rows) -> list[Statement]:
@@ -42,14 +42,11 @@ def c19(rows: Rows) -> list[Statement]:
 def c20(rows: Rows) -> list[Statement]:
     """LoRA gathers intruders task by task; full fine-tuning keeps the base's vectors."""
     level = shared_level(2)
-
-    def growth(row: Row) -> float | None:
-        return None if row.get("count_last") is None else row["count_last"] - row["count_first"]
-
+    last, first = (by_run(rows, figure, "lora_r8") for figure in ("count_last", "count_first"))
     return [
         Statement(
             text="intruders after the last task less those after the first, LoRA r 8",
-            estimate=mean_of(rows, growth, "lora_r8", level=level),
+            estimate=count_difference(last, first, level=level),
             above=ONE_PER_RUN,
         ),
         Statement(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intruscope.studies.estimates import relative_spread, stratified_mean
-from intruscope.studies.evidence import by_run, by_task, count_of, difference_of, mean_of
+from intruscope.studies.evidence import by_run, by_task, count_difference, count_of, difference_of, mean_of
 from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def _beyond_null(row: Row) -> float | None:
 def c2(rows: Rows) -> list[Statement]:
     """Intruders up to rank 16, none at full width; the trend rises, then falls."""
     level = shared_level(4)
+    counts = {arm: by_run(rows, "count", arm) for arm in ("lora_r1", "lora_r8", "lora_r64")}
     return [
         Statement(
             text="intruders per run up to rank 16",
@@ -116,12 +117,12 @@ def c2(rows: Rows) -> list[Statement]:
         ),
         Statement(
             text="count at rank 8 less that at rank 1",
-            estimate=difference_of(rows, "count", "lora_r8", "lora_r1", level=level),
+            estimate=count_difference(counts["lora_r8"], counts["lora_r1"], level=level),
             above=0.0,
         ),
         Statement(
             text="count at rank 8 less that at rank 64",
-            estimate=difference_of(rows, "count", "lora_r8", "lora_r64", level=level),
+            estimate=count_difference(counts["lora_r8"], counts["lora_r64"], level=level),
             above=0.0,
         ),
     ]
@@ -148,19 +149,28 @@ def c3(rows: Rows) -> list[Statement]:
 def c4(rows: Rows) -> list[Statement]:
     """Intruders sit at all ranks of singular values, and LoRA has more than full at each."""
     level = shared_level(5)
+
+    def less_full(arm: str, place: int) -> Estimate | None:
+        arms = (by_run(rows, _fifth(place), each) for each in (arm, "full"))
+        return count_difference(*arms, level=level)
+
     names = ("first", "second", "third", "fourth", "last")
     statements = [
         Statement(
             text=f"intruders of LoRA r 8 less those of full in the {name} fifth of the ranks",
-            estimate=difference_of(rows, _fifth(place), "lora_r8", "full", level=level),
+            estimate=less_full("lora_r8", place),
             above=0.0,
         )
         for place, name in enumerate(names)
     ]
-    last = difference_of(rows, _fifth(4), "lora_r1", "full", level=level)
     return [
         *statements,
-        Statement(text="the same of r 1 in the last fifth", estimate=last, above=0.0, is_aside=True),
+        Statement(
+            text="the same of r 1 in the last fifth",
+            estimate=less_full("lora_r1", 4),
+            above=0.0,
+            is_aside=True,
+        ),
     ]
 
 
@@ -211,10 +221,11 @@ def c6(rows: Rows) -> list[Statement]:
         return by_task({key: math.log2((after[key] + 0.5) / (before[key] + 0.5)) for key in sorted(both)})
 
     doubling = last_doubling("r1_half", "r1_whole")
+    whole, quarter = (by_run(rows, "count", arm) for arm in ("r8_whole", "r8_quarter"))
     return [
         Statement(
             text="count at rank 8 on all data less that on a quarter",
-            estimate=difference_of(rows, "count", "r8_whole", "r8_quarter", level=level),
+            estimate=count_difference(whole, quarter, level=level),
             above=0.0,
         ),
         Statement(
@@ -287,12 +298,11 @@ def c8(rows: Rows) -> list[Statement]:
 def c9(rows: Rows) -> list[Statement]:
     """Training B alone sharply lowers the number of intruders: to less than half."""
     level = shared_level(1)
-    first, second = by_run(rows, "count", "b_only"), by_run(rows, "count", "lora_r8")
-    values = by_task({key: first[key] - 0.5 * second[key] for key in sorted(first.keys() & second.keys())})
+    alone, both = (by_run(rows, "count", arm) for arm in ("b_only", "lora_r8"))
     return [
         Statement(
             text="count with B alone less half of that with both",
-            estimate=stratified_mean(values, level=level) if values else None,
+            estimate=count_difference(alone, both, times=0.5, level=level),
             below=0.0,
         ),
         Statement(

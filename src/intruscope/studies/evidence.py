@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from intruscope.studies.estimates import Estimate, mean_count, stratified_mean
+from intruscope.studies.estimates import Estimate, mean_count, mean_count_difference, stratified_mean
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -60,6 +60,19 @@ def difference_of(rows: Rows, figure: Figure, arms: Arms, other: Arms, *, level:
     first, second = by_run(rows, figure, arms), by_run(rows, figure, other)
     values = by_task({key: first[key] - second[key] for key in first.keys() & second.keys()})
     return stratified_mean(dict(sorted(values.items())), level=level) if values else None
+
+
+def count_difference(
+    counts: Mapping[tuple[str, int], float],
+    others: Mapping[tuple[str, int], float],
+    *,
+    times: float = 1.0,
+    level: float,
+) -> Estimate | None:
+    """Counts less so many times others, run by run (:func:`by_run`); None without two pairs of a task."""
+    both = sorted(counts.keys() & others.keys())
+    first, second = (by_task({key: each[key] for key in both}) for each in (counts, others))
+    return mean_count_difference(first, second, times=times, level=level) if first else None
 
 
 def number_of_runs(rows: Rows) -> tuple[int, tuple[int, ...], int]:

@@ -95,7 +95,7 @@ class Statement:
             )
         )
         unit = self.unit.suffix
-        said = f"{self.text}: {value}{unit} ({low} to {high}), {self.finding}"
+        said = f"{self.text}: {value}{unit} ({low} to {high}; {self.estimate.told_size}), {self.finding}"
         if self.finding == "open":
             said += f"; {seen}{unit} from the bound would have been seen"
         return said
