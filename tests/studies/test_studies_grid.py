@@ -7,7 +7,7 @@ import pytest
 from intruscope.errors import UsageError
 from intruscope.studies.claims import CLAIMS
 from intruscope.studies.grid import Chain, Checkpoint, Run, label_of, settings_of
-from intruscope.studies.recipes import RECIPES, SEQUENCE, Cell, places
+from intruscope.studies.recipes import RECIPES, SEQUENCE, Cell, places, sequence
 from intruscope.studies.scales import MINI, MINILM, PAPER, PAPER_ALPHA_TIMES_RATE, SCALES, SMOKE, find_scale
 from intruscope.studies.sizes import core_seconds, kinds, sizes
 
@@ -83,10 +83,16 @@ def test_every_claims_study_is_planned():
 def test_shares_of_the_data_and_rates_at_alpha_8_are_what_they_are_called():
     sizes_ = arms("data_size")
     assert [sizes_[f"r1_{name}"].examples for name in ("quarter", "half", "whole")] == [2500, 5000, 10_000]
-    for rank in (16, 64):
-        fixed, scaled = (arms("alpha")[f"{name}_r{rank}"] for name in ("alpha8", "alpha2r"))
-        assert dict(fixed.options)["alpha"] == 8.0
+    chains = sequence(MINILM, 0)
+    for rank in (1, 8):
+        fixed, scaled = (chains[f"{name}_r{rank}"] for name in ("alpha8", "lora"))
+        assert (dict(fixed.options)["alpha"], dict(scaled.options)["alpha"]) == (8.0, 2.0 * rank)
         assert 8.0 * fixed.rate == pytest.approx(2 * rank * scaled.rate)
+    found = arms("alpha")
+    assert 8.0 * found["alpha8_r16"].rate == pytest.approx(32 * found["alpha2r_r16"].rate)
+    capped = (found["alpha8_r64"], found["alpha8_full_width"], chains["alpha8_r64"])
+    assert {run.rate for run in capped} == {found["alpha8_r16"].rate}
+    assert {dict(run.options)["alpha"] for run in capped} == {8.0}
 
 
 def test_low_is_the_papers_and_high_is_twice():
