@@ -206,6 +206,17 @@ def test_intervals_of_correlations_keep_their_level(rho, num):
     assert share_covering(simulate, truth) > 0.92
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+def test_a_correlation_as_far_from_its_bound_as_told_is_seen_in_about_four_of_five(bound):
+    def simulate(number, rho):
+        return rank_correlation(*related(np.random.default_rng(number), rho, 60, ("a",)), bound=bound)
+
+    truth = bound + simulate(0, 0.0).detectable
+    assert truth < 0.85
+    rho = 2.0 * math.sin(math.pi * truth / 6.0)  # of normal pairs with that Spearman's coefficient
+    assert 0.7 < np.mean([simulate(number, rho).low > bound for number in range(400)]) < 0.9
+
+
 def test_a_correlation_through_a_third_is_gone_when_that_is_given():
     rng = np.random.default_rng(1)
     size = rng.normal(size=60)

@@ -80,6 +80,15 @@ def test_every_claims_study_is_planned():
     assert recipes == {claim.recipe for claim in CLAIMS} == {*RECIPES, SEQUENCE}
 
 
+def test_correlations_take_in_what_a_task_has_anyway():
+    for task, more in (("sst2", 8), ("qqp", 0)):
+        own, counted = arms("correlations", task=task), arms("counts", task=task)
+        assert own.items() >= counted.items()
+        assert len(own) == len(counted) + more
+    asked = {p.work.key for p in places(MINI, ["correlations"])}
+    assert asked <= {p.work.key for p in places(MINI, [name for name in RECIPES if name != "correlations"])}
+
+
 def test_shares_of_the_data_and_rates_at_alpha_8_are_what_they_are_called():
     sizes_ = arms("data_size")
     assert [sizes_[f"r1_{name}"].examples for name in ("quarter", "half", "whole")] == [2500, 5000, 10_000]
@@ -119,14 +128,14 @@ def test_given_seeds_replace_all():
     assert len(places(MINI, of_seeds=[7])) * 3 == len([p for p in places(MINI) if p.seed < 3])
 
 
-def test_tasks_of_long_sentences_take_part_in_some_studies_and_of_these_in_all_arms():
+def test_tasks_of_long_sentences_take_part_in_some_studies_and_of_these_in_all_arms_they_have():
     of_task = {
         task: {p.recipe for p in places(MINI) if p.task == task}
         for task in ("sst2", "qqp", "mnli", "reference")
     }
     assert of_task["sst2"] == of_task["reference"] == set(RECIPES)
     assert of_task["qqp"] == of_task["mnli"] == set(MINILM.only["mnli"]) < set(RECIPES)
-    for recipe in of_task["mnli"]:
+    for recipe in of_task["mnli"] - {"correlations"}:
         assert arms(recipe, task="mnli").keys() == arms(recipe).keys()
 
 

@@ -267,12 +267,12 @@ def test_rates_stand_at_the_rates_that_were_run(rows, pictures):
 
 def test_the_scatter_has_one_mark_for_each_run_that_tells_all_of_it(rows, pictures):
     runs = {row["key"]: row for row in rows["correlations"]}
-    for column, task in enumerate(IN_ALL):
+    for column, task in enumerate(TASKS):
         own = [row for row in runs.values() if row["task"] == task]
         marks = [point for each in pictures["scatter"].panels[column].lines for point in each.points]
         assert sorted((p.x, p.y) for p in marks) == sorted((r["count"], r["forgetting"]) for r in own)
         norms = [
-            point for each in pictures["scatter"].panels[len(IN_ALL) + column].lines for point in each.points
+            point for each in pictures["scatter"].panels[len(TASKS) + column].lines for point in each.points
         ]
         assert sorted((p.x, p.y) for p in norms) == sorted((r["update_norm"], r["forgetting"]) for r in own)
     panel = pictures["scatter"].panels[0]

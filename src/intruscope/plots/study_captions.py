@@ -106,8 +106,8 @@ ABOUT: Mapping[str, About] = {
         title="Forgetting and the number of intruders, run by run",
         figure="version 3, figure 8",
         shows="A mark for each run: every rank, rate and alpha of LoRA, and full fine-tuning at every "
-        "rate. First row: forgetting over the number of intruders. Second row: over the norm of the update. "
-        "Third row: fit over the number of intruders.",
+        "rate, as far as a task has them. First row: forgetting over the number of intruders. Second row: "
+        "over the norm of the update. Third row: fit over the number of intruders.",
         differs="The paper has one panel for each model, no norm, and no full fine-tuning at high rates. "
         "Both count and norm grow with the rate: where the second row is as tight as the first, the count "
         "tells no more than the norm.",
@@ -138,8 +138,8 @@ ABOUT: Mapping[str, About] = {
         figure="versions 1 and 3, on alpha and effective rank (version 3, appendix H)",
         shows="A mark is the mean over seeds, the line their range; open marks are alpha 8; open grey "
         "marks what chance makes.",
-        differs="The paper has ranks up to 768, and tables where we draw. Alpha times the rate is the same "
-        "for both alphas here.",
+        differs="The paper has ranks up to 768, and tables where we draw. At rank 16 alpha times the rate "
+        "is the same for both alphas, and at alpha 8 for all ranks.",
         claims=("C7", "C8"),
     ),
     "data-size": About(

@@ -157,7 +157,7 @@ def c15(rows: Rows) -> list[Statement]:
     return [
         Statement(
             text="Spearman's correlation of count and accuracy within tasks, over cells of seeds' means",
-            estimate=_correlation(rows, "count", "accuracy", level=shared_level(1)),
+            estimate=_correlation(rows, "count", "accuracy", bound=NO_CORRELATION, level=shared_level(1)),
             above=-NO_CORRELATION,
             below=NO_CORRELATION,
             missing="fewer than five models, or no intruders",
@@ -166,7 +166,7 @@ def c15(rows: Rows) -> list[Statement]:
 
 
 def _correlation(
-    rows: Rows, first: str, second: str, *, level: float, given: str | None = None
+    rows: Rows, first: str, second: str, *, level: float, given: str | None = None, bound: float = 0.0
 ) -> Estimate | None:
     """Over arms within tasks; seeds are averaged, since runs of one cell are no independent models."""
     cells: dict[tuple[str, str], list[Row]] = {}
@@ -185,6 +185,7 @@ def _correlation(
         means(second),
         [task for task, _ in cells],
         given=means(given) if given else None,
+        bound=bound,
         level=level,
     )
 

@@ -277,6 +277,7 @@ def rank_correlation(
     strata: Sequence[str],
     *,
     given: ArrayLike | None = None,
+    bound: float = 0.0,
     level: float = LEVEL,
 ) -> Estimate | None:
     """Spearman's correlation within strata, or its partial one.
@@ -294,6 +295,7 @@ def rank_correlation(
         second: The same.
         strata: The stratum of each point.
         given: What both are freed of, by rank regression.
+        bound: That ``detectable`` is reckoned from, outwards.
         level: Of the interval.
 
     Returns:
@@ -321,7 +323,10 @@ def rank_correlation(
         low=math.tanh(z - wide * error),
         high=math.tanh(z + wide * error),
         level=level,
-        detectable=math.tanh((wide + more) * math.sqrt(1.0 / (freedom - 3))),
+        detectable=math.tanh(
+            math.atanh(bound) + (wide + more) * math.sqrt((1.0 + bound**2 / 2.0) / (freedom - 3))
+        )
+        - bound,
         num_runs=len(strata),
         num_tasks=len(set(strata)),
     )

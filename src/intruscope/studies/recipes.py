@@ -192,14 +192,18 @@ def equal_fit(cell: Cell) -> dict[str, Run]:
 
 
 def correlations(cell: Cell) -> dict[str, Run]:
-    """Figure 8, C14, C15, C21: every rank, alpha and rate of LoRA, and full fine-tuning at every rate."""
-    of_rates = rates(cell)
-    return {
-        **counts(cell),
-        **{f"lora_r8_{name}": of_rates[name] for name in ("low", "high")},
-        **{name: of_rates[name] for name in ("full_lowest", "full_low", "full_high")},
-        **{name: run for name, run in alpha(cell).items() if name.startswith("alpha8")},
-    }
+    """Figure 8, C14, C15, C21: every rank, alpha and rate of LoRA, and full fine-tuning at every rate.
+
+    Of a task that takes no part in the studies of rates or alpha, what it has; nothing is run for this alone.
+    """
+    found = counts(cell)
+    if cell.base.takes_part(cell.task, rates.__name__):
+        of_rates = rates(cell)
+        found |= {f"lora_r8_{name}": of_rates[name] for name in ("low", "high")}
+        found |= {name: of_rates[name] for name in ("full_lowest", "full_low", "full_high")}
+    if cell.base.takes_part(cell.task, alpha.__name__):
+        found |= {name: run for name, run in alpha(cell).items() if name.startswith("alpha8")}
+    return found
 
 
 def interventions(cell: Cell) -> dict[str, Run]:

@@ -179,7 +179,7 @@ class Scale:
         return next(base for base in self.bases if base.name == name)
 
 
-_IN_DEPTH = ("counts", "trajectory", "seeds", "equal_fit", "interventions")
+_IN_DEPTH = ("counts", "trajectory", "seeds", "equal_fit", "correlations", "interventions")
 """What QQP and MNLI take part in: their pairs are three times as long as SST-2's sentences."""
 _PILOTS = (
     "pilots of 2026-11-26 that were seen before (LOG.md): where LoRA grows intruders and training does not "
