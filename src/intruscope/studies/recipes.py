@@ -21,6 +21,7 @@ _EDITED = (1, 8)
 _WATCHED = (1, 8, 64)
 """Ranks, and full width besides, whose runs are watched: C5, C12 and C23 need looks."""
 _LAST_TWIN = 16
+"""Up to this rank alpha 8 has its twin's product of alpha and rate, beyond it this one's."""
 _ADALORA_START = 12
 _PICTURED_SEED = 0
 """A picture of one run is of this one, chosen before any ran."""
