@@ -12,7 +12,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reproduction.md"
 
 def main() -> None:
     judged, _ = judge_committed()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), judged), encoding="utf-8")
+    larger, _ = judge_committed(scale_name="midi")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), judged, larger), encoding="utf-8")
 
 
 if __name__ == "__main__":

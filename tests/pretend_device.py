@@ -1,4 +1,6 @@
-"""A pretend GPU: tensors in main memory that behave as if they lay on a device of their own.
+"""A pretend GPU, and a real one where there is one, for the same questions.
+
+Pretended, tensors in main memory behave as if they lay on a device of their own.
 
 No GPU is needed to find what only a GPU would show: an operation on tensors of two devices, ``numpy`` on a
 tensor that is not on the CPU, a random generator of the wrong device, and on ``mps`` a float64. The rules are
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -154,3 +157,12 @@ def pretend_device(kind: str = "cuda") -> Iterator[_There]:
     there = _There(kind)
     with _Operations(there), _Names(there):
         yield there
+
+
+@contextlib.contextmanager
+def real_device(kind: str = "cuda") -> Iterator[None]:
+    """The GPU of this machine; the test is skipped where there is none."""
+    if kind != "cuda" or not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    yield
+    torch.cuda.synchronize()

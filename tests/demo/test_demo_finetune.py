@@ -21,6 +21,7 @@ from intruscope.demo.finetune import (
     with_lora,
 )
 from intruscope.demo.pretrain import Architecture, new_model
+from pretend_device import real_device
 
 TINY = Architecture(vocabulary=32, num_layers=2, width=16, feed_forward=24, num_heads=2, max_positions=32)
 
@@ -148,3 +149,14 @@ def test_the_faster_mode_is_chosen_by_the_clock(monkeypatch) -> None:
         ticks = iter([t for mode in (1, 2) for i in range(4) for t in (0.0, 5.0 if mode == slow else 1.0)])
         monkeypatch.setattr("time.perf_counter", lambda ticks=ticks: next(ticks))
         assert faster_precision(width=4, outputs=8) == ("bfloat16" if slow == 1 else "float32")
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_trains_as_the_cpu_does(tokens) -> None:
+    settings = LoopSettings(learning_rate=1e-2, num_steps=20, batch=4, context=8)
+    expected = train(new_model(TINY, seed=0), tokens, settings, precision="float32")
+    with real_device():
+        losses = train(new_model(TINY, seed=0).cuda(), tokens, settings, precision="float32")
+        half = train(new_model(TINY, seed=0).cuda(), tokens, settings, precision="bfloat16")
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert half == pytest.approx(expected, rel=0.1) and half != losses

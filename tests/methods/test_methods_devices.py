@@ -1,4 +1,4 @@
-"""Methods on a GPU, pretended: put on before the model is moved there, as with Trainer, or after."""
+"""Methods on a GPU, pretended or real: put on before the model is moved there, as with Trainer, or after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from intruscope.methods import registered
 from intruscope.methods.contract import Setting
-from pretend_device import pretend_device
+from pretend_device import pretend_device, real_device
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 METHODS = {method.name: method for method in registered()}
@@ -49,3 +49,16 @@ def test_a_method_does_on_a_gpu_what_it_does_on_the_cpu(name, moved_before, monk
     assert there.num_operations > 100
     assert expected.norm() > 1e-3
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name != "lora_experts"]
+)  # its update is not static
+def test_every_method_does_so_on_a_real_one(name, monkeypatch):
+    with real_device():
+        got = _update(name, "cuda", monkeypatch, moved_before=False)
+    expected = _update(name, "cpu", monkeypatch, moved_before=False)
+    assert expected.norm() > 1e-3
+    # As a whole: Adam's first steps are signs, and a gradient near zero may have either one.
+    assert (got - expected).norm() <= 1e-2 * expected.norm()

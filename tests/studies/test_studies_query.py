@@ -180,9 +180,21 @@ def test_a_bad_query_is_told_in_one_line(tmp_path, out, sql, told):
 def test_without_a_study_the_question_has_nobody_to_ask(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="got a folder without a study"):
         app(["study", "query", "SELECT 1", "--out", str(tmp_path)], standalone_mode=False)
-    monkeypatch.setattr("intruscope.studies.judge.committed", lambda: None)
+    with pytest.raises(UsageError, match="got --scale and --out"):
+        app(["study", "query", "SELECT 1", "--scale", "midi", "--out", str(tmp_path)], standalone_mode=False)
+    with pytest.raises(UsageError, match="no results of the scale smoke ship with this version"):
+        app(["study", "query", "SELECT 1", "--scale", "smoke"], standalone_mode=False)
+    monkeypatch.setattr("intruscope.studies.judge.committed", lambda **_: None)
     with pytest.raises(UsageError, match="no results ship with this version"):
         app(["study", "query", "SELECT 1"], standalone_mode=False)
+
+
+def test_the_results_of_either_scale_are_asked_by_name(capsys):
+    for scale, base in (("mini", "minilm-mlm"), ("midi", "wide")):
+        told = here(capsys, "SELECT base, count(*) AS runs FROM runs GROUP BY ALL", "--scale", scale)
+        assert base in told
+    assert "wide" in here(capsys, "SELECT DISTINCT base FROM runs", "--scale", "midi")
+    assert "wide" not in here(capsys, "SELECT DISTINCT base FROM runs")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Measuring on a GPU, pretended: the numbers of the CPU, and no operation on tensors of two devices."""
+"""Measuring on a GPU, pretended or real: the CPU's numbers, and no operation on tensors of two devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intruscope.repair.interventions import intervene
 from intruscope.repair.survey import survey
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench
-from pretend_device import pretend_device
+from pretend_device import pretend_device, real_device
 
 
 def _measurements(files, device, edits):
@@ -51,6 +51,23 @@ def test_forgetting_on_a_gpu_is_that_of_the_cpu_and_says_where(kind, files):
         got = forget(files / "base", files / "adapter", device=kind, **options)
     assert got.settings.device == f"{kind}:0"
     assert got.forgetting.estimate == pytest.approx(expected.forgetting.estimate, rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_gives_the_numbers_of_the_cpu(files):
+    found = survey(str(files / "base"), str(files / "adapter"), options=RunOptions(workers=0))
+    edits = intervene(found, kind="intruders", strength=0.2)
+    options = {"text": files / "text.txt", "protocol": "exact", "max_sequences": 4, "num_resamples": 100}
+    with real_device():
+        cells = _measurements(files, "cuda", edits)
+        got = forget(files / "base", files / "adapter", device="cuda", **options)
+    for one, other in zip(cells, _measurements(files, "cpu", edits), strict=True):
+        np.testing.assert_allclose(one.text_nats, other.text_nats, rtol=1e-5)
+    expected = forget(files / "base", files / "adapter", device="cpu", **options)
+    assert got.settings.device == "cuda:0"
+    for one, other in ((got.base_loss, expected.base_loss), (got.tuned_loss, expected.tuned_loss)):
+        assert one.nats_per_token.estimate == pytest.approx(other.nats_per_token.estimate, rel=1e-6)
+    assert got.forgetting.estimate == pytest.approx(expected.forgetting.estimate, abs=1e-6)
 
 
 def test_a_device_that_is_not_here_or_holds_no_numbers_is_refused():

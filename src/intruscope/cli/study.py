@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,13 +27,19 @@ study = typer.Typer(
     rich_markup_mode=None,
 )
 Claims = Annotated[list[str], typer.Argument(help="Claims (C1 to C24), or 'all'.")]
-ScaleName = Annotated[str, typer.Option("--scale", help="smoke (minutes), mini (hours), or paper (GPUs).")]
+ScaleName = Annotated[
+    str, typer.Option("--scale", help="smoke (minutes), mini (hours), midi (a GPU), or paper (GPUs).")
+]
+ShippedScale = Annotated[
+    str | None, typer.Option("--scale", help="Which of the package's results: mini (default), or midi.")
+]
 Seeds = Annotated[str | None, typer.Option(help="Instead of the scale's: A,B,C.")]
 ALL = "all"
 
 
 @study.command("list")
 def list_claims(
+    scale: ShippedScale = None,
     json: Annotated[str | None, typer.Option(help="Write the list as JSON; - for stdout.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
@@ -43,16 +50,17 @@ def list_claims(
     from intruscope.report.study import claims_table
     from intruscope.studies.judge import judge, judge_committed, studies_json
 
+    _check_one_source(scale, out)
     if out is None:
-        judged, path = judge_committed()
+        judged, path = judge_committed(scale_name=scale)
         results = (
             f"src/intruscope/studies/results/{path.parent.name}/{path.name}" if path is not None else None
         )
     else:
         from intruscope.studies.pool import study_records
 
-        scale, records = study_records(out)
-        judged, results = judge(scale, records), str(out)
+        scale_name, records = study_records(out)
+        judged, results = judge(scale_name, records), str(out)
     write_record(studies_json(judged, results), json)
     if json != "-":
         show([claims_table(judged)], width=110)
@@ -138,7 +146,7 @@ def run(
             jobs=jobs,
             ray=ray,
             keep_models=keep_models,
-            unpack=unpack,
+            unpack=partial(unpack, on_step=lambda done, all_: bar("base", done, all_)),
             on_progress=tell,
         )
     if not quiet:
@@ -174,6 +182,7 @@ def query(
             help="One SELECT over runs, counts, looks, interventions, arms, verdicts and statements."
         ),
     ],
+    scale: ShippedScale = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
     ] = None,
@@ -191,14 +200,24 @@ def query(
     from intruscope.studies.query import query as ask
     from intruscope.studies.query import query_json
 
-    scale, records = _records(out)
-    answer = ask(sql, scale, records)
+    _check_one_source(scale, out)
+    scale_name, records = _records(out, scale)
+    answer = ask(sql, scale_name, records)
     write_record(query_json(sql, answer), json)
     if json != "-":
         show([answer_table(answer)], width=140)
 
 
-def _records(out: Path | None) -> tuple[str, dict[str, Record]]:
+def _check_one_source(scale: str | None, out: Path | None) -> None:
+    """A study's folder has its scale."""
+    if scale is not None and out is not None:
+        raise UsageError(
+            "got --scale and --out, expected one of them: a study's folder knows its scale",
+            remedy="leave --scale out",
+        )
+
+
+def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, Record]]:
     """Of a study's folder, or those that ship."""
     if out is not None:
         from intruscope.studies.pool import study_records
@@ -207,10 +226,11 @@ def _records(out: Path | None) -> tuple[str, dict[str, Record]]:
     from intruscope.studies.judge import committed
     from intruscope.studies.records import read_results
 
-    found = committed()
+    found = committed(scale_name=scale_name)
     if found is None:
+        of_scale = "" if scale_name is None else f" of the scale {scale_name}"
         raise UsageError(
-            "got no --out, and no results ship with this version, expected a study to ask",
+            f"got no --out, and no results{of_scale} ship with this version, expected a study to ask",
             remedy="name the folder of one with --out",
         )
     return found[0], read_results(found[1])[0]

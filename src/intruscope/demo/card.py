@@ -1,4 +1,4 @@
-"""The model card of the shipped model, written from the figures of its own training."""
+"""The card of the shipped model or of its larger twin, written from the figures of its own training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ _HEAD = """# The small model of the Intruscope demonstration
 
 A causal language model of Python source, small enough to fine-tune in a minute on a laptop. It has
 no other use.
+"""
 
+_LARGE_HEAD = """# The larger twin of the model of the Intruscope demonstration
+
+A causal language model of Python source, to be fine-tuned in studies. It has no other use.
+"""
+
+_TABLE = """
 | | |
 |---|---|
 """
 
 _TAIL = """
-Made by `python -m intruscope.demo.pretrain --out DIR`. The same text, seed, torch build, processor
+Made by `python -m intruscope.demo.pretrain{option} --out DIR`. The same text, seed, torch build, processor
 and thread count give the same weights; elsewhere the last digits differ.
 
 Held out are the files whose path within the library has a SHA-256 with a first byte divisible by 16,
@@ -29,11 +36,12 @@ further notices of their own, listed there.
 """
 
 
-def model_card(figures: dict[str, Any]) -> str:
+def model_card(figures: dict[str, Any], *, is_large: bool) -> str:
     """The card as Markdown.
 
     Args:
         figures: What ``pretrain`` writes to ``recipe.json``.
+        is_large: Of the larger twin.
     """
     recipe = figures["recipe"]
     shape = recipe["architecture"]
@@ -69,4 +77,6 @@ def model_card(figures: dict[str, Any]) -> str:
         ("held-out text, SHA-256", f"`{figures['held_out_sha256']}`"),
         ("weights, SHA-256", f"`{figures['weights_sha256']}`"),
     )
-    return _HEAD + "".join(f"| {key} | {value} |\n" for key, value in rows) + _TAIL
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows)
+    tail = _TAIL.format(option=" --large" if is_large else "")
+    return (_LARGE_HEAD if is_large else _HEAD) + _TABLE + table + tail

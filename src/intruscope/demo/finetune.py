@@ -60,9 +60,9 @@ def encode(tokenizer: Tokenizer, texts: Iterable[Text]) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def autocast(precision: Precision) -> AbstractContextManager[object]:
+def autocast(precision: Precision, device: str = "cpu") -> AbstractContextManager[object]:
     """The numeric mode of the forward pass; weights and optimiser stay float32 either way."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def train(
     """Train every parameter that requires a gradient, in place, on random windows of a token stream.
 
     Args:
-        model: Causal LM in float32.
-        tokens: The stream; longer than one window.
+        model: Causal LM in float32, on the device that computes.
+        tokens: The stream, on the CPU; longer than one window.
         settings: Steps, rate, batch, seed. The seed chooses the windows; no global seed is set.
         precision: Numeric mode of the forward pass.
         on_step: Called after each step with its number (from 1) and its loss in nats.
@@ -106,12 +106,13 @@ def train(
     )
     scheduler = _scheduler(optimizer, settings)
     generator = torch.Generator().manual_seed(settings.seed)
+    device = parameters[0].device
     losses = []
     model.train()
     for step in range(1, settings.num_steps + 1):
         starts = torch.randint(len(tokens) - settings.context, (settings.batch, 1), generator=generator)
-        windows = tokens[starts + torch.arange(settings.context + 1)]
-        with autocast(precision):
+        windows = tokens[starts + torch.arange(settings.context + 1)].to(device)
+        with autocast(precision, device.type):
             loss = next_token_loss(model, windows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

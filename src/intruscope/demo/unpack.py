@@ -1,4 +1,4 @@
-"""The shipped model and the texts of the demonstration as files, for those who train on them otherwise."""
+"""The model and the texts of the demonstration as files, for those who train on them otherwise."""
 
 from __future__ import annotations
 
@@ -11,30 +11,47 @@ from intruscope.demo.texts import language_reference, library_texts
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from intruscope.demo.texts import Text
 
 
-def unpack(folder: Path) -> None:
+def unpack(
+    folder: Path, source: str = "shipped", *, on_step: Callable[[int, int], None] = lambda _done, _all: None
+) -> None:
     """Write ``model/``, and a JSON line for each text: to train on, held out, and like those of pre-training.
 
     Args:
         folder: Exists, empty. ``train.jsonl`` and ``held_out.jsonl`` are chapters of the language reference,
             ``text.jsonl`` files of the standard library that the model never saw.
+        source: Of the model: ``shipped``, or ``grown``: the larger one of
+            :data:`intruscope.demo.pretrain.LARGE`, trained now, on a GPU where there is one.
+        on_step: Called with what is done of a training, and all there is.
 
     Raises:
         UsageError: this Python does not carry the texts.
         OutputConflict, ResourceExhausted: it cannot be written.
     """
-    (folder / "model").mkdir()
-    for name in MODEL_FILES:
-        shutil.copyfile(MODEL / name, folder / "model" / name)
+    if source == "grown":
+        _grow(folder / "model", on_step)
+    else:
+        (folder / "model").mkdir()
+        for name in MODEL_FILES:
+            shutil.copyfile(MODEL / name, folder / "model" / name)
     train, held_out = language_reference()
     _write(folder / "train.jsonl", train)
     _write(folder / "held_out.jsonl", held_out)
     _write(folder / "text.jsonl", library_texts(held_out=True))
+
+
+def _grow(folder: Path, on_step: Callable[[int, int], None]) -> None:
+    import torch
+
+    from intruscope.demo.pretrain import LARGE, pretrain
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pretrain(folder, LARGE, device=device, on_step=lambda step, _loss: on_step(step, LARGE.num_steps))
 
 
 def _write(path: Path, texts: Iterable[Text]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.studies.grid import Checkpoint
 from intruscope.studies.recipes import places
-from intruscope.studies.scales import MINI, SCALES
+from intruscope.studies.scales import MIDI, MINI, SCALES
 from intruscope.studies.sizes import kinds, sizes
 
 if TYPE_CHECKING:
@@ -19,30 +19,34 @@ MARKS = {"table": "end", "sizes": "sizes end", "rates": "rates end"}
 """Where each table begins and ends on the page: HTML comments."""
 
 
-def tables(judged: Sequence[Judged]) -> dict[str, str]:
+def tables(judged: Sequence[Judged], larger: Sequence[Judged]) -> dict[str, str]:
     """Every table by its mark, as Markdown.
 
     Args:
         judged: The claims, with the verdicts of the committed results.
+        larger: The same of the scale ``midi``.
     """
-    return {"table": _verdicts(judged), "sizes": _sizes(), "rates": _rates()}
+    return {"table": _verdicts(judged, larger), "sizes": _sizes(), "rates": _rates()}
 
 
-def filled(page: str, judged: Sequence[Judged]) -> str:
-    """The page with every table as it is now."""
-    for mark, table in tables(judged).items():
+def filled(page: str, judged: Sequence[Judged], larger: Sequence[Judged]) -> str:
+    """The page with every table as it is now; arguments as those of :func:`tables`."""
+    for mark, table in tables(judged, larger).items():
         before, _, rest = page.partition(f"<!-- {mark} -->\n")
         _, _, after = rest.partition(f"<!-- {MARKS[mark]} -->")
         page = f"{before}<!-- {mark} -->\n{table}\n<!-- {MARKS[mark]} -->{after}"
     return page
 
 
-def _verdicts(judged: Sequence[Judged]) -> str:
-    lines = ["| | claim | where | verdict | runs | seeds |", "|---|---|---|---|---|---|"]
-    for each in judged:
+def _verdicts(judged: Sequence[Judged], larger: Sequence[Judged]) -> str:
+    lines = ["| | claim | where | verdict | runs | seeds | larger base |", "|---|---|---|---|---|---|---|"]
+    for each, twin in zip(judged, larger, strict=True):
         outcome = each.told_outcome if each.verdict is None else f"**{each.told_outcome}**"
+        # A part of a study is no second opinion.
+        second = twin.told_outcome if twin.verdict is not None and twin.is_whole else ""
         claim = each.claim
-        cells = (claim.id, claim.text, claim.paper_version, outcome, each.told_runs, str(len(each.seeds)))
+        seeds = str(len(each.seeds))
+        cells = (claim.id, claim.text, claim.paper_version, outcome, each.told_runs, seeds, second)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -74,7 +78,7 @@ def _rates() -> str:
         f"| | {' | '.join(ranks)} | low | high | full | full, lowest to high |",
         "|" + "---|" * (len(ranks) + 5),
     ]
-    return "\n".join([*lines, *(_rate(base) for base in MINI.bases)])
+    return "\n".join([*lines, *(_rate(base) for base in (*MINI.bases, *MIDI.bases))])
 
 
 def _rate(base: Base) -> str:

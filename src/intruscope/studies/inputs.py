@@ -16,7 +16,7 @@ from intruscope.errors import OutputConflict, UsageError, printable
 from intruscope.forgetting.named_tasks import named_task
 from intruscope.forgetting.tasks import TextTask, classification_task
 from intruscope.forgetting.texts import read_texts
-from intruscope.studies.scales import MADE, SHIPPED
+from intruscope.studies.scales import GROWN, MADE, SHIPPED
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def check_data(scale: Scale, data: Path | None) -> None:
 
 
 def inputs_of(
-    base: Base, out: Path, data: Path | None, *, unpack: Callable[[Path], None] | None = None
+    base: Base, out: Path, data: Path | None, *, unpack: Callable[[Path, str], None] | None = None
 ) -> Inputs:
     """Find, unpack or make what a base needs; after :func:`check_data`.
 
@@ -111,13 +111,14 @@ def inputs_of(
         base: Of the scale.
         out: Folder of the study.
         data: Folder of models, tasks and texts.
-        unpack: Fills a folder with what is shipped; not needed where that was done before.
+        unpack: Fills a folder with the shipped model and its texts, or with a grown one (second argument);
+            not needed where that was done before.
 
     Raises:
         UsageError: what is shipped cannot be unpacked.
         OutputConflict, ResourceExhausted: it cannot be written.
     """
-    if base.source in (MADE, SHIPPED):
+    if base.source in (MADE, SHIPPED, GROWN):
         own = out / "inputs" / base.name
         if not own.exists():
             own.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
         )
 
 
-def _fill(base: Base, folder: Path, unpack: Callable[[Path], None] | None) -> None:
+def _fill(base: Base, folder: Path, unpack: Callable[[Path, str], None] | None) -> None:
     if base.source == MADE:
         from intruscope.studies.tiny import write_tiny
 
@@ -183,7 +184,7 @@ def _fill(base: Base, folder: Path, unpack: Callable[[Path], None] | None) -> No
         return
     if unpack is None:
         raise UsageError(
-            f"got a study that needs the shipped model ({base.name}) and no way to unpack it",
+            f"got a study that needs the {base.source} model ({base.name}) and no way to unpack it",
             remedy="give run_study unpack=intruscope.demo.unpack.unpack",
         )
-    unpack(folder)
+    unpack(folder, base.source)

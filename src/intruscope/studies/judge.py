@@ -123,24 +123,40 @@ def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record],
     )
 
 
-def committed(folder: Path = COMMITTED) -> tuple[str, Path] | None:
-    """The scale and the table of the results that are part of the package; None where there are none."""
-    there = [(name, folder / name / FILE) for name in SHOWN_SCALES]
+def committed(folder: Path = COMMITTED, *, scale_name: str | None = None) -> tuple[str, Path] | None:
+    """The scale and the table of the results that are part of the package; None where there are none.
+
+    Args:
+        folder: Of all results.
+        scale_name: Whose; by default those that are shown.
+
+    Raises:
+        UsageError: there is no such scale.
+    """
+    names = SHOWN_SCALES if scale_name is None else (find_scale(scale_name).name,)
+    there = [(name, folder / name / FILE) for name in names]
     return next(((name, path) for name, path in reversed(there) if path.is_file()), None)
 
 
-def judge_committed(folder: Path = COMMITTED) -> tuple[list[Judged], Path | None]:
+def judge_committed(
+    folder: Path = COMMITTED, *, scale_name: str | None = None
+) -> tuple[list[Judged], Path | None]:
     """The verdicts on the results that are part of the package, and their table.
 
+    Args:
+        folder: Of all results.
+        scale_name: Whose; by default those that are shown.
+
     Raises:
+        UsageError: there is no such scale.
         MalformedInput: the table is damaged.
     """
-    found = committed(folder)
+    found = committed(folder, scale_name=scale_name)
     if found is None:
-        return judge(SHOWN_SCALES[0], {}), None
-    scale_name, path = found
+        return judge(scale_name or SHOWN_SCALES[0], {}), None
+    name, path = found
     records, _ = read_results(path)
-    return judge(scale_name, records), path
+    return judge(name, records), path
 
 
 def in_repository(path: Path) -> str:

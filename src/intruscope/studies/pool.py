@@ -77,7 +77,7 @@ def run_study(
     jobs: int | None = None,
     ray: str | None = None,
     keep_models: bool = False,
-    unpack: Callable[[Path], None] | None = None,
+    unpack: Callable[[Path, str], None] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> StudyReport:
     """Run what is missing; after an interruption, or with other recipes, the same folder goes on.
@@ -95,7 +95,7 @@ def run_study(
         ray: Run them on the machines of this Ray cluster (``auto``, or ``HOST:PORT``), which all see ``out``
             and ``data`` under the same paths; in processes of this machine by default.
         keep_models: Keep every tuned model.
-        unpack: Fills a folder with what is shipped (``intruscope.demo.unpack``).
+        unpack: Fills a folder with the shipped model, or a grown one (``intruscope.demo.unpack``).
         on_progress: Called for every event of the engine.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The three sizes of a study: seconds, hours, and the paper's own.
+"""The sizes of a study: seconds, hours, some minutes of a GPU, and the paper's own.
 
 Rates are data here, each with its source. Those of ``mini`` come from pilots that were seen before
 (LOG.md, 2026-11-26): at the paper's alpha * rate = 2.4e-3 these small bases grow hardly any intruders, and at
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PAPER_ALPHA_TIMES_RATE = 2.4e-3
 """arXiv 2410.21228, appendix A."""
-SHIPPED, MADE = "shipped", "made"
+SHIPPED, GROWN, MADE = "shipped", "grown", "made"
 _IN_DATA = ("models/", "text/")
 
 
@@ -93,8 +93,8 @@ class Base:
 
     Attributes:
         name: Short; part of every run's key.
-        source: A path within the data folder, a name of the hub, ``shipped`` with the package, or ``made``
-            from a configuration.
+        source: A path within the data folder, a name of the hub, ``shipped`` with the package, ``grown`` as
+            the shipped one was, or ``made`` from a configuration.
         kind: Of the language model. Tasks of a masked one are classification or choices; a causal one is
             trained on text of its own.
         examples: Training examples, by task.
@@ -247,6 +247,37 @@ DEMO = Base(
 )
 MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
 
+WIDE = Base(
+    name="wide",
+    source=GROWN,
+    kind="causal",
+    examples=DEMO.examples,
+    text=(),
+    rates=Rates(
+        lora={1: 5e-3, 8: 2.5e-3, 16: 1.8e-3, 64: 9e-4, 512: 3.2e-4},
+        low=6.25e-4,
+        high=5e-3,
+        full=4e-4,
+        full_lowest=5e-5,
+        full_low=1e-4,
+        full_high=1.2e-3,
+        vera=1.5e-2,
+        source="half of demo's, which is half as wide (full width by the root of the rank); set before "
+        "anything was run on this base",
+    ),
+    epochs=1,
+    batch=4,
+    max_length=128,
+    bf16=False,
+    look_every=50,
+    look_examples=3,
+    text_sequences=64,
+    sweep_sequences=32,
+    sweep_examples=64,
+)
+"""The shipped model's larger twin: 21M parameters, the same texts, the same task."""
+MIDI = Scale(name="midi", bases=(WIDE,), seeds=(0, 1, 2), more_seeds={})
+
 _TINY = "tried: tiny models learn their planted tasks with them"
 TINY_BERT = Base(
     name="tiny-bert",
@@ -365,7 +396,7 @@ PAPER = Scale(
         ]
     ),
 )
-SCALES = {scale.name: scale for scale in (SMOKE, MINI, PAPER)}
+SCALES = {scale.name: scale for scale in (SMOKE, MINI, MIDI, PAPER)}
 
 
 def find_scale(name: str) -> Scale:
