@@ -160,6 +160,8 @@ def test_the_cost_of_a_run_is_that_of_its_parts():
     assert core_seconds(cell.lora(16), MINI) == cost.training + cost.measuring
     whole = cost.training + cost.measuring + cost.looks + cost.interventions
     assert core_seconds(cell.lora(8), MINI) == pytest.approx(whole)
+    widest = core_seconds(cell.lora(base.rates.width), MINI)
+    assert widest == pytest.approx(cost.full_width * (whole - cost.interventions)) and cost.full_width > 1
     quarter = core_seconds(cell.lora(8, share=0.25), MINI)
     assert quarter == pytest.approx(cost.training / 4 + cost.measuring)
     assert core_seconds(PAPER.checkpoints[0], PAPER) is None

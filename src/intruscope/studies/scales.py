@@ -61,6 +61,7 @@ class Cost:
         looks: Of a run's looks, besides.
         interventions: Of a run's interventions, besides.
         chain: Of one chain.
+        full_width: Times as much for LoRA at full width.
     """
 
     training: float
@@ -68,6 +69,7 @@ class Cost:
     looks: float
     interventions: float
     chain: float = 0.0
+    full_width: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,7 @@ MINILM = Base(
     sweep_examples=250,
     only={"qqp": _IN_DEPTH, "mnli": _IN_DEPTH},
     turns=Turns(tasks=("qqp", "sst2", "fever"), examples=2000, head_examples=500, eval_examples=500),
-    cost=Cost(training=140.0, measuring=30.0, looks=110.0, interventions=300.0, chain=240.0),
+    cost=Cost(training=140.0, measuring=30.0, looks=110.0, interventions=300.0, chain=240.0, full_width=1.8),
 )
 DEMO = Base(
     name="demo",
@@ -243,7 +245,7 @@ DEMO = Base(
     text_sequences=64,
     sweep_sequences=32,
     sweep_examples=64,
-    cost=Cost(training=40.0, measuring=25.0, looks=25.0, interventions=220.0),
+    cost=Cost(training=40.0, measuring=25.0, looks=25.0, interventions=220.0, full_width=1.7),
 )
 MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
 

@@ -44,7 +44,8 @@ def core_seconds(work: Work, scale: Scale) -> float | None:
     if isinstance(work, Chain):
         return base.cost.chain
     share = work.examples / base.examples[work.task]
-    return (
+    is_wide = dict(work.options).get("rank") == base.rates.width
+    return (base.cost.full_width if is_wide else 1.0) * (
         share * base.cost.training
         + base.cost.measuring
         + (base.cost.looks if work.look_every else 0.0)
