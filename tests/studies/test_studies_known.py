@@ -114,6 +114,18 @@ def test_what_was_taken_is_kept_as_what_was_run(tmp_path, counted):
     assert told_origins(again.records.values())[0].startswith(f"{len(again.records)} runs taken from ")
 
 
+def test_a_run_tells_the_gpu_that_it_was_made_on(monkeypatch):
+    from intruscope.studies.measure import environment_of
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device" not in environment_of()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+    origin = {"code_sha256": "0" * 64, "environment": environment_of()}
+    (line,) = told_origins([{"origin": origin}])
+    assert line.endswith("device Some GPU)")
+
+
 def test_a_folder_of_a_study_is_known_too_also_while_it_is_running(tmp_path, counted):
     run(tmp_path / "first", seeds=[0])
     plan = json.loads((tmp_path / "first" / "journal" / "plan.json").read_bytes())

@@ -229,9 +229,13 @@ def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Pat
 
 
 def environment_of() -> dict[str, Any]:
-    """Versions that a figure depends on."""
+    """Versions that a figure depends on, and the GPU where there is one."""
     from importlib.metadata import version
+
+    import torch
 
     from intruscope.spectra.scan import environment
 
-    return {**environment(), **{name: version(name) for name in ("transformers", "peft", "accelerate")}}
+    versions = {name: version(name) for name in ("transformers", "peft", "accelerate")}
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {**environment(), **versions, **device}
