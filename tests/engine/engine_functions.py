@@ -24,6 +24,9 @@ def work(payload):
         open(os.path.join(folder, str(os.getpid())), "w").close()
         time.sleep(seconds)
         return {"slept": seconds}
+    if what == "gpu":
+        time.sleep(value)
+        return {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid()}
     if what == "die":
         os._exit(3)
     if what == "killed":

@@ -151,3 +151,27 @@ def test_nothing_is_left_running_after_an_error():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def gpus_of(executor, tasks):
+    """The GPU that each worker process saw."""
+    found = [outcome.record for outcome in run_tasks(tasks, executor)]
+    return sorted(str(gpu) for gpu in {r["process"]: r["gpu"] for r in found if "gpu" in r}.values())
+
+
+def test_workers_are_spread_over_the_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    # None is done before the last has begun, so that each has its own worker.
+    tasks = [Task(key=f"t{i}", payload=("gpu", 1.0)) for i in range(5)]
+    assert gpus_of(LocalExecutor(FUNCTION, num_workers=5, gpus=("3", "5")), tasks) == [
+        "3",
+        "3",
+        "3",
+        "5",
+        "5",
+    ]
+    assert gpus_of(LocalExecutor(FUNCTION, num_workers=2), tasks[:2]) == ["3,5", "3,5"]
+    # The worker in place of one that was killed has its GPU.
+    again = [Task(key="dies", payload=("die-once", str(tmp_path / "marker"))), *tasks]
+    found = gpus_of(LocalExecutor(FUNCTION, num_workers=2, gpus=("3", "5")), again)
+    assert set(found) == {"3", "5"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import UsageError, printable
@@ -94,6 +95,21 @@ def warn_of_bfloat16(bf16: bool) -> None:
 
     if bf16 and is_bfloat16_slow():
         note("this processor has no fast bfloat16: leave --bf16 out, float32 may be ten times faster here")
+
+
+def tell_of_idle_gpus(command: str) -> None:
+    """Say before a long run in one process that it leaves GPUs idle.
+
+    Args:
+        command: How it would be started on all of them.
+    """
+    import torch
+
+    from intruscope.cli.screen import note
+
+    count = torch.cuda.device_count()
+    if count > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        note(f"one of {count} GPUs is used; all are with: {command}")
 
 
 def task_of(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intruscope.cli.checks import method_options, task_of, warn_of_bfloat16
+from intruscope.cli.checks import method_options, task_of, tell_of_idle_gpus, warn_of_bfloat16
 from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
     Accumulate,
     AllowPickle,
@@ -107,6 +107,7 @@ def tune(
     check_output(out, [*([name.path] if name.path else []), *(Path(f) for f in inputs if Path(f).is_file())])
     if is_first() and not quiet:
         warn_of_bfloat16(bf16)
+        tell_of_idle_gpus("accelerate launch --multi_gpu -m intruscope tune ...")
     from intruscope.forgetting.texts import read_texts
     from intruscope.train.recipes import find_recipe
     from intruscope.train.settings import TuneSettings

@@ -84,6 +84,7 @@ class InlineExecutor(Executor):
 class _Worker(WorkerProcess):
     task: Task | None = None
     ready: bool = False
+    gpu: str | None = None
     deadline: float = float("inf")
 
 
@@ -97,6 +98,8 @@ class LocalExecutor(Executor):
         deadline_seconds: Per task, from when its worker is ready; a task past it is killed and reported as
             unfinished.
         memory_bytes: Running tasks are estimated to stay below it together.
+        gpus: As ``CUDA_VISIBLE_DEVICES`` names them; a worker sees one of them, which the fewest others see.
+            Without any it sees what this process does.
     """
 
     def __init__(
@@ -107,12 +110,14 @@ class LocalExecutor(Executor):
         threads_per_worker: int = 1,
         deadline_seconds: float | None = None,
         memory_bytes: int | None = None,
+        gpus: Sequence[str] = (),
     ) -> None:
         self._function = function
         self._num_workers = max(1, num_workers)
         self._threads = threads_per_worker
         self._deadline = deadline_seconds
         self._memory = memory_bytes if memory_bytes is not None else int(0.8 * physical_memory())
+        self._gpus = tuple(gpus)
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
@@ -123,13 +128,19 @@ class LocalExecutor(Executor):
     def _spawn(self) -> _Worker:
         threads = dict.fromkeys(THREAD_VARIABLES, str(self._threads))
         environment = {**MEMORY_VARIABLES, **os.environ, **threads}
+        in_use = [worker.gpu for worker in self._workers]
+        gpu = min(self._gpus, key=in_use.count, default=None)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            return _Worker.start(self._function, environment)
+            worker = _Worker.start(self._function, environment)
         except OSError as error:
             raise ResourceExhausted(
                 f"a worker could not be started ({error.strerror})",
                 remedy="free memory or temporary disk space, or lower --workers",
             ) from error
+        worker.gpu = gpu
+        return worker
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """See :class:`Executor`."""

@@ -8,6 +8,7 @@ of work that is done here.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -245,8 +246,18 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
 
 def _executor(jobs: int | None, ray: str | None) -> Executor:
     if ray is None:
-        return LocalExecutor(_FUNCTION, num_workers=jobs or 1, threads_per_worker=1)
+        return LocalExecutor(_FUNCTION, num_workers=jobs or 1, threads_per_worker=1, gpus=_gpus())
     return RayExecutor(_FUNCTION, address=ray, num_tasks=jobs, threads_per_task=1)
+
+
+def _gpus() -> tuple[str, ...]:
+    """GPUs to spread runs over, as ``CUDA_VISIBLE_DEVICES`` names them; none where there is no choice."""
+    import torch
+
+    count = torch.cuda.device_count()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)] if shown is None else shown.split(",")[:count]
+    return tuple(names) if count > 1 else ()
 
 
 class _Lenient(Executor):

@@ -129,7 +129,7 @@ def training_arguments(
     part = plan["batch"] // num_parts
     steps_per_epoch = math.ceil(num_examples / plan["batch"])
     steps = plan["steps"] or plan["epochs"] * steps_per_epoch
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=part,
@@ -155,3 +155,7 @@ def training_arguments(
         dataloader_pin_memory=False,
         remove_unused_columns=True,
     )
+    if arguments.n_gpu > 1:
+        # transformers would give each GPU that one process sees a whole batch: not the run that was planned.
+        arguments._n_gpu = 1
+    return arguments
