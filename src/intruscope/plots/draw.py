@@ -64,7 +64,7 @@ def heat_map_figure(reports: Reports) -> Any:
     bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
     bar.set_label("intruders (vectors)")
     bar.outline.set_visible(False)
-    bar.locator = _whole_numbers()
+    bar.locator = whole_numbers()
     bar.update_ticks()
     return figure
 
@@ -225,7 +225,7 @@ def effective_rank_figure(reports: Reports) -> Any:
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in panels[len(kinds) :]:
         axes.set_visible(False)
@@ -318,7 +318,8 @@ def colours() -> Any:
     return LinearSegmentedColormap.from_list("intruscope", SEQUENTIAL).with_extremes(bad=MISSING)
 
 
-def _whole_numbers() -> Any:
+def whole_numbers() -> Any:
+    """Ticks of an axis of counts."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=6, integer=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.draw import draw_map, map_bar, new_figure
+from intruscope.plots.draw import draw_map, map_bar, new_figure, whole_numbers
 from intruscope.plots.style import GRID, INK, MARKERS, SERIES, SOFT, drawable
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def weights_figure(report: Any) -> Any:
     panels[0].set_title("Intruders")
     panels[0].set_ylabel(f"of {figures[-1].num_candidates} leading vectors")
     panels[0].set_ylim(0, max(4, *(1.12 * each.num_intruders for each in figures)))
+    panels[0].yaxis.set_major_locator(whole_numbers())
     panels[1].plot(
         stages, [100.0 * e.relative_update_norm for e in figures], color=SERIES[0], marker="o", linewidth=2.2
     )
@@ -212,6 +213,7 @@ def comparison_figure(tasks: Sequence[str], lines: Sequence[ChainLine]) -> Any:
         axes.set_ylabel(label)
         _name_stages(axes, stages, tasks)
     intruders.set_ylim(0, max(4.0, 1.12 * max(max(line.intruders) for line in lines)))
+    intruders.yaxis.set_major_locator(whole_numbers())
     figure.legend(loc="outside lower center", ncols=len(lines))
     return figure
 
