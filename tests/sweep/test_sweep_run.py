@@ -15,6 +15,7 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
 from intruscope.repair.interventions import KINDS, intervene
 from intruscope.repair.survey import survey
+from intruscope.report.sweep_page import sweep_data
 from intruscope.report.sweep_tables import sweep_json
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench, limited
@@ -221,6 +222,29 @@ def test_the_same_seed_gives_the_same_report_and_another_work_folder_too(files, 
         for report in (first, other)
     ]
     assert random_cells[0] != random_cells[1]
+
+
+@pytest.mark.parametrize(("limit", "num_cut"), [(None, 0), (8, 0), (7, 20)])
+def test_examples_that_were_cut_are_told_also_after_an_interruption(limit, num_cut, files, tmp_path):
+    """Six words, between two special tokens."""
+    for _ in range(2):
+        notices = []
+        report = sweep(
+            str(files / "base"),
+            str(files / "adapter"),
+            task=load_task(files / "task.tsv"),
+            text=files / "text.txt",
+            settings=replace(SETTINGS, strengths=(0.5,), controls=("intruders",)),
+            measuring=MeasureOptions(max_tokens=limit),
+            options=replace(INLINE, work_dir=tmp_path / "work"),
+            on_notice=notices.append,
+        )
+        assert (report.task.num_cut, report.text.num_cut) == (num_cut, 0)
+        told = [notice for notice in notices if "20 of 20 examples are longer" in notice]
+        assert len(told) == (num_cut > 0)
+        assert sweep_json(report)["task"]["num_cut"] == num_cut
+        row = dict(sweep_data(report)["facts"])["Task"]
+        assert ("20 examples (20 of them cut)" in row) is (num_cut > 0)
 
 
 @pytest.mark.parametrize(

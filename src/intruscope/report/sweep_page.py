@@ -116,6 +116,7 @@ def _facts(report: SweepReport) -> list[list[str]]:
         score = interval_text(report.task_score, 1, scale=100.0, unit="%")
     else:
         score = interval_text(report.task_score, 3, unit=" nats/token")
+    cut = f" ({report.task.num_cut:,} of them cut)" if report.task.num_cut else ""
     rows = [
         ("Base", report.base),
         ("Tuned", report.tuned),
@@ -125,7 +126,7 @@ def _facts(report: SweepReport) -> list[list[str]]:
         ("Accuracy on the task" if report.metric == "accuracy" else "Loss on the task", score),
         ("Intruders", f"{report.num_intruders} in {report.num_matrices} matrices"),
         ("Text", f"{report.text.name}: {report.text.num_items:,} sequences, {report.text.protocol}"),
-        ("Task", f"{report.task.name}: {report.task.num_items:,} examples, {report.task.protocol}"),
+        ("Task", f"{report.task.name}: {report.task.num_items:,} examples{cut}, {report.task.protocol}"),
     ]
     return [[name, printable_text(value)] for name, value in rows]
 

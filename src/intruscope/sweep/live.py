@@ -71,7 +71,7 @@ class LiveBench:
         """
         with self._pair.as_base():
             losses = self._losses()
-        return Measurement(**_text(losses), task_scores=(), task_weights=(), task_nats=())
+        return Measurement(**_text(losses), task_scores=(), task_weights=(), task_nats=(), num_cut=0)
 
     def edited(self, edits: Sequence[MatrixEdit]) -> Measurement:
         """The tuned model with these edits.
@@ -109,6 +109,7 @@ class LiveBench:
             task_scores=tuple(map(float, scores)),
             task_weights=tuple(map(float, scored.units_N)),
             task_nats=tuple(map(float, scored.nats_N)),
+            num_cut=scored.num_truncated,
         )
 
 

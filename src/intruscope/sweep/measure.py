@@ -160,6 +160,9 @@ def sweep(
         on_cell=on_cell,
         on_notice=on_notice,
     )
+    num_cut, num_examples = measured.tuned.num_cut, len(measured.tuned.task_scores)
+    if num_cut:
+        on_notice(f"{num_cut} of {num_examples} examples are longer than the limit and were cut")
     return assemble(
         measured,
         settings,
@@ -174,8 +177,9 @@ def sweep(
         task=Source(
             name=task.name,
             sha256=task.sha256,
-            num_items=len(measured.tuned.task_scores),
+            num_items=num_examples,
             protocol=measured.metric,
+            num_cut=num_cut,
         ),
         num_intruders=sum(len(matrix.intruders) for matrix in found.matrices),
         num_matrices=len(found.matrices),

@@ -59,6 +59,7 @@ class Measurement:
         task_scores: Of each example: 1 or 0 for right or wrong, or its summed loss in nats.
         task_weights: What a score is a sum over: 1, or the example's scored tokens.
         task_nats: Loss of each example's right answer; the score itself where that is a loss.
+        num_cut: Examples that were too long and were cut.
     """
 
     text_nats: tuple[float, ...]
@@ -66,6 +67,7 @@ class Measurement:
     task_scores: tuple[float, ...]
     task_weights: tuple[float, ...]
     task_nats: tuple[float, ...]
+    num_cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +171,21 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A text or a task: what it was, so that a figure can be made again."""
+    """A text or a task: what it was, so that a figure can be made again.
+
+    Attributes:
+        name: As it was given.
+        sha256: Of its contents.
+        num_items: Sequences, or examples.
+        protocol: Of the losses, or the metric.
+        num_cut: Examples that were longer than the model takes, or than was asked for, and were cut.
+    """
 
     name: str
     sha256: str
     num_items: int
     protocol: str
+    num_cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,4 +204,5 @@ def _digest(edits: Sequence[MatrixEdit]) -> str:
 
 
 def _from_plain(record: dict[str, Any]) -> Measurement:
-    return Measurement(**{name: tuple(values) for name, values in record.items()})
+    items = {name: tuple(value) for name, value in record.items() if name != "num_cut"}
+    return Measurement(**items, num_cut=record.get("num_cut", 0))
