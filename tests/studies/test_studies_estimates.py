@@ -135,6 +135,13 @@ def test_intervals_of_differences_of_counts_keep_their_level(rates):
     assert share_covering(simulate, rates[0] - rates[1]) > 0.94
 
 
+def test_an_interval_of_a_share_is_one_of_shares():
+    """Student's would reach from -.5 to 1.7 here."""
+    found = mean_share({"a": [0.2, 1.0, 0.6]})
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert stratified_mean({"a": [0.2, 1.0, 0.6]}).high > 1.5
+
+
 def test_shares_are_as_uncertain_as_so_many_draws():
     whole = mean_share({task: [1.0] * 3 for task in TASKS})
     assert (whole.estimate, whole.high) == (1.0, 1.0)

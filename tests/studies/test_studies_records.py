@@ -101,6 +101,21 @@ def test_diverged_runs_are_left_out_and_counted(records):
     assert found.verdict.outcome == "holds"
     assert found.num_diverged == 4  # three tasks of one base, and one of the other
     assert "4 runs diverged and are left out" in found.reason
+    # They have figures, which would turn the verdict.
+    assert found.outcome_with_all not in (None, "holds")
+    assert f"left out; counted, they would make it “{found.outcome_with_all}”." in found.reason
+    for record in records.values():
+        if record["status"] == "diverged":
+            record["count"], record["counts"] = 0, {"0.9": 0}
+    found = outcomes(records)["C1"]
+    assert found.outcome_with_all == "holds"
+    assert found.reason.endswith("counted, they would not change the verdict.")
+    for record in records.values():
+        if record["status"] == "diverged":
+            del record["count"]  # as where the loss became NaN
+    found = outcomes(records)["C1"]
+    assert found.outcome_with_all is None
+    assert found.reason.endswith("4 runs diverged and are left out.")
 
 
 def test_a_verdict_on_part_of_its_runs_says_so(records):

@@ -98,6 +98,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "runs": each.num_runs,
         "planned": None if each.is_whole else each.num_planned,
         "diverged": each.num_diverged,
+        "with_all": each.told_with_all,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)),
         "paper": REPORTED[each.claim.id],

@@ -177,7 +177,7 @@ def mean_share(shares: Mapping[str, Sequence[float]], *, level: float = LEVEL) -
     """Mean of shares between 0 and 1, one per run; at least as uncertain as so many draws of yes or no.
 
     The interval is at least the exact binomial one of as many draws as there are runs (Clopper and Pearson
-    1934, continued to sums that are not whole).
+    1934, continued to sums that are not whole), and of Student's what lies between 0 and 1.
 
     Args:
         shares: Per stratum one share per run.
@@ -192,7 +192,8 @@ def mean_share(shares: Mapping[str, Sequence[float]], *, level: float = LEVEL) -
     total, runs = sum(map(sum, shares.values())), sum(map(len, shares.values()))
     low = 0.0 if total == 0.0 else float(betaincinv(total, runs - total + 1.0, tail))
     high = 1.0 if total == runs else float(betaincinv(total + 1.0, runs - total, 1.0 - tail))
-    return _no_narrower(shares, low, high, reach=max(high - mean, mean - low), level=level)
+    found = _no_narrower(shares, low, high, reach=max(high - mean, mean - low), level=level)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _no_narrower(

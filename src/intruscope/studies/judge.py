@@ -39,6 +39,7 @@ class Judged:
         num_diverged: That were left out by the rule.
         num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
+        outcome_with_all: The verdict if the runs that learned nothing did count; None where there are none.
     """
 
     claim: Claim
@@ -47,6 +48,7 @@ class Judged:
     num_diverged: int
     num_planned: int
     seeds: tuple[int, ...]
+    outcome_with_all: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -58,8 +60,16 @@ class Judged:
         """One paragraph."""
         if self.verdict is None:
             return NOT_RUN
-        left_out = f" {self.num_diverged} runs diverged and are left out." if self.num_diverged else ""
-        return self._what_is_missing() + self.verdict.reason + left_out
+        return self._what_is_missing() + self.verdict.reason + self._what_is_left_out()
+
+    @property
+    def told_with_all(self) -> str:
+        """What the rule that leaves runs out does to the verdict; empty where it is not asked."""
+        if self.verdict is None or self.outcome_with_all is None:
+            return ""
+        if self.outcome_with_all == self.verdict.outcome:
+            return "counted, they would not change the verdict"
+        return f"counted, they would make it “{self.outcome_with_all}”"
 
     @property
     def told_outcome(self) -> str:
@@ -74,6 +84,12 @@ class Judged:
         planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
         diverged = f" (+{self.num_diverged} diverged)" if self.num_diverged else ""
         return f"{self.num_runs}{planned}{diverged}"
+
+    def _what_is_left_out(self) -> str:
+        if not self.num_diverged:
+            return ""
+        told = f"; {self.told_with_all}" if self.told_with_all else ""
+        return f" {self.num_diverged} runs diverged and are left out{told}."
 
     def _what_is_missing(self) -> str:
         if self.is_whole:
@@ -110,7 +126,8 @@ def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
 
 
 def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record], planned: Set[str]) -> Judged:
-    rows = with_equal_fit(rows_of(found, records))
+    plain = rows_of(found, records)
+    rows = with_equal_fit(plain)
     once: dict[str, Record] = {row["key"]: row for row in rows}
     num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
     return Judged(
@@ -120,7 +137,16 @@ def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record],
         num_diverged=num_diverged,
         num_planned=len(planned & {place.work.key for place in found}),
         seeds=seeds,
+        outcome_with_all=_outcome_with_all(claim, plain),
     )
+
+
+def _outcome_with_all(claim: Claim, rows: Sequence[Record]) -> str | None:
+    """A run that learned nothing has figures; of one that ended in NaN there is nothing to count."""
+    if not any(row["status"] != "ok" and row.get("count") is not None for row in rows):
+        return None
+    counted = [{**row, "status": "ok"} if row.get("count") is not None else row for row in rows]
+    return verdict(claim.judge(with_equal_fit(counted))).outcome
 
 
 def committed(folder: Path = COMMITTED, *, scale_name: str | None = None) -> tuple[str, Path] | None:
