@@ -16,7 +16,7 @@ class Counting(Executor):
     failing: ClassVar[set] = set()
     figures: ClassVar = staticmethod(lambda work: {"count": 1})
 
-    def __init__(self, function, *, num_workers, threads_per_worker):
+    def __init__(self, function, *, num_workers, threads_per_worker, gpus=()):
         assert (function, threads_per_worker) == ("intruscope.studies.execute:execute", 1)
 
     def start(self):

@@ -267,7 +267,7 @@ def test_the_papers_plan_as_json(capsys):
     ("arguments", "code", "told"),
     [
         (("run", "C25", "--scale", "smoke"), 2, "got the claim C25, expected one of C1 to C24"),
-        (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, paper"),
+        (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, midi"),
         (("run", "C1", "--scale", "mini"), 2, "got no data folder"),
         (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each once"),
         (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
