@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from intruscope.cli.main import app
+from intruscope.cli.study import _tell_of_growing
 from intruscope.errors import IntruscopeError
 from intruscope.studies.claims import CLAIMS
 from intruscope.studies.recipes import places
-from intruscope.studies.scales import SMOKE
+from intruscope.studies.scales import MIDI, MINI, SMOKE
 
 pytest.importorskip("peft")
 
@@ -284,3 +285,17 @@ def test_another_folder_is_left_alone(tmp_path):
     told = refused("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
     assert "holds something else than a study" in told
     assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.txt"]
+
+
+def test_who_has_no_gpu_is_told_before_a_base_is_grown(tmp_path, monkeypatch, capsys):
+    for scale, has_gpu, is_there, told in (
+        (MIDI, False, False, True),
+        (MIDI, True, False, False),
+        (MIDI, False, True, False),
+        (MINI, False, False, False),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        if is_there:
+            (tmp_path / "inputs" / "wide").mkdir(parents=True)
+        _tell_of_growing(scale, tmp_path)
+        assert ("wide is trained first" in capsys.readouterr().err) is told

@@ -131,6 +131,8 @@ def run(
     from intruscope.studies.origins import told_origins
     from intruscope.studies.pool import check_complete, run_study
 
+    if not quiet:
+        _tell_of_growing(found, out)
     with stage_progress(quiet=quiet) as bar:
 
         def tell(event: Progress) -> None:
@@ -206,6 +208,17 @@ def query(
     write_record(query_json(sql, answer), json)
     if json != "-":
         show([answer_table(answer)], width=140)
+
+
+def _tell_of_growing(scale: Scale, out: Path) -> None:
+    import torch
+
+    from intruscope.studies.scales import GROWN
+
+    growing = [b.name for b in scale.bases if b.source == GROWN and not (out / "inputs" / b.name).exists()]
+    if growing and not torch.cuda.is_available():
+        told = ", ".join(growing)
+        note(f"{told} is trained first, in one go: half a minute on a GPU, and much longer here")
 
 
 def _check_one_source(scale: str | None, out: Path | None) -> None:
