@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import UsageError, printable
@@ -106,9 +105,10 @@ def tell_of_idle_gpus(command: str) -> None:
     import torch
 
     from intruscope.cli.screen import note
+    from intruscope.train.processes import is_alone
 
     count = torch.cuda.device_count()
-    if count > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+    if count > 1 and is_alone():
         note(f"one of {count} GPUs is used; all are with: {command}")
 
 

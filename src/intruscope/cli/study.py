@@ -48,14 +48,12 @@ def list_claims(
 ) -> None:
     """Show every claim of the paper with its verdict."""
     from intruscope.report.study import claims_table
-    from intruscope.studies.judge import judge, judge_committed, studies_json
+    from intruscope.studies.judge import in_repository, judge, judge_committed, studies_json
 
     _check_one_source(scale, out)
     if out is None:
         judged, path = judge_committed(scale_name=scale)
-        results = (
-            f"src/intruscope/studies/results/{path.parent.name}/{path.name}" if path is not None else None
-        )
+        results = in_repository(path) if path is not None else None
     else:
         from intruscope.studies.pool import study_records
 

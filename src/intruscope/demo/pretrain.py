@@ -184,11 +184,11 @@ def pretrain(
         "last_train_loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
         "seconds": round(time.perf_counter() - start),
     }
-    _save(out, model.to(torch.bfloat16), tokenizer, figures, recipe)
+    _save(out, model.to(torch.bfloat16), tokenizer, figures)
     return figures
 
 
-def _save(out: Path, model: Any, tokenizer: Tokenizer, figures: dict[str, Any], recipe: Recipe) -> None:
+def _save(out: Path, model: Any, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
     """Weights, tokenizer, figures, and last the card that names them."""
     from transformers import PreTrainedTokenizerFast
 
@@ -202,7 +202,7 @@ def _save(out: Path, model: Any, tokenizer: Tokenizer, figures: dict[str, Any], 
     (out / "generation_config.json").unlink(missing_ok=True)  # nobody generates with this model
     figures["weights_sha256"] = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     (out / "recipe.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    is_large = recipe.architecture == LARGE.architecture
+    is_large = figures["recipe"]["architecture"] == asdict(LARGE.architecture)
     (out / "README.md").write_text(model_card(figures, is_large=is_large), encoding="utf-8")
 
 

@@ -25,9 +25,14 @@ _group_is_ours = False
 """Whether torch's process group was made here, and not by whoever called us."""
 
 
+def is_alone() -> bool:
+    """Whether no launcher started others beside this process; known before anything heavy is imported."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks; known before anything heavy is imported."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one that writes and speaks; known as early."""
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 def let_the_first_speak() -> None:
