@@ -41,11 +41,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from intruscope.adapters.on_disk import on_disk
 
 from benchmarks.common import RESULTS, environment
 from benchmarks.methods_rates import CANDIDATES
 from benchmarks.methods_table import key_of, known_runs, publish
-from intruscope.adapters.on_disk import on_disk
 from intruscope.errors import IncompleteResult, IntruscopeError
 from intruscope.forgetting.intervals import paired_difference
 from intruscope.forgetting.tasks import ClassificationTask, load_task

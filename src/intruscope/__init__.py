@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intruscope.adapters.on_disk import on_disk
     from intruscope.errors import IntruscopeError
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
@@ -26,7 +25,6 @@ __all__ = [
     "ScanSettings",
     "forget",
     "load_task",
-    "on_disk",
     "plan",
     "scan",
 ]
@@ -35,7 +33,6 @@ _HOMES = {
     "ForgettingReport": "intruscope.forgetting.records",
     "forget": "intruscope.forgetting.forget",
     "load_task": "intruscope.forgetting.tasks",
-    "on_disk": "intruscope.adapters.on_disk",
     "IntruscopeError": "intruscope.errors",
     "RunOptions": "intruscope.spectra.scan",
     "ScanReport": "intruscope.spectra.records",

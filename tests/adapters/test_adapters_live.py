@@ -10,9 +10,11 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from intruscope.adapters.live_loading import load_modules, load_sources
+from intruscope.adapters.live_loading import load_modules, load_opened
+from intruscope.adapters.opening import open_pair
 from intruscope.errors import IntruscopeError
-from intruscope.spectra.scan import open_sources, plan
+from intruscope.spectra.scan import plan
+from intruscope.weights.source import open_model
 
 IDS = torch.tensor([[5, 7, 11, 2, 9, 30, 1, 3]])
 # Every way of adapting a language model that is read.
@@ -67,8 +69,8 @@ def saved_pair(folder, make, options):
 
 
 def live(folder, base="base", tuned="adapter", **options):
-    sources = open_sources(str(folder / base), str(folder / tuned))
-    return load_sources(*sources, **{"tokenizer": Tokenizer(), **options})
+    opened = open_pair(folder / base, folder / tuned)
+    return load_opened(opened, **{"tokenizer": Tokenizer(), **options})
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -118,7 +120,7 @@ def test_methods_that_move_the_base_in_memory(init, tmp_path):
     tuned.eval()
     with tuned.disable_adapter():
         assert not torch.allclose(logits(tuned), logits(base), atol=1e-3)
-    source, _ = open_sources(str(tmp_path / "base"), str(tmp_path / "base"))
+    source = open_model(tmp_path / "base")
     pair = load_modules(source, tuned, tokenizer=Tokenizer())
     with pair.as_base():
         assert torch.equal(logits(pair.language_model().model), logits(base))
@@ -395,9 +397,7 @@ class TestRefused:
         base.resize_token_embeddings(41)
         base.save_pretrained(tmp_path / "tuned")
         with pytest.raises(IntruscopeError, match="vocabulary of 41 words, expected 40") as caught:
-            load_sources(
-                *open_sources(str(tmp_path / "base"), str(tmp_path / "tuned")), tokenizer=Tokenizer()
-            )
+            live(tmp_path, tuned="tuned")
         assert "resize_token_embeddings(40)" in caught.value.remedy
 
     def test_another_vocabulary_in_an_adapter(self, tmp_path):

@@ -203,7 +203,7 @@ def test_bloom_with_enable_lora(real_adapters, tmp_path):
 
 def test_loralib_needs_its_alpha(real_adapters, tmp_path):
     folder = real_adapters / "roberta-base-mnli-loralib"
-    with pytest.raises(UnsupportedFormat, match="lora_alpha"):
+    with pytest.raises(UnsupportedFormat, match="--lora-alpha"):
         open_adapter(folder, allow_pickle=True)
     tensors = torch.load(folder / "roberta_base_lora_mnli.bin", weights_only=True, map_location="cpu")
     expected = {

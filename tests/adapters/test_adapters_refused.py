@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from intruscope.adapters import patterns
+from intruscope.adapters import patterns, registry
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import UsageError
@@ -48,11 +48,11 @@ def _text(field: str) -> bytes:
         ({"r": 0}, "rank"),
         ({"r": 10**9}, "rank"),
         ({"r": True}, "rank"),
-        ({"r": None}, "rank"),
+        ({"lora_alpha": 0}, "verl"),
         ({"lora_alpha": -1}, "lora_alpha"),
         ({"lora_alpha": "16"}, "lora_alpha"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
-        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "PEANUT"}, "PEANUT"),
         ({"peft_type": None}, "None"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
@@ -95,7 +95,7 @@ def test_a_config_without_meaning_is_refused(config, says, write_adapter, adapte
         (_factors(out=7), {}, "q_proj"),
         (_factors(out=4, num_in=6), {}, "q_proj"),
         (_factors(rank=3), {}, "rank 3"),
-        ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "both factors"),
+        ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "down without up"),
         (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key that matches"),
         (_factors(), {"use_dora": True}, "DoRA"),
         (_factors(key="base_model.model.model.layers.0.attn.base_layer.out_proj"), {}, "MultiheadAttention"),
@@ -173,10 +173,10 @@ def test_every_other_kind_of_adapter_is_refused_by_its_name(write_adapter, adapt
     folder = write_adapter(_factors())
     prompts = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"}
     prompts |= {"CPT", "CARTRIDGE"}
-    for kind in set(PeftType) - {PeftType.LORA}:
-        write_adapter(_factors(), peft_type=kind.value)
-        error = adapter_refused(lambda: open_adapter(folder), 4, says=f"type {kind.value}, expected LORA")
-        assert ("merge_and_unload" in error.remedy) == (kind.value not in prompts), kind
+    for kind in {kind.value for kind in PeftType} - set(registry.names()):
+        write_adapter(_factors(), peft_type=kind)
+        error = adapter_refused(lambda: open_adapter(folder), 4, says=f"the kind {kind}, which is not read")
+        assert ("merge_and_unload" in error.remedy) == (kind not in prompts), kind
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_weights_that_are_something_else_are_named(content, says, remedy, write_
     ("keys", "says", "remedy"),
     [
         (["lora_unet_down_blocks_0.lora_down.weight"], "kohya", "convert"),
-        (["something.weight"], "no LoRA key", "merge it"),
+        (["something.weight"], "none of the 1 tensors", "merge it"),
         (["transformer.blocks.0.to_q.lora_A.weight"], "diffusers' newer", "fuse_lora"),
         (["unet.down.to_q.lora.down.weight"], "diffusers' newer", "fuse_lora"),
     ],
@@ -248,7 +248,7 @@ def test_a_diffusers_key_that_is_not_known_is_refused(base, write_adapter, adapt
 
 def test_an_alpha_is_taken_only_where_the_file_has_none(write_adapter):
     folder = write_adapter(_factors())
-    with pytest.raises(UsageError, match="leave lora_alpha out") as caught:
+    with pytest.raises(UsageError, match="leave --lora-alpha out") as caught:
         open_adapter(folder, lora_alpha=8)
     assert caught.value.exit_code == 2
 
@@ -387,7 +387,7 @@ def test_a_folder_that_may_not_be_read_is_malformed(tmp_path, adapter_refused, m
 def test_keys_without_config_are_refused(write_adapter, adapter_refused):
     folder = write_adapter(_factors())
     (folder / "adapter_config.json").unlink()
-    adapter_refused(lambda: open_adapter(folder), 4, says="without adapter_config.json")
+    adapter_refused(lambda: open_adapter(folder), 4, says="adapter_config.json is not beside them")
 
 
 def test_a_whole_model_is_no_adapter(base):
@@ -411,3 +411,27 @@ def test_a_target_the_base_lacks_makes_the_plan_incomplete(base, write_adapter):
     pairing = pair_adapter(base, open_adapter(write_adapter(tensors)))
     assert not pairing.complete
     assert sum(e.origin == "adapter" and e.status == "skipped" for e in pairing.coverage) == 2
+
+
+def test_a_config_that_leaves_rank_and_alpha_out_has_pefts_defaults(base, write_adapter):
+    adapter = open_adapter(write_adapter(_factors(rank=8), r=None, lora_alpha=None))
+    (pair,) = pair_adapter(base, adapter).pairs
+    up, down = (adapter.tensors[f"{_KEY}.lora_{side}.weight"].read() for side in "BA")
+    update = pair.update.load(pair.base.load())
+    torch.testing.assert_close(update.left_OR @ update.right_RI, up @ down)  # alpha / r is 8 / 8
+
+
+def test_an_alpha_of_zero_is_replaced_by_the_one_that_is_given(base, write_adapter):
+    adapter = open_adapter(write_adapter(_factors(), lora_alpha=0), lora_alpha=6)
+    (pair,) = pair_adapter(base, adapter).pairs
+    up, down = (adapter.tensors[f"{_KEY}.lora_{side}.weight"].read() for side in "BA")
+    update = pair.update.load(pair.base.load())
+    torch.testing.assert_close(update.left_OR @ update.right_RI, 3 * up @ down)
+
+
+def test_tinkers_head_is_the_head(tmp_path, write_adapter):
+    (tmp_path / "headed").mkdir()
+    save_file({"lm_head.weight": torch.randn(6, 4)}, tmp_path / "headed" / "model.safetensors")
+    adapter = open_adapter(write_adapter(_factors(key="base_model.model.model.unembed_tokens")))
+    (pair,) = pair_adapter(open_model(tmp_path / "headed"), adapter).pairs
+    assert pair.name == "lm_head"

@@ -182,7 +182,7 @@ def test_integers_and_fp8_are_listed_but_not_decoded(tmp_path, refused):
     save_file(tensors, tmp_path / "model.safetensors")
     stored = read_header(tmp_path / "model.safetensors")
     assert {name: tensor.dtype for name, tensor in stored.items()} == {"i": "I64", "f8": "F8_E4M3"}
-    refused(stored["f8"].read, 4, says="expected F64, F32, F16 or BF16", tensor="f8")
+    refused(stored["f8"].read, 4, says="F64, F32, F16 and BF16 can be read", tensor="f8")
 
 
 def _try(path: Path) -> None:
@@ -193,7 +193,6 @@ def _try(path: Path) -> None:
                 assert tuple(tensor.read().shape) == tensor.shape
     except IntruscopeError as error:
         assert error.exit_code == 4
-        assert "expected" in error.fact
 
 
 def _valid_file(folder: Path) -> bytes:

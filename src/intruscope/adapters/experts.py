@@ -17,7 +17,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from intruscope.adapters.fitting import OTHER_BASE_REMEDY, check_decodable, check_rank
+from intruscope.adapters.fitting import check_decodable, check_rank
+from intruscope.adapters.kind import OTHER_BASE_REMEDY
 from intruscope.errors import ShapeMismatch, UnsupportedFormat, printable
 from intruscope.weights.matrices import LowRankUpdate, StoredUpdate
 from intruscope.weights.views import RowSelection
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from intruscope.adapters.config import Strength
+    from intruscope.adapters.config import ModuleScale
     from intruscope.adapters.folder import AdapterSource
-    from intruscope.adapters.keys import AdaptedModule
+    from intruscope.adapters.kind import AdaptedModule
     from intruscope.weights.stored import StoredTensor
     from intruscope.weights.views import TensorView
 
@@ -226,7 +227,7 @@ def _fits(down: StoredTensor, up: StoredTensor, parameter: FusedParameter) -> bo
 
 
 def expert_updates(
-    module: AdaptedModule, parameter: FusedParameter, strength: Strength
+    module: AdaptedModule, parameter: FusedParameter, scale: ModuleScale
 ) -> tuple[tuple[TensorView, StoredUpdate], ...]:
     """One update for each matrix of a fused parameter.
 
@@ -237,7 +238,7 @@ def expert_updates(
     check_decodable(module)
     down, up = module.roles["down"], module.roles["up"]
     rank = down.shape[0] // parameter.num_experts
-    check_rank(rank, strength.rank, down)
+    check_rank(rank, scale.rank, down)
     swapped = (up.shape[0], down.shape[1]) != parameter.shape
     return tuple(
         (
@@ -247,7 +248,7 @@ def expert_updates(
                 up=up,
                 rank=rank,
                 expert=place.expert,
-                scaling=strength.scaling,
+                scaling=scale.scaling,
                 swapped=swapped,
                 rows=place.rows,
             ),

@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from intruscope.weights.safetensors_file import read_metadata
-from intruscope.weights.strict_json import read_json_object
 from intruscope.weights.written import write_safetensors
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def _plain_start(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _raw(adapter: AdapterSource) -> dict[str, Any]:
     assert adapter.config is not None
-    return read_json_object(adapter.config.path)
+    return dict(adapter.config.raw)
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
@@ -114,5 +113,5 @@ def write_adapter_weights(
         OSError: no room.
     """
     tensors: dict[str, StoredTensor | torch.Tensor] = {**adapter.tensors, **replaced}
-    is_safetensors = adapter.path.suffix == ".safetensors"
-    write_safetensors(file, tensors, read_metadata(adapter.path) if is_safetensors else {"format": "pt"})
+    from_safetensors = adapter.path is not None and adapter.path.suffix == ".safetensors"
+    write_safetensors(file, tensors, read_metadata(adapter.on_disk) if from_safetensors else {"format": "pt"})

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from intruscope.adapters.config import AdapterConfig, read_config
+from intruscope.adapters.registry import recognised
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
 from intruscope.weights.matrices import Finding
 from intruscope.weights.safetensors_file import read_header
-from intruscope.weights.stored import StoredTensor, list_folder, open_regular
+from intruscope.weights.source import Source
+from intruscope.weights.stored import input_record, list_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from intruscope.adapters.kind import AdapterKind
     from intruscope.weights.names import ModelName
+    from intruscope.weights.stored import FileTensor, StoredTensor
 
 CONFIG_NAME = "adapter_config.json"
 SAFETENSORS_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -34,34 +38,22 @@ _WHOLE_MODEL_NAMES = (
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _MAX_LISTED = 8
 _DIFFUSERS_MODELS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
-AdapterFormat = Literal["peft", "loralib", "diffusers"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterSource:
+class AdapterSource(Source):
     """An adapter before anything of it is read.
 
     Attributes:
-        name: As the user gave it.
-        path: The file with the tensors.
-        revision: Commit on the hub, when it came from there.
-        format: How its keys are spelled.
-        config: Of PEFT; None for the others.
+        path: The file with the tensors; None for an adapter in memory.
+        kind: What its parameters mean.
+        config: Of PEFT; None for formats without one.
         lora_alpha: Given by the user, for loralib.
-        tensors: Stored key to record.
-        inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``.
-        findings: What the reader should know of the folder itself.
     """
 
-    name: str
-    path: Path
-    revision: str | None = None
-    format: AdapterFormat
+    kind: AdapterKind
     config: AdapterConfig | None
     lora_alpha: float | None = None
-    tensors: Mapping[str, StoredTensor]
-    inputs: tuple[dict[str, object], ...]
-    findings: tuple[Finding, ...] = ()
 
     @property
     def base_name(self) -> str | None:
@@ -125,7 +117,7 @@ def open_adapter(
         path: Its folder or its weights file, from :func:`find_adapter`.
         name: As the user gave it; the path by default.
         allow_pickle: Also read PyTorch pickles, with ``weights_only``.
-        lora_alpha: alpha of a loralib checkpoint, which does not store it; refused elsewhere.
+        lora_alpha: alpha of an adapter that does not store it (loralib), or stores 0; refused elsewhere.
 
     Raises:
         UsageError: ``lora_alpha`` where the adapter tells it.
@@ -136,29 +128,35 @@ def open_adapter(
     weights = _weights_file(path)
     tensors = _read_tensors(weights, allow_pickle=allow_pickle)
     config_path = weights.parent / CONFIG_NAME
-    config = read_config(config_path) if os.path.lexists(config_path) else None
-    found: AdapterFormat = "peft" if config is not None else _format_without_config(weights, tensors)
-    if found == "loralib" and lora_alpha is None:
-        raise UnsupportedFormat(
-            "got a loralib checkpoint, which does not store its alpha, expected a PEFT adapter or an alpha",
-            remedy="give the alpha it was trained with (lora_alpha)",
-            file=weights,
-        )
-    if lora_alpha is not None and (found != "loralib" or not 0 < lora_alpha < 1e12):
+    config: AdapterConfig | None = None
+    if os.path.lexists(config_path):
+        kind, config = read_config(config_path, alpha=lora_alpha)
+        takes_alpha = config.raw.get("lora_alpha") == 0
+    else:
+        kind = _kind_without_config(weights, tensors)
+        takes_alpha = kind.name == "loralib"
+        if takes_alpha and lora_alpha is None:
+            raise UnsupportedFormat(
+                "this is a loralib checkpoint, which does not store its alpha",
+                remedy="give the alpha it was trained with (--lora-alpha)",
+                file=weights,
+            )
+    if lora_alpha is not None and (not takes_alpha or not 0 < lora_alpha < 1e12):
         raise UsageError(
-            f"got lora_alpha {lora_alpha} for a {found} adapter, expected a positive one for loralib only",
-            remedy="leave lora_alpha out where the adapter tells it",
+            f"lora_alpha is {lora_alpha:g}, and this adapter ({kind.title}) "
+            + ("needs a positive one" if takes_alpha else "has its own scaling"),
+            remedy="leave --lora-alpha out where the adapter stores its alpha",
             file=weights,
         )
     return AdapterSource(
         name=name or str(path),
         path=weights,
         revision=path.name if path.parent.name == "snapshots" else None,
-        format=found,
+        kind=kind,
         config=config,
-        lora_alpha=lora_alpha,
+        lora_alpha=lora_alpha if config is None else None,
         tensors=tensors,
-        inputs=tuple(_input_record(file) for file in ([config_path] if config else []) + [weights]),
+        inputs=tuple(input_record(file) for file in ([config_path] if config else []) + [weights]),
         findings=_further_adapters(path, weights),
     )
 
@@ -218,7 +216,7 @@ def _inside(file: Path, folder: Path) -> Path:
     return file
 
 
-def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, StoredTensor]:
+def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, FileTensor]:
     if path.suffix not in _PICKLE_SUFFIXES:
         return read_header(path)
     if not allow_pickle:
@@ -232,41 +230,30 @@ def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, StoredTensor]:
     return read_pickle(path)
 
 
-def _format_without_config(path: Path, tensors: Mapping[str, StoredTensor]) -> AdapterFormat:
+def _kind_without_config(path: Path, tensors: Mapping[str, StoredTensor]) -> AdapterKind:
     if any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
         raise UnsupportedFormat(
-            "got kohya keys, whose module names are ambiguous, expected PEFT or diffusers keys",
+            "these are kohya's keys, whose module names are ambiguous; PEFT's and diffusers' are read",
             remedy="convert it with diffusers' save_lora_adapter",
             file=path,
         )
-    if any(".processor." in key and key.endswith("_lora.down.weight") for key in tensors):
-        return "diffusers"
-    if any(key.endswith((".lora_A", ".lora_B")) for key in tensors):
-        return "loralib"
+    found = recognised(tensors)
+    if found is not None:
+        return found
     if any(key.startswith(_DIFFUSERS_MODELS) and ".lora" in key for key in tensors):
         raise UnsupportedFormat(
-            "got diffusers' newer LoRA keys, whose alpha may lie in no tensor, expected its older ones",
+            "these are diffusers' newer LoRA keys, whose alpha may be in no tensor; its older ones are read",
             remedy="load it in diffusers, fuse it with fuse_lora, and scan the saved model",
             file=path,
         )
     if any(".lora_A." in key or ".lora_embedding_A" in key for key in tensors):
         raise MalformedInput(
-            f"got PEFT keys without {CONFIG_NAME} beside them, expected it: rank and alpha are there",
+            f"these are PEFT's keys, and {CONFIG_NAME} is not beside them: it holds rank and alpha",
             remedy=f"put the adapter's {CONFIG_NAME} into the same folder",
             file=path,
         )
     raise UnsupportedFormat(
-        f"got {len(tensors)} tensors and no LoRA key that is known, expected PEFT, loralib or diffusers keys",
+        f"none of the {len(tensors)} tensors has a key of PEFT, loralib or diffusers",
         remedy="convert it with the tool that made it to a PEFT adapter, or merge it and scan the checkpoint",
         file=path,
     )
-
-
-def _input_record(file: Path) -> dict[str, object]:
-    with open_regular(file) as (_, stamp):
-        return {
-            "path": str(file),
-            "bytes": stamp.num_bytes,
-            "mtime_ns": stamp.mtime_ns,
-            "inode": stamp.inode,
-        }

@@ -14,7 +14,7 @@ from intruscope.weights.views import TensorView
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from intruscope.adapters.keys import AdaptedModule
+    from intruscope.adapters.kind import AdaptedModule
     from intruscope.weights.source import ModelSource
     from intruscope.weights.stored import StoredTensor
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from intruscope.adapters.kind import WHOLE_ROLES, AdaptedModule, ModuleKey
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 
 if TYPE_CHECKING:
@@ -12,38 +12,29 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import StoredTensor
 
 PEFT_PREFIX = "base_model.model."
-_ROLES = {
-    "lora_A": "down",
-    "lora_B": "up",
-    "lora_embedding_A": "down",
-    "lora_embedding_B": "up",
-    "lora_magnitude_vector": "magnitude",
-}
-
-
-@dataclass(kw_only=True)
-class AdaptedModule:
-    """The tensors of one module: by role ``down up magnitude saved replaced tokens``, and its biases."""
-
-    name: str
-    roles: dict[str, StoredTensor] = field(default_factory=dict)
-    is_embedding: bool = False
+_TINKER_HEAD = "unembed_tokens"
+"""Tinker's name for the head, whatever the model calls it (tinker_cookbook.weights)."""
 
 
 def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[str, str]]:
     """Group an adapter's tensors.
 
     Returns:
-        Module name to its tensors, and stored key to the reason why it is in no matrix.
+        Module name to its tensors, and stored key to the reason why it is in no matrix. A tensor that all
+        modules share is in each of them.
 
     Raises:
         UnsupportedFormat: factors of a part of a module.
-        MalformedInput: two tensors in one role, or one factor without the other.
+        MalformedInput: two tensors in one role, or parameters without those they go with.
     """
     modules: dict[str, AdaptedModule] = {}
     skipped: dict[str, str] = {}
+    shared: dict[str, StoredTensor] = {}
     for key, tensor in adapter.tensors.items():
-        module_name, role, is_embedding = _parse(key, adapter)
+        module_name, role, is_embedding = (adapter.kind.parse or _parse)(key, adapter)
+        if not module_name:
+            shared[role] = tensor
+            continue
         if role == "bias":
             skipped[key] = "biases, not a matrix"
             continue
@@ -52,80 +43,83 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
             continue
         module = modules.setdefault(module_name, AdaptedModule(name=module_name))
         if role in module.roles:
-            fact = f"got a second tensor for {role} of {printable(module_name)}, expected one adapter"
-            remedy = "save each adapter to its own folder"
-            raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=key)
+            raise MalformedInput(
+                f"{printable(module_name)} has two tensors for {role}, so the file holds two adapters",
+                remedy="save each adapter to its own folder",
+                file=adapter.path,
+                tensor=key,
+            )
         module.roles[role] = tensor
         module.is_embedding |= is_embedding
     for module in modules.values():
+        if module.has_factors:
+            module.roles = {**shared, **module.roles}
         _check_roles(module, adapter)
+    used = {tensor.name for module in modules.values() for tensor in module.roles.values()}
+    copies = "shared by all modules, and stored once more with each"
+    skipped |= {tensor.name: copies for tensor in shared.values() if tensor.name not in used}
     return modules, skipped
 
 
 def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
     roles = module.roles.keys()
-    present = "down" if "down" in roles else "up"
-    tensor = module.roles.get(present) or next(iter(module.roles.values()))
-    if ("down" in roles) != ("up" in roles) or ("magnitude" in roles and "down" not in roles):
-        fact = f"got {', '.join(sorted(roles))} of {printable(module.name)} alone, expected both factors"
-        raise MalformedInput(fact, remedy="save the adapter again", file=adapter.path, tensor=tensor.name)
-    beside = {"magnitude", "up", "replaced"} if "down" in roles else set()
-    if len(roles - beside) > 1:
-        fact = f"got {', '.join(sorted(roles))} for one module, expected one way to train it"
-        remedy = "merge it with PEFT's merge_and_unload and scan that checkpoint"
-        raise UnsupportedFormat(fact, remedy=remedy, file=adapter.path, tensor=tensor.name)
+    own = roles - WHOLE_ROLES
+    tensor = next((module.roles[role] for role in sorted(own)), None) or next(iter(module.roles.values()))
+    missing = adapter.kind.required - own
+    if own and missing:
+        raise MalformedInput(
+            f"{printable(module.name)} has {', '.join(sorted(own))} without {', '.join(sorted(missing))}",
+            remedy="save the adapter again",
+            file=adapter.path,
+            tensor=tensor.name,
+        )
+    beside = own | {"replaced"} if own else own
+    if len(roles - beside) > (0 if own else 1):
+        raise UnsupportedFormat(
+            f"{printable(module.name)} has {', '.join(sorted(roles))}: it was trained in two ways at once",
+            remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
+            file=adapter.path,
+            tensor=tensor.name,
+        )
 
 
-def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
-    """Module, role and whether it is an embedding's factor."""
+def _parse(key: str, adapter: AdapterSource) -> ModuleKey:
+    """Read a key as PEFT spells it."""
+    known = adapter.kind.words
     words = key.removeprefix(PEFT_PREFIX).split(".")
-    if adapter.format == "diffusers":
-        return _parse_diffusers(words, key, adapter)
-    at = next((i for i, word in enumerate(words) if word in _ROLES), None)
+    common = next((i for i, word in enumerate(words) if word in adapter.kind.shared), None)
+    if common is not None:  # below the tuner itself, or once more beside each module
+        path = words[:common]
+        return ModuleKey("" if path == ["base_model"] else ".".join(path), adapter.kind.shared[words[common]])
+    at = next((i for i, word in enumerate(words) if word in known), None)
     if at is not None:
         tail = words[at + 1 :]
         nested = [word for word in words[:at] if word == "base_layer"]
         of_parameter = bool(adapter.config and adapter.config.target_parameters)
         if len(tail) > 2 or (nested and not (of_parameter and words[at - len(nested) : at] == nested)):
             raise UnsupportedFormat(
-                "got the factors of a part of a module (of nn.MultiheadAttention, or of a parameter that "
-                "target_parameters does not name), expected those of a whole module",
+                "these are factors of a part of a module (of nn.MultiheadAttention, or of a parameter that "
+                "target_parameters does not name); only those of whole modules are read",
                 remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
                 file=adapter.path,
                 tensor=key,
             )
-        role = "bias" if tail[-1:] == ["bias"] else _ROLES[words[at]]
-        return ".".join(words[:at]), role, words[at].startswith("lora_embedding")
+        role = "bias" if tail[-1:] == ["bias"] else known[words[at]] or tail[0]
+        if words[at - 1] == _TINKER_HEAD:
+            return ModuleKey("lm_head", role)
+        return ModuleKey(
+            ".".join(words[:at]), role, words[at].startswith(("lora_embedding", "oft_embedding"))
+        )
     if words[-1] == "trainable_tokens_delta" or words[-2:-1] == ["trainable_tokens_delta"]:
         at = words.index("trainable_tokens_delta")
-        return ".".join(word for word in words[:at] if word != "token_adapter"), "tokens", False
+        return ModuleKey(".".join(word for word in words[:at] if word != "token_adapter"), "tokens")
     if words[-1] == "bias":
-        return ".".join(words[:-1]), "bias", False
+        return ModuleKey(".".join(words[:-1]), "bias")
     if words[-2:] == ["base_layer", "weight"]:
-        return ".".join(words[:-2]), "replaced", False
+        return ModuleKey(".".join(words[:-2]), "replaced")
     if "modules_to_save" in words:
         at = words.index("modules_to_save")
         inner = words[at + 1 :]
         # modules_to_save.weight, or modules_to_save.<adapter name>.weight
         words = words[:at] + (inner[1:] if len(inner) > 1 else inner)
-    return ".".join(words).removesuffix(".weight"), "saved", False
-
-
-def _parse_diffusers(words: list[str], key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
-    """``attn1.processor.to_q_lora.down.weight`` is A of ``attn1.to_q``; ``to_out`` is ``to_out.0``.
-
-    Text encoders beside the UNet say ``q_proj.lora_linear_layer.down.weight``.
-    """
-    if len(words) > 4 and words[-1] == "weight" and words[-2] in ("down", "up"):
-        if words[-3] == "lora_linear_layer":
-            return ".".join(words[:-3]), words[-2], False
-        if words[-4] == "processor" and words[-3].endswith("_lora"):
-            leaf = words[-3].removesuffix("_lora")
-            module = [*words[:-4], *(["to_out", "0"] if leaf == "to_out" else [leaf])]
-            return ".".join(module), words[-2], False
-    raise UnsupportedFormat(
-        "got a key of diffusers that is not read, expected those of attention processors and text encoders",
-        remedy="load it in diffusers, fuse it with fuse_lora, and scan the saved model",
-        file=adapter.path,
-        tensor=key,
-    )
+    return ModuleKey(".".join(words).removesuffix(".weight"), "saved")

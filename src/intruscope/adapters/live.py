@@ -253,10 +253,7 @@ class LivePair:
             wide = wide.cpu()
         if view is None:
             return wide.clone()
-        tensor = wide if view.expert is None else wide[view.expert]
-        tensor = tensor.reshape(tensor.shape[0], -1)
-        whole_FI = tensor.T if view.transposed else tensor
-        return view.select_rows(whole_FI).clone(memory_format=torch.contiguous_format)
+        return view.cut(wide)
 
     def _write(self, edited: dict[str, Tensor], name: str, new: Tensor) -> None:
         """Put a matrix into a copy of the live tensor that holds it, in the live model's orientation."""
@@ -268,13 +265,7 @@ class LivePair:
         if view is None:
             target.copy_(new.to(target.dtype))
             return
-        whole = target if view.expert is None else target[view.expert]
-        whole = whole.view(whole.shape[0], -1)
-        whole_FI = whole.T if view.transposed else whole
-        if view.rows is None:
-            whole_FI.copy_(new.to(whole_FI.dtype))
-        else:
-            whole_FI[list(view.rows.indices())] = new.to(whole_FI.dtype).to(whole_FI.device)
+        view.place(new, target)
 
     @contextmanager
     def _pointing_at(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.live import LanguageModel, LivePair, Place, TaskModel
 from intruscope.adapters.live_models import max_context
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
 from intruscope.weights.layout import base_matrices
+from intruscope.weights.memory import memory_source
 from intruscope.weights.pairing import find_prefixes
-from intruscope.weights.source import ModelSource
-from intruscope.weights.stored import FileStamp, StoredTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -220,18 +218,7 @@ def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
 
 def _places(config: Any, live: Mapping[str, nn.Parameter], stored_names: Iterable[str]) -> dict[str, Place]:
     """Where the base's matrices and other tensors lie in the live model, by the names of a scan."""
-    nowhere = Path("in memory")
-    stamp = FileStamp(num_bytes=0, mtime_ns=0, inode=0)
-    records = {
-        name: StoredTensor(
-            name=name, path=nowhere, dtype="F32", shape=tuple(p.shape), offset=0, num_bytes=0, stamp=stamp
-        )
-        for name, p in live.items()
-    }
-    source = ModelSource(
-        name="live", path=nowhere, revision=None, config=config.to_dict(), tensors=records, inputs=()
-    )
-    matrices = base_matrices(source).matrices
+    matrices = base_matrices(memory_source(live, config=config.to_dict(), name="live")).matrices
     stored_names = list(stored_names)
     stored_prefix, live_prefix = find_prefixes(stored_names, live)
     known = {name.removeprefix(stored_prefix): name for name in stored_names}

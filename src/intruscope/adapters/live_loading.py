@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.config import moves_the_base
 from intruscope.adapters.folder import AdapterSource
+from intruscope.adapters.kinds.lora import moves_the_base
 from intruscope.adapters.live_assembly import Start, assemble
 from intruscope.adapters.live_merge import HEADS, Merged, head_class, merge_adapter, merge_in_memory, untie
 from intruscope.adapters.live_models import (
@@ -19,10 +19,8 @@ from intruscope.adapters.live_models import (
     read_tensors,
 )
 from intruscope.adapters.live_tokenizers import choose_tokenizers
-from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
 from intruscope.weights.names import parse_name
-from intruscope.weights.pairing import pair_checkpoints
 from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
@@ -32,11 +30,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from intruscope.adapters.live import LivePair
+    from intruscope.adapters.opening import OpenedPair
 
 
-def load_sources(
-    base: ModelSource,
-    tuned: ModelSource | AdapterSource,
+def load_opened(
+    opened: OpenedPair,
     *,
     device: str = "cpu",
     dtype: str = "float32",
@@ -45,8 +43,7 @@ def load_sources(
     """Load two opened models as one.
 
     Args:
-        base: The model before.
-        tuned: A whole model, or an adapter of the base.
+        opened: Both, from files.
         device: A torch device.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``: of the weights and of the computation.
             Adapters are merged in float32 or wider and then rounded to it.
@@ -57,11 +54,11 @@ def load_sources(
         UnsupportedFormat: a kind that cannot run here, by name.
         UsageError: no tokenizer, or transformers or peft is not installed.
     """
+    base, tuned = opened.base, opened.tuned
     config = config_of(base)
     tensors = read_tensors(base)
     start = _base_language(base, config, tensors, _merge_dtype(dtype))
     if isinstance(tuned, AdapterSource):
-        pair_adapter(base, tuned)  # refuses what does not fit, where PEFT would only warn
         merged = merge_adapter(tuned, tensors, config, start.cls, dtype=_merge_dtype(dtype))
     else:
         merged = _whole_model(base, tuned, config, tensors, start.cls, dtype=_merge_dtype(dtype))
@@ -229,7 +226,6 @@ def _whole_model(
             file=tuned.path,
         )
     _check_vocabulary(config, tuned_config, tuned.path)
-    pair_checkpoints(base, tuned)  # refuses other shapes by name
     heads = {head: head_class(head, tuned_config) for head in HEADS}
     named = tuned_config.architectures or ()
     head = next((head for head, cls in heads.items() if cls is not None and cls.__name__ in named), None)
@@ -245,7 +241,7 @@ def _whole_model(
     return Merged(model=model, head=head, random=frozenset(missing), from_base=known)
 
 
-def _check_vocabulary(config: Any, tuned_config: Any, file: Path) -> None:
+def _check_vocabulary(config: Any, tuned_config: Any, file: Path | None) -> None:
     words, tuned_words = getattr(config, "vocab_size", None), getattr(tuned_config, "vocab_size", None)
     if words != tuned_words:
         raise ShapeMismatch(
@@ -265,4 +261,4 @@ def tokenizer_folder(source: ModelSource | AdapterSource) -> Path:
         name = name.adapter if isinstance(source, AdapterSource) and name.adapter is not None else name
         if name.hub_id is not None:
             return download_model(name.hub_id, revision=source.revision, with_tokenizer=True)[0]
-    return source.path if source.path.is_dir() else source.path.parent
+    return source.folder

@@ -9,16 +9,13 @@ Shape suffixes: O out, I in, R rank, F rows of a whole (fused) matrix.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.config import moves_the_base
+from intruscope.adapters.kinds.lora import moves_the_base
 from intruscope.errors import UnsupportedFormat
 from intruscope.weights.layout import base_matrices
-from intruscope.weights.source import ModelSource
-from intruscope.weights.stored import FileStamp, StoredTensor
+from intruscope.weights.memory import memory_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
 
     Form = tuple[Tensor, Tensor] | Tensor
     """The tuned matrix (O, I), or the factors (O, R), (R, I) of its update."""
-
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +56,7 @@ class LiveMatrix:
 
     def weight(self) -> Tensor:
         """The model's own weight as it is now, (O, I), on the CPU; a copy in float32 or wider."""
-        return self._cut(self.parameter.detach())
+        return self.view.cut(_wide(self.parameter.detach()))
 
     def now(self) -> Form:
         """The tuned matrix, or the factors of its update, on the CPU in float32 or wider; copies.
@@ -72,7 +67,7 @@ class LiveMatrix:
         if self.layer is None:
             return self.weight()
         if not self.is_low_rank:
-            return self._cut(_merged(self.layer, self.name))
+            return self.view.cut(_wide(_merged(self.layer, self.name)))
         import torch
 
         layer = self.layer
@@ -82,14 +77,6 @@ class LiveMatrix:
             rights.append(_wide(layer.lora_A[adapter].weight.detach()))
         left_FR = torch.cat(lefts, dim=1)
         return self.view.select_rows(left_FR), torch.cat(rights)
-
-    def _cut(self, stored: Tensor) -> Tensor:
-        """As ``TensorView.load`` cuts the matrix out of a file."""
-        view = self.view
-        part = _wide(stored if view.expert is None else stored[view.expert])
-        part = part.reshape(part.shape[0], -1)
-        whole_FI = part.T if view.transposed else part
-        return view.select_rows(whole_FI).clone().contiguous()
 
 
 def live_matrices(model: nn.Module) -> list[LiveMatrix]:
@@ -119,7 +106,7 @@ def live_matrices(model: nn.Module) -> list[LiveMatrix]:
         parameters[path], around[path] = parameter, layer
     configs = getattr(model, "peft_config", {}).values()
     moves_base = any(_moves_base(config) for config in configs)
-    listing = base_matrices(_as_source(parameters, inner.config.to_dict()))
+    listing = base_matrices(memory_source(parameters, config=inner.config.to_dict(), name="live"))
     found = []
     for stored, views in listing.matrices.items():
         layer = around[stored]
@@ -166,24 +153,6 @@ def _owner(name: str, layers: dict[str, Any]) -> tuple[str | None, Any]:
     while rest.startswith("base_layer."):
         rest = rest.removeprefix("base_layer.")
     return (f"{path}.{rest}", layers[path]) if "." not in rest else (None, None)
-
-
-def _as_source(parameters: dict[str, nn.Parameter], config: dict[str, Any]) -> ModelSource:
-    """The model's headers, as if they had been read from a file."""
-    nowhere, stamp = Path(), FileStamp(num_bytes=0, mtime_ns=0, inode=0)
-    tensors = {
-        name: StoredTensor(
-            name=name,
-            path=nowhere,
-            dtype=_DTYPES.get(str(parameter.dtype).removeprefix("torch."), "U8"),
-            shape=tuple(parameter.shape),
-            offset=0,
-            num_bytes=math.prod(parameter.shape) * parameter.element_size(),
-            stamp=stamp,
-        )
-        for name, parameter in parameters.items()
-    }
-    return ModelSource(name="", path=nowhere, revision=None, config=config, tensors=tensors, inputs=())
 
 
 def _active(layer: Any) -> list[str]:

@@ -99,10 +99,10 @@ def merge_adapter(
         MalformedInput: PEFT cannot load or merge it.
     """
     require("peft")
-    if adapter.format != "peft" or adapter.config is None or adapter.config.enable_lora is not None:
-        kind = "PEFT's first" if adapter.format == "peft" else f"{adapter.format}'s"
+    if not adapter.kind.is_peft or adapter.config is None or adapter.config.options.get("enable_lora"):
+        kind = "PEFT's first format" if adapter.kind.is_peft else adapter.kind.title
         raise UnsupportedFormat(
-            f"got an adapter of {kind} format, which no installed library runs, expected one that PEFT loads",
+            f"no installed library runs an adapter of {kind}",
             remedy="convert it to a PEFT adapter; it can be scanned as it is",
             file=adapter.path,
         )
@@ -179,10 +179,8 @@ def host_class(
 
 def _told(adapter: AdapterSource) -> tuple[str | None, str | None]:
     """PEFT's word for the task; and for a task that it has no word for, the name of the class."""
-    from intruscope.weights.strict_json import read_json_object
-
     assert adapter.config is not None
-    config = read_json_object(adapter.config.path)
+    config = adapter.config.raw
     task, mapping = config.get("task_type"), config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     return (task if isinstance(task, str) and task else None), (name if isinstance(name, str) else None)
@@ -267,12 +265,12 @@ def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
     modules, _ = sort_keys(adapter)
     # Fused experts are no layers: target_parameters names them.
     layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
-    trained = {name for name, module in modules.items() if "down" in module.roles}
+    trained = {name for name, module in modules.items() if module.has_factors}
     numbers = {name: tensor.read() for name, tensor in adapter.tensors.items()}
     assert adapter.config is not None
     try:
         with quiet():
-            config = PeftConfig.from_pretrained(str(adapter.config.path.parent))
+            config = PeftConfig.from_peft_type(**adapter.config.raw)
             # What was trained is known from the keys. The config's own patterns are a stranger's expressions,
             # which may run for ever; those for ranks were tried in a process of their own before.
             config.target_modules = trained & layers

@@ -72,7 +72,7 @@ def config_of(source: ModelSource) -> Any:
     require("transformers")
     from transformers import AutoConfig
 
-    folder = source.path if source.path.is_dir() else source.path.parent
+    folder = source.folder
     if not source.config:
         fact = "got no config.json beside the weights, expected one: it says which model they are for"
         raise MalformedInput(fact, remedy="copy the model's config.json there", file=folder)

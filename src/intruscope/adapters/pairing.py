@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.experts import (
@@ -13,10 +14,11 @@ from intruscope.adapters.experts import (
     fused_parameters,
     name_parameters,
 )
-from intruscope.adapters.fitting import OTHER_BASE_REMEDY, fit_updates
+from intruscope.adapters.fitting import fit_updates
 from intruscope.adapters.heads import tied_embeddings, tied_finding, tied_head, unsaved_finding
-from intruscope.adapters.keys import AdaptedModule, sort_keys
-from intruscope.adapters.updates import LoraUpdate
+from intruscope.adapters.keys import sort_keys
+from intruscope.adapters.kind import OTHER_BASE_REMEDY
+from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import Body, head_findings
 from intruscope.weights.layout import base_matrices
@@ -28,11 +30,11 @@ from intruscope.weights.matrices import (
     StoredUpdate,
 )
 from intruscope.weights.pairing import find_prefixes
-from intruscope.weights.stored import open_regular, read_exactly
 
 if TYPE_CHECKING:
-    from intruscope.adapters.config import Strength
+    from intruscope.adapters.config import ModuleScale
     from intruscope.adapters.folder import AdapterSource
+    from intruscope.adapters.kind import AdaptedModule
     from intruscope.weights.source import ModelSource
     from intruscope.weights.stored import StoredTensor
     from intruscope.weights.views import TensorView
@@ -60,12 +62,12 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     modules, skipped = sort_keys(adapter)
     listing = base_matrices(base)
     match = Match(modules, listing.matrices, base, adapter)
-    strengths = match.strengths(modules, adapter)
+    scales = match.scales(modules, adapter)
     plan = _Plan()
     for name, parameter in match.parameters.items():
-        plan.add(modules[name], expert_updates(modules[name], parameter, strengths[name]), "")
+        plan.add(modules[name], expert_updates(modules[name], parameter, scales[name]), "")
     for name, stored in match.stored.items():
-        fitted = fit_updates(modules[name], listing.matrices[stored], adapter, strengths)
+        fitted = fit_updates(modules[name], listing.matrices[stored], adapter, scales)
         if not fitted.matrices:
             plan.skip(modules[name], fitted.note, is_head=True)
             plan.notes[stored] = fitted.note
@@ -76,7 +78,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         plan.notes[stored] = fitted.note or listing.notes.get(stored, "")
         plan.add(modules[name], fitted.matrices, fitted.note)
     for name, view in match.tied.items():
-        fitted = fit_updates(modules[name], (view,), adapter, strengths)
+        fitted = fit_updates(modules[name], (view,), adapter, scales)
         plan.add(
             modules[name], fitted.matrices, "the base ties it to its embedding, which is read as its base"
         )
@@ -86,7 +88,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
             why = match.why_new(module, adapter)
             missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
             plan.skip(module, why or missing, is_head=why is not None)
-            if why is not None and "down" in module.roles:
+            if why is not None and module.has_factors:
                 plan.findings.append(unsaved_finding(name))
     for stored, views in listing.matrices.items():
         tied = tuple(view for view in match.tied.values() if view.tensor.name == stored)
@@ -102,17 +104,18 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         *match.findings,
         *plan.findings,
         *head_findings(plan.coverage, base.tensors, adapter.tensors),
-        *(tied_finding(name) for name in match.tied if "down" in modules[name].roles),
+        *(tied_finding(name) for name in match.tied if modules[name].has_factors),
         *_content_findings(modules, skipped, num_gaps),
     )
     return Pairing(
-        base=f"{base.name} ({base.revision})" if base.revision else base.name,
-        tuned=f"{adapter.name} ({adapter.revision})" if adapter.revision else adapter.name,
+        base=base.full_name,
+        tuned=adapter.full_name,
         pairs=tuple(plan.pairs),
         coverage=tuple(plan.coverage),
         findings=findings,
         inputs=(*base.inputs, *adapter.inputs),
         complete=num_gaps == 0,
+        in_memory=base.path is None or adapter.path is None,
     )
 
 
@@ -129,6 +132,7 @@ class _Plan:
         self.notes: dict[str, str] = {}
         self.num_gaps = 0
         self._pair_of: dict[str, MatrixPair] = {}
+        self._compared: dict[str, int] = {}
 
     def add(
         self, module: AdaptedModule, matrices: tuple[tuple[TensorView, StoredUpdate], ...], note: str
@@ -137,10 +141,18 @@ class _Plan:
         for view, update in matrices:
             self._pair_of[view.name] = _pair(view, update, tensors)
         names = tuple(view.name for view, _ in matrices)
-        self.coverage.extend(
-            CoverageEntry(tensor=t.name, origin="adapter", status="compared", reason=note, matrices=names)
-            for t in tensors
-        )
+        for tensor in tensors:
+            shared = self._compared.get(tensor.name)  # by other modules: one line for all of them
+            if shared is not None:
+                entry = self.coverage[shared]
+                self.coverage[shared] = replace(entry, matrices=(*entry.matrices, *names))
+                continue
+            self._compared[tensor.name] = len(self.coverage)
+            self.coverage.append(
+                CoverageEntry(
+                    tensor=tensor.name, origin="adapter", status="compared", reason=note, matrices=names
+                )
+            )
 
     def skip(self, module: AdaptedModule, reason: str, *, is_head: bool) -> None:
         """A gap, unless it is a head that the base has not, or has in another size."""
@@ -245,12 +257,12 @@ class Match:
             return None
         return adapter.config.why_new(module.name, saved=module.roles.keys() == {"saved"})
 
-    def strengths(self, modules: dict[str, AdaptedModule], adapter: AdapterSource) -> dict[str, Strength]:
-        """Rank and scaling of the low-rank modules that matched; none without a config."""
+    def scales(self, modules: dict[str, AdaptedModule], adapter: AdapterSource) -> dict[str, ModuleScale]:
+        """Rank and scaling of the modules with factors; none without a config."""
         if adapter.config is None:
             return {}
-        keys = {name: self.key_of[name] for name, module in modules.items() if "down" in module.roles}
-        found = adapter.config.strengths_of(list(dict.fromkeys(keys.values())))
+        keys = {name: self.key_of[name] for name, module in modules.items() if module.has_factors}
+        found = adapter.config.scales_of(list(dict.fromkeys(keys.values())))
         return {name: found[key] for name, key in keys.items()}
 
 
@@ -299,13 +311,13 @@ def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, .
 
 def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Finding]:
     told = adapter.base_name
-    if told is None:
+    if told is None or base.path is None:
         return []
 
     def last(name: str) -> str:
         return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
 
-    if last(told) in (last(base.name), base.path.name.lower()):
+    if last(told) in (last(base.name), last(str(base.path))):
         return []
     message = f"the adapter names the base '{printable(told)}', and was put on '{printable(base.name)}'"
     return [Finding(code="other-base", severity="warning", message=message)]
@@ -333,6 +345,4 @@ def _content_findings(
 
 
 def _is_zero(tensor: StoredTensor) -> bool:
-    with open_regular(tensor.path) as (descriptor, _):
-        data = read_exactly(descriptor, tensor.offset, tensor.num_bytes, path=tensor.path)
-    return data.count(0) == len(data)
+    return all(piece.count(0) == len(piece) for piece in tensor.raw())

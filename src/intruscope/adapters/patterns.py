@@ -36,7 +36,7 @@ json.dump(found, sys.stdout)
 """
 
 
-def first_matches(patterns: Iterable[str], modules: Sequence[str], *, file: Path) -> dict[str, str]:
+def first_matches(patterns: Iterable[str], modules: Sequence[str], *, file: Path | None) -> dict[str, str]:
     """For each module the first pattern that matches the end of its name, on a dot.
 
     Args:
@@ -72,7 +72,7 @@ def _ends_with(module: str, plain: str) -> bool:
     return end == plain or ("." in plain and all(p in (".", c) for p, c in zip(plain, end, strict=True)))
 
 
-def _run(expressions: list[str], modules: Sequence[str], file: Path) -> dict[str, set[str]]:
+def _run(expressions: list[str], modules: Sequence[str], file: Path | None) -> dict[str, set[str]]:
     try:
         answer = subprocess.run(  # noqa: S603 - this interpreter, a constant program, data on its input
             [sys.executable, "-I", "-S", "-c", _RUN],

@@ -247,9 +247,7 @@ def _distance(loaded: Loaded, left_OR: Tensor, right_RI: Tensor) -> float:
 
 
 def _kept(pair: MatrixPair, left_FR: Tensor, right_RI: Tensor, settings: ScanSettings) -> dict[str, Any]:
-    from intruscope.weights.views import TensorView
 
-    assert isinstance(pair.base, TensorView)
     given = GivenUpdate(left_OR=pair.base.select_rows(left_FR.float()), right_RI=right_RI.float())
     before, after = examine(pair, settings), examine(replace(pair, update=given), settings)
     old_OK, new_OK = _intruders(before), _intruders(after)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.adapters.keys import PEFT_PREFIX
-from intruscope.adapters.updates import LoraUpdate, SavedUpdate, TokensUpdate
+from intruscope.adapters.kinds.lora import LoraUpdate
+from intruscope.adapters.updates import SavedUpdate, TokensUpdate
 from intruscope.errors import UsageError
 from intruscope.repair.naming import matching
 from intruscope.weights.pairing import CheckpointUpdate
-from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from intruscope.extract.naming import AdapterNames
     from intruscope.weights.matrices import MatrixPair, Pairing, StoredUpdate
     from intruscope.weights.source import ModelSource
+    from intruscope.weights.views import TensorView
 
 ModuleKind = Literal["linear", "conv1d", "embedding", "conv"]
 _INNER = frozenset({"lora_A", "lora_embedding_A", "modules_to_save", "base_layer", "weight"})
@@ -80,7 +81,6 @@ def modules_of(
     """
     grouped: dict[tuple[str, int | None], list[MatrixPair]] = {}
     for pair in pairing.pairs:
-        assert isinstance(pair.base, TensorView)
         grouped.setdefault((pair.base.tensor.name, pair.base.expert), []).append(pair)
     return tuple(_module(pairs, base, tuned, names) for pairs in grouped.values())
 
@@ -114,7 +114,6 @@ def _module(
     pairs: list[MatrixPair], base: ModelSource, tuned: ModelSource | AdapterSource, names: AdapterNames
 ) -> Module:
     view = pairs[0].base
-    assert isinstance(view, TensorView)
     name = view.tensor.name.removesuffix(".weight")
     update = _whole_update(pairs[0].update)
     whole_view = replace(view, name=name, rows=None)

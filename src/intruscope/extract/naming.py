@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import IntruscopeError
 from intruscope.weights.fused import Config
 from intruscope.weights.source import ModelSource
-from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -69,10 +68,8 @@ class AdapterNames:
 def adapter_names(base: ModelSource, tuned: ModelSource | AdapterSource) -> AdapterNames:
     """Read them off the configs and, where it is installed, transformers."""
     if not isinstance(tuned, ModelSource):
-        raw = {} if tuned.config is None else read_json_object(tuned.config.path)
-        told = raw.get("task_type")
         # An adapter's keys are the names in memory.
-        return AdapterNames(task=told if isinstance(told, str) else None, is_known=True)
+        return AdapterNames(task=None if tuned.config is None else tuned.config.task, is_known=True)
     source = tuned if tuned.config else base
     architectures = Config(source.config).architectures
     name = architectures[0] if architectures else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
 from intruscope.extract.checks import check_readable, check_size, checked_choice
 from intruscope.extract.choose import best_curve, chosen_ranks, error_curve, spectrum_of
@@ -12,7 +13,6 @@ from intruscope.extract.findings import plan_findings
 from intruscope.extract.measure import Runner
 from intruscope.extract.modules import chosen, modules_of
 from intruscope.extract.naming import adapter_names
-from intruscope.extract.opening import open_any
 from intruscope.extract.records import (
     Choice,
     ExtractedMatrix,
@@ -22,7 +22,7 @@ from intruscope.extract.records import (
 )
 from intruscope.extract.rest import find_rest
 from intruscope.spectra.records import Estimate, ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, pair_sources
+from intruscope.spectra.scan import RunOptions, check_outputs, runs_here
 from intruscope.weights.output import check_new_folder
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     import torch
 
     from intruscope.adapters.folder import AdapterSource
+    from intruscope.adapters.opening import ModelLike
     from intruscope.extract.allocate import Allocation
     from intruscope.extract.decompose import Directions
     from intruscope.extract.modules import Module
     from intruscope.extract.naming import AdapterNames
-    from intruscope.extract.opening import Scratch
     from intruscope.extract.records import CurvePoint, Rest
     from intruscope.extract.rest import Saved
     from intruscope.weights.matrices import Finding, Pairing
@@ -68,7 +68,6 @@ class ExtractPlan:
         curve: Error at one rank for all.
         best: Least error at the same sizes where each matrix has its own rank.
         allocation: How a number of parameters was spent; None where ranks were chosen otherwise.
-        scratch: Holds what an adapter of another kind was merged into; None where none was.
         findings: What the reader must know.
     """
 
@@ -90,7 +89,6 @@ class ExtractPlan:
     curve: tuple[CurvePoint, ...]
     best: tuple[CurvePoint, ...]
     allocation: Allocation | None
-    scratch: Scratch | None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -133,8 +131,8 @@ class ExtractPlan:
 
 
 def extract(
-    base: str,
-    tuned: str | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -185,11 +183,11 @@ def extract(
     """
     choice = checked_choice(rank=rank, energy=energy, error=error, parameters=parameters)
     settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
-    options = options or RunOptions()
+    options = runs_here(options or RunOptions(), base, tuned)
     if out is not None:
         check_new_folder(out)
-    before, after, scratch = open_any(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
-    pairing = pair_sources(before, after)
+    opened = open_pair(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+    before, after, pairing = opened.base, opened.tuned, opened.pairing
     check_readable(before, after)
     given = [*([out] if out else []), *([options.work_dir] if options.work_dir else [])]
     check_outputs(pairing, given)
@@ -241,7 +239,6 @@ def extract(
         curve=curve,
         best=best_curve(spectra, [point.num_parameters for point in curve]),
         allocation=spent,
-        scratch=scratch,
     )
     return replace(plan, findings=plan_findings(plan, found))
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from intruscope.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from intruscope.adapters.live import LivePair
+    from intruscope.adapters.opening import ModelLike
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def load_pair(
-    base: str | Path | nn.Module,
-    tuned: str | Path | nn.Module | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     device: str = "auto",
     dtype: DType = "float32",
@@ -39,26 +37,22 @@ def load_pair(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    from intruscope.adapters.live_loading import load_modules, load_sources
+    from intruscope.adapters.live_loading import load_modules, load_opened
     from intruscope.adapters.live_models import require
-    from intruscope.spectra.scan import open_sources
-    from intruscope.weights.source import open_model
+    from intruscope.adapters.opening import open_pair
 
     require("transformers")
     options: dict[str, Any] = {"device": choose_device(device), "dtype": dtype, "tokenizer": tokenizer}
-    if tuned is None or isinstance(tuned, (str, Path)):
-        if not isinstance(base, (str, Path)):
-            raise UsageError(
-                "got the base in memory and the tuned model by name, expected both in memory or both named",
-                remedy="name the base, or load the tuned model too",
-            )
-        before, after = open_sources(
-            str(base), None if tuned is None else str(tuned), allow_pickle=allow_pickle
+    opened = open_pair(base, tuned, allow_pickle=allow_pickle)
+    if opened.tuned_module is not None:
+        before = opened.base if opened.base_module is None else opened.base_module
+        return load_modules(before, opened.tuned_module, **options)
+    if opened.in_memory:
+        raise UsageError(
+            "one model is in memory and the other is not: losses need both in memory, or both by name",
+            remedy="name the base, or load the tuned model too",
         )
-        return load_sources(before, after, **options)
-    if isinstance(base, (str, Path)):
-        return load_modules(open_model(str(base), allow_pickle=allow_pickle), tuned, **options)
-    return load_modules(base, tuned, **options)
+    return load_opened(opened, **options)
 
 
 def choose_device(device: str) -> str:

@@ -117,7 +117,7 @@ class _Ready:
         self._config = config
         # What the plan said: "auto" was resolved there.
         asked = "classifier" if self._request.head == "classifier" else "language"
-        cls, _ = head_of(config, asked, file=source.path)
+        cls, _ = head_of(config, asked, file=source.on_disk)
         if asked == "classifier":
             config.problem_type = None
             config.pad_token_id = config.pad_token_id or 0  # some find a sequence's end by it
@@ -125,7 +125,7 @@ class _Ready:
         built, missing = build(cls, config, read_tensors(source), dtype=torch.float32, file=source.path)
         model: Any = built
         # PEFT would ask the hub for the config of a base without a name.
-        model.name_or_path = model.config._name_or_path = str(source.path.resolve())
+        model.name_or_path = model.config._name_or_path = str(source.on_disk.resolve())
         model.to(self._request.settings.device)
         body = f"{model.base_model_prefix}."
         drawn = dict.fromkeys(name.rpartition(".")[0] for name in sorted(missing) if name.startswith(body))

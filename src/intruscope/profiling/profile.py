@@ -92,7 +92,7 @@ def profile(
     settings = replace(settings, device=choose_device(settings.device), threads=threads)
     source = open_model(base, allow_pickle=allow_pickle)
     config = config_of(source)
-    cls, head = head_of(config, settings.head, file=source.path)
+    cls, head = head_of(config, settings.head, file=source.on_disk)
     model = skeleton(cls, config)
     _check_model(model, settings)
     chosen = candidates(model, settings)
@@ -166,7 +166,7 @@ class _Run:
                 self._fail(name, f"{fact}; name fewer settings, or a smaller batch")
                 continue
             request = Build(
-                base=Path(source.path),
+                base=source.on_disk,
                 allow_pickle=allow_pickle,
                 head=head,
                 candidate=candidate,

@@ -36,12 +36,12 @@ def write_repair(plan: RepairPlan, out: Path | str, *, on_progress: Callable[[in
     checkpoint = _checkpoint(plan)
     adapter = plan.survey.tuned
     if checkpoint is not None:
-        files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
-        home = checkpoint.path if checkpoint.path.is_dir() else None
+        files = checkpoint.weight_files
+        home = checkpoint.on_disk if checkpoint.on_disk.is_dir() else None
     else:
         assert not isinstance(adapter, ModelSource)
-        files = [adapter.path]
-        home = None if Path(adapter.name).is_file() else adapter.path.parent
+        files = [adapter.on_disk]
+        home = None if Path(adapter.name).is_file() else adapter.folder
     check_room(out, sum(file.stat().st_size for file in files))
     with whole_folder(out) as folder:
         target = Target(folder, total=sum(file.stat().st_size for file in files), on_progress=on_progress)
@@ -97,7 +97,7 @@ def _check_written(plan: RepairPlan, folder: Path, checkpoint: ModelSource | Non
         MalformedInput: it is not, which a failing disk can cause.
     """
     if checkpoint is not None:
-        for path in {tensor.path for tensor in checkpoint.tensors.values()}:
+        for path in checkpoint.weight_files:
             written = read_header(folder / path.name)
             expected = {t.name: (t.dtype, t.shape) for t in checkpoint.tensors.values() if t.path == path}
             if {t.name: (t.dtype, t.shape) for t in written.values()} != expected:
@@ -105,11 +105,11 @@ def _check_written(plan: RepairPlan, folder: Path, checkpoint: ModelSource | Non
         return
     original = plan.survey.tuned
     assert not isinstance(original, ModelSource)
-    is_pickle = plan.is_copy and original.path.suffix != ".safetensors"
+    is_pickle = plan.is_copy and original.on_disk.suffix != ".safetensors"
     written_adapter = open_adapter(folder, allow_pickle=is_pickle, lora_alpha=original.lora_alpha)
     pairing = pair_adapter(plan.survey.base, written_adapter)
     if [pair.name for pair in pairing.pairs] != [pair.name for pair in plan.survey.pairing.pairs]:
-        raise _damaged(written_adapter.path.name)
+        raise _damaged(written_adapter.on_disk.name)
 
 
 def _damaged(name: str) -> MalformedInput:

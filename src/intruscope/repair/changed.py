@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.weights.pairing import CheckpointUpdate, find_prefixes
 from intruscope.weights.source import ModelSource
-from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
@@ -39,7 +38,7 @@ def tensor_twins(base: ModelSource, tuned: ModelSource, pairing: Pairing) -> dic
     """Tensors of the base that are no matrices, and what the tuned checkpoint holds under the same name."""
     before, after = [], []
     for pair in pairing.pairs:
-        if isinstance(pair.base, TensorView) and isinstance(pair.update, CheckpointUpdate):
+        if isinstance(pair.update, CheckpointUpdate):
             before.append(pair.base.tensor.name)
             after.append(pair.update.tuned.tensor.name)
     base_prefix, tuned_prefix = find_prefixes(before, after)

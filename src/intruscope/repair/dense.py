@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from intruscope.adapters.updates import TokensUpdate
 from intruscope.errors import UnsupportedFormat, printable
 from intruscope.repair.factors import MERGED_REMEDY
-from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from intruscope.repair.edits import MatrixEdit
     from intruscope.weights.matrices import MatrixPair
     from intruscope.weights.stored import StoredTensor
+    from intruscope.weights.views import TensorView
 
 
 def edited_whole(
@@ -64,7 +64,6 @@ def merged_whole(
     """
     whole = stored.read()
     for pair in pairs:
-        assert isinstance(pair.base, TensorView)
         base_OI, tuned_OI = pair.load_float64()
         edit = edits.get(pair.name)
         pair.base.place(tuned_OI if edit is None else edit.applied(base_OI, tuned_OI), whole)

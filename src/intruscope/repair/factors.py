@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.keys import sort_keys
+from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.adapters.pairing import Match
-from intruscope.adapters.updates import LoraUpdate
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import UnsupportedFormat, printable
 from intruscope.linalg.lowrank import low_rank_svd
@@ -96,15 +96,15 @@ def low_rank_modules(
         UnsupportedFormat: a format that this can read but not write, by name.
     """
     config = adapter.config
-    if adapter.format != "peft" or config is None:
-        fact = f"got an adapter of the format {adapter.format}, which is read but not written, expected PEFT"
+    if adapter.kind.name != "LORA" or config is None:
+        fact = f"the adapter is of the kind {adapter.kind.title}, which is read but not written as such"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=adapter.path)
-    if config.enable_lora is not None:
+    if config.options["enable_lora"] is not None:
         fact = "got the old format of PEFT (enable_lora), which is read but not written, expected today's"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=config.path, tensor="enable_lora")
     modules, _ = sort_keys(adapter)
     match = Match(modules, base_matrices(base).matrices, base, adapter)
-    strengths = match.strengths(modules, adapter)
+    scales = match.scales(modules, adapter)
     pairs_of: dict[str, list[MatrixPair]] = {}
     for pair in pairing.pairs:
         if isinstance(pair.update, (LoraUpdate, ExpertUpdate)):
@@ -117,8 +117,8 @@ def low_rank_modules(
         LowRankModule(
             name=name,
             pattern_key=match.key_of[name],
-            rank=strengths[name].rank,
-            scaling=strengths[name].scaling,
+            rank=scales[name].rank,
+            scaling=scales[name].scaling,
             down=module.roles["down"],
             up=module.roles["up"],
             magnitude=module.roles.get("magnitude"),
@@ -126,7 +126,7 @@ def low_rank_modules(
             pairs=tuple(pairs_of.get(module.roles["down"].name, ())),
         )
         for name, module in modules.items()
-        if "down" in module.roles
+        if module.has_factors
     )
 
 

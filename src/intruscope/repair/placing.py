@@ -24,7 +24,9 @@ def check_copyable(source: ModelSource) -> None:
     Raises:
         UnsupportedFormat: it is stored as pickles.
     """
-    pickle = next((t.path for t in source.tensors.values() if t.path.suffix != ".safetensors"), None)
+    pickle = next(
+        (t.path for t in source.tensors.values() if t.path and t.path.suffix != ".safetensors"), None
+    )
     if pickle is not None:
         raise UnsupportedFormat(
             "got a checkpoint of pickles, which is read but not written, expected safetensors",

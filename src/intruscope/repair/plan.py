@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
     from intruscope.spectra.records import ScanSettings
@@ -106,8 +107,8 @@ class RepairPlan:
 
 
 def repair(
-    base: str,
-    tuned: str | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     strength: float,
     which: str = "top",

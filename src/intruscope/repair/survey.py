@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
 from intruscope.repair.changed import changed_tensors
 from intruscope.repair.naming import matching
@@ -23,9 +24,8 @@ from intruscope.spectra.scan import (
     check_outputs,
     executor_for,
     matrix_report,
-    open_sources,
-    pair_sources,
     run_pairs,
+    runs_here,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from intruscope.adapters.folder import AdapterSource
+    from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
     from intruscope.spectra.matrix import Examined
     from intruscope.weights.matrices import MatrixPair, Pairing
@@ -117,8 +118,8 @@ class Survey:
 
 
 def survey(
-    base: str,
-    tuned: str | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     settings: ScanSettings | None = None,
     options: RunOptions | None = None,
@@ -155,12 +156,12 @@ def survey(
         raise UsageError(
             "k is 'all', expected a number: an intruder is one of the top k", remedy="write for example k=10"
         )
-    options = options or RunOptions()
+    options = runs_here(options or RunOptions(), base, tuned)
     executor = executor_for(_FUNCTION_WITH_UPDATE if update_spectra else _FUNCTION, settings, options)
     executor.start()
     try:
-        before, after = open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
-        pairing = pair_sources(before, after)
+        opened = open_pair(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+        pairing = opened.pairing
         check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
         chosen = _chosen(pairing, names)
         outcomes = run_pairs(
@@ -186,8 +187,8 @@ def survey(
             unreadable.append(matrix_report(pair, outcome))
     surveyed = {pair.name for pair in chosen}
     return Survey(
-        base=before,
-        tuned=after,
+        base=opened.base,
+        tuned=opened.tuned,
         pairing=pairing,
         settings=settings,
         matrices=tuple(found),

@@ -42,7 +42,7 @@ def write_adapter(plan: RepairPlan, adapter: AdapterSource, target: Target) -> N
         OSError: no room.
     """
     if plan.is_copy:
-        target.copy(adapter.path, adapter.path.name)
+        target.copy(adapter.on_disk, adapter.on_disk.name)
         return
     replaced = {**_new_factors(plan, adapter), **_new_saved(plan, adapter)}
     _move_vectors(plan, adapter, replaced)

@@ -12,7 +12,7 @@ from intruscope.repair.factors import low_rank_modules
 from intruscope.weights.layout import matrix_kind
 from intruscope.weights.pairing import CheckpointUpdate
 from intruscope.weights.source import ModelSource
-from intruscope.weights.views import TensorView
+from intruscope.weights.stored import FileTensor
 from intruscope.weights.written import HashedFile, copy_with_replacements
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intruscope.repair.target import Target
     from intruscope.weights.matrices import MatrixPair
     from intruscope.weights.stored import StoredTensor
+    from intruscope.weights.views import TensorView
 
 
 def write_checkpoint(plan: RepairPlan, source: ModelSource, target: Target) -> None:
@@ -42,28 +43,25 @@ def write_checkpoint(plan: RepairPlan, source: ModelSource, target: Target) -> N
     renew = _renewed_tensors(plan, source)
     for record in plan.survey.pairing.inputs:
         index = Path(str(record["path"]))
-        if index.name.endswith(".index.json") and index.parent == _folder(source):
+        if index.name.endswith(".index.json") and index.parent == source.folder:
             target.copy(index, index.name)
-    by_file: dict[Path, list[StoredTensor]] = {}
+    by_file: dict[Path, list[FileTensor]] = {}
     for tensor in source.tensors.values():
-        by_file.setdefault(tensor.path, []).append(tensor)
+        if isinstance(tensor, FileTensor):
+            by_file.setdefault(tensor.path, []).append(tensor)
     for path, tensors in sorted(by_file.items()):
         if not any(tensor.name in renew for tensor in tensors):
             target.copy(path, path.name)
             continue
 
-        def replacement(tensor: StoredTensor) -> torch.Tensor | None:
+        def replacement(tensor: FileTensor) -> torch.Tensor | None:
             make = renew.get(tensor.name)
             return None if make is None else make()
 
-        def write(file: HashedFile, path: Path = path, tensors: list[StoredTensor] = tensors) -> None:
+        def write(file: HashedFile, path: Path = path, tensors: list[FileTensor] = tensors) -> None:
             copy_with_replacements(file, path, tensors, replacement)
 
         target.write(path.name, write)
-
-
-def _folder(source: ModelSource) -> Path:
-    return source.path if source.path.is_dir() else source.path.parent
 
 
 def _renewed_tensors(plan: RepairPlan, source: ModelSource) -> dict[str, Callable[[], torch.Tensor]]:
@@ -100,7 +98,6 @@ def _merged_tensors(plan: RepairPlan, source: ModelSource) -> dict[str, Callable
     assert not isinstance(adapter, ModelSource)
     grouped: dict[str, list[MatrixPair]] = {}
     for pair in plan.survey.pairing.pairs:
-        assert isinstance(pair.base, TensorView)
         grouped.setdefault(pair.base.tensor.name, []).append(pair)
     renew = {
         name: _later(merged_whole, source.tensors[name], pairs, changed) for name, pairs in grouped.items()

@@ -13,27 +13,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.folder import find_adapter, open_adapter
-from intruscope.adapters.pairing import pair_adapter
+from intruscope.adapters.opening import OpenedPair, is_named, open_pair
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
-from intruscope.errors import ResourceExhausted, UsageError
+from intruscope.errors import ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.spectra.codec import matrix_report_from_dict
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
 from intruscope.weights.matrices import CoverageEntry, Finding, MatrixPair, Pairing
-from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.output import check_output
-from intruscope.weights.pairing import pair_checkpoints
-from intruscope.weights.source import ModelSource, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from intruscope.adapters.folder import AdapterSource
+    from intruscope.adapters.opening import ModelLike
 
 _WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
 _RUNTIME_BYTES = 350 << 20
@@ -61,80 +57,37 @@ class RunOptions:
 
 
 def plan(
-    base: str, tuned: str | None = None, *, allow_pickle: bool = False, lora_alpha: float | None = None
+    base: ModelLike,
+    tuned: ModelLike | None = None,
+    *,
+    allow_pickle: bool = False,
+    lora_alpha: float | None = None,
 ) -> Pairing:
     """Say what a scan would compare, from names and headers alone.
 
     Args:
-        base: Model before: a path, ``org/name@revision``, or ``base+adapter``. An adapter alone names its
-            base itself.
-        tuned: Model after: a full checkpoint or an adapter.
+        base: Model before: a path, ``org/name@revision``, ``base+adapter``, or a model in memory; see
+            :func:`intruscope.adapters.opening.open_pair`. An adapter alone names its base itself.
+        tuned: Model after: a full checkpoint or an adapter, by name or in memory.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        lora_alpha: For adapter formats that do not store it.
+        lora_alpha: For adapters that do not store it.
 
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    return pair_sources(*open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha))
+    return open_pair(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha).pairing
 
 
-def open_sources(
-    base: str, tuned: str | None = None, *, allow_pickle: bool = False, lora_alpha: float | None = None
-) -> tuple[ModelSource, ModelSource | AdapterSource]:
-    """Open what two names lead to, from headers alone; arguments and errors as :func:`plan`."""
-    before, after = _resolve(base, tuned)
-    options: dict[str, Any] = {"allow_pickle": allow_pickle}
-    folder = find_adapter(after, **options)
-    if folder is None:
-        if before is None:
-            raise UsageError(
-                f"{base} is a model, not an adapter: there is nothing to compare it with",
-                remedy="name two models: intruscope scan BASE TUNED",
-            )
-        return open_model(before, **options), open_model(after, **options)
-    adapter = open_adapter(folder, name=after.given, lora_alpha=lora_alpha, **options)
-    if before is None:
-        if adapter.base_name is None:
-            raise UsageError(
-                "the adapter does not say which base it was trained on",
-                remedy="name the base: intruscope scan BASE ADAPTER",
-                file=folder,
-            )
-        before = parse_name(adapter.base_name)
-    return open_model(before, **options), adapter
-
-
-def pair_sources(base: ModelSource, tuned: ModelSource | AdapterSource) -> Pairing:
-    """Plan the comparison of what :func:`open_sources` opened; errors as :func:`plan`."""
-    return pair_checkpoints(base, tuned) if isinstance(tuned, ModelSource) else pair_adapter(base, tuned)
-
-
-def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]:
-    """Which model comes before (None: the adapter knows) and which after."""
-    first = parse_name(base)
-    if tuned is None:
-        if first.adapter is not None:
-            return replace(first, adapter=None), first.adapter
-        return None, first
-    second = parse_name(tuned)
-    if first.adapter is not None:
-        raise UsageError(
-            f"the base {base} carries an adapter, expected a model alone",
-            remedy="merge the adapter into its base first, or scan BASE ADAPTER",
-        )
-    if second.adapter is not None:
-        if (second.path, second.hub_id, second.revision) != (first.path, first.hub_id, first.revision):
-            raise UsageError(
-                f"{tuned} is an adapter on another base than {base}",
-                remedy="merge the adapter first, or give the same base on both sides",
-            )
-        return first, second.adapter
-    return first, second
+def runs_here(options: RunOptions, *models: ModelLike | None) -> RunOptions:
+    """The options, in this process where a model is in memory: it is not copied to workers."""
+    named = all(model is None or is_named(model) for model in models)
+    opened = len(models) > 0 and isinstance(models[0], OpenedPair) and not models[0].in_memory
+    return options if named or opened else replace(options, workers=0)
 
 
 def scan(
-    base: str,
-    tuned: str | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     settings: ScanSettings | None = None,
     options: RunOptions | None = None,
@@ -147,7 +100,8 @@ def scan(
     """Scan a base and what was trained from it.
 
     Args:
-        base: Model before, see :func:`plan`.
+        base: Model before, see :func:`plan`. With a model in memory everything runs in this process,
+            writes no file, and cannot be resumed.
         tuned: Model after, see :func:`plan`.
         settings: What is computed.
         options: How it runs.
@@ -163,7 +117,8 @@ def scan(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    settings, options = settings or ScanSettings(), options or RunOptions()
+    settings = settings or ScanSettings()
+    options = runs_here(options or RunOptions(), base, tuned)
     executor = executor_for(_WORKER_FUNCTION, settings, options)
     executor.start()
     try:
@@ -312,7 +267,7 @@ def run_planned(
         "reading": hashlib.sha256(repr(pairing.pairs).encode()).hexdigest(),
         **({"purpose": purpose} if purpose is not None else {}),
     }
-    journal = open_journal(identity, options, on_notice)
+    journal = None if pairing.in_memory else open_journal(identity, options, on_notice)
     try:
         return run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
     finally:

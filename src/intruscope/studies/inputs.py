@@ -149,7 +149,7 @@ def digests(base: Base, inputs: Inputs) -> dict[str, str]:
 
     source = open_model(inputs.base)
     weights = [Path(str(record["path"])) for record in source.inputs]
-    beside = [source.path / name for name in _BESIDE_WEIGHTS]
+    beside = [source.on_disk / name for name in _BESIDE_WEIGHTS]
     found = {f"base/{path.name}": _sha256(path) for path in (*weights, *beside) if path.is_file()}
     found["text"] = read_texts(inputs.text).sha256
     for name in dict.fromkeys([*base.tasks, *(base.turns.tasks if base.turns else ())]):

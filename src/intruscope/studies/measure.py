@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Jo
     from intruscope.studies.weights import weight_figures
 
     is_shown = is_pictured(run, base)
-    model = str(readable_model(run, inputs, folder))
+    model = str(folder / "train" / "model")
     found: dict[str, Any] = {}
 
     def once(name: str, how: Any) -> None:
@@ -74,36 +73,6 @@ def measured_run(run: Run, base: Base, inputs: Inputs, folder: Path, journal: Jo
     if run.interventions:
         once("interventions", lambda: _interventions(run, base, inputs, model, folder))
     return found
-
-
-def readable_model(run: Run, inputs: Inputs, folder: Path) -> Path:
-    """What a scan can read: the run's own model, or the update merged where its adapter is of another kind.
-
-    Args:
-        run: Its settings.
-        inputs: Of the base.
-        folder: Of the run: ``train`` is finished; the merged model is written beside it.
-
-    Raises:
-        IntruscopeError: the run's model is damaged, or there is no room.
-    """
-    from intruscope.adapters.live_models import quiet
-    from intruscope.methods.registry import find
-    from intruscope.train.loading import load_for
-    from intruscope.weights.output import whole_folder
-    from intruscope.weights.source import open_model
-
-    own, merged = folder / "train" / "model", folder / "merged"
-    config = own / "adapter_config.json"
-    if not config.exists() or json.loads(config.read_bytes())["peft_type"] == "LORA":
-        return own
-    if not merged.exists():
-        loaded = load_for(open_model(inputs.base), inputs.task(run.task, "train"), seed=run.seed)
-        model: Any = find(run.method).load(loaded.model, own).merged()
-        with whole_folder(merged) as building, quiet():
-            model.save_pretrained(building)
-            loaded.tokenizer.save_pretrained(building)
-    return merged
 
 
 def behaviour_figures(run: Run, base: Base, inputs: Inputs, model: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def load_for(
     if tensors is not None:
         missing -= {body + name for name in _replace_body(model, tensors)}
     # An adapter names its base by this.
-    model.name_or_path = source.name if source.revision is not None else str(source.path.resolve())
+    model.name_or_path = source.name if source.revision is not None else str(source.on_disk.resolve())
     model.config._name_or_path = model.name_or_path
     drawn = dict.fromkeys(name.rpartition(".")[0] for name in sorted(missing) if name.startswith(body))
     return Loaded(model=model, tokenizer=words, labels=labels, kind=kind, drawn=tuple(drawn))

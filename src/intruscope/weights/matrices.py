@@ -15,21 +15,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from intruscope.weights.views import TensorView
+
 Scope = Literal["paper", "other"]
 CoverageStatus = Literal["compared", "unchanged", "skipped"]
-
-
-class StoredMatrix(ABC):
-    """A tensor as it lies in a file, or several of them, decoded on demand into one (out, in) matrix."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(out, in), known from headers alone."""
-
-    @abstractmethod
-    def load(self) -> torch.Tensor:
-        """Read the matrix: (out, in), contiguous, in its own stored dtype (never rounded)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +62,7 @@ class MatrixPair:
     kind: str
     layer: int | None
     scope: Scope
-    base: StoredMatrix
+    base: TensorView
     update: StoredUpdate
     estimated_bytes: int
 
@@ -128,6 +117,7 @@ class Pairing:
         base, tuned: How the user named the models, resolved (path, revision).
         inputs: One record per input file: path, bytes, and what identifies it (for the plan's hash).
         complete: False when something that should have been compared could not be (exit code 5).
+        in_memory: Either side is held by this process, so that nothing can be resumed or sent to workers.
     """
 
     base: str
@@ -137,3 +127,4 @@ class Pairing:
     findings: tuple[Finding, ...]
     inputs: tuple[dict[str, object], ...]
     complete: bool
+    in_memory: bool = False

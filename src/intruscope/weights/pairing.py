@@ -102,8 +102,8 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         message = f"{gaps} tensors that hold weights could not be compared; the ledger names them"
         plan.findings.append(Finding(code="incomplete-coverage", severity="warning", message=message))
     return Pairing(
-        base=_full_name(base),
-        tuned=_full_name(tuned),
+        base=base.full_name,
+        tuned=tuned.full_name,
         pairs=tuple(plan.pairs),
         coverage=tuple(plan.coverage),
         findings=(
@@ -114,16 +114,13 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         ),
         inputs=(*base.inputs, *tuned.inputs),
         complete=gaps == 0,
+        in_memory=base.path is None or tuned.path is None,
     )
 
 
 def is_word_matrix(view: TensorView) -> bool:
     """Whether rows of the stored tensor are words, so that a resized vocabulary has a common beginning."""
     return view.kind == "embedding" or view.name.rpartition(".")[2] in _WORD_HEADS
-
-
-def _full_name(source: ModelSource) -> str:
-    return f"{source.name} ({source.revision})" if source.revision else source.name
 
 
 class _Heads:

@@ -15,7 +15,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, UnsafeInput
-from intruscope.weights.stored import DTYPE_BITS, FileStamp, StoredTensor, open_regular, read_exactly
+from intruscope.weights.stored import DTYPE_BITS, FileStamp, FileTensor, open_regular, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ _DTYPE_NAMES = {
 }  # fmt: skip
 
 
-def read_pickle(path: Path) -> dict[str, StoredTensor]:
+def read_pickle(path: Path) -> dict[str, FileTensor]:
     """List the tensors of one PyTorch file, running nothing that it says.
 
     Returns:
@@ -146,7 +146,7 @@ def _find_tensors(loaded: Any) -> dict[str, torch.Tensor]:
 
 def _record(
     name: str, tensor: torch.Tensor, places: Mapping[int, int], stamp: FileStamp, path: Path
-) -> StoredTensor:
+) -> FileTensor:
     """Place one tensor in the file; a view with strides is refused rather than read in the wrong order."""
     dtype = _DTYPE_NAMES.get(str(tensor.dtype))
     if dtype is None or tensor.layout.__repr__() != "torch.strided" or tensor.is_quantized:
@@ -164,12 +164,11 @@ def _record(
     elif place is None or within + num_bytes > places.get(place, 0):
         fact = f"got {num_bytes} bytes that lie in no member of the archive, expected its own storage"
         raise MalformedInput(fact, remedy="save the file again", file=path, tensor=name)
-    return StoredTensor(
+    return FileTensor(
         name=name,
         path=path,
         dtype=dtype,
         shape=tuple(tensor.shape),
         offset=place + within,
-        num_bytes=num_bytes,
         stamp=stamp,
     )

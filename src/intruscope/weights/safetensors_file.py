@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, printable
-from intruscope.weights.stored import DTYPE_BITS, FileStamp, StoredTensor, open_regular, read_exactly
+from intruscope.weights.stored import DTYPE_BITS, FileStamp, FileTensor, open_regular, read_exactly
 from intruscope.weights.strict_json import parse_json_object
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _IMPOSTORS = (
 )
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, FileTensor]:
     """List the tensors of one safetensors file without reading any of them.
 
     Returns:
@@ -105,7 +105,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _tensor(name: str, entry: Any, start: int, stamp: FileStamp, path: Path) -> StoredTensor:
+def _tensor(name: str, entry: Any, start: int, stamp: FileStamp, path: Path) -> FileTensor:
     """Check one entry by itself; whether the entries fit together is checked over all of them."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         fact = "got an entry of other fields, expected exactly dtype, shape and data_offsets"
@@ -131,18 +131,17 @@ def _tensor(name: str, entry: Any, start: int, stamp: FileStamp, path: Path) -> 
     if bits % 8 or end - begin != bits // 8:
         fact = f"got {end - begin} bytes for shape {printable(shape)} of {dtype}, expected {bits / 8:g}"
         raise _malformed(fact, path, name)
-    return StoredTensor(
+    return FileTensor(
         name=name,
         path=path,
         dtype=dtype,
         shape=tuple(shape),
         offset=start + begin,
-        num_bytes=end - begin,
         stamp=stamp,
     )
 
 
-def _check_cover(tensors: list[StoredTensor], start: int, file_bytes: int, path: Path) -> None:
+def _check_cover(tensors: list[FileTensor], start: int, file_bytes: int, path: Path) -> None:
     """The data must be covered exactly once, or two readers could see two different models."""
     position = start
     for tensor in tensors:

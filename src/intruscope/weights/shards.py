@@ -19,7 +19,7 @@ from intruscope.weights.strict_json import read_json_object
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from intruscope.weights.stored import StoredTensor
+    from intruscope.weights.stored import FileTensor
 
 _AGAIN = "download or export the model again"
 
@@ -36,7 +36,7 @@ class ShardIndex:
         """The shards, each once, by name."""
         return tuple(self.path.parent / shard for shard in sorted(set(self.shard_of.values())))
 
-    def read(self, read_file: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    def read(self, read_file: Callable[[Path], dict[str, FileTensor]]) -> dict[str, FileTensor]:
         """Read every shard's header and check it against the index.
 
         Raises:
@@ -53,7 +53,7 @@ class ShardIndex:
         told_of: dict[str, set[str]] = defaultdict(set)
         for name, shard in self.shard_of.items():
             told_of[shard].add(name)
-        tensors: dict[str, StoredTensor] = {}
+        tensors: dict[str, FileTensor] = {}
         for file in self.files:
             held = read_file(file)
             for name in held:

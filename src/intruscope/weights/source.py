@@ -15,11 +15,11 @@ from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, Us
 from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.shards import read_index
-from intruscope.weights.stored import FileStamp, StoredTensor, list_folder
+from intruscope.weights.stored import FileTensor, StoredTensor, input_record, list_folder
 from intruscope.weights.strict_json import read_json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from intruscope.weights.matrices import Finding
 
@@ -51,27 +51,65 @@ _CONVERT = "give the safetensors version of this model, or save one with save_pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """A model before anything of it is read.
+class Source:
+    """Something that holds weights, before any is read: names, shapes and dtypes, from headers alone.
 
     Attributes:
         name: As the user gave it.
-        path: Its folder, or its single file.
+        path: Its folder, or its single file; None in memory.
         revision: Commit on the hub, when it came from there.
-        config: ``config.json`` as data (nothing in it is ever imported); empty when there is none.
         tensors: Stored name to record.
-        inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``.
+        inputs: One record per file read: ``path``, ``bytes``, ``mtime_ns``, ``inode``; none in memory.
         findings: What the reader should know of the files themselves.
-        unreadable: Reason why these tensors mean nothing alone (quantised), None when they do.
     """
 
     name: str
-    path: Path
-    revision: str | None
-    config: dict[str, Any]
-    tensors: dict[str, StoredTensor]
+    path: Path | None
+    revision: str | None = None
+    tensors: Mapping[str, StoredTensor]
     inputs: tuple[dict[str, object], ...]
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def on_disk(self) -> Path:
+        """Its folder, or its single file.
+
+        Raises:
+            UsageError: it is in memory, and what was asked needs its files.
+        """
+        if self.path is None:
+            raise UsageError(
+                f"{printable(self.name)} has no files, and this needs them",
+                remedy="save it with save_pretrained and name the folder",
+            )
+        return self.path
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie; errors as :attr:`on_disk`."""
+        return self.on_disk if self.on_disk.is_dir() else self.on_disk.parent
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold its tensors, each once, by name; none in memory."""
+        return sorted({tensor.path for tensor in self.tensors.values() if tensor.path is not None})
+
+    @property
+    def full_name(self) -> str:
+        """Its name with the commit that was resolved, for reports."""
+        return f"{self.name} ({self.revision})" if self.revision else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource(Source):
+    """A whole model before anything of it is read.
+
+    Attributes:
+        config: ``config.json`` as data (nothing in it is ever imported); empty when there is none.
+        unreadable: Reason why these tensors mean nothing alone (quantised), None when they do.
+    """
+
+    config: dict[str, Any]
     unreadable: str | None = None
 
 
@@ -116,7 +154,7 @@ def open_folder_or_file(
     config = read_json_object(config_path) if os.path.lexists(config_path) else {}
     tensors, files = _read_weights(weights, allow_pickle=allow_pickle)
     stamps = {tensor.path: tensor.stamp for tensor in tensors.values()}
-    inputs = tuple(_input_record(file, stamps.get(file)) for file in files)
+    inputs = tuple(input_record(file, stamps.get(file)) for file in files)
     return ModelSource(
         name=name,
         path=path,
@@ -126,18 +164,6 @@ def open_folder_or_file(
         inputs=inputs,
         unreadable=_quantisation(config, tensors),
     )
-
-
-def _input_record(file: Path, stamp: FileStamp | None) -> dict[str, object]:
-    if stamp is None:  # an index, or a file without tensors
-        status = file.stat()
-        stamp = FileStamp(num_bytes=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
-    return {
-        "path": str(file),
-        "bytes": stamp.num_bytes,
-        "mtime_ns": stamp.mtime_ns,
-        "inode": stamp.inode,
-    }
 
 
 def _weights_file(folder: Path, *, allow_pickle: bool) -> Path:
@@ -248,7 +274,7 @@ def _pickle_refused(path: Path) -> UnsafeInput:
     )
 
 
-def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, FileTensor], tuple[Path, ...]]:
     """Tensors of one file or of all shards of an index, and the files that were read for them."""
     name = path.name
     if name.endswith(".safetensors.index.json"):
@@ -279,7 +305,7 @@ def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
 _QUANTISED_SUFFIXES = (".qweight", ".weight_packed", ".SCB", "_blocks", ".weight_scale_inv", ".absmax")
 
 
-def _quantisation(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> str | None:
+def _quantisation(config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> str | None:
     """Name the quantisation whose scales a plain reading would ignore, or None."""
     settings = config.get("quantization_config")
     if isinstance(settings, dict):

@@ -1,4 +1,4 @@
-"""Tensors as they lie in files, and the only code that opens an input.
+"""Named tensors behind one interface, tensors in files, and the only code that opens an input.
 
 Files are opened read-only, never mapped: a map whose file shrinks kills the process, a read that falls
 short is an error with a name. Each tensor carries the stamp its file had at planning, so that a file
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import stat
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from intruscope.errors import MalformedInput
 
@@ -31,6 +32,7 @@ DTYPE_BITS = {
 }  # fmt: skip
 _PIECE_BYTES = 16 << 20
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGER_NAMES = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,61 +143,101 @@ def read_whole_file(path: Path, *, max_bytes: int) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """One tensor of one file, known from its header alone. Picklable; loads no torch until read.
+class StoredTensor(ABC):
+    """One named tensor of a source, known before its numbers are read. Picklable; loads no torch until read.
+
+    Every place that can hold weights (a file, a model in memory, a packed format) is one subclass. Whoever
+    reads a model sees this interface alone.
 
     Attributes:
-        name: As stored; foreign text, never part of a path.
-        path: The file that holds the bytes.
+        name: As the source spells it; foreign text, never part of a path.
+        path: The file that holds the numbers; None for a tensor in memory.
         dtype: safetensors' name: ``F32``, ``BF16`` ...
         shape: As stored.
-        offset: Of the first byte, from the start of the file.
-        num_bytes: Length of the data.
-        stamp: Of the file at planning.
     """
 
     name: str
-    path: Path
+    path: Path | None
     dtype: str
     shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
-    stamp: FileStamp
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the data."""
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     @property
     def decodable(self) -> bool:
-        """Whether the numbers mean what they say: float64, float32, float16 or bfloat16."""
+        """Whether these are weights as they stand: float64, float32, float16 or bfloat16."""
         return self.dtype in TORCH_NAMES
 
-    def leading(self, count: int) -> StoredTensor:
+    @property
+    def is_integer(self) -> bool:
+        """Whether it holds plain integers, such as the places of sparse parameters."""
+        return self.dtype in INTEGER_NAMES
+
+    def leading(self, count: int) -> Self:
         """The first ``count`` slices of the first axis, as a tensor of its own (a resized vocabulary)."""
-        leading_bytes = self.num_bytes // self.shape[0] * count if self.shape[0] else 0
-        return replace(self, shape=(count, *self.shape[1:]), num_bytes=leading_bytes)
+        return replace(self, shape=(count, *self.shape[1:]))
 
     def read(self) -> torch.Tensor:
-        """Read the whole tensor in its stored dtype and shape.
+        """Read the whole tensor in its stored dtype and shape: a copy on the CPU.
+
+        Raises:
+            MalformedInput: as :meth:`read_leading`.
+        """
+        return self.read_leading(0, self.shape[0] if self.shape else 1).reshape(self.shape)
+
+    @abstractmethod
+    def read_leading(self, first: int, count: int) -> torch.Tensor:
+        """Read ``count`` slices of the first axis, from ``first``: (count, ...) in the stored dtype.
+
+        Only these are read, so that one expert of a fused tensor costs one expert's memory.
+
+        Raises:
+            MalformedInput: the file changed since planning, or the dtype cannot be decoded alone.
+        """
+
+    @abstractmethod
+    def raw(self) -> Iterator[bytearray]:
+        """The bytes as safetensors stores them, a piece at a time, whatever the dtype.
+
+        Raises:
+            MalformedInput: the file changed since planning.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTensor(StoredTensor):
+    """A tensor that lies in one piece in a file.
+
+    Attributes:
+        path: The file.
+        offset: Of the first byte, from the start of the file.
+        stamp: Of the file at planning.
+    """
+
+    path: Path
+    offset: int
+    stamp: FileStamp
+
+    def read_leading(self, first: int, count: int) -> torch.Tensor:
+        """Read some slices; see :class:`StoredTensor`.
 
         Raises:
             MalformedInput: the file was replaced, changed or cut since planning, or the dtype is not one
                 that can be decoded alone.
         """
-        return self.read_leading(0, self.shape[0] if self.shape else 1).reshape(self.shape)
-
-    def read_leading(self, first: int, count: int) -> torch.Tensor:
-        """Read ``count`` slices of the first axis, from ``first``: (count, ...) in the stored dtype.
-
-        Only their bytes are read, so that one expert of a fused tensor costs one expert's memory.
-
-        Raises:
-            MalformedInput: as :meth:`read`.
-        """
         import torch
 
-        if not self.decodable:
-            fact = f"got dtype {self.dtype}, expected F64, F32, F16 or BF16"
-            remedy = "convert the model to bfloat16 first"
-            raise MalformedInput(fact, remedy=remedy, file=self.path, tensor=self.name)
-        dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype])
+        if not self.decodable and not self.is_integer:
+            raise MalformedInput(
+                f"the dtype is {self.dtype}; F64, F32, F16 and BF16 can be read",
+                remedy="convert the model to bfloat16 first",
+                file=self.path,
+                tensor=self.name,
+            )
+        dtype: torch.dtype = getattr(torch, {**TORCH_NAMES, **INTEGER_NAMES}[self.dtype])
         inner = self.shape[1:]
         slice_bytes = math.prod(inner) * DTYPE_BITS[self.dtype] // 8
         with open_regular(self.path) as (descriptor, stamp):
@@ -210,7 +252,7 @@ class StoredTensor:
         return torch.frombuffer(data, dtype=dtype).reshape(count, *inner)
 
     def raw(self) -> Iterator[bytearray]:
-        """The bytes as they lie in the file, a piece at a time, whatever the dtype.
+        """The bytes as they lie in the file; see :class:`StoredTensor`.
 
         Raises:
             MalformedInput: the file was replaced, changed or cut since planning.
@@ -219,6 +261,27 @@ class StoredTensor:
 
     def _check_stamp(self, stamp: FileStamp) -> None:
         check_unchanged(self.path, self.stamp, stamp, tensor=self.name)
+
+
+def input_record(file: Path, stamp: FileStamp | None = None) -> dict[str, object]:
+    """What a plan keeps of an input file, so that another version of it is noticed.
+
+    Args:
+        file: The file.
+        stamp: Where it is known already.
+
+    Raises:
+        MalformedInput: it is not a regular file, or may not be read.
+    """
+    if stamp is None:
+        with open_regular(file) as (_, stamp):
+            pass
+    return {
+        "path": str(file),
+        "bytes": stamp.num_bytes,
+        "mtime_ns": stamp.mtime_ns,
+        "inode": stamp.inode,
+    }
 
 
 def read_pieces(

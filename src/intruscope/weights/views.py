@@ -13,11 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intruscope.weights.matrices import Scope, StoredMatrix
 from intruscope.weights.stored import DTYPE_BITS, StoredTensor
 
 if TYPE_CHECKING:
     import torch
+
+    from intruscope.weights.matrices import Scope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class RowSelection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorView(StoredMatrix):
+class TensorView:
     """One named matrix of one stored tensor.
 
     Attributes:
@@ -133,14 +134,28 @@ class TensorView(StoredMatrix):
             MalformedInput: the file changed since planning, or its dtype cannot be decoded.
         """
         if self.expert is not None:
-            stored = self.tensor.read_leading(self.expert, 1)[0]
-        elif self.rows is not None and self._is_slice_of_file:
-            part = self.tensor.read_leading(self.rows.start, self.rows.block)
-            return part.reshape(self.shape)
-        else:
-            stored = self.tensor.read()
-        stored = stored.reshape(stored.shape[0], math.prod(stored.shape[1:]))
-        whole = stored.T if self.transposed else stored
+            return self._arranged(self.tensor.read_leading(self.expert, 1)[0])
+        if self.rows is not None and self._is_slice_of_file:
+            return self.tensor.read_leading(self.rows.start, self.rows.block).reshape(self.shape)
+        return self._arranged(self.tensor.read())
+
+    def cut(self, stored: torch.Tensor) -> torch.Tensor:
+        """The same matrix out of another tensor of the stored shape, on its device and in its dtype: a copy.
+
+        Args:
+            stored: A state of the whole tensor (a live parameter, a merged weight).
+        """
+        found = self._arranged(stored if self.expert is None else stored[self.expert])
+        return (
+            found.clone()
+            if found.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
+            else found
+        )
+
+    def _arranged(self, part: torch.Tensor) -> torch.Tensor:
+        """(out, in) of this view, contiguous, from one expert's or the whole stored tensor."""
+        flat = part.reshape(part.shape[0], math.prod(part.shape[1:]))
+        whole = flat.T if self.transposed else flat
         return self.rows.select(whole) if self.rows is not None else whole.contiguous()
 
     def place(self, matrix_OI: torch.Tensor, stored: torch.Tensor) -> None:
@@ -156,7 +171,7 @@ class TensorView(StoredMatrix):
         if self.rows is None:
             whole.copy_(matrix_OI)
         else:
-            whole[self.rows.indices()] = matrix_OI.to(whole.dtype)
+            whole[self.rows.indices()] = matrix_OI.to(whole.device, whole.dtype)
 
     def select_rows(self, left_FR: torch.Tensor) -> torch.Tensor:
         """Cut the left factor of an update of the whole (fused) matrix to this part's rows.

@@ -12,7 +12,14 @@ import math
 import struct
 from typing import IO, TYPE_CHECKING
 
-from intruscope.weights.stored import DTYPE_BITS, TORCH_NAMES, StoredTensor, open_regular, read_pieces
+from intruscope.weights.stored import (
+    DTYPE_BITS,
+    TORCH_NAMES,
+    FileTensor,
+    StoredTensor,
+    open_regular,
+    read_pieces,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -115,8 +122,8 @@ def copy_file(file: HashedFile, source: Path) -> None:
 def copy_with_replacements(
     file: HashedFile,
     source: Path,
-    tensors: Iterable[StoredTensor],
-    replacement: Callable[[StoredTensor], torch.Tensor | None],
+    tensors: Iterable[FileTensor],
+    replacement: Callable[[FileTensor], torch.Tensor | None],
 ) -> None:
     """Copy a safetensors file with some tensors replaced by others of the same dtype and shape.
 

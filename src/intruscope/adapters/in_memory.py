@@ -1,0 +1,165 @@
+"""Models in memory as sources: a module's own weights, and the active adapter of a PeftModel.
+
+Nothing is copied, moved or merged; the tensors are the model's own, and are only read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from intruscope.adapters.config import checked_config
+from intruscope.adapters.folder import AdapterSource
+from intruscope.adapters.kinds.lora import moves_the_base
+from intruscope.adapters.live_models import quiet, require
+from intruscope.errors import UsageError, printable
+from intruscope.weights.memory import memory_source, memory_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from intruscope.weights.source import ModelSource
+
+
+def has_adapter(model: object) -> bool:
+    """Whether this is a PeftModel."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_source(model: Any) -> ModelSource:
+    """A module's own weights under the names that a checkpoint gives them, without any adapter.
+
+    Args:
+        model: A transformers module, or any other; a PeftModel, or the module inside one. Weights may lie on
+            several devices.
+
+    Raises:
+        UsageError: its own weights are no longer the base's (merged, or trained in place).
+        UnsupportedFormat: weights without numbers, or sharded over processes.
+    """
+    inner: Any = model.get_base_model() if has_adapter(model) else model
+    inner = getattr(inner, "_orig_mod", inner)  # of torch.compile
+    configs = getattr(model, "peft_config", None) or getattr(inner, "peft_config", None) or {}
+    for config in configs.values():
+        _check_unmoved(config)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in _own_tensors(inner):
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and not tensor.is_meta and place in seen:
+            continue  # tied: a checkpoint stores it once
+        seen.add(place)
+        tensors[name] = tensor
+    config = inner.config.to_dict() if hasattr(getattr(inner, "config", None), "to_dict") else {}
+    return memory_source(tensors, config=config, name=f"{type(inner).__name__} in memory")
+
+
+def _own_tensors(inner: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """State-dict names without PEFT's wrappers; what the adapters added is left out."""
+    wrappers = _wrappers(inner)
+    for name, tensor in inner.state_dict().items():
+        plain = _plain_name(name, wrappers)
+        if plain is not None:
+            yield plain, tensor
+
+
+def _wrappers(inner: Any) -> dict[str, Any]:
+    """Names of PEFT's layers and other wrappers, outermost first, with the modules.
+
+    Raises:
+        UsageError: a layer whose adapter is merged: its weight is no longer the base's.
+    """
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+    except ImportError:
+        return {}
+    found: dict[str, Any] = {}
+    for name, module in inner.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            if getattr(module, "merged", False):
+                raise UsageError(
+                    f"the adapter is merged into {printable(name)}, so that the base's weights are gone",
+                    remedy="call unmerge_adapter() first, or give the base by its name or path",
+                )
+            found[name] = module
+    return found
+
+
+def _plain_name(name: str, wrappers: dict[str, Any]) -> str | None:
+    """The base's name of a parameter; None for what an adapter added."""
+    words = name.split(".")
+    for depth in range(len(words) - 1, 0, -1):
+        path = ".".join(words[:depth])
+        if path not in wrappers:
+            continue
+        inner = words[depth]
+        is_own = inner in ("base_layer", "original_module")
+        if not is_own:
+            return None
+        words = words[:depth] + words[depth + 1 :]
+    return ".".join(words)
+
+
+def _check_unmoved(config: Any) -> None:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    moved = moves_the_base(getattr(config, "init_lora_weights", True))
+    bias = getattr(config, "bias", "none")
+    if moved or bias not in ("none", None):
+        what = (
+            "its initialisation changed the base's weights"
+            if moved
+            else f"bias='{bias}' trains them in place"
+        )
+        raise UsageError(
+            f"the model carries a {kind} adapter, and {what}: it is no longer the base",
+            remedy="give the base by its name or path, or as a model of its own",
+        )
+
+
+def adapter_source(model: Any) -> AdapterSource:
+    """The active adapter of a PeftModel, with the keys and the config that it would be saved with.
+
+    Raises:
+        UsageError: no adapter is active, more than one is, or it is disabled or merged.
+        UnsupportedFormat: a kind or an option that is not read, by name.
+    """
+    require("peft")
+    from peft import get_peft_model_state_dict
+
+    active = list(model.active_adapters)
+    if len(active) != 1:
+        names = ", ".join(map(printable, active)) or "none"
+        raise UsageError(
+            f"the PeftModel has {len(active)} active adapters ({names}); one adapter is scanned at a time",
+            remedy="choose one with set_adapter",
+        )
+    wrappers = _wrappers(model.get_base_model())
+    if wrappers and all(getattr(module, "disable_adapters", False) for module in wrappers.values()):
+        raise UsageError(
+            "the adapter is disabled, so that the model computes what its base does",
+            remedy="call enable_adapter_layers(), or leave the disable_adapter() block",
+        )
+    kind, config = checked_config(_as_saved(model.peft_config[active[0]]), None)
+    with quiet():
+        state = get_peft_model_state_dict(model, adapter_name=active[0], save_embedding_layers=False)
+    return AdapterSource(
+        name=f"{type(model).__name__} in memory",
+        path=None,
+        kind=kind,
+        config=config,
+        tensors={key: memory_tensor(key, tensor) for key, tensor in state.items()},
+        inputs=(),
+    )
+
+
+def _as_saved(config: Any) -> dict[str, Any]:
+    """A PEFT config as ``adapter_config.json`` would hold it."""
+
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, (set, frozenset)) else getattr(value, "value", str(value))
+
+    saved: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=plain))
+    return saved

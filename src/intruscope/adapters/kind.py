@@ -1,0 +1,323 @@
+"""What an adapter kind is: how its files are recognised, how its keys are spelled, and what ``ΔW`` is.
+
+A kind is one record, in a file of its own below ``kinds/`` and one line of the registry. Nothing else in the
+program knows kinds by name: plans, scans, repairs and losses see :class:`StoredUpdate` alone.
+
+Shape suffixes: O out, I in, R rank, F rows of the whole (fused) matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
+from intruscope.weights.matrices import DenseUpdate, LowRankUpdate, StoredUpdate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from intruscope.adapters.config import ModuleScale
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.weights.stored import StoredTensor
+    from intruscope.weights.views import TensorView
+
+    Parts = Mapping[str, torch.Tensor]
+    Shapes = Mapping[str, tuple[int, ...]]
+
+OTHER_BASE_REMEDY = "check that this adapter is for this base"
+WHOLE_ROLES = frozenset({"saved", "replaced", "tokens"})
+"""Roles that every kind may have beside its own: a module saved whole, its base weight, single tokens."""
+
+
+@dataclass(kw_only=True)
+class AdaptedModule:
+    """The tensors of one module by role: those of :data:`WHOLE_ROLES`, and the kind's own."""
+
+    name: str
+    roles: dict[str, StoredTensor] = field(default_factory=dict)
+    is_embedding: bool = False
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether the kind's own parameters are there, rather than a whole matrix or single tokens."""
+        return not self.roles.keys() <= WHOLE_ROLES
+
+
+class ModuleKey(NamedTuple):
+    """What one key of a file is.
+
+    Attributes:
+        module: Name of the module; empty for a tensor that all modules share.
+        role: ``bias``, one of :data:`WHOLE_ROLES`, or one of the kind's own.
+        is_embedding: The tensor is spelled as an embedding's.
+    """
+
+    module: str
+    role: str
+    is_embedding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterKind:
+    """One parameterisation of an update.
+
+    Attributes:
+        name: PEFT's ``peft_type``, or the name of the format where that has none.
+        title: For people, with the paper.
+        words: The word of a key that names a parameter, and its role.
+        update: Makes the update of one matrix from a module's tensors; checks that they fit.
+        required: Roles that a module with factors must have.
+        shared: Words of parameters that lie once for all modules, and their roles.
+        read_options: What the kind needs of a config beyond rank and alpha, checked.
+        alpha_name: How its config calls the alpha of alpha / r; empty where its update is scaled otherwise.
+        parse: Reads the keys of a file that is not PEFT's; None for PEFT's spelling.
+        recognises: Whether tensors without a config are of this kind; None for kinds that PEFT writes.
+    """
+
+    name: str
+    title: str
+    words: Mapping[str, str]
+    update: Callable[[AdaptedModule, TensorView, AdapterSource, ModuleScale | None], StoredUpdate]
+    required: frozenset[str]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    read_options: Callable[[Mapping[str, Any], Path | None], dict[str, Any]] = lambda _raw, _path: {}
+    alpha_name: str = ""
+    parse: Callable[[str, AdapterSource], ModuleKey] | None = None
+    recognises: Callable[[Mapping[str, StoredTensor]], bool] | None = None
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether PEFT writes and loads it."""
+        return self.recognises is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseWeight:
+    """The base's side of one matrix, as a kind's arithmetic needs it.
+
+    Attributes:
+        view: Where the matrix lies in its tensor.
+        matrix_OI: The matrix, in the precision of the computation.
+    """
+
+    view: TensorView
+    matrix_OI: torch.Tensor
+
+    @property
+    def num_out(self) -> int:
+        """Rows of the whole (fused) matrix."""
+        return self.view.whole_shape[0]
+
+    @property
+    def num_in(self) -> int:
+        """Columns."""
+        return self.view.whole_shape[1]
+
+    def rows(self, whole_FX: torch.Tensor) -> torch.Tensor:
+        """Cut something with one row for each row of the whole matrix to this matrix's rows."""
+        return self.view.select_rows(whole_FX)
+
+    def whole(self) -> torch.Tensor:
+        """All rows of the fused matrix, read again where this is a part of it: (F, I)."""
+        if self.view.rows is None:
+            return self.matrix_OI
+        return replace(self.view, rows=None).load().to(self.matrix_OI.dtype)
+
+    def low_rank(self, left_FR: torch.Tensor, right_RI: torch.Tensor) -> LowRankUpdate:
+        """The update ``left @ right`` of the whole matrix, on this matrix's rows."""
+        return LowRankUpdate(left_OR=self.rows(left_FR), right_RI=right_RI)
+
+    def plus(self, delta_FI: torch.Tensor) -> DenseUpdate:
+        """The matrix plus a dense update of the whole one."""
+        return DenseUpdate(tuned_OI=self.matrix_OI + self.rows(delta_FI).to(self.matrix_OI.dtype))
+
+
+Decode = Callable[["Parts", BaseWeight, Mapping[str, Any]], LowRankUpdate | DenseUpdate]
+"""From a module's numbers (float32 or wider; integers as stored), the base and the options, the update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedUpdate(StoredUpdate):
+    """An update that a kind's closed form makes from the stored numbers.
+
+    Attributes:
+        kind: Name of the kind.
+        view: The base matrix.
+        tensors: Role and tensor.
+        options: Of the kind, with ``scaling`` and ``rank`` where the config gives them.
+    """
+
+    kind: str
+    view: TensorView
+    tensors: tuple[tuple[str, StoredTensor], ...]
+    options: tuple[tuple[str, Any], ...]
+    decode: Decode = field(repr=False)  # its address would differ between runs
+
+    def load(self, base_OI: torch.Tensor) -> LowRankUpdate | DenseUpdate:
+        """Read the numbers and compute the update in float32, or float64 where any of them is.
+
+        Raises:
+            MalformedInput: the file changed since planning.
+        """
+        import torch
+
+        parts = {role: read_wide(tensor) for role, tensor in self.tensors}
+        dtype = base_OI.dtype
+        for part in parts.values():
+            if part.is_floating_point():
+                dtype = torch.promote_types(dtype, part.dtype)
+        parts = {role: part.to(dtype) if part.is_floating_point() else part for role, part in parts.items()}
+        return self.decode(parts, BaseWeight(view=self.view, matrix_OI=base_OI.to(dtype)), dict(self.options))
+
+
+def closed_form(
+    *,
+    decode: Decode,
+    sizes: Callable[[Shapes, Mapping[str, Any]], tuple[int | None, int | None]],
+    conv: bool = False,
+    embedding: bool = False,
+) -> Callable[[AdaptedModule, TensorView, AdapterSource, ModuleScale | None], StoredUpdate]:
+    """An ``update`` for kinds whose whole arithmetic is one function.
+
+    Args:
+        decode: The function; must be importable (workers receive it by name).
+        sizes: (out, in) of the whole matrix that tensors of these shapes are for, from their shapes alone;
+            None for a size that they do not tell.
+        conv: Also for convolutions, flattened to (out, in x kernel).
+        embedding: Also for embeddings, as (width, vocabulary).
+
+    Raises:
+        ShapeMismatch: (when called) the tensors are for a matrix of another size.
+        UnsupportedFormat: (when called) the kind has no such layer.
+    """
+
+    def update(
+        module: AdaptedModule, view: TensorView, adapter: AdapterSource, scale: ModuleScale | None
+    ) -> StoredUpdate:
+        roles = {role: tensor for role, tensor in module.roles.items() if role not in WHOLE_ROLES}
+        options = dict(adapter.config.options) if adapter.config is not None else {}
+        if scale is not None and adapter.kind.alpha_name:
+            options |= {"scaling": scale.scaling, "rank": scale.rank}
+        options["module"] = module.name
+        first = next(iter(roles.values()))
+        unable = (view.kind == "conv" and not conv) or (view.kind == "embedding" and not embedding)
+        if unable or view.expert is not None:
+            raise UnsupportedFormat(
+                f"{printable(module.name)} is {_a_layer(view)}, and {adapter.kind.title} has no form for it",
+                remedy=OTHER_BASE_REMEDY,
+                file=adapter.path,
+                tensor=first.name,
+            )
+        try:
+            found = sizes({role: tensor.shape for role, tensor in roles.items()}, options)
+        except (IndexError, KeyError, ValueError) as error:
+            raise ShapeMismatch(
+                f"the {adapter.kind.title} parameters do not belong together ({error}): "
+                + ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in roles.items()),
+                remedy="save the adapter again",
+                file=adapter.path,
+                tensor=first.name,
+            ) from error
+        for size, expected, side in zip(found, view.whole_shape, ("outputs", "inputs"), strict=True):
+            if size is not None and size != expected:
+                raise ShapeMismatch(
+                    f"the parameters are for {size} {side}; {printable(view.tensor.name)} of the base has "
+                    f"{expected}",
+                    remedy=OTHER_BASE_REMEDY,
+                    file=adapter.path,
+                    tensor=first.name,
+                )
+        return DecodedUpdate(
+            kind=adapter.kind.name,
+            view=view,
+            tensors=tuple(roles.items()),
+            options=tuple(sorted(options.items())),
+            decode=decode,
+        )
+
+    return update
+
+
+def _a_layer(view: TensorView) -> str:
+    if view.expert is not None:
+        return "a fused expert"
+    return {"conv": "a convolution", "embedding": "an embedding"}.get(view.kind, "a linear layer")
+
+
+def read_wide(tensor: StoredTensor) -> torch.Tensor:
+    """A stored tensor in float32, or float64 where stored so; integers as they are.
+
+    Raises:
+        MalformedInput: the file changed since planning.
+    """
+    import torch
+
+    numbers = tensor.read()
+    return numbers if numbers.dtype == torch.float64 or not numbers.is_floating_point() else numbers.float()
+
+
+def needs_projection(raw: Mapping[str, Any], path: Path | None) -> None:
+    """Refuse an adapter whose shared random matrices are not in its file.
+
+    Raises:
+        UnsupportedFormat: it was saved without them.
+    """
+    if raw.get("save_projection") is False:
+        raise UnsupportedFormat(
+            "the random matrices that its modules share are not in the file (save_projection=False)",
+            remedy="load it with PEFT and save it again with save_projection=True",
+            file=path,
+            tensor="save_projection",
+        )
+
+
+def flag(raw: Mapping[str, Any], name: str, path: Path | None, *, default: bool = False) -> bool:
+    """A flag of a config.
+
+    Raises:
+        MalformedInput: it is neither true nor false.
+    """
+    value = raw.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong_value(value, "true or false", name, path)
+    return value
+
+
+def number(raw: Mapping[str, Any], name: str, path: Path | None, *, default: float) -> float:
+    """A finite number of a config.
+
+    Raises:
+        MalformedInput: it is none.
+    """
+    value = raw.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e12 < value < 1e12:
+        raise wrong_value(value, "a finite number", name, path)
+    return float(value)
+
+
+def integer(raw: Mapping[str, Any], name: str, path: Path | None, *, default: int, least: int = 0) -> int:
+    """A whole number of a config.
+
+    Raises:
+        MalformedInput: it is none, or too small or absurdly large.
+    """
+    value = raw.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**62:
+        raise wrong_value(value, f"a whole number of at least {least}", name, path)
+    return value
+
+
+def wrong_value(value: object, expected: str, name: str, path: Path | None) -> MalformedInput:
+    """The error for a value of a config that means nothing."""
+    return MalformedInput(
+        f"the value is {printable(repr(value))}; it must be {expected}",
+        remedy="save the adapter again, or restore its config",
+        file=path,
+        tensor=name,
+    )
