@@ -1,4 +1,4 @@
-"""Does the page of the demonstration name the settings that the code uses?"""
+"""Does the page of the demo name the settings that the code uses?"""
 
 from __future__ import annotations
 

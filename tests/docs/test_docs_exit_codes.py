@@ -1,4 +1,4 @@
-"""The page of exit codes lists what the code does, and nothing else."""
+"""The page of exit codes lists the codes and metrics of the code, and nothing else."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pages of the methods are what their descriptions say; run as a script, this writes them."""
+"""The pages of the methods match their docstrings; run as a script, this file rewrites them."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ MARK = "<!-- the table is made by tests/docs/test_docs_methods.py -->\n\n"
 
 @pytest.mark.parametrize("method", registered(), ids=lambda method: method.name)
 def test_each_page_is_made_from_the_docstring(method):
-    """After a change: python tests/docs/test_docs_methods.py writes the pages again."""
+    """After a change, run python tests/docs/test_docs_methods.py to rewrite the pages."""
     page = (DOCS / "methods" / f"{method.name}.md").read_text(encoding="utf-8")
     assert page == method_page(method)
     for parameter in method.parameters:
@@ -74,7 +74,7 @@ def test_the_page_states_the_budget_that_was_used(benchmark):
 
 
 def run_of(method, seed, **figures):
-    """A run as the benchmark keeps it."""
+    """A run as the benchmark stores it."""
     usual = {
         "method": method, "task": "sst2", "seed": seed, "rate": 1e-3, "budget": {"examples": 8},
         "is_chosen": True, "outcome": "trained", "accuracy": 0.8, "intruders": 3, "effective_rank": 5.0,
