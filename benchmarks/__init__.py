@@ -1,1 +1,1 @@
-"""Measurements, each against a named alternative in the same run. Never part of the tests."""
+"""Measurements, each compared with a named alternative in the same run. Not part of the tests."""

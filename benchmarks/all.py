@@ -1,4 +1,4 @@
-"""Every benchmark at its smaller default, one after another (``make bench``); what is published stays."""
+"""Run every benchmark at its small default (``make bench``). Published results are not overwritten."""
 
 from __future__ import annotations
 

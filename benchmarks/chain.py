@@ -1,15 +1,16 @@
-"""Claim: trained task after task, LoRA of low rank loses earlier tasks faster than full fine-tuning does.
+"""Claim: trained on one task after another, low-rank LoRA loses earlier tasks faster than full fine-tuning.
 
-The paper's sequential study (arXiv 2410.21228, v1 Figures 8 and 17, v3 Figure 9) on the masked MiniLM: MNLI,
-QQP, SST-2, SIQA, WinoGrande and FEVER in turn; full fine-tuning and LoRA of rank 1, 8 and 64, merged and
-re-initialised after each task; every task scored by a head fitted on the frozen body. Smaller than there: see
-EXAMPLES, HEAD_EXAMPLES and EVAL_EXAMPLES; one pass over the examples, and one seed.
+This is the paper's sequential study (arXiv 2410.21228, v1 Figures 8 and 17, v3 Figure 9) on the masked
+MiniLM: MNLI, QQP, SST-2, SIQA, WinoGrande and FEVER in turn, with full fine-tuning and LoRA of rank 1, 8 and
+64, merged and reinitialised after each task. Every task is scored with a head fitted on the frozen body. The
+study is smaller than the paper's (see EXAMPLES, HEAD_EXAMPLES and EVAL_EXAMPLES), with one epoch and one
+seed.
 
-Learning rates are those at which this base learns (LOG.md, 2026-11-26): full 1e-4; LoRA 1e-3 at rank 8, 2e-3
-at rank 1; rank 64 follows from alpha * rate held as at rank 8, with alpha = 2 * rank. The paper's product of
-2.4e-3 is a seventh of that and leaves hardly any intruders here.
+The learning rates are those at which this base learns (LOG.md, 2026-11-26): full 1e-4; LoRA 1e-3 at rank 8
+and 2e-3 at rank 1. Rank 64 keeps alpha * rate as at rank 8, with alpha = 2 * rank. The paper's product of
+2.4e-3 is a seventh of that and creates hardly any intruders here.
 
-A run that is interrupted goes on when it is started again; each method is published when it is done.
+An interrupted run resumes when it is started again. Each method is published when it is complete.
 
     python -m benchmarks.chain --work WORK --base MODEL --data TASKS --text FILE [--only lora_r8]
     python -m benchmarks.chain --table
@@ -50,7 +51,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def run(name: str, options: argparse.Namespace) -> None:
-    """One method over all tasks, and its figures as a small file."""
+    """Run one method over all tasks and write its figures to a small file."""
     if (RESULTS / f"chain_{name}.json").exists():
         return
     settings = ChainSettings(
@@ -74,26 +75,26 @@ def run(name: str, options: argparse.Namespace) -> None:
         out=options.work / name,
         settings=settings,
         text=read_texts([options.text]) if options.text is not None else None,
-        on_progress=_told(name),
+        on_progress=_reporter(name),
     )
     publish(name, chain_json(report), time.process_time() - started)
 
 
-def _told(name: str) -> Any:
-    """A line at the end of every part, with its processor seconds."""
+def _reporter(name: str) -> Any:
+    """Print a line at the end of every part, with its processor seconds."""
     last = {"what": "", "at": time.process_time()}
 
-    def told(what: str, done: int, all_: int) -> None:
+    def report(what: str, done: int, all_: int) -> None:
         if done >= all_ and what != last["what"]:
             now = time.process_time()
             print(f"{name}  {what}: {now - float(last['at']):.0f} s", flush=True)
             last.update(what=what, at=now)
 
-    return told
+    return report
 
 
 def publish(name: str, report: dict[str, Any], seconds: float) -> None:
-    """The figures of one chain without its matrices and maps, a few kilobytes."""
+    """Write the figures of one chain without its matrices and maps: a few kilobytes."""
     stages = []
     for stage in report["stages"]:
         weights = {key: value for key, value in stage["weights"].items() if key != "matrices"}
@@ -120,7 +121,7 @@ def publish(name: str, report: dict[str, Any], seconds: float) -> None:
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
-    """One cell: accuracy with its interval, and the paired differences."""
+    """One stage and task: accuracy with its interval, and the paired differences."""
     found: dict[str, Any] = {
         "stage": cell["stage"],
         "task": cell["task"],
@@ -140,7 +141,7 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """What each method left, of those that are done."""
+    """The published results of the methods that are complete."""
     files = {name: RESULTS / f"chain_{name}.json" for name in METHODS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
@@ -198,7 +199,7 @@ def picture(records: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder of the runs; an interrupted one goes on there")
+    parser.add_argument("--work", type=Path, help="folder of the runs; interrupted runs resume there")
     parser.add_argument("--base", type=Path, help="the masked MiniLM")
     parser.add_argument("--data", type=Path, help="folder of the tasks")
     parser.add_argument("--text", type=Path, help="text that the base never saw")

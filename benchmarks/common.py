@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic models on disk, timing, and the record of where they ran."""
+"""Shared by the benchmarks: synthetic models on disk, timing, and the record of the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
-"""The smaller runs of ``make bench`` go elsewhere, so that they replace nothing published."""
+"""``make bench`` sets another folder, so that its small runs do not overwrite published results."""
 
 
 def heavy_tailed(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
@@ -82,7 +82,7 @@ def write_adapter_config(adapter: Path, rank: int) -> None:
 
 
 def run_scan(base: Path, tuned: Path, work: Path, *options: str) -> tuple[float, float, dict]:
-    """Time the whole command, nothing resumed: (seconds, peak MiB of the largest process, the JSON)."""
+    """Time the whole command without resuming: (seconds, peak MiB of the largest process, the JSON)."""
     output = work / "scan.json"
     command = [sys.executable, "-m", "intruscope", "scan", str(base), str(tuned), "--json", str(output), "-q"]
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def run_scan(base: Path, tuned: Path, work: Path, *options: str) -> tuple[float,
 
 
 def paper_procedure(base: torch.Tensor, tuned: torch.Tensor, k: int = 10) -> torch.Tensor:
-    """The paper's own way: two dense SVDs in float32 and their similarity; alignments of the top k."""
+    """The paper's procedure: two dense SVDs in float32 and their similarity; alignments of the top k."""
     left_base = torch.linalg.svd(base, full_matrices=False)[0]
     left_tuned = torch.linalg.svd(tuned, full_matrices=False)[0]
     return (left_base.T @ left_tuned[:, :k]).abs().amax(dim=0)
@@ -122,7 +122,7 @@ def environment() -> dict[str, object]:
 
 
 def publish(name: str, record: dict[str, object]) -> None:
-    """Print a result and keep it with its environment."""
+    """Print a result and save it with its environment."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"environment": environment(), **record}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,9 +1,9 @@
 """Claim: extracting an adapter is faster than truncating a dense SVD of each update, and loses nothing.
 
-Per shape and rank: a base and a full fine-tune on disk whose update falls like i^-0.5 over all directions (a
-full fine-tune's spectrum is long), the whole command of ``intruscope extract`` with its checks and scans,
-against a dense float32 ``torch.linalg.svd`` of one update in memory, in the same run. Errors are measured in
-float64 for both.
+Per shape and rank: a base and a full fine-tune on disk. The singular values of the update fall like i^-0.5
+over all directions, because a full fine-tune has a long spectrum. The whole command ``intruscope extract``,
+with its checks and scans, is compared with a dense float32 ``torch.linalg.svd`` of one update in memory, in
+the same run. Errors of both are measured in float64.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def falling_update(rows: int, columns: int, generator: torch.Generator) -> torch
 
 
 def naive(update: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is usually done: one dense SVD in float32, cut."""
+    """The usual way: one dense SVD in float32, truncated."""
     left, values, right = torch.linalg.svd(update, full_matrices=False)
     root = values[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]
@@ -58,7 +58,7 @@ def write_pair(folder: Path, base: torch.Tensor, update: torch.Tensor, matrices:
 
 
 def run_extract(folder: Path, rank: int) -> float:
-    """Seconds of the whole command, nothing resumed."""
+    """Seconds for the whole command, without resuming."""
     out = folder / f"out-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "intruscope", "extract", str(folder / "base"), str(folder / "tuned")]
     started = time.perf_counter()
@@ -72,7 +72,7 @@ def run_extract(folder: Path, rank: int) -> float:
 def measure(shape: tuple[int, int], ranks: list[int], matrices: int, repeats: int) -> list[dict[str, object]]:
     generator = torch.Generator().manual_seed(7)
     base = heavy_tailed(*shape, generator)
-    update = (base + falling_update(*shape, generator)) - base  # as float32 weights hold it
+    update = (base + falling_update(*shape, generator)) - base  # after rounding to float32 weights
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,7 +83,7 @@ def measure(shape: tuple[int, int], ranks: list[int], matrices: int, repeats: in
             seconds = statistics.median(run_extract(folder, rank) for _ in range(repeats))
             stored = load_file(folder / "last" / "adapter_model.safetensors")
             place = "base_model.model.model.layers.0.mlp.up_proj"
-            told = json.loads((folder / "last" / "intruscope_extract.json").read_text())["matrices"][0]
+            stated = json.loads((folder / "last" / "intruscope_extract.json").read_text())["matrices"][0]
             ours = error_of(update, stored[f"{place}.lora_B.weight"], stored[f"{place}.lora_A.weight"])
             rows.append(
                 {
@@ -94,10 +94,10 @@ def measure(shape: tuple[int, int], ranks: list[int], matrices: int, repeats: in
                     "dense_seconds_per_matrix": round(dense, 2),
                     "ratio": round(dense * matrices / seconds, 1),
                     "relative_error": ours,
-                    "relative_error_stated": told["relative_error"],
+                    "relative_error_stated": stated["relative_error"],
                     "relative_error_dense": error_of(update, *made[-1]),
-                    "certificate": told["certificate"],
-                    "spectral": [told["spectral_low"], told["spectral_high"]],
+                    "certificate": stated["certificate"],
+                    "spectral": [stated["spectral_low"], stated["spectral_high"]],
                 }
             )
     return rows

@@ -1,10 +1,9 @@
 """Claim: the exact pseudo-loss runs at least twice as fast as one masked copy at a time.
 
-A BERT-shaped masked model with random weights (or ``--model``), lines of pseudo-words with heavy-tailed
-lengths. The loop masks one token, runs the whole model on that copy alone, and takes its log-probability:
-what a first implementation does. Both must agree; the time is of one model. What limits the fast way is
-reported as the share of its time that the same rows take without the head (the body), and as the share of
-positions that are padding.
+Uses a BERT-shaped masked model with random weights (or ``--model``) and lines of pseudo-words with
+heavy-tailed lengths. The naive loop masks one token, runs the whole model on that copy alone, and takes its
+log-probability. Both must agree; the time is for one model. Two figures show what limits the fast protocol:
+the share of its time that the same rows take without the head (the body), and the share of padding.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WORDS = 30_522
 
 
 def make_model(folder: Path, width: int, layers: int) -> Path:
-    """A masked model with BERT's vocabulary size, and a tokenizer of as many pseudo-words."""
+    """A masked model with BERT's vocabulary size, and a tokenizer with the same number of pseudo-words."""
     torch.manual_seed(0)
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(WORDS - 5))]
     tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
@@ -78,7 +77,7 @@ def one_at_a_time(language, sequences) -> np.ndarray:
 
 @torch.inference_mode()
 def body_seconds(language, sequences, batch_tokens: int) -> tuple[float, float]:
-    """Seconds of the body alone on the same batches, and the share of positions that are padding."""
+    """Seconds for the body alone on the same batches, and the share of positions that are padding."""
     rows = _rows(sequences.windows, "exact", 0)
     started = time.perf_counter()
     positions = real = 0
@@ -96,7 +95,7 @@ def body_seconds(language, sequences, batch_tokens: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="A masked model on disk instead of a random one.")
-    parser.add_argument("--text", type=Path, help="Text of that model, a sequence per line.")
+    parser.add_argument("--text", type=Path, help="Text for that model, one sequence per line.")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--sequences", type=int, default=12)
@@ -113,7 +112,7 @@ def main() -> None:
         language = load_pair(str(model), str(model), device="cpu").language_model()
         sequences = cut(read_texts([text]), language, max_sequences=given.sequences)
     loop, fast = [], {size: [] for size in given.batch_tokens}
-    for _ in range(given.repeats):  # interleaved, so that a busy minute hits all alike
+    for _ in range(given.repeats):  # interleaved, so that other load affects all alike
         started = time.perf_counter()
         expected = one_at_a_time(language, sequences)
         loop.append(time.perf_counter() - started)

@@ -1,8 +1,7 @@
-"""Claim: time grows with the width to a power of at most 2.2 (a dense SVD: 3), and sits near the floor.
+"""Claim: time grows with the width to a power of at most 2.2 (a dense SVD: 3) and is close to the minimum.
 
-One square matrix per width, in one process and one thread: the analysis, and the floor (read every
-weight once and multiply it once by 32 vectors). The exponent is the slope of a straight line through
-the logarithms.
+One square matrix per width, in one process and one thread. The minimum is the time to read every weight once
+and multiply it once by 32 vectors. The exponent is the slope of a straight line through the logarithms.
 """
 
 from __future__ import annotations

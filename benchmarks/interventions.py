@@ -1,13 +1,13 @@
-"""Claim: turning the top intruders down removes forgetting, more than a mere shrink of the same size does.
+"""Claim: scaling the top intruders down reduces forgetting more than a plain shrink of the same size.
 
-The paper's table 3 in its form (strength .1 .3 .5 .7 .9; change of accuracy, change of forgetting), with
-all controls and paired intervals: on a masked MiniLM that LoRA of rank 1 and 8 tuned on SST-2, MNLI and QQP
-(see ``examples/train_minilm.py``; up to three seeds), and on the shipped demonstration model. Forgetting is
-measured on text that the base never saw. Each seed takes other sequences of the text and other examples of
-the task, so that pooling seeds also pools samples.
+The result has the form of the paper's Table 3 (strength .1 .3 .5 .7 .9; change in accuracy, change in
+forgetting), with all controls and paired intervals. The models are a masked MiniLM tuned with LoRA of rank 1
+and 8 on SST-2, MNLI and QQP (see ``examples/train_minilm.py``; up to three seeds), and the shipped demo
+model. Forgetting is measured on text that the base never saw. Each seed uses different sequences of the text
+and different examples of the task, so pooling seeds also pools samples.
 
-Measurements are kept in the work folder, cell by cell, and an interrupted run goes on there; whatever is
-finished is published.
+Measurements are kept in the work folder, one grid point at a time, and an interrupted run resumes there.
+Whatever is complete is published.
 
     python -m benchmarks.interventions --work WORK --base MODEL --runs RUNS --tasks TASKS --text FILE
     python -m benchmarks.interventions --work WORK --demo --publish
@@ -38,19 +38,19 @@ from intruscope.sweep.measure import MeasureOptions, measure_pair
 from intruscope.weights.output import write_json_file
 
 SEEDS = (0, 1, 2, 3)
-"""The last one stands in where one of the others learned nothing."""
+"""The last seed replaces one that learned nothing."""
 NUM_SEQUENCES, NUM_EXAMPLES, MAX_TOKENS = 20, 100, 48
 LABELS = {"mnli": ("contradiction", "entailment", "neutral")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One fine-tune, and what it is measured on.
+    """One fine-tune, and the data it is measured on.
 
     Attributes:
-        name: Unique; names its file in the work folder.
-        group: Those that are pooled: all seeds of one task and rank.
-        learned: Whether training did anything; see :func:`has_learned`.
+        name: Unique; the name of its file in the work folder.
+        group: Cases with the same group are pooled: all seeds of one task and rank.
+        learned: Whether training learned anything; see :func:`has_learned`.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Case:
 
 
 def minilm_cases(base: Path, runs: Path, tasks: Path, text: Path, work: Path) -> list[Case]:
-    """The LoRA runs that are there, all of one seed before the next."""
+    """The LoRA runs that exist, ordered by seed."""
     cases = []
     lines = text.read_text(encoding="utf-8").splitlines()
     for seed in SEEDS:
@@ -112,13 +112,13 @@ def _some_examples(task: ClassificationTask, seed: int) -> Task:
 
 
 def has_learned(accuracy: float, task: ClassificationTask) -> bool:
-    """The rule of the studies: the accuracy's 95% interval lies above the commonest answer's share."""
+    """The rule of the studies: the accuracy's 95% interval lies above the most common label's share."""
     num = len(task.labels)
     return wilson(round(accuracy * num), num).low > max(Counter(task.labels).values()) / num
 
 
 def demo_cases(work: Path) -> list[Case]:
-    """The shipped model, tuned on the language reference with LoRA as the demonstration does."""
+    """The shipped model, tuned with LoRA on the language reference as in the demo."""
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
@@ -160,7 +160,7 @@ def demo_cases(work: Path) -> list[Case]:
 
 
 def measure_case(case: Case, work: Path) -> None:
-    """The grid of one fine-tune, kept as one file."""
+    """Measure the grid of one fine-tune and save it as one file."""
     path = work / f"{case.name}.measured.json"
     if path.exists():
         return
@@ -200,21 +200,23 @@ def measure_case(case: Case, work: Path) -> None:
         "by_key": {key: plain(value) for key, value in measured.by_key.items()},
     }
     write_json_file(record, path)
-    print(f"{case.name}: {len(measured.cells)} cells in {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"{case.name}: {len(measured.cells)} grid points in {time.perf_counter() - started:.0f} s", flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="the masked MiniLM")
-    parser.add_argument("--runs", type=Path, help="what examples/train_minilm.py wrote")
+    parser.add_argument("--runs", type=Path, help="output folder of examples/train_minilm.py")
     parser.add_argument("--tasks", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument(
-        "--only", default="", help="runs whose name holds this: for several processes at once"
+        "--only", default="", help="only runs whose name contains this; lets several processes share the work"
     )
-    parser.add_argument("--demo", action="store_true", help="the shipped model")
-    parser.add_argument("--publish", action="store_true", help="pool and write what is measured")
+    parser.add_argument("--demo", action="store_true", help="measure the shipped model")
+    parser.add_argument("--publish", action="store_true", help="pool the measurements and write the results")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.base is not None:

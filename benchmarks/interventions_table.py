@@ -1,4 +1,4 @@
-"""The interventions benchmark's second half: what is measured, pooled over seeds, compared and laid out."""
+"""Second half of the interventions benchmark: pools measurements over seeds, compares and tabulates them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LEVEL = 0.05
 def pooled(records: list[dict[str, Any]]) -> Measured:
     """Several seeds as one sample; norms and counts as means.
 
-    Where the seeds took other sequences, these come one after the other. Where they took the same, the losses
-    of a sequence are added up over the seeds: it is one item of the resampling, not several.
+    If the seeds used different sequences, the sequences are concatenated. If they used the same ones, the
+    losses of a sequence are summed over the seeds, so that it is one item of the resampling and not several.
     """
     is_same_text = len({record["text_sha256"] for record in records}) == 1
 
@@ -95,7 +95,7 @@ COLUMNS = {
 
 
 def publish(work: Path) -> None:
-    """Pool whatever is measured, and write the table, its comparisons and its sources."""
+    """Pool all measurements and write the table, the comparisons and the sources."""
     by_group: dict[str, list[dict[str, Any]]] = {}
     failed = []
     for path in sorted(work.glob("*.measured.json")):
@@ -167,7 +167,7 @@ def publish(work: Path) -> None:
     print(table(groups, rows))
     print(json.dumps(record["against_matched_shrinks"], indent=2))
     outdone = sum(price["shrink_wins_back"] > price["edit_wins_back"] for price in prices)
-    print(f"a shrink that costs the task no more wins back more in {outdone} of {len(prices)} cells")
+    print(f"shrinks at no greater cost reduce forgetting more in {outdone} of {len(prices)} grid points")
 
 
 def _forgetting(record: dict[str, Any]) -> float:
@@ -186,7 +186,7 @@ def _three(interval: Any) -> tuple[float | None, float | None, float | None]:
 
 
 def _comparison(group: str, report: CellReport, metric: str) -> dict[str, Any]:
-    """One matched shrink beside the edit: the difference, and a p from its interval's width (normal)."""
+    """Compare a matched shrink with the edit: the difference, and a p from its interval's width (normal)."""
     difference, task = report.forgetting_difference, report.task_difference
     assert difference is not None
     assert task is not None
@@ -204,10 +204,10 @@ def _comparison(group: str, report: CellReport, metric: str) -> dict[str, Any]:
 
 
 def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
-    """For each strength of the edit, the shrink that wins back most without costing the task more.
+    """For each strength of the edit, the shrink that reduces forgetting most without costing the task more.
 
-    By the loss of the right answers, which is finer than accuracy; strength 1, the tuned model, counts as a
-    shrink of nothing.
+    The cost is the loss of the right answers, which is finer than accuracy. Strength 1, the tuned model,
+    counts as a shrink of zero.
     """
     shrinks = [
         (report.cell.control, report.cell.strength, report.task_loss_change, report.forgetting_change)
@@ -240,7 +240,7 @@ def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
 
 
 def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the edit or the shrink forgets less at this level: raw, and after Holm's correction."""
+    """How often the edit or the shrink forgets less at this level, raw and after Holm's correction."""
     found: dict[str, Any] = {"comparisons": len(comparisons), "level": LEVEL}
     ordered = sorted(comparisons, key=lambda each: each["p"])
     kept = 0
@@ -263,9 +263,9 @@ def _counted(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(groups: list[dict[str, Any]], rows: list[tuple[Any, ...]]) -> str:
-    """The paper's form: change of the task / change of forgetting with its interval.
+    """The form of the paper: change in the task / change in forgetting with its interval.
 
-    One table of the edit and the shrinks over the strengths, one of the other controls.
+    One table shows the edit and the shrinks over the strengths, another one the other controls.
     """
     return "\n".join(_one_table(groups, rows, controls) for controls in (SHRINKS, OTHERS))
 
@@ -301,6 +301,6 @@ def _shown(group: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def _rounded(value: float, places: int, *, is_signed: bool = False) -> str:
-    """Without a sign before what rounds to zero."""
+    """Format a number; no sign before a value that rounds to zero."""
     text = f"{value:+.{places}f}" if is_signed else f"{value:.{places}f}"
     return text.lstrip("+-") if float(text) == 0.0 else text.replace("-", "−")

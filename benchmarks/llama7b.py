@@ -1,7 +1,7 @@
-"""Claim: a LLaMA-2-7B-shaped pair (bf16, LoRA r=16 on every linear layer) scans in minutes and small memory.
+"""Claim: a LLaMA-2-7B-shaped pair (bf16, LoRA r=16 on every linear layer) scans in minutes in little memory.
 
-Makes the files in a temporary folder (``--layers 32`` is the whole model, 224 matrices, 13 GB; the
-default is 2 layers), runs the whole command and samples the memory of all its processes.
+Creates the files in a temporary folder (``--layers 32`` is the whole model, 224 matrices, 13 GB; the default
+is 2 layers), runs the whole command and samples the memory of all its processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODULES = {
 
 
 def weight(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    """Like ``heavy_tailed`` but with unorthogonalised outliers: quick enough for 224 of them."""
+    """Like ``heavy_tailed`` but with outliers that are not orthogonalised: fast enough for 224 matrices."""
     bulk = torch.randn(rows, columns, generator=generator) / columns**0.5
     outliers = 20.0 * torch.arange(1, 65, dtype=torch.float32).pow(-0.7)
     left = torch.randn(rows, 64, generator=generator) / rows**0.5
@@ -41,7 +41,7 @@ def weight(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def write_model(folder: Path, layers: int) -> tuple[Path, Path]:
-    """One shard a layer, an index, and the adapter."""
+    """Write one shard per layer, an index, and the adapter."""
     generator = torch.Generator().manual_seed(0)
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir()
@@ -68,7 +68,7 @@ def write_model(folder: Path, layers: int) -> tuple[Path, Path]:
 
 
 def model_files(folder: Path, layers: int) -> tuple[Path, Path]:
-    """The model in a folder, made if it is not there."""
+    """The model in a folder, created if it does not exist."""
     if (folder / "adapter" / "adapter_config.json").exists():  # written last
         return folder / "base", folder / "adapter"
     return write_model(folder, layers)
@@ -98,7 +98,9 @@ def resident_bytes(root: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--files", type=Path, help="Keep the model here, and use it if it is here already.")
+    parser.add_argument(
+        "--files", type=Path, help="Keep the model in this folder, and reuse it if it exists."
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

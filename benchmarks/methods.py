@@ -1,24 +1,25 @@
-"""Question: what does each fine-tuning method do to one model, at one small budget and one rate each?
+"""Question: what does each fine-tuning method do to one model, with a small budget and one learning rate?
 
-Every method that trains, on a masked MiniLM (6 layers, 36 matrices), on SST-2 and MNLI, three seeds: held-out
-accuracy, certified intruders, rank and size of the update, forgetting on text that the base never saw (fast
-masks, the same for every run), seconds of training. Training is ``intruscope.train.tune``, measuring is
-``intruscope.scan`` and the forgetting of ``intruscope.forgetting``; nothing here trains.
+Every method that trains runs on a masked MiniLM (6 layers, 36 matrices), on SST-2 and MNLI, with three seeds.
+Measured are held-out accuracy, certified intruders, rank and size of the update, forgetting on text that the
+base never saw (fast masks, the same for every run), and seconds of training. Training is
+``intruscope.train.tune``; measuring is ``intruscope.scan`` and ``intruscope.forgetting``.
 
-Rules that were set before the first run:
+These rules were set before the first run:
 
-- One budget for all (``BUDGETS``), one thread, float32 (so that runs of machines with and without bfloat16
-  instructions make one table), batches grouped by length (a third of the work on SST-2), the methods' own
-  defaults and, where a method has an alpha and a rank, the paper's alpha = 2 * rank.
-- One rate per method, for all seeds: of the candidates in :mod:`benchmarks.methods_rates` the one with the
-  lowest training loss (mean over the last quarter of the steps) on SST-2, seed 0; on MNLI 0.7 of it (LOG.md,
-  2026-11-26: lora at 2e-3 and 1.4e-3). Runs at the other candidates are kept, as not chosen. This compares
-  methods at one sensible rate, not each at its best.
-- A run whose accuracy cannot be told from always giving the most frequent label (one-sided z of 1.96) is
-  ``at chance``; one whose loss or weights are no longer numbers has ``diverged``. Both stay in the table.
+- One budget for all (``BUDGETS``), one thread, float32 (so that runs from machines with and without bfloat16
+  instructions can share one table), batches grouped by length (a third of the work on SST-2), the defaults of
+  the methods and, if a method has an alpha and a rank, the paper's alpha = 2 * rank.
+- One learning rate per method for all seeds: among the candidates in :mod:`benchmarks.methods_rates`, the one
+  with the lowest training loss (mean over the last quarter of the steps) on SST-2, seed 0. On MNLI it is 0.7
+  of that (LOG.md, 2026-11-26: lora at 2e-3 and 1.4e-3). Runs at the other candidates are kept and marked as
+  not chosen. This compares methods at one sensible rate, not each at its best.
+- A run whose accuracy cannot be distinguished from always answering the most frequent label (one-sided z of
+  1.96) is ``at chance``. A run whose loss or weights become NaN or infinite has ``diverged``. Both stay in
+  the table.
 
-Runs are kept one by one in the work folder, and what it or the published file already holds is left out, so
-that any number of sessions add to one table. Seeds come first, then tasks, then methods:
+Runs are saved one by one in the work folder. Runs that exist there or in the published file are skipped, so
+any number of sessions can add to one table. Seeds come first, then tasks, then methods:
 
     python -m benchmarks.methods --work WORK --base MODEL --tasks TASKS --text FILE --publish
     python -m benchmarks.methods ... --only 'lora/*/*' '*/mnli/1'      # METHOD/TASK/SEED
@@ -67,21 +68,21 @@ if TYPE_CHECKING:
 SEEDS = (0, 1, 2)
 NUM_SEQUENCES = 120
 SEARCHED = ("sst2", 0)
-"""Task and seed on which the rate of a method is chosen."""
+"""Task and seed on which the learning rate of a method is chosen."""
 CHANCE_Z = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every method may spend on a task.
+    """The budget of every method for a task.
 
     Attributes:
-        files: For training, and held out.
-        examples: To train on, once; drawn from the seed.
+        files: Training and held-out file.
+        examples: Number of training examples, used once; drawn from the seed.
         batch: Examples per step.
-        rate_times: Its rate over that of SST-2.
-        scored: Held-out examples at most, the same for every run.
-        max_length: Tokens.
+        rate_times: Learning rate relative to that of SST-2.
+        scored: Maximum number of held-out examples, the same for every run.
+        max_length: Maximum length in tokens.
     """
 
     files: tuple[str, str]
@@ -100,7 +101,7 @@ BUDGETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run: everything that names it and can change its figures."""
+    """One run: everything that identifies it and can change its figures."""
 
     method: str
     task: str
@@ -112,7 +113,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a benchmark's inputs and its runs lie."""
+    """Folders of the inputs and the runs of a benchmark."""
 
     base: Path
     tasks: Path
@@ -120,14 +121,14 @@ class Place:
     work: Path
 
     def task(self, name: str, budget: Budget, *, held_out: bool) -> ClassificationTask:
-        """What is trained on, or held out."""
+        """The training or the held-out split of a task."""
         task = load_task(self.tasks / name / budget.files[held_out])
         assert isinstance(task, ClassificationTask)
         return limited(task, budget.scored) if held_out else task
 
 
 class Measuring:
-    """What is measured of a trained model, against a base whose losses are taken once."""
+    """Measures a trained model against a base whose losses are computed once."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -177,7 +178,7 @@ class Measuring:
 
 
 class Steps:
-    """The processor time of the steps, told by a run's progress: without loading and evaluating."""
+    """The processor time of the steps, from the progress of a run: excludes loading and evaluation."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[int, float]] = []
@@ -188,7 +189,7 @@ class Steps:
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps; the first, which warms up, counts as the mean of the others."""
+        """Seconds for all steps; the first one, a warm-up, counts as the mean of the others."""
         if len(self._marks) < 2:
             return None
         (first, start), (last, end) = self._marks[0], self._marks[-1]
@@ -196,7 +197,7 @@ class Steps:
 
 
 def train(case: Case, place: Place, folder: Path) -> dict[str, Any]:
-    """Train one case; figures that are known at once."""
+    """Train one case and return the figures known at once."""
     shutil.rmtree(folder, ignore_errors=True)
     data = place.task(case.task, case.budget, held_out=False)
     held_out = place.task(case.task, case.budget, held_out=True)
@@ -236,7 +237,7 @@ def _last_quarter(folder: Path) -> float:
 
 
 class Runs:
-    """The runs that there are, published or in the work folder, and those that are still to be made."""
+    """The runs that exist, published or in the work folder, and those still to be made."""
 
     def __init__(self, place: Place, results: Path) -> None:
         self._place = place
@@ -244,7 +245,7 @@ class Runs:
         self._known = known_runs(results, place.work)
 
     def make(self, method: str, task: str, seed: int) -> None:
-        """Make what is missing of one cell of the table, the choice of the method's rate included."""
+        """Make the missing runs of one table entry, including the choice of the learning rate."""
         searched = [self._case(method, *SEARCHED, rate) for rate in CANDIDATES[method].rates]
         for each in searched:
             if self._found(each) is None:
@@ -261,7 +262,7 @@ class Runs:
             shutil.rmtree(self._folder(each), ignore_errors=True)
 
     def _found(self, case: Case) -> dict[str, Any] | None:
-        """The run of a case, if it was made with these settings."""
+        """The run of a case, if one was made with these settings."""
         run, wanted = self._known.get(self._key(case), {}), plain(case)
         return run if {name: run.get(name) for name in wanted} == wanted else None
 
@@ -291,9 +292,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="METHOD/TASK/SEED",
-        help="patterns, so that several processes share the work",
+        help="patterns METHOD/TASK/SEED; let several processes share the work",
     )  # fmt: skip
-    parser.add_argument("--publish", action="store_true", help="put what is there into the published file")
+    parser.add_argument("--publish", action="store_true", help="merge the runs into the published file")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
@@ -308,7 +309,7 @@ def main() -> None:
             if any(fnmatchcase(f"{method}/{task}/{seed}", pattern) for pattern in options.only):
                 try:
                     runs.make(method, task, seed)
-                except IntruscopeError as error:  # the others are not to wait for it
+                except IntruscopeError as error:  # continue with the other cases
                     failed.append(f"{method}/{task}/{seed}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
     if options.publish:

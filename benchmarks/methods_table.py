@@ -1,4 +1,4 @@
-"""The methods benchmark's second half: runs merged into the published file, and laid out for the docs."""
+"""Second half of the methods benchmark: merges runs into the published file and makes the docs tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ BEGIN, END = "<!-- measured: made by python -m benchmarks.methods --publish -->\
 NUM_SEEDS = 3
 TITLES = {"sst2": "SST-2", "mnli": "MNLI"}
 YARDSTICK = "lora"
-"""The method whose time is one: runs were made on machines of several kinds."""
+"""Times are relative to this method, because runs were made on several kinds of machines."""
 
 
 def key_of(method: str, task: str, seed: int, rate: float) -> str:
-    """What a run is called."""
+    """The key of a run."""
     return f"{method}/{task}/{seed}/{rate:.3g}"
 
 
 def known_runs(results: Path, work: Path) -> dict[str, Run]:
-    """Every run, the published ones first; of one that is in both, the one with more figures."""
+    """All runs, published ones first; if a run is in both places, the record with more figures."""
     published = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else {}
     found: dict[str, Run] = dict(published)
     for path in sorted(work.glob("*.json")):
@@ -41,7 +41,7 @@ def known_runs(results: Path, work: Path) -> dict[str, Run]:
 
 
 def publish(work: Path, results: Path) -> None:
-    """Merge what is there into the published file, and write the table of the docs anew."""
+    """Merge the runs into the published file and rewrite the tables of the docs."""
     runs = known_runs(results, work)
     record = {
         "command": "python -m benchmarks.methods, see its docstring",
@@ -55,7 +55,7 @@ def publish(work: Path, results: Path) -> None:
 
 
 def tables(runs: Iterable[Run]) -> str:
-    """One table a task: means over the seeds, and in brackets the least and the most of them."""
+    """One table per task: means over the seeds, with the minimum and maximum in brackets."""
     chosen = [run for run in runs if run["is_chosen"]]
     parts = []
     for task, title in TITLES.items():
@@ -75,17 +75,19 @@ def tables(runs: Iterable[Run]) -> str:
 
 
 def _check(task: str, by_method: dict[str, list[Run]]) -> None:
-    """Runs of one table were made alike, and no seed counts twice.
+    """Check that the runs of a table have the same budget and rates, and that no seed counts twice.
 
     Raises:
-        ValueError: they were not.
+        ValueError: They do not, or a seed occurs twice.
     """
     budgets = {json.dumps(run["budget"], sort_keys=True) for runs in by_method.values() for run in runs}
     if len(budgets) > 1:
-        raise ValueError(f"got {len(budgets)} budgets for {task}, expected one; take the older runs out")
+        raise ValueError(f"the runs of {task} have {len(budgets)} different budgets; remove the older runs")
     for name, runs in by_method.items():
         if len({run["seed"] for run in runs}) < len(runs) or len({run["rate"] for run in runs}) > 1:
-            raise ValueError(f"got several rates for {name} on {task}, expected one; take the older runs out")
+            raise ValueError(
+                f"the runs of {name} on {task} repeat a seed or differ in rate; remove the older runs"
+            )
 
 
 HEADINGS = (
@@ -95,7 +97,7 @@ HEADINGS = (
 
 
 def _usual_seconds(runs: Iterable[Run]) -> dict[str, float]:
-    """The yardstick's mean seconds on each kind of machine."""
+    """Mean seconds of the reference method on each kind of machine."""
     found: dict[str, list[float]] = {}
     for run in _with_figures(runs):
         found.setdefault(_machine(run), []).append(run["seconds"])
@@ -136,7 +138,7 @@ def _mean_time(times: list[float]) -> str:
 
 
 def _remarks(runs: list[Run]) -> str:
-    """How many seeds are missing, and how many did not come to anything."""
+    """How many seeds are missing, at chance or diverged."""
     counts = Counter(run["outcome"] for run in runs)
     said = [f"{counts[outcome]} {outcome}" for outcome in ("at chance", "diverged") if counts[outcome]]
     if len(runs) < NUM_SEEDS:

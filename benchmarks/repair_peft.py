@@ -1,12 +1,12 @@
-"""Claim: beside PEFT's ``reduce_intruder_dimension``, right for every layer kind and tens of times faster.
+"""Claim: unlike PEFT's ``reduce_intruder_dimension``, correct for every layer kind, and tens of times faster.
 
-Correctness: small models with strong updates, saved to disk; both tools scale all intruders of the top 10 to
-0.75. The truth is the paper's formula, W + (0.75 − 1) Σ σ u vᵀ over the output-side intruders, by dense
-float64 decompositions. The error is ‖got − truth‖_F over ‖truth − W‖_F, so 1 is what doing nothing scores;
-for the saved module, whose truth has no intruder edit, it is over ‖W − W_base‖_F.
+Correctness: small models with strong updates, saved to disk. Both tools scale all intruders among the top 10
+to 0.75. The reference is the paper's formula, W + (0.75 − 1) Σ σ u vᵀ over the output-side intruders, from
+dense float64 decompositions. The error is ‖result − reference‖_F divided by ‖reference − W‖_F, so doing
+nothing scores 1. For the saved module, whose reference has no intruder edit, it is divided by ‖W − W_base‖_F.
 
-Time: one Linear of ``--width`` in a PeftModel through PEFT's function, against the whole command
-``intruscope repair`` over ``--matrices`` such layers on disk (start-up, reading and writing included), per
+Time: PEFT's function on one Linear of ``--width`` in a PeftModel, compared with the whole command
+``intruscope repair`` on ``--matrices`` such layers on disk (including start-up, reading and writing), per
 matrix, in the same run.
 """
 
@@ -92,7 +92,7 @@ def matrix(folder: Path, name: str) -> torch.Tensor:
 
 
 def truth(base: torch.Tensor, tuned: torch.Tensor, *, edited: bool) -> torch.Tensor:
-    """The paper's formula over all intruders, by two dense decompositions."""
+    """The paper's formula for all intruders, from two dense decompositions."""
     if not edited:
         return tuned
     base_left = torch.linalg.svd(base, full_matrices=False)[0]
@@ -123,7 +123,7 @@ def adapted(case: str, folder: Path) -> None:
 
 
 def merged(case: str, folder: Path, adapter: Path, out: Path, change: Callable[[PeftModel], None]) -> Path:
-    """What PEFT merges of an adapter after a change to the live model."""
+    """The result of PEFT's merge after a change to the model in memory."""
     make, _, _ = CASES[case]
     model = PeftModel.from_pretrained(make().from_pretrained(folder / "base"), adapter)
     change(model)
@@ -187,7 +187,7 @@ class OneLinear(nn.Module):
 
 
 def time_peft(width: int) -> float:
-    """Seconds of PEFT's function on one Linear."""
+    """Seconds for PEFT's function on one Linear."""
     generator = torch.Generator().manual_seed(7)
     model = get_peft_model(
         OneLinear(heavy_tailed(width, width, generator)),
@@ -202,7 +202,7 @@ def time_peft(width: int) -> float:
 
 
 def time_command(width: int, matrices: int, repeats: int) -> list[float]:
-    """Seconds of the whole command, nothing resumed."""
+    """Seconds for the whole command, without resuming."""
     seconds = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

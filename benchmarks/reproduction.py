@@ -1,4 +1,4 @@
-"""Fill the tables of docs/reproduction.md from the scales and the results that are committed."""
+"""Rewrite the tables of docs/reproduction.md from the scales and the committed results."""
 
 from __future__ import annotations
 

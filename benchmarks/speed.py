@@ -1,7 +1,7 @@
 """Claim: a scan is tens of times faster than the paper's two dense SVDs per matrix.
 
-Per shape: a base and a LoRA r=16 adapter with ``--matrices`` matrices on disk, the whole command with
-default options and nothing resumed, against the paper's procedure on one of the matrices (times the
+Per shape: a base and a LoRA r=16 adapter with ``--matrices`` matrices on disk. The whole command, with
+default options and without resuming, is compared with the paper's procedure on one of the matrices (times the
 number of matrices), in the same run. Start-up is part of the command; with one matrix it dominates.
 """
 

@@ -1,13 +1,14 @@
 """Claim: a training step of ``intruscope tune`` takes at most 3% more than one of plain transformers + PEFT.
 
-MiniLM's shape (or ``--model``) with a classifier on random tokens: batch 32, 40 tokens, bfloat16 autocast;
-full fine-tuning with frozen embeddings, and LoRA r = 8 on every linear layer. One side is what ``tune`` makes
-with its watch off (the method attached, SteadyTrainer, Keeper with progress), the other a bare Trainer on the
-same model, batches and arguments, with Trainer's own optimiser. Neither looks for NaN in what it logs.
+A model of MiniLM's shape (or ``--model``) with a classifier on random tokens: batch 32, 40 tokens, bfloat16
+autocast; full fine-tuning with frozen embeddings, and LoRA r = 8 on every linear layer. One side is what
+``tune`` builds with its watch off (the method attached, SteadyTrainer, Keeper with progress). The other is a
+plain Trainer with the same model, batches and arguments and its own optimiser. Neither checks its logs for
+NaN.
 
-Both live in one process and take turns of a few steps; in every second round the other begins. A round's
-figure is the ratio of the two medians, of processor time and of wall time, from step to step: loading data,
-callbacks and all. The result is the median over the rounds with its distribution-free interval of 95%.
+Both run in one process and alternate every few steps; the order alternates from round to round. The figure of
+a round is the ratio of the two medians, in processor time and in wall time, from step to step, including data
+loading and callbacks. The result is the median over the rounds with its distribution-free 95% interval.
 """
 
 from __future__ import annotations
@@ -45,22 +46,22 @@ class StepTimes(TrainerCallback):
         self.marks: list[tuple[float, float]] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Forget the last turn."""
+        """Discard the times of the previous turn."""
         self.marks = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note both clocks."""
+        """Record both clocks."""
         self.marks.append((time.process_time(), time.perf_counter()))
 
     def medians(self) -> tuple[float, float]:
-        """Of both, over the turn; its first step is left out."""
+        """Medians of both times over the turn, without its first step."""
         periods = zip(self.marks, self.marks[1:], strict=False)
         differences = [(b[0] - a[0], b[1] - a[1]) for a, b in periods]
         return statistics.median(d[0] for d in differences), statistics.median(d[1] for d in differences)
 
 
 def ours(name: str | None, method: str, arguments: Any, examples: Examples, folder: RunFolder) -> Trainer:
-    """What ``intruscope tune`` makes, without a watch."""
+    """The Trainer that ``intruscope tune`` builds, without a watch."""
     loaded = Loaded(
         model=make_model(name), tokenizer=None, labels=("0", "1"), kind="classification", drawn=()
     )
@@ -74,7 +75,7 @@ def ours(name: str | None, method: str, arguments: Any, examples: Examples, fold
 
 
 def plain(name: str | None, method: str, arguments: Any, examples: Examples) -> Trainer:
-    """What a user of transformers and PEFT writes."""
+    """What a user of plain transformers and PEFT writes."""
     model = make_model(name)
     if method == "lora":
         config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
@@ -93,7 +94,7 @@ def plain(name: str | None, method: str, arguments: Any, examples: Examples) -> 
 
 
 def measure(name: str | None, method: str, rounds: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Both sides in turns."""
+    """Run both sides in turns."""
     words = make_model(name).config.vocab_size
     tokens = RandomTokens(BATCH * steps, words)
     examples = Examples([tokens[i] for i in range(len(tokens))])
@@ -115,7 +116,7 @@ def measure(name: str | None, method: str, rounds: int, steps: int, folder: Path
         times = {side: StepTimes() for side in sides}
         for side, trainer in sides.items():
             trainer.add_callback(times[side])
-            trainer.train()  # compiles, and fills what is filled once
+            trainer.train()  # compiles and fills caches
         numbers = {
             side: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             for side, trainer in sides.items()
@@ -144,7 +145,7 @@ def measure(name: str | None, method: str, rounds: int, steps: int, folder: Path
 
 
 def median_interval(values: list[float], level: float = 0.95) -> dict[str, float]:
-    """The median with its interval by the binomial law of signs; all of the range where there are few."""
+    """The median with its interval from the sign test; the whole range if there are few values."""
     ordered, count, cut, tail = sorted(values), len(values), 0, 0.5 ** len(values)
     while cut < count // 2 and tail <= (1 - level) / 2:
         cut += 1
@@ -160,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=8, help="of each turn")
+    parser.add_argument("--steps", type=int, default=8, help="steps per turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

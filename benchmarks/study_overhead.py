@@ -1,10 +1,10 @@
-"""Claim: the machinery of a study takes less than 3% of the training that it runs.
+"""Claim: the overhead of a study is less than 3% of the training that it runs.
 
-A part of the scale ``mini`` (the shipped model, no data needed) through ``run_study``, one process, in
-processor time, which other work on the machine hardly touches. What is neither training nor measuring is
-the machinery: starting the worker, reading and hashing the inputs, folders, records, the journal. It is set
-against the training alone, so that measuring does not hide it. What is paid once a study, and what the
-parent does, is told apart from what each run pays.
+Runs a part of the scale ``mini`` (the shipped model, no data needed) through ``run_study`` in one process and
+measures processor time, which other work on the machine hardly affects. Overhead is everything except
+training and measuring: starting the worker, reading and hashing the inputs, folders, records, the journal. It
+is compared with the training alone, so that measuring does not hide it. The cost per study and the cost of
+the parent process are separated from the cost per run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from intruscope.studies.recipes import places
 
 
 def core_seconds() -> float:
-    """Processor time of this process and of all its children that ended."""
+    """Processor time of this process and of all its finished children."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, who))
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(
         "--out",
-        help="a new folder for the study, which can then be named with intruscope study run --known",
+        help="new folder for the study; intruscope study run --known can reuse it",
     )
     given = parser.parse_args()
     scale = replace(scales.MINI, bases=(scales.DEMO,), more_seeds={})
@@ -46,7 +46,7 @@ def main() -> None:
         whole = core_seconds() - started
     pool.check_complete(report)
     if report.num_new != num_runs:
-        parser.error(f"{given.out} held some of the {num_runs} runs already; expected a new folder")
+        parser.error(f"{given.out} already contains some of the {num_runs} runs; give a new folder")
     records = report.records.values()
     training = sum(record["train_core_seconds"] for record in records)
     measuring = sum(record["measure_core_seconds"] for record in records)

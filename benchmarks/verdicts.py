@@ -1,8 +1,8 @@
-"""Claim: no verdict differs from two dense float64 SVDs, at any epsilon of .3 to .9; the bounds hold always.
+"""Claim: no verdict differs from two dense float64 SVDs at any epsilon from .3 to .9, and every bound holds.
 
 Matrices: planted intruders, heavy-tailed entries (Student t), power-law spectra, a Gaussian bulk with
-outliers; square, wide, tall; several update sizes; both sides. Counts wrong, undecided, degenerate,
-and violated bounds, and publishes the largest residual ratio.
+outliers; square, wide, tall; several update sizes; both sides. Counts wrong, undecided and degenerate
+verdicts and violated bounds, and publishes the largest residual ratio.
 """
 
 from __future__ import annotations

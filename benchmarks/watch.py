@@ -1,10 +1,10 @@
 """Claim: IntruderWatch takes at most 2% of the training time of MiniLM at one look per 50 steps.
 
 A BERT of MiniLM's shape (or ``--model``) with a classifier on random tokens: batch 32, 40 tokens, bf16
-autocast, as the pilots train. Full fine-tuning and LoRA r = 8, both at rates that make the weights move. The
-training time is what the Trainer takes less the looks; the first look decomposes the base and is shown apart.
-Both are told by the clock and in processor time: where other work shares the cores, only the latter says what
-a look costs (with one thread the two shares are the same on a quiet machine).
+autocast, as in the pilots. Full fine-tuning and LoRA r = 8, both at learning rates that move the weights. The
+training time is the time of the Trainer minus the looks. The first look decomposes the base and is listed
+separately. Both are given in wall time and in processor time: if other work shares the cores, only the latter
+shows what a look costs (with one thread, the two shares are the same on a quiet machine).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def make_model(name: str | None) -> torch.nn.Module:
     model = transformers.BertForSequenceClassification(config)
     generator = torch.Generator().manual_seed(1)
     for _, parameter in model.bert.encoder.named_parameters():
-        if parameter.ndim == 2:  # fresh weights have no top to speak of
+        if parameter.ndim == 2:  # untrained weights have no clear top of the spectrum
             parameter.data = 0.05 * heavy_tailed(*parameter.shape, generator)
     return model
 
 
 class Timed(IntruderWatch):
-    """Also notes the processor time of each look."""
+    """A watch that also records the processor time of each look."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -70,7 +70,7 @@ class Timed(IntruderWatch):
 
 
 def measure(name: str | None, method: str, steps: int, folder: Path) -> dict[str, object]:
-    """Seconds of a run and of its looks."""
+    """Seconds for a run and for its looks."""
     model = make_model(name)
     words = model.config.vocab_size
     if method == "lora":

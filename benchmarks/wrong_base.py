@@ -1,15 +1,17 @@
-"""Claim: a full checkpoint on an unrelated base is noticed, and no fine-tune is mistaken for one.
+"""Claim: a full checkpoint with an unrelated base is detected, and no real fine-tune raises the warning.
 
 Measures the statistic of the ``wrong-base-suspected`` finding (median ‖ΔW‖_F / ‖W_base‖_F over the
-matrices) on honest cases: what was trained from its base (must stay silent), the same configuration
-trained from another seed, untrained weights (must be noticed), and a sibling, that is another model
-trained from the same ancestor (cannot be noticed: it is as near as a fine-tune). Then asks of adapters,
-whose update has no size to give them away, whether its place in the base's leading singular space does:
-the share of ‖ΔW‖² within the base's top vectors, against what a random update has there, on the base that
-the adapter was trained on and on others.
+matrices) on these cases: a model trained from its base (no warning), the same configuration trained from
+another seed and untrained weights (warning), and a sibling, which is another model trained from the same
+ancestor (cannot be detected: it is as close as a fine-tune).
 
-Small Llamas are trained on the spot; MiniLM cases are added where its folder and runs of
-``examples/train_minilm.py`` are named.
+The size of an adapter's update does not depend on the base. For adapters, the benchmark therefore measures
+whether the position of the update in the base's leading singular space does: the share of ‖ΔW‖² within the
+base's top vectors, compared with that of a random update, on the base that the adapter was trained on and on
+others.
+
+Small Llamas are trained by the benchmark itself. MiniLM cases are added if you name its folder and runs of
+``examples/train_minilm.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from intruscope.weights.matrices import LowRankUpdate, MatrixPair
 
 SMALL = Architecture(num_layers=2, width=128, feed_forward=344, max_positions=128)
 NUM_TOP = 8
-# method: rank (0 is full fine-tuning), learning rate, steps; "brief" has hardly begun to learn
+# method: rank (0 is full fine-tuning), learning rate, steps; "brief" has hardly started to learn
 FINE_TUNES = {
     "full": (0, 1e-3, 100),
     "lora": (8, 5e-3, 100),
@@ -45,7 +47,7 @@ FINE_TUNES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A base, what is scanned against it, and how they belong together."""
+    """A base, the model scanned against it, and how the two are related."""
 
     name: str
     relation: str  # "right", "other" (unrelated) or "sibling" (same ancestor)
@@ -54,7 +56,7 @@ class Case:
 
 
 def small_models(folder: Path, seeds: range) -> list[Case]:
-    """Pre-train one small model per seed, fine-tune each in full and with LoRA, and cross them."""
+    """Pretrain one small model per seed, fine-tune each in full and with LoRA, and pair all of them."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -102,7 +104,7 @@ def small_models(folder: Path, seeds: range) -> list[Case]:
 
 
 def minilm_cases(minilm: Path, mlm: Path, runs: Path, folder: Path) -> list[Case]:
-    """MiniLM, what was trained from it (as a masked LM, on SST-2), and untrained weights."""
+    """MiniLM, models trained from it (as a masked LM, on SST-2), and untrained weights."""
     from transformers import AutoConfig, AutoModel
 
     untrained = folder / "untrained-minilm"
@@ -124,7 +126,7 @@ def minilm_cases(minilm: Path, mlm: Path, runs: Path, folder: Path) -> list[Case
 
 
 def statistics_of(pair: MatrixPair) -> dict[str, float]:
-    """Relative size of one update, and its shares in the base's leading spaces against chance."""
+    """Relative size of one update, and its shares in the base's leading spaces relative to chance."""
     base_OI = pair.base.load().double()
     update = pair.update.load(base_OI.float())
     if isinstance(update, LowRankUpdate):
@@ -150,8 +152,8 @@ def statistics_of(pair: MatrixPair) -> dict[str, float]:
 
 
 def measure(case: Case) -> dict[str, object]:
-    """Medians over the matrices of the paper's scope, and over all as the finding takes them."""
-    torch.manual_seed(0)  # of the randomised SVD
+    """Medians over the matrices in the scope ``paper``, and over all matrices as in the finding."""
+    torch.manual_seed(0)  # for the randomised SVD
     pairs = plan(str(case.base), str(case.tuned)).pairs
     config = case.tuned / "adapter_config.json"
     adapter = json.loads(config.read_text()) if config.exists() else None
@@ -173,7 +175,7 @@ def measure(case: Case) -> dict[str, object]:
 
 
 def separation(records: list[dict[str, object]], key: str) -> dict[str, object]:
-    """How well a statistic of LoRA adapters tells the right base: the chance that it is larger there (AUC).
+    """How well a statistic of LoRA adapters identifies the base: the chance that it is larger there (AUC).
 
     DoRA is left out: its magnitudes add a multiple of whatever base it is put on.
     """
@@ -195,10 +197,10 @@ def separation(records: list[dict[str, object]], key: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="small models to train and cross")
+    parser.add_argument("--seeds", type=int, default=3, help="number of small models to train and pair")
     parser.add_argument("--minilm", type=Path)
     parser.add_argument("--mlm", type=Path)
-    parser.add_argument("--runs", type=Path, help="what examples/train_minilm.py wrote")
+    parser.add_argument("--runs", type=Path, help="output folder of examples/train_minilm.py")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

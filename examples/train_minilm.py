@@ -1,12 +1,12 @@
-"""Train text classifiers with plain transformers and PEFT, and save each run as its users would.
+"""Train text classifiers with plain transformers and PEFT, and save each run in the usual way.
 
     python examples/train_minilm.py --model MODEL --data TASKS --out RUNS --tasks sst2 --runs full r8
 
-MODEL is a BERT-like encoder (all-MiniLM-L6-v2 takes minutes on two cores), TASKS a folder with one folder
+MODEL is a BERT-like encoder (all-MiniLM-L6-v2 takes minutes on two cores). TASKS is a folder with one folder
 per task: ``sst2`` with ``train_full.tsv`` and ``dev.tsv`` (sentence, tab, label), ``mnli`` and ``qqp`` with
-``train.json`` and ``dev.json`` (records of text_a, text_b, label). Writes one folder per task, run and seed
-under RUNS, leaves those that are there alone, and prints the commands that scan them. Needs the ``lab``
-extra. Nothing here knows Intruscope.
+``train.json`` and ``dev.json`` (records of text_a, text_b, label). The script writes one folder per task, run
+and seed under RUNS, skips folders that exist, and prints the commands that scan them. Requires the ``lab``
+extra. It does not use Intruscope.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from transformers.utils import logging
 
 MAX_TOKENS = 48
 WARMUP_FRACTION = 0.06
-# As transformers' own trainer does; at these rates some runs stay at chance without it.
+# The default of transformers' Trainer; without it, some runs stay at chance at these learning rates.
 MAX_GRADIENT_NORM = 1.0
-# By name, since "all-linear" would also adapt the pooler, which is no part of the body.
+# By name, because "all-linear" would also adapt the pooler, which is not part of the body.
 LINEAR_LAYERS = (
     "query",
     "key",
@@ -48,7 +48,7 @@ LINEAR_LAYERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One way to fine-tune; rank 0 is full fine-tuning."""
+    """One fine-tuning setting; rank 0 is full fine-tuning."""
 
     rank: int
     learning_rate: float
@@ -56,20 +56,20 @@ class Run:
     use_rslora: bool = False
 
 
-# The rates are several times the paper's (alpha times the rate of 2.4e-3): at the paper's this base, on this
-# little data, grows hardly any intruders.
+# The learning rates are several times the paper's (alpha * lr = 2.4e-3). At the paper's rates, this base
+# creates hardly any intruders on so little data.
 RUNS = {
     "full": Run(rank=0, learning_rate=1e-4),
     "r8": Run(rank=8, learning_rate=2e-3),
     "r1": Run(rank=1, learning_rate=4e-3),
     "dora": Run(rank=8, learning_rate=2e-3, use_dora=True),
-    # Scaled by alpha / sqrt(rank), which is 2.8 times as much as alpha / rank at rank 8.
+    # The scale alpha / sqrt(rank) is 2.8 times alpha / rank at rank 8.
     "rslora": Run(rank=8, learning_rate=7e-4, use_rslora=True),
 }
 
 
 class Example(NamedTuple):
-    """A text, or a pair of texts, and the number of its label."""
+    """A text or a pair of texts, and the number of its label."""
 
     text: str
     second: str | None
@@ -77,21 +77,21 @@ class Example(NamedTuple):
 
 
 def read_tsv(path: Path) -> list[Example]:
-    """Sentences and labels; the first line is a heading."""
+    """Read sentences and labels; the first line is a header."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [Example(sentence, None, int(label)) for sentence, label in rows if label.isdigit()]
 
 
 def read_json(path: Path) -> list[Example]:
-    """Pairs of texts; labels are numbered in alphabetical order."""
+    """Read pairs of texts; labels are numbered in alphabetical order."""
     rows = json.loads(path.read_text(encoding="utf-8")).values()
     numbers = {label: number for number, label in enumerate(sorted({row["label"] for row in rows}))}
     return [Example(row["text_a"], row["text_b"], numbers[row["label"]]) for row in rows]
 
 
 def read_task(folder: Path) -> tuple[list[Example], list[Example]]:
-    """Examples to train on and to test with."""
+    """Read the training and the test examples."""
     if (folder / "train.json").exists():
         return read_json(folder / "train.json"), read_json(folder / "dev.json")
     return read_tsv(folder / "train_full.tsv"), read_tsv(folder / "dev.tsv")
@@ -109,7 +109,7 @@ def batches(examples: list[Example], tokenizer: Any, size: int) -> list[dict[str
 
 
 def shuffled_by_length(examples: list[Example], order: random.Random, size: int) -> list[Example]:
-    """A shuffle whose batches hold texts of like length, so that little is padded."""
+    """Shuffle the examples so that each batch has texts of similar length and needs little padding."""
     examples = list(examples)
     order.shuffle(examples)
     window = 32 * size
@@ -124,7 +124,7 @@ def shuffled_by_length(examples: list[Example], order: random.Random, size: int)
 
 
 def build(model: Path, run: Run, seed: int, num_labels: int = 2) -> Any:
-    """The classifier, all of it but the embeddings trained, or under an adapter on its linear layers."""
+    """Build the classifier: trainable except for the embeddings, or with an adapter on its linear layers."""
     torch.manual_seed(seed)
     classifier, loading = AutoModelForSequenceClassification.from_pretrained(
         model,
@@ -136,7 +136,7 @@ def build(model: Path, run: Run, seed: int, num_labels: int = 2) -> Any:
     if run.rank == 0:
         classifier.get_input_embeddings().requires_grad_(False)
         return classifier
-    # A pooler that the base lacks is drawn at random: it must be saved, or whoever loads this draws another.
+    # A pooler that the base lacks is initialised at random. Unless it is saved, each load draws another one.
     new = {name.split(".")[-3] for name in loading["missing_keys"] if ".pooler." in name}
     config = LoraConfig(
         r=run.rank,
@@ -148,13 +148,13 @@ def build(model: Path, run: Run, seed: int, num_labels: int = 2) -> Any:
         task_type="SEQ_CLS",
     )
     with warnings.catch_warnings():
-        # PEFT still asks for an attribute that newer transformers have renamed.
+        # PEFT still uses an attribute that newer versions of transformers have renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         return get_peft_model(classifier, config)
 
 
 def accuracy(model: Any, data: list[dict[str, torch.Tensor]]) -> float:
-    """Share of texts labelled right."""
+    """Fraction of texts that get the right label."""
     model.eval()
     right = total = 0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -174,9 +174,9 @@ def train(
     batch: int = 16,
     seed: int = 0,
 ) -> list[float]:
-    """AdamW with warm-up and linear decay, as in the paper; the loss of each step.
+    """Train with AdamW, warm-up and linear decay, as in the paper. Returns the loss of each step.
 
-    Runs in bfloat16 autocast, which is the quicker even on CPUs without its instructions.
+    Runs in bfloat16 autocast, which is slow on processors without bfloat16 instructions.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["sst2"])
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=["full", "r8", "dora"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--learning-rate", type=float, help="in place of that of each run")
+    parser.add_argument("--learning-rate", type=float, help="overrides the learning rate of each run")
     parser.add_argument("--examples", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
@@ -216,7 +216,7 @@ def main() -> None:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    # The seeds outermost: whatever is cut short has every task and run.
+    # Seeds are the outer loop, so an interrupted series still covers every task and run.
     wanted = [(task, name, seed) for seed in options.seeds for task in options.tasks for name in options.runs]
     for task, name, seed in wanted:
         folder = options.out / f"{task}-{name}-s{seed}"
@@ -230,7 +230,7 @@ def main() -> None:
 def train_one(
     options: argparse.Namespace, tokenizer: Any, *, task: str, name: str, seed: int, folder: Path
 ) -> None:
-    """Train one run and save it with its figures; the folder appears when it is whole."""
+    """Train one run and save it with its figures; the folder appears when it is complete."""
     run = RUNS[name]
     if options.learning_rate is not None:
         run = replace(run, learning_rate=options.learning_rate)

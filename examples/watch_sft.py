@@ -1,8 +1,8 @@
-"""Watch intruder dimensions being born in a run of TRL's SFTTrainer (pip install trl).
+"""Watch intruder dimensions appear in a run of TRL's SFTTrainer (pip install trl).
 
     python examples/watch_sft.py BASE TEXT OUT [--steps 200]
 
-BASE is a causal language model with its tokenizer; every line of TEXT is an example.
+BASE is a causal language model with its tokenizer. Each line of TEXT is one example.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     )
     trainer.add_callback(IntruderWatch(trainer, every=given.every))
     trainer.train()
-    print(f"looks and picture are in {given.out / 'intruders'}")
+    print(f"The looks and the picture are in {given.out / 'intruders'}")
 
 
 if __name__ == "__main__":

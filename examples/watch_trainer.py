@@ -1,9 +1,9 @@
-"""Watch intruder dimensions being born in a run of transformers' own Trainer.
+"""Watch intruder dimensions appear in a run of transformers' Trainer.
 
     python examples/watch_trainer.py BASE TEXT OUT [--full] [--steps 200]
 
-BASE is a causal language model with its tokenizer; TEXT is what it is trained on. The watch is one line
-below; --forget names text of another kind, on which forgetting is measured at every look.
+BASE is a causal language model with its tokenizer. TEXT is the training text. The watch is a single line
+below. --forget names a text of another kind; every look measures forgetting on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTEXT = 64
 
 
 def windows(tokenizer: object, text: str) -> list[dict[str, list[int]]]:
-    """The text in pieces of one length."""
+    """Split the text into windows of equal length."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     pieces = [ids[first : first + CONTEXT] for first in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
     return [{"input_ids": piece, "labels": piece} for piece in pieces]
@@ -65,7 +65,7 @@ def main() -> None:
     )
     trainer.add_callback(IntruderWatch(trainer, every=given.every, text=given.forget))
     trainer.train()
-    print(f"looks and picture are in {given.out / 'intruders'}")
+    print(f"The looks and the picture are in {given.out / 'intruders'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does the page of the demonstration name the settings that the code uses?"""
+"""Does the page of the demo name the settings that the code uses?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rate(value: float) -> str:
 
 
 def test_rates_steps_and_batches_are_those_of_the_code() -> None:
-    table = PAGE.split("## What it does")[1].split("## What it leaves")[0]
+    table = PAGE.split("## What it does")[1].split("## What it writes")[0]
     lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     assert f"learning rate {rate(run.FULL_LEARNING_RATE)}" in lines["full"]
     assert f"rank {run.LORA_RANK}, alpha {2 * run.LORA_RANK}" in lines["LoRA"]

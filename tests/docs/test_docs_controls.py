@@ -1,4 +1,4 @@
-"""The page on controls says what the code does, and its table is the published one."""
+"""The page on controls matches the code, and its table is the published one."""
 
 import json
 import re

@@ -1,9 +1,10 @@
-"""The page of exit codes lists what the code does, and nothing else."""
+"""The page of exit codes lists the codes and metrics of the code, and nothing else."""
 
 import re
 from pathlib import Path
 
 import intruscope.errors as errors
+from intruscope.spectra.gates import METRICS
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
 BY_SIGNALS_AND_GATES = {0, 1, 130, 143}
@@ -28,3 +29,8 @@ def test_every_error_class_is_on_the_page_with_its_code():
 def test_identifiers_are_unique():
     identifiers = [kind.id for kind in kinds()]
     assert len(set(identifiers)) == len(identifiers)
+
+
+def test_every_metric_of_a_gate_is_on_the_page():
+    section = PAGE.read_text().split("## Gates")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE) == list(METRICS)

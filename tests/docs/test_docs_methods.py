@@ -1,4 +1,4 @@
-"""The pages of the methods are what their descriptions say; run as a script, this writes them."""
+"""The pages of the methods match their docstrings; run as a script, this file rewrites them."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ MARK = "<!-- the table is made by tests/docs/test_docs_methods.py -->\n\n"
 
 @pytest.mark.parametrize("method", registered(), ids=lambda method: method.name)
 def test_each_page_is_made_from_the_docstring(method):
-    """After a change: python tests/docs/test_docs_methods.py writes the pages again."""
+    """After a change, run python tests/docs/test_docs_methods.py to rewrite the pages."""
     page = (DOCS / "methods" / f"{method.name}.md").read_text(encoding="utf-8")
     assert page == method_page(method)
     for parameter in method.parameters:
@@ -33,7 +33,7 @@ def test_the_table_lists_every_method():
     assert "Which method should I use?" in before
 
 
-def test_what_the_page_says_of_conv1d_is_what_is_declared():
+def test_the_page_names_the_methods_that_refuse_conv1d():
     page = " ".join((DOCS / "methods.md").read_text(encoding="utf-8").split())
     refused = [method.title for method in registered() if "conv1d" not in method.layers]
     assert f"refused by name: {', '.join(refused[:-1])} and {refused[-1]}." in page
@@ -57,7 +57,7 @@ def test_the_measured_table_is_the_published_one(benchmark):
     assert page.split(begin)[1].split(end)[0] == benchmark.table.tables(runs.values())
 
 
-def test_what_the_page_says_of_the_budget_is_what_was_spent(benchmark):
+def test_the_page_states_the_budget_that_was_used(benchmark):
     page = " ".join((DOCS / "methods.md").read_text(encoding="utf-8").split())
     for title, task in (("SST-2", "sst2"), ("MNLI", "mnli")):
         budget = benchmark.runs.BUDGETS[task]
@@ -74,7 +74,7 @@ def test_what_the_page_says_of_the_budget_is_what_was_spent(benchmark):
 
 
 def run_of(method, seed, **figures):
-    """A run as the benchmark keeps it."""
+    """A run as the benchmark stores it."""
     usual = {
         "method": method, "task": "sst2", "seed": seed, "rate": 1e-3, "budget": {"examples": 8},
         "is_chosen": True, "outcome": "trained", "accuracy": 0.8, "intruders": 3, "effective_rank": 5.0,
@@ -84,7 +84,7 @@ def run_of(method, seed, **figures):
     return usual | figures
 
 
-def test_the_table_tells_means_ranges_and_what_came_to_nothing(benchmark):
+def test_the_table_has_means_ranges_and_failed_runs(benchmark):
     diverged = dict.fromkeys(("accuracy", "forgetting", "seconds", "num_trained"))
     runs = [
         run_of("lora", 0),
@@ -101,11 +101,11 @@ def test_the_table_tells_means_ranges_and_what_came_to_nothing(benchmark):
     assert cells[2] == "65.0 (50.0 to 80.0); 1 at chance, 1 diverged"
     assert cells[3] == "4 (3 to 6)" and cells[6] == "−0.050 (−0.200 to 0.100)"
     for wrong in (run_of("lora", 0, rate=2e-3), run_of("lora", 4, budget={"examples": 9})):
-        with pytest.raises(ValueError, match="expected one"):
+        with pytest.raises(ValueError, match="remove the older runs"):
             benchmark.table.tables([*runs, wrong])
 
 
-def test_times_are_told_in_loras_of_the_same_kind_of_machine(benchmark):
+def test_times_are_relative_to_lora_on_the_same_kind_of_machine(benchmark):
     fast, unknown = {"environment": {"avx512": True}}, {"environment": {"cores": 64}}
     runs = [
         run_of("lora", 0),
@@ -120,7 +120,7 @@ def test_times_are_told_in_loras_of_the_same_kind_of_machine(benchmark):
     assert times == ["3.0", "1.0", "—"]
 
 
-def test_what_is_there_is_not_made_again_and_one_rate_is_chosen(benchmark, tmp_path, monkeypatch):
+def test_finished_runs_are_not_made_again_and_one_rate_is_chosen(benchmark, tmp_path, monkeypatch):
     made = []
 
     def train(case, _place, folder):

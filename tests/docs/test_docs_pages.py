@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere, options exist, examples run."""
+"""The pages are right: links and anchors lead somewhere, options exist, examples run."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,18 @@ def test_relative_links_lead_somewhere(page):
         target = next(part for part in found if part)
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), target
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_lead_to_a_heading(page):
+    for file, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / file if file else page).read_text(encoding="utf-8")
+        assert anchor in map(slug, re.findall(r"^#+ (.+)$", target, re.MULTILINE)), f"{file}#{anchor}"
 
 
 def test_every_option_that_a_page_names_exists():

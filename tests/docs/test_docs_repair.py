@@ -1,4 +1,4 @@
-"""The page on repairs: its example runs, its options and controls exist, its claims of form hold."""
+"""The page on repairs: its example runs, its options and controls exist, its output is as stated."""
 
 import json
 import re

@@ -1,18 +1,18 @@
-"""The card of the shipped model or of its larger twin, written from the figures of its own training."""
+"""The model card of the shipped model or of its larger twin, made from the figures of its training."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_HEAD = """# The small model of the Intruscope demonstration
+_HEAD = """# The small model of the Intruscope demo
 
-A causal language model of Python source, small enough to fine-tune in a minute on a laptop. It has
-no other use.
+A causal language model of Python source code, small enough to fine-tune in a minute on a laptop. It
+has no other use.
 """
 
-_LARGE_HEAD = """# The larger twin of the model of the Intruscope demonstration
+_LARGE_HEAD = """# The larger twin of the Intruscope demo model
 
-A causal language model of Python source, to be fine-tuned in studies. It has no other use.
+A causal language model of Python source code, to be fine-tuned in studies. It has no other use.
 """
 
 _TABLE = """
@@ -21,27 +21,27 @@ _TABLE = """
 """
 
 _TAIL = """
-Made by `python -m intruscope.demo.pretrain{option} --out DIR`. The same text, seed, torch build, processor
-and thread count give the same weights; elsewhere the last digits differ.
+To reproduce: `python -m intruscope.demo.pretrain{option} --out DIR`. The same text, seed, torch build,
+processor and thread count give the same weights; otherwise the last digits differ.
 
-Held out are the files whose path within the library has a SHA-256 with a first byte divisible by 16,
-so that every Python version leaves out the same ones.
+A file is held out if the first byte of the SHA-256 of its path within the library is divisible by 16.
+Every Python version therefore holds out the same files.
 
 ## Licence
 
-The code that made it is Apache-2.0. The weights and the tokenizer are derived from the source of the
-Python standard library, which is Copyright (c) Python Software Foundation and licensed under the PSF
-License Agreement version 2 (<https://docs.python.org/3/license.html>); parts of the library carry
-further notices of their own, listed there.
+The code that trained the model is licensed under Apache-2.0. The weights and the tokenizer are derived
+from the source of the Python standard library, which is Copyright (c) Python Software Foundation and
+licensed under the PSF License Agreement version 2 (<https://docs.python.org/3/license.html>). Parts of
+the library have further notices of their own, listed there.
 """
 
 
 def model_card(figures: dict[str, Any], *, is_large: bool) -> str:
-    """The card as Markdown.
+    """Make the card as Markdown.
 
     Args:
-        figures: What ``pretrain`` writes to ``recipe.json``.
-        is_large: Of the larger twin.
+        figures: The content of ``recipe.json``, as ``pretrain`` writes it.
+        is_large: Make the card of the larger twin.
     """
     recipe = figures["recipe"]
     shape = recipe["architecture"]
