@@ -91,7 +91,7 @@ def test_a_dry_run_writes_nothing_and_no_change_is_no_error(models, tmp_path):
         (("--error", "1", "-o", "OUT"), 2, "a relative error from 0 and below 1"),
         (("--parameters", "3", "-o", "OUT"), 2, "got 3 parameters, expected at least 88"),
         (("--rank", "1"), 2, "name a new folder: -o OUT"),
-        (("--rank", "1", "-o", "OUT", "--which", "nothing.*"), 2, "expected the name of a matrix"),
+        (("--rank", "1", "-o", "OUT", "--which", "nothing.*"), 2, "is not the name of a matrix"),
         (("--rank", "1", "-o", "OUT", "--epsilon", "2"), 2, "expected a cosine"),
         (("--rank", "1", "-o", "OUT", "--json", "OUT/plan.json"), 7, ""),
         (("--rank", "1", "-o", "BASE/out"), 7, "lies in the input"),

@@ -144,7 +144,7 @@ def test_nothing_changed_is_said_and_writes_nothing(models, tmp_path):
     plan = extract(models[0], models[0], rank=2, options=INLINE)
     assert plan.is_empty
     assert [finding.code for finding in plan.findings] == ["nothing-to-extract"]
-    with pytest.raises(UsageError, match="without a matrix that changed"):
+    with pytest.raises(UsageError, match="no selected matrix changed"):
         plan.apply(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -249,7 +249,7 @@ def test_a_base_that_is_not_the_one_is_suspected(tmp_path):
         ({"error": -0.1}, "a relative error from 0 and below 1"),
         ({"parameters": 0}, "a whole number from 1"),
         ({"parameters": 79}, "got 79 parameters, expected at least 80"),
-        ({"rank": 2, "which": "model.layers.7.*"}, "expected the name of a matrix"),
+        ({"rank": 2, "which": "model.layers.7.*"}, "is not the name of a matrix"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import intruscope
 
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
-    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("extract",),
+    ("linalg", "engine"), ("weights",), ("adapters",), ("writing",), ("spectra",), ("plots",), ("repair",), ("extract",),
     ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",),
     ("report",), ("demo",), ("cli",),
 ]  # fmt: skip

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.errors import UnsupportedFormat, UsageError
-from intruscope.extract.records import Choice, ChoiceKind
-from intruscope.weights.source import ModelSource
+from intruscope.errors import UsageError
+from intruscope.extract.records import ChoiceKind, RankChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from intruscope.adapters.folder import AdapterSource
-    from intruscope.extract.modules import Module
+    from intruscope.writing.modules import TargetModule
 
 
 def _is_count(value: float) -> bool:
@@ -30,7 +28,7 @@ _SENSE: dict[ChoiceKind, tuple[str, str, Callable[[float], bool]]] = {
 
 def checked_choice(
     *, rank: int | None, energy: float | None, error: float | None, parameters: int | None
-) -> Choice:
+) -> RankChoice:
     """The one way to choose ranks that was given.
 
     Raises:
@@ -58,25 +56,10 @@ def checked_choice(
             f"got the {kind} {value:g}, expected {expected}",
             remedy=f"write for example --{kind} {example}",
         )
-    return Choice(kind=kind, value=value)
+    return RankChoice(kind=kind, value=value)
 
 
-def check_readable(base: ModelSource, tuned: ModelSource | AdapterSource) -> None:
-    """Refuse a model whose numbers need a scale.
-
-    Raises:
-        UnsupportedFormat: it is quantised.
-    """
-    for source in (base, tuned):
-        if isinstance(source, ModelSource) and source.unreadable is not None:
-            raise UnsupportedFormat(
-                f"got a model that is {source.unreadable}, expected float64, float32, float16 or bfloat16",
-                remedy="give the unquantised model that it was made from",
-                file=source.path,
-            )
-
-
-def check_size(choice: Choice, modules: Sequence[Module]) -> None:
+def check_size(choice: RankChoice, modules: Sequence[TargetModule]) -> None:
     """Refuse ranks and budgets that no matrix can have.
 
     Raises:
@@ -91,10 +74,10 @@ def check_size(choice: Choice, modules: Sequence[Module]) -> None:
             "higher one",
             remedy=f"give --rank {min(16, largest)}, or --energy 0.9 to let each matrix choose",
         )
-    least = min(module.num_numbers for module in modules)
+    least = min(module.direction_size for module in modules)
     if choice.kind == "parameters" and choice.value < least:
         raise UsageError(
             f"got {choice.value:.0f} parameters, expected at least {least}, which one direction of the "
             "smallest matrix takes",
-            remedy=f"give --parameters {16 * sum(m.num_numbers for m in modules)} for rank 16 on average",
+            remedy=f"give --parameters {16 * sum(m.direction_size for m in modules)} for rank 16 on average",
         )

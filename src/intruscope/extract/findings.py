@@ -6,23 +6,22 @@ import statistics
 from typing import TYPE_CHECKING
 
 from intruscope.errors import printable
-from intruscope.repair.plan import SERVER_RANK
 from intruscope.spectra.findings import WRONG_BASE_THRESHOLD
 from intruscope.weights.matrices import Finding
+from intruscope.writing.lora import server_rank_findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from intruscope.extract.decompose import Directions
-    from intruscope.extract.plan import ExtractPlan
-    from intruscope.extract.records import ExtractedMatrix
+    from intruscope.extract.records import ExtractedMatrix, ExtractRecord
 
 _MAX_NAMED = 3
 _NOISE_FRACTION = 0.25
 """As a scan: the update is at most twice as large as what rounding makes."""
 
 
-def plan_findings(plan: ExtractPlan, found: Mapping[str, Directions]) -> tuple[Finding, ...]:
+def plan_findings(plan: ExtractRecord, found: Mapping[str, Directions]) -> tuple[Finding, ...]:
     """All findings of a plan whose figures are known.
 
     Args:
@@ -52,7 +51,7 @@ def _warning(code: str, message: str, matrix: str | None = None) -> Finding:
     return Finding(code=code, severity="warning", message=message, matrix=matrix)
 
 
-def _wrong_base(plan: ExtractPlan, found: Mapping[str, Directions]) -> list[Finding]:
+def _wrong_base(plan: ExtractRecord, found: Mapping[str, Directions]) -> list[Finding]:
     full = [m for m in plan.matrices if m.rank_bound == min(m.shape) and found[m.name].base_norm > 0.0]
     sizes = [matrix.update_norm / found[matrix.name].base_norm for matrix in full]
     if not sizes or statistics.median(sizes) <= WRONG_BASE_THRESHOLD:
@@ -77,7 +76,7 @@ def _noise(matrices: Sequence[ExtractedMatrix]) -> list[Finding]:
     ]
 
 
-def _rank(plan: ExtractPlan) -> list[Finding]:
+def _rank(plan: ExtractRecord) -> list[Finding]:
     findings = []
     used = [matrix for matrix in plan.matrices if matrix.rank]
     own = max(matrix.rank_bound for matrix in plan.matrices)
@@ -85,12 +84,7 @@ def _rank(plan: ExtractPlan) -> list[Finding]:
         message = f"the update is stored as factors of rank {own} already, so that nothing is lost"
         findings.append(_info("own-rank", message))
     stored = plan.stored_rank or max(matrix.rank for matrix in used)
-    if stored > SERVER_RANK:
-        message = (
-            f"the adapter's rank is {stored}: servers often accept no more than {SERVER_RANK} unless told to "
-            "(vLLM: --max-lora-rank)"
-        )
-        findings.append(_warning("rank-above-servers", message))
+    findings += server_rank_findings(stored)
     larger = sum(m.num_parameters > m.shape[0] * m.shape[1] for m in used)
     if larger:
         message = f"{larger} matrices have more numbers in their factors than in themselves at this rank"
@@ -112,7 +106,7 @@ def _rank(plan: ExtractPlan) -> list[Finding]:
     return findings
 
 
-def _rest(plan: ExtractPlan) -> list[Finding]:
+def _rest(plan: ExtractRecord) -> list[Finding]:
     findings = []
     left = [rest for rest in plan.rest if rest.status == "left out"]
     lost = [rest for rest in plan.rest if rest.status == "lost"]
@@ -129,7 +123,7 @@ def _rest(plan: ExtractPlan) -> list[Finding]:
     return findings
 
 
-def _servers(plan: ExtractPlan) -> list[Finding]:
+def _servers(plan: ExtractRecord) -> list[Finding]:
     findings = []
     if plan.stored_rank is None:
         message = "ranks differ by module (rank_pattern), which some servers drop without a word: vLLM does"
@@ -145,7 +139,7 @@ def _servers(plan: ExtractPlan) -> list[Finding]:
     return findings
 
 
-def _names(plan: ExtractPlan) -> list[Finding]:
+def _names(plan: ExtractRecord) -> list[Finding]:
     if plan.names.is_known:
         return []
     message = (

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from intruscope.errors import UsageError, printable
 from intruscope.repair.edits import MatrixEdit, scaled_update
-from intruscope.repair.naming import matching, parse_which
+from intruscope.repair.naming import parse_which
+from intruscope.weights.names import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

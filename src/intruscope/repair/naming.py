@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from intruscope.errors import UsageError, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _ITEM = re.compile(r"(?P<name>.+?)(?::(?P<indices>all|\d+(?:\+\d+)*))?")
 
@@ -59,25 +55,3 @@ def parse_which(which: str) -> Literal["top", "all"] | tuple[NamedVectors, ...]:
             chosen = "all" if indices == "all" else tuple(sorted({int(i) for i in indices.split("+")}))
         items.append(NamedVectors(pattern=match["name"], vectors=chosen))
     return tuple(items)
-
-
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names that a pattern means.
-
-    Args:
-        pattern: A name, or one with ``*`` for anything. Brackets mean themselves (``c_attn[q]``).
-        names: That there are.
-
-    Raises:
-        UsageError: it means none of them.
-    """
-    expression = re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
-    found = [name for name in names if expression.fullmatch(name)]
-    if not found:
-        near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-        hint = f"did you mean {printable(near[0])}?" if near else "there is none to name"
-        raise UsageError(
-            f"got '{printable(pattern)}', expected the name of a matrix that the fine-tune changed",
-            remedy=hint,
-        )
-    return found

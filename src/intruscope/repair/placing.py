@@ -18,21 +18,6 @@ if TYPE_CHECKING:
 _KEEP_REMEDY = "write the adapter (without --merged), which keeps it, and merge that with PEFT"
 
 
-def check_copyable(source: ModelSource) -> None:
-    """Refuse a checkpoint that cannot be written as it is stored.
-
-    Raises:
-        UnsupportedFormat: it is stored as pickles.
-    """
-    pickle = next((t.path for t in source.tensors.values() if t.path.suffix != ".safetensors"), None)
-    if pickle is not None:
-        raise UnsupportedFormat(
-            "got a checkpoint of pickles, which is read but not written, expected safetensors",
-            remedy="save it with save_pretrained first",
-            file=pickle,
-        )
-
-
 def check_mergeable(found: Survey) -> None:
     """Refuse to merge what would be lost or need another shape, by name.
 

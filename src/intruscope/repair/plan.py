@@ -4,86 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat, UsageError, printable
-from intruscope.repair.interventions import Kind, checked_strength, intervene, selected
+from intruscope.errors import MalformedInput, ResourceExhausted, UsageError, printable
+from intruscope.repair.apply import write_repair
+from intruscope.repair.interventions import checked_strength, intervene, selected
 from intruscope.repair.naming import parse_which
-from intruscope.repair.placing import check_copyable, check_mergeable
-from intruscope.repair.ranks import Rank, module_ranks
-from intruscope.repair.records import EditedMatrix, ModuleRank, edited_matrix
+from intruscope.repair.placing import check_mergeable
+from intruscope.repair.ranks import module_ranks
+from intruscope.repair.records import ModuleRank, RepairRecord, edited_matrix
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
 from intruscope.weights.output import check_new_folder
 from intruscope.weights.source import ModelSource
+from intruscope.writing.checkpoint import check_copyable, check_readable
+from intruscope.writing.lora import server_rank_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
+    from intruscope.repair.interventions import Kind
+    from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
 
-SERVER_RANK = 16
-"""vLLM's default ``max_lora_rank``; other servers have limits like it."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RepairPlan:
-    """What a repair will write; nothing is written before :meth:`apply`.
-
-    Attributes:
-        survey: What it is based on.
-        control: The intervention.
-        strength: λ.
-        which: Of the vectors.
-        seed: Of random directions.
-        rank: As asked for.
-        compact: Ranks differ by module (``rank_pattern``).
-        writes: ``adapter``, or ``checkpoint``: a full one, with the adapter merged where one was given.
-        edits: Everything that changes; empty when there is nothing to repair.
-        matrices: The same, described.
-        modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
-        num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
-        findings: What the reader must know.
-    """
-
-    survey: Survey
-    control: Kind
-    strength: float
-    which: str
-    seed: int
-    rank: Rank
-    compact: bool
-    writes: Literal["adapter", "checkpoint"]
-    edits: tuple[MatrixEdit, ...]
-    matrices: tuple[EditedMatrix, ...]
-    modules: tuple[ModuleRank, ...]
-    num_left: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_copy(self) -> bool:
-        """Nothing is edited, and the output is the tuned model byte for byte."""
-        return not self.edits and not self.merges
-
-    @property
-    def merges(self) -> bool:
-        """An adapter goes into a full checkpoint."""
-        return self.writes == "checkpoint" and not isinstance(self.survey.tuned, ModelSource)
-
-    @property
-    def changed(self) -> Mapping[str, MatrixEdit]:
-        """The edits by name."""
-        return {edit.name: edit for edit in self.edits}
-
-    @property
-    def stored_rank(self) -> int | None:
-        """The one rank of an adapter whose modules all have it, else None."""
-        ranks = {module.after for module in self.modules}
-        return ranks.pop() if len(ranks) == 1 else None
+class RepairPlan(RepairRecord):
+    """What a repair will change; :meth:`apply` writes it."""
 
     def apply(self, out: Path | str, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> Path:
         """Write the repaired model: whole, or not at all.
@@ -100,8 +51,6 @@ class RepairPlan:
             ResourceExhausted: there is no room; nothing is left behind.
             MalformedInput: an input changed since planning.
         """
-        from intruscope.repair.apply import write_repair
-
         return write_repair(self, out, on_progress=on_progress)
 
 
@@ -243,13 +192,7 @@ def _check_rank(rank: Rank, *, compact: bool) -> None:
 
 def _check_inputs(found: Survey) -> None:
     """Refuse what could only be repaired in part or by guessing."""
-    for source in (found.base, found.tuned):
-        if isinstance(source, ModelSource) and source.unreadable is not None:
-            raise UnsupportedFormat(
-                f"got a model that is {source.unreadable}, expected float64, float32, float16 or bfloat16",
-                remedy="give the unquantised model that it was made from",
-                file=source.path,
-            )
+    check_readable(found.base, found.tuned)
     if not found.unreadable:
         return
     report = found.unreadable[0]
@@ -274,12 +217,7 @@ def _findings(
         message = f"nothing to repair: no vector is changed, {copied}"
         findings.append(Finding(code="nothing-to-repair", severity="info", message=message))
     largest = max((module.after for module in modules if module.touched), default=0)
-    if largest > SERVER_RANK:
-        message = (
-            f"the adapter's rank is now {largest}: servers often accept no more than {SERVER_RANK} unless "
-            "told to (vLLM: --max-lora-rank); the rank 'same' keeps it, with an error"
-        )
-        findings.append(Finding(code="rank-above-servers", severity="warning", message=message))
+    findings += server_rank_findings(largest, "; rank 'same' keeps the old rank, at the cost of an error")
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))
     if lost > 0.0:
         asked = math.sqrt(sum(module.change_norm**2 for module in modules))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.survey import SurveyedMatrix
+    from intruscope.repair.interventions import Kind
+    from intruscope.repair.survey import Survey, SurveyedMatrix
     from intruscope.spectra.records import Certificate, Verdict
+    from intruscope.weights.matrices import Finding
 
 SCHEMA = "intruscope.repair/1"
+Rank = Literal["exact", "same"] | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,3 +220,59 @@ def totals(matrices: Sequence[EditedMatrix]) -> Totals:
 
 def _share(part: float, whole: float) -> float | None:
     return min(1.0, part / whole) if whole > 0.0 else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RepairRecord:
+    """What a repair will change; nothing is written yet.
+
+    Attributes:
+        survey: What it is based on.
+        control: The intervention.
+        strength: λ.
+        which: Of the vectors.
+        seed: Of random directions.
+        rank: As asked for.
+        compact: Ranks differ by module (``rank_pattern``).
+        writes: ``adapter``, or ``checkpoint``: a full one, with the adapter merged where one was given.
+        edits: Everything that changes; empty when there is nothing to repair.
+        matrices: The same, described.
+        modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
+        num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
+        findings: What the reader must know.
+    """
+
+    survey: Survey
+    control: Kind
+    strength: float
+    which: str
+    seed: int
+    rank: Rank
+    compact: bool
+    writes: Literal["adapter", "checkpoint"]
+    edits: tuple[MatrixEdit, ...]
+    matrices: tuple[EditedMatrix, ...]
+    modules: tuple[ModuleRank, ...]
+    num_left: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_copy(self) -> bool:
+        """Nothing is edited, and the output is the tuned model byte for byte."""
+        return not self.edits and not self.merges
+
+    @property
+    def merges(self) -> bool:
+        """An adapter goes into a full checkpoint."""
+        return self.writes == "checkpoint" and not isinstance(self.survey.tuned, ModelSource)
+
+    @property
+    def changed(self) -> Mapping[str, MatrixEdit]:
+        """The edits by name."""
+        return {edit.name: edit for edit in self.edits}
+
+    @property
+    def stored_rank(self) -> int | None:
+        """The one rank of an adapter whose modules all have it, else None."""
+        ranks = {module.after for module in self.modules}
+        return ranks.pop() if len(ranks) == 1 else None

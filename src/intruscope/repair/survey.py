@@ -14,8 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import UsageError
-from intruscope.repair.changed import changed_tensors
-from intruscope.repair.naming import matching
 from intruscope.spectra.codec import matrix_report_from_dict, pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
 from intruscope.spectra.scan import (
@@ -27,6 +25,8 @@ from intruscope.spectra.scan import (
     pair_sources,
     run_pairs,
 )
+from intruscope.weights.names import matching
+from intruscope.writing.changed import changed_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
