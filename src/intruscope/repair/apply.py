@@ -45,7 +45,7 @@ def write_repair(plan: RepairRecord, out: Path | str, *, on_progress: Callable[[
             single=config if given.is_file() else None,
             skip={MANIFEST_NAME, *([] if plan.is_copy else [README])},
         )
-        if plan.writes == "adapter":
+        if plan.writes == "adapter" and plan.lora is None:
             check_adapter(plan, target.path)
         if not plan.is_copy:
             card = None if given.is_file() or not (home / README).is_file() else home / README

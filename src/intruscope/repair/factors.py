@@ -89,19 +89,12 @@ def low_rank_modules(
 
     Args:
         base: That the adapter is paired with.
-        adapter: Of format ``peft``.
+        adapter: A LoRA of PEFT.
         pairing: Of both.
 
     Raises:
-        UnsupportedFormat: a format that this can read but not write, by name.
+        IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
     """
-    config = adapter.config
-    if adapter.format != "peft" or config is None:
-        fact = f"got an adapter of the format {adapter.format}, which is read but not written, expected PEFT"
-        raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=adapter.path)
-    if config.enable_lora is not None:
-        fact = "got the old format of PEFT (enable_lora), which is read but not written, expected today's"
-        raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=config.path, tensor="enable_lora")
     modules, _ = sort_keys(adapter)
     match = Match(modules, base_matrices(base).matrices, base, adapter)
     strengths = match.strengths(modules, adapter)

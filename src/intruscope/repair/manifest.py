@@ -93,7 +93,8 @@ def _section(plan: RepairRecord) -> str:
             "them. Compare energies, not counts.",
         ]
     if plan.stored_rank is not None and any(module.touched for module in plan.modules):
-        lines += ["", f"The adapter's rank is {plan.stored_rank} (before: {_ranks_before(plan)})."]
+        before = "before: an adapter of another kind" if plan.lora else f"before: {_ranks_before(plan)}"
+        lines += ["", f"The adapter's rank is {plan.stored_rank} ({before})."]
     lines += ["", f"Details: `{MANIFEST_NAME}`.", ""]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError, printable
 from intruscope.repair.apply import write_repair
+from intruscope.repair.convert import convert, holds_edits, kind_of
 from intruscope.repair.interventions import checked_strength, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_mergeable
@@ -154,8 +155,12 @@ def plan_repair(
     changed = {edit.name: edit for edit in edits}
     chosen = selected(found, which)
     modules: tuple[ModuleRank, ...] = ()
+    lora = None
     if not isinstance(found.tuned, ModelSource) and not merged and edits:
-        modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
+        if holds_edits(found.tuned, found.pairing):
+            modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
+        else:
+            lora, modules = convert(found, found.tuned, changed, rank, compact=compact)
     return RepairPlan(
         survey=found,
         control=control,
@@ -172,6 +177,7 @@ def plan_repair(
             if m.name in changed
         ),
         modules=modules,
+        lora=lora,
         num_left=sum(v in ("borderline", "degenerate") for m in found.matrices for v in m.verdicts),
         findings=_findings(found, modules, edits=edits, is_copied=not is_adapter or not merged),
     )
@@ -216,6 +222,12 @@ def _findings(
         copied = "the output is a faithful copy" if is_copied else "the output is the merged model as it was"
         message = f"nothing to repair: no vector is changed, {copied}"
         findings.append(Finding(code="nothing-to-repair", severity="info", message=message))
+    if any(module.before == 0 for module in modules) and not isinstance(found.tuned, ModelSource):
+        message = (
+            f"an adapter of the kind {kind_of(found.tuned)} cannot hold these edits in its own form; the "
+            "output is a plain LoRA"
+        )
+        findings.append(Finding(code="written-as-lora", severity="info", message=message))
     largest = max((module.after for module in modules if module.touched), default=0)
     findings += server_rank_findings(largest, "; rank 'same' keeps the old rank, at the cost of an error")
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))

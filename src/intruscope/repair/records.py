@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from intruscope.repair.survey import Survey, SurveyedMatrix
     from intruscope.spectra.records import Certificate, Verdict
     from intruscope.weights.matrices import Finding
+    from intruscope.writing.lora import LoraAdapter
 
 SCHEMA = "intruscope.repair/1"
 Rank = Literal["exact", "same"] | int
@@ -86,7 +87,7 @@ class ModuleRank:
 
     Attributes:
         name: Of the module.
-        before: Its rank.
+        before: Its rank; 0 if the original does not store LoRA factors.
         exact: The rank at which the edited update is stored without loss.
         after: The rank at which it is stored.
         touched: False: its tensors keep their bytes.
@@ -238,6 +239,7 @@ class RepairRecord:
         edits: Everything that changes; empty when there is nothing to repair.
         matrices: The same, described.
         modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
+        lora: The adapter to write, if the original cannot hold the edits in its own form; else None.
         num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
         findings: What the reader must know.
     """
@@ -253,6 +255,7 @@ class RepairRecord:
     edits: tuple[MatrixEdit, ...]
     matrices: tuple[EditedMatrix, ...]
     modules: tuple[ModuleRank, ...]
+    lora: LoraAdapter | None
     num_left: int
     findings: tuple[Finding, ...]
 

@@ -15,11 +15,13 @@ from intruscope.adapters.folder import CONFIG_NAME, open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.adapters.updates import SavedUpdate, TokensUpdate
 from intruscope.adapters.vectors import trained_vectors
+from intruscope.repair.convert import converted_config
 from intruscope.repair.dense import edited_tokens, edited_whole
 from intruscope.repair.factors import low_rank_modules, new_factors
 from intruscope.repair.ranks import is_plain
 from intruscope.weights.source import ModelSource
 from intruscope.writing.folder import damaged
+from intruscope.writing.lora import write_lora
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +51,15 @@ def write_adapter(plan: RepairRecord, adapter: AdapterSource, target: OutputFold
     if plan.is_copy:
         target.copy(adapter.path, adapter.path.name)
         return
-    replaced = {**_new_factors(plan, adapter), **_new_saved(plan, adapter)}
+    replaced = _new_saved(plan, adapter)
     _move_vectors(plan, adapter, replaced)
+    if plan.lora is not None:
+        tensors = plan.lora.tensors()
+        for key, tensor in plan.lora.saved.tensors.items():
+            tensors[key] = replaced.get(tensor.name, tensor)
+        write_lora(converted_config(plan.lora, adapter), tensors, target)
+        return
+    replaced |= _new_factors(plan, adapter)
     target.write(WEIGHTS_NAME, lambda file: write_adapter_weights(file, adapter, replaced))
     config = _new_config(plan, adapter)
     if config is not None:

@@ -94,6 +94,8 @@ def _writes(plan: RepairPlan) -> str:
         return "an adapter; its factors are not changed"
     before = sorted({module.before for module in plan.modules})
     after = sorted({module.after for module in plan.modules})
+    if before == [0]:
+        return f"a LoRA adapter of rank {after[-1]}"
     ranks = [str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in (before, after)]
     same = f"an adapter of rank {ranks[1]}"
     return same if before == after else f"{same} (before: {ranks[0]})"

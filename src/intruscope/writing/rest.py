@@ -187,8 +187,9 @@ def _others(
     """Vectors that differ, and whatever the base does not have."""
     found = []
     if not isinstance(tuned, ModelSource):
+        compared = {entry.tensor for entry in pairing.coverage if entry.status == "compared"}
         for vector in trained_vectors(tuned, base):
-            if _ORIGINAL in vector.tensor.name:
+            if _ORIGINAL in vector.tensor.name or vector.tensor.name in compared:
                 continue
             target = vector.target
             name = target or vector.tensor.name.removeprefix(PEFT_PREFIX)
