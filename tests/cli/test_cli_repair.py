@@ -117,7 +117,7 @@ def test_options_reach_the_plan(planted, tmp_path):
         (("--strength", "-0.1"), 2, "finite number of at least 0"),
         (("--rank", "0"), 2, "expected exact, same or a positive number"),
         (("--rank", "best"), 2, "expected exact, same or a positive number"),
-        (("--rank", "same", "--compact"), 2, "leave one of the two out"),
+        (("--rank", "same", "--compact"), 2, "leave out one of the two"),
         (("--k", "all"), 2, "expected a number"),
         (("--epsilon", "0"), 2, "cosine"),
         (("--control", "magic"), 2, "magic"),

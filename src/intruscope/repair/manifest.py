@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from intruscope.repair.records import SCHEMA, totals
+from intruscope.repair.records import SCHEMA
 from intruscope.writing.folder import quoted, shown_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def plan_record(plan: RepairRecord) -> dict[str, Any]:
         "compact": plan.compact,
         "settings": {"k": settings.k, "epsilon": settings.epsilon, "seed": settings.seed},
         "nothing_to_repair": not plan.edits,
-        "totals": asdict(totals(plan.matrices)),
+        "totals": asdict(plan.totals),
         "matrices": [asdict(matrix) for matrix in plan.matrices],
         "scaled": [edit.name for edit in plan.edits if not edit.num_directions],
         "modules": [asdict(module) for module in plan.modules],
@@ -68,7 +68,7 @@ def _new_card(plan: RepairRecord) -> str:
 
 
 def _section(plan: RepairRecord) -> str:
-    sums = totals(plan.matrices)
+    sums = plan.totals
     base, tuned = shown_name(plan.survey.pairing.base), shown_name(plan.survey.pairing.tuned)
     lines = ["## Repaired with Intruscope", ""]
     made = f"Made from `{tuned}` on the base `{base}`"

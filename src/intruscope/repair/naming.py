@@ -1,4 +1,4 @@
-"""Which matrices and vectors a person means: ``top``, ``all``, or names with indices."""
+"""How users select matrices and vectors: ``top``, ``all``, or names with indices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NamedVectors:
     """One item of a selection by name.
 
     Attributes:
-        pattern: Name of a matrix, ``*`` standing for anything.
+        pattern: Name of a matrix, with ``*`` as a wildcard.
         vectors: ``top`` or ``all`` of its intruders, or indices by falling singular value, whatever their
             verdicts.
     """
@@ -29,9 +29,9 @@ def parse_which(which: str) -> Literal["top", "all"] | tuple[NamedVectors, ...]:
     """Read a selection.
 
     Args:
-        which: ``top`` (the highest intruder of each matrix, as the paper), ``all``, or names divided by
-            commas: ``NAME`` (its top intruder), ``NAME:all``, ``NAME:3``, ``NAME:0+2``. A ``*`` in a name
-            stands for anything.
+        which: ``top`` (the highest intruder of each matrix, as the paper), ``all``, or names separated
+            by commas: ``NAME`` (its top intruder), ``NAME:all``, ``NAME:3``, ``NAME:0+2``. ``*`` in a name is
+            a wildcard.
 
     Raises:
         UsageError: an item that is none of these.
@@ -45,9 +45,9 @@ def parse_which(which: str) -> Literal["top", "all"] | tuple[NamedVectors, ...]:
         match = _ITEM.fullmatch(text.strip())
         if match is None:
             raise UsageError(
-                f"got '{printable(which)}' as the vectors to edit, expected top, all, or names like "
+                f"'{printable(which)}' does not select vectors; use top, all, or names like "
                 "model.layers.0.self_attn.q_proj:0+2",
-                remedy="see which names there are with intruscope layers BASE",
+                remedy="list the names with intruscope layers BASE",
             )
         indices = match["indices"]
         chosen: Literal["top", "all"] | tuple[int, ...] = "top"

@@ -13,7 +13,7 @@ from intruscope.repair.interventions import checked_strength, intervene, selecte
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_mergeable
 from intruscope.repair.ranks import module_ranks
-from intruscope.repair.records import ModuleRank, RepairRecord, edited_matrix
+from intruscope.repair.records import EditedMatrix, ModuleRank, RepairRecord, edited_matrix, totals
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
 from intruscope.weights.output import check_new_folder
@@ -161,6 +161,12 @@ def plan_repair(
             modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
         else:
             lora, modules = convert(found, found.tuned, changed, rank, compact=compact)
+    matrices = tuple(
+        edited_matrix(changed[m.name], m, chosen[m.name] if control == "intruders" else None)
+        for m in found.matrices
+        if m.name in changed
+    )
+    findings = _findings(found, modules, edits=edits, is_copied=not is_adapter or not merged)
     return RepairPlan(
         survey=found,
         control=control,
@@ -171,43 +177,39 @@ def plan_repair(
         compact=compact,
         writes="adapter" if is_adapter and not merged else "checkpoint",
         edits=edits,
-        matrices=tuple(
-            edited_matrix(changed[m.name], m, chosen[m.name] if control == "intruders" else None)
-            for m in found.matrices
-            if m.name in changed
-        ),
+        matrices=matrices,
         modules=modules,
         lora=lora,
         num_left=sum(v in ("borderline", "degenerate") for m in found.matrices for v in m.verdicts),
-        findings=_findings(found, modules, edits=edits, is_copied=not is_adapter or not merged),
+        findings=(*findings, *_away_from_base(matrices, strength)),
     )
 
 
 def _check_rank(rank: Rank, *, compact: bool) -> None:
     if rank not in ("exact", "same") and (isinstance(rank, (str, bool)) or rank < 1):
         raise UsageError(
-            f"got the rank {printable(rank)}, expected exact, same or a number of at least 1",
-            remedy="leave it out for the exact one",
+            f"the rank is {printable(rank)}, but must be exact, same or a positive number",
+            remedy="leave it out for the exact rank",
         )
     if compact and rank != "exact":
         raise UsageError(
-            f"got compact with the rank {rank}, expected it with exact alone",
-            remedy="leave one of the two out",
+            f"compact works only with rank exact, not with {rank}",
+            remedy="leave out one of the two",
         )
 
 
 def _check_inputs(found: Survey) -> None:
-    """Refuse what could only be repaired in part or by guessing."""
+    """Refuse a model that could only be repaired in part."""
     check_readable(found.base, found.tuned)
     if not found.unreadable:
         return
     report = found.unreadable[0]
     reason = report.findings[0].message if report.findings else report.status
-    fact = f"got {len(found.unreadable)} matrices that could not be surveyed, expected all ({reason})"
+    unread = len(found.unreadable)
+    fact = f"{unread} {'matrix' if unread == 1 else 'matrices'} could not be analysed ({reason})"
     kind = MalformedInput if report.status in ("refused", "done") else ResourceExhausted
-    raise kind(
-        fact, remedy="scan the model to see which, and why", file=found.pairing.tuned, tensor=report.name
-    )
+    remedy = "scan the model to see which ones, and why"
+    raise kind(fact, remedy=remedy, file=found.pairing.tuned, tensor=report.name)
 
 
 def _findings(
@@ -219,21 +221,52 @@ def _findings(
         if finding.severity != "info" or finding.code == "resized"
     ]
     if not edits:
-        copied = "the output is a faithful copy" if is_copied else "the output is the merged model as it was"
-        message = f"nothing to repair: no vector is changed, {copied}"
+        copied = "an exact copy" if is_copied else "the merged model, otherwise unchanged"
+        message = f"nothing to repair: no vector is changed, and the output is {copied}"
         findings.append(Finding(code="nothing-to-repair", severity="info", message=message))
-    if any(module.before == 0 for module in modules) and not isinstance(found.tuned, ModelSource):
+    is_new = any(module.before == 0 for module in modules)
+    if is_new and not isinstance(found.tuned, ModelSource):
         message = (
             f"an adapter of the kind {kind_of(found.tuned)} cannot hold these edits in its own form; the "
             "output is a plain LoRA"
         )
         findings.append(Finding(code="written-as-lora", severity="info", message=message))
     largest = max((module.after for module in modules if module.touched), default=0)
-    findings += server_rank_findings(largest, "; rank 'same' keeps the old rank, at the cost of an error")
+    advice = "" if is_new else "; rank 'same' keeps the old rank, at the cost of an error"
+    findings += server_rank_findings(largest, advice)
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))
     if lost > 0.0:
         asked = math.sqrt(sum(module.change_norm**2 for module in modules))
-        share = f", {lost / asked:.1%} of the norm of the change" if asked > 0.0 else ""
-        message = f"the rank cuts off {lost:.4g} (Frobenius norm, all modules){share}"
+        share = f", {lost / asked:.1%} of the norm of the edit" if asked > 0.0 else ""
+        message = f"at this rank the adapter loses {lost:.4g} (Frobenius norm over all modules){share}"
         findings.append(Finding(code="rank-cut", severity="warning", message=message))
     return tuple(findings)
+
+
+def _away_from_base(matrices: tuple[EditedMatrix, ...], strength: float) -> list[Finding]:
+    """Advise against turning intruders down so far that the model ends up farther from the base.
+
+    An intruder's singular value holds a part of the base too, and turning it down removes that as well:
+    ‖ΔW + s C‖² = ‖ΔW‖² + 2 s ⟨ΔW, C⟩ + s² ‖C‖² for s times the change C.
+    """
+    vectors = [vector for matrix in matrices for vector in matrix.vectors]
+    sums = totals(matrices)
+    if strength >= 1.0 or not vectors or sums.update_norm_after is None:
+        return []
+    change = sum((vector.after - vector.before) ** 2 for vector in vectors)
+    growth = sums.update_norm_after**2 - sums.update_norm**2
+    if growth <= 1e-6 * sums.update_norm**2:
+        return []
+    # The largest s at which the norm does not grow, as a strength.
+    lowest = 1.0 - max(0.0, 1.0 - growth / change) * (1.0 - strength)
+    lowest = math.ceil(100.0 * lowest) / 100.0
+    advice = "leave out vectors that are mostly the base's"
+    if lowest < 1.0:
+        advice = f"a strength of at least {lowest:.2f} does not increase the norm"
+    message = (
+        "do not use this edit: it moves the model away from the base. The norm of the edited updates rises "
+        f"from {sums.update_norm:.4g} to {sums.update_norm_after:.4g}, and the share of it in the intruders' "
+        f"directions from {sums.update_before or 0.0:.1%} to {sums.update_after or 0.0:.1%}. A scan may find "
+        f"fewer intruders afterwards, but only because they dropped out of its top k; {advice}"
+    )
+    return [Finding(code="away-from-base", severity="warning", message=message)]

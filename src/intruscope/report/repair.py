@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.repair.records import totals
 from intruscope.report.terminal import finding_lines
 from intruscope.report.words import percent
 
@@ -43,7 +42,7 @@ def repair_table(plan: RepairPlan) -> list[RenderableType]:
 
 def repair_sentence(plan: RepairPlan) -> str:
     """Say in one or two sentences what a repair does; it promises nothing about forgetting."""
-    sums = totals(plan.matrices)
+    sums = plan.totals
     undecided = (
         f" {plan.num_left} vectors whose verdict is open are left alone."
         if plan.control == "intruders" and plan.num_left
@@ -70,7 +69,7 @@ def repair_sentence(plan: RepairPlan) -> str:
 
 
 def _figures(plan: RepairPlan) -> Table:
-    sums = totals(plan.matrices)
+    sums = plan.totals
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -82,6 +81,9 @@ def _figures(plan: RepairPlan) -> Table:
         if before is not None and after is not None:
             table.add_row(label, f"{percent(before)} {what} before, {percent(after)} after")
             label = ""
+    if sums.update_norm_after is not None:
+        shrinks = f"{sums.update_norm:.4g} before, {sums.update_norm_after:.4g} after"
+        table.add_row("norm of the updates", f"{shrinks} (‖ΔW‖ of the edited matrices)")
     table.add_row("norm of the change", f"{sums.change_norm:.4g}")
     table.add_row("writes", _writes(plan))
     return table
