@@ -239,6 +239,18 @@ def test_adapters_of_other_kinds_become_lora(config, tmp_path):
         assert not merged.exists()
 
 
+def test_nothing_that_peft_or_transformers_prints_gets_out(pairs, tmp_path, capfd):
+    pair = pairs("llama")
+    config = LoHaConfig(target_modules=["q_proj", "up_proj"], r=2, task_type="CAUSAL_LM")
+    model = get_peft_model(type(pair.base).from_pretrained(pair.folder / "base"), config)
+    peft_models.train(model)
+    model.save_pretrained(tmp_path / "loha")
+    capfd.readouterr()
+    plan = extract(pair.names[0], str(tmp_path / "loha"), rank=4, options=INLINE)  # warnings are errors
+    assert plan.totals.relative_error < 1e-6  # the product of two rank-2 factors has rank 4
+    assert capfd.readouterr() == ("", "")
+
+
 def test_names_are_those_in_memory_not_those_in_files(pairs, tmp_path):
     """GPT-2 on the hub is stored without its prefix; an adapter named so would be loaded and do nothing."""
     pair = pairs("gpt2")

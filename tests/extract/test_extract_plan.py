@@ -328,6 +328,36 @@ def test_what_was_finished_is_not_computed_again(choice, models, tmp_path, monke
             assert torch.equal(one, two)
 
 
+def test_the_table_is_sorted_by_its_error_and_breaks_names_after_dots(tmp_path):
+    """A small matrix with a large relative error comes before a large one that loses more in all."""
+    import io
+
+    from rich.console import Console
+
+    from intruscope.report.extract import extract_table
+
+    loud = "model.layers.1.mlp.down_proj"
+    before, after = bases(), planted(3)
+    after[f"{loud}.weight"] += 50 * (planted(1)[f"{loud}.weight"] - before[f"{loud}.weight"])
+    names = write(tmp_path / "base", before), write(tmp_path / "tuned", after)
+    plan = extract(*names, rank=1, options=INLINE)
+    by_norm = max(plan.matrices, key=lambda matrix: matrix.relative_error * matrix.update_norm)
+    assert by_norm.relative_error < max(matrix.relative_error for matrix in plan.matrices)
+    stream = io.StringIO()
+    for part in extract_table(plan):
+        Console(file=stream, width=72).print(part)
+    text = stream.getvalue()
+    table = text[text.index("Largest relative errors first") :].splitlines()
+    rows = [line.split() for line in table if " 1 " in line]
+    errors = [float(row[row.index("1") + 1]) for row in rows]
+    assert len(errors) == len(SHAPES)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == pytest.approx(max(m.relative_error for m in plan.matrices), rel=1e-2)
+    words = {word for name in SHAPES for word in name.split(".")}
+    cells = {line.split()[0] for line in table if "model." in line or "_proj" in line}
+    assert all(set(cell.strip(".").split(".")) <= words for cell in cells)
+
+
 def test_the_manifest_holds_what_was_said(models, tmp_path):
     from intruscope.extract.write import plan_record
 

@@ -57,9 +57,12 @@ def open_any(
     if lora_alpha is not None:
         fact = f"got lora_alpha {lora_alpha:g} for an adapter that tells its own, expected none"
         raise UsageError(fact, remedy="leave it out", file=folder)
+    from intruscope.adapters.live_models import quiet
+
     before, scratch = open_model(base, allow_pickle=allow_pickle), Scratch()
     try:
-        merge_other_kind(before, folder, scratch.folder / "merged")
+        with quiet():
+            merge_other_kind(before, folder, scratch.folder / "merged")
     except IntruscopeError:
         raise
     except OSError as error:

@@ -11,6 +11,7 @@ from rich.text import Text
 from intruscope.errors import printable
 from intruscope.plots.extract import error_curve_figure
 from intruscope.plots.figures import write_figures
+from intruscope.report.names import DottedName
 from intruscope.report.terminal import finding_lines
 from intruscope.report.words import percent
 
@@ -103,21 +104,18 @@ def _curve(plan: ExtractPlan) -> Table:
 
 
 def _matrices(plan: ExtractPlan) -> Table:
-    """The matrices with the largest errors first."""
-    title = (
-        "Largest errors first; the spectral norm is of what is left, over that of the update's Frobenius norm"
-    )
+    """The matrices with the largest relative errors first."""
+    title = "Largest relative errors first (Frobenius; spectral: largest singular value of what is lost)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column("matrix", overflow="fold")
+    table.add_column("matrix")
     for name in ("rank", "error", "spectral", "eff. rank", "intruders"):
         table.add_column(name, justify="right", no_wrap=True)
-    ordered = sorted(plan.matrices, key=lambda matrix: -matrix.relative_error * matrix.update_norm)
+    ordered = sorted(plan.matrices, key=lambda matrix: -matrix.relative_error)
     for matrix in ordered[:_MAX_ROWS]:
-        table.add_row(
-            Text(printable(matrix.name)), str(matrix.rank), f"{matrix.relative_error:.3g}", *_more(matrix)
-        )
+        error = f"{matrix.relative_error:.3g}"
+        table.add_row(DottedName(matrix.name), str(matrix.rank), error, *_more(matrix))
     if len(ordered) > _MAX_ROWS:
-        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} matrices more", style="dim"), "", "", "", "", "")
+        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} more matrices", style="dim"), "", "", "", "", "")
     return table
 
 

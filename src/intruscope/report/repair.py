@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
+from intruscope.report.names import DottedName
 from intruscope.report.terminal import finding_lines
 from intruscope.report.words import percent
 
@@ -107,16 +108,15 @@ def _matrices(plan: RepairPlan) -> Table:
     """The matrices with the largest changes first."""
     title = "Largest changes first; shares are of the update, in the intruders' directions"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column("matrix", overflow="fold")
+    table.add_column("matrix")
     for name in ("vectors", "change", "before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     ordered = sorted(plan.matrices, key=lambda matrix: -matrix.change_norm)
     for matrix in ordered[:_MAX_ROWS]:
-        table.add_row(
-            Text(printable(matrix.name)), _vectors(matrix), f"{matrix.change_norm:.3g}", *_shares(matrix)
-        )
+        change = f"{matrix.change_norm:.3g}"
+        table.add_row(DottedName(matrix.name), _vectors(matrix), change, *_shares(matrix))
     if len(ordered) > _MAX_ROWS:
-        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} matrices more", style="dim"), "", "", "", "")
+        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} more matrices", style="dim"), "", "", "", "")
     return table
 
 
