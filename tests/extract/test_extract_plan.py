@@ -236,19 +236,19 @@ def test_a_base_that_is_not_the_one_is_suspected(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ({}, "got none of them, expected one of"),
-        ({"rank": 2, "energy": 0.5}, "got rank and energy, expected one"),
-        ({"error": 0.1, "parameters": 10}, "got error and parameters"),
-        ({"rank": 0}, "got the rank 0, expected a whole number from 1"),
-        ({"rank": -3}, "got the rank -3"),
-        ({"rank": 41}, "got the rank 41, expected at most 40"),
-        ({"energy": 0.0}, "a share above 0 and up to 1"),
-        ({"energy": 1.2}, "a share above 0 and up to 1"),
-        ({"energy": math.nan}, "a share above 0 and up to 1"),
-        ({"error": 1.0}, "a relative error from 0 and below 1"),
-        ({"error": -0.1}, "a relative error from 0 and below 1"),
-        ({"parameters": 0}, "a whole number from 1"),
-        ({"parameters": 79}, "got 79 parameters, expected at least 80"),
+        ({}, "none was given, but exactly one of"),
+        ({"rank": 2, "energy": 0.5}, "rank and energy were given"),
+        ({"error": 0.1, "parameters": 10}, "error and parameters were given"),
+        ({"rank": 0}, "rank is 0, but must be a positive integer"),
+        ({"rank": -3}, "rank is -3"),
+        ({"rank": 41}, "rank 41 is impossible: no selected matrix has a rank above 40"),
+        ({"energy": 0.0}, "must be above 0 and at most 1"),
+        ({"energy": 1.2}, "must be above 0 and at most 1"),
+        ({"energy": math.nan}, "must be above 0 and at most 1"),
+        ({"error": 1.0}, "must be at least 0 and below 1"),
+        ({"error": -0.1}, "must be at least 0 and below 1"),
+        ({"parameters": 0}, "must be a positive integer"),
+        ({"parameters": 79}, "79 parameters are too few: one direction of the smallest matrix takes 80"),
         ({"rank": 2, "which": "model.layers.7.*"}, "is not the name of a matrix"),
     ],
     ids=str,
@@ -261,7 +261,7 @@ def test_requests_without_meaning_are_refused(choice, says, models):
 def test_factors_too_large_for_a_dtype_are_refused(tmp_path):
     after = planted(1, size=1e14)
     names = write(tmp_path / "base", bases()), write(tmp_path / "tuned", after)
-    with pytest.raises(UsageError, match="that float16 cannot hold"):
+    with pytest.raises(UsageError, match="overflow float16"):
         extract(*names, rank=1, dtype="float16", options=INLINE)
 
 

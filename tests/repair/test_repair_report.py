@@ -96,7 +96,7 @@ def test_undecided_vectors_are_left_alone_and_said(models, tmp_path):
     plan = repair(str(tmp_path / "base"), str(tmp_path / "tuned"), strength=0.5, options=INLINE)
     assert plan.num_left == sum(v != "aligned" for v in plan.survey.matrices[0].verdicts) > 0
     assert not plan.edits
-    assert f"{plan.num_left} vectors whose verdict is open are left alone" in repair_sentence(plan)
+    assert f"{plan.num_left} undecided vectors are left alone" in repair_sentence(plan)
 
 
 def test_foreign_names_stay_text(models, tmp_path):

@@ -140,7 +140,7 @@ class Runner:
         for name, record in found.items():
             if record["finding"] is not None and record["finding"]["severity"] == "error":
                 raise MalformedInput(
-                    f"got {record['finding']['message']}, expected finite numbers",
+                    f"the matrix cannot be decomposed: {record['finding']['message']}",
                     remedy="check how the model was trained and saved",
                     file=self._pairing.tuned,
                     tensor=name,
@@ -196,8 +196,8 @@ class Runner:
         if outcome.record is not None:
             return outcome.record
         raise ResourceExhausted(
-            f"got no result ({outcome.reason or outcome.status}), expected one of every matrix",
-            remedy="run the same command again, with fewer --workers or more --memory",
+            f"the matrix was not finished ({outcome.reason or outcome.status})",
+            remedy="run the same command again with fewer --workers or more --memory",
             file=self._pairing.tuned,
             tensor=module.name,
         )

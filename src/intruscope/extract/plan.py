@@ -175,8 +175,8 @@ def _factors(found: Directions, rank: int, dtype: Dtype) -> tuple[torch.Tensor, 
     up, down = (factor.to(getattr(torch, dtype)).contiguous() for factor in found.factors(rank))
     if not bool(up.isfinite().all() and down.isfinite().all()):
         raise UsageError(
-            f"got factors that {dtype} cannot hold, expected numbers below {torch.finfo(up.dtype).max:.0f}",
-            remedy="give --dtype float32",
+            f"the factors overflow {dtype}, whose largest value is {torch.finfo(up.dtype).max:.0f}",
+            remedy="use --dtype float32",
         )
     return up, down
 

@@ -117,7 +117,7 @@ def edited_whole(
         if edit is not None:
             tuned_OI = view.load()
             base_OI = pair.base.load() if edit.update_scale != 1.0 else tuned_OI
-            # A resized vocabulary: the words that both sides have come first.
+            # In a resized vocabulary the tokens that both sides have come first.
             view.place(edit.applied(base_OI, tuned_OI), whole[: view.tensor.shape[0]])
     return whole
 
@@ -145,17 +145,17 @@ def _merged_whole(
 
 
 def edited_tokens(pair: MatrixPair, edit: MatrixEdit) -> torch.Tensor:
-    """The trained rows of an embedding, moved towards the base.
+    """The trained rows of an embedding, moved towards the base's.
 
     Raises:
-        UnsupportedFormat: the edit reaches words that were not trained.
+        UnsupportedFormat: the edit changes rows that were not trained.
         MalformedInput: a file changed since planning.
     """
     update = pair.update
     assert isinstance(update, TokensUpdate)
     if edit.num_directions:
-        fact = f"got an edit of all words of {printable(pair.name)}, of which the adapter stores "
-        fact += f"{len(update.indices)}, expected one of these alone"
+        fact = f"the edit changes every row of {printable(pair.name)}, but the adapter stores only "
+        fact += f"{len(update.indices)} of them"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=update.rows.path, tensor=update.rows.name)
     rows = update.rows.read()
     base_OI = pair.base.load()

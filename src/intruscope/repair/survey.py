@@ -153,7 +153,7 @@ def survey(
     settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
     if settings.k == "all":
         raise UsageError(
-            "k is 'all', expected a number: an intruder is one of the top k", remedy="write for example k=10"
+            "k must be a number here: an intruder is one of the top k", remedy="use for example k=10"
         )
     options = options or RunOptions()
     executor = executor_for(_FUNCTION_WITH_UPDATE if update_spectra else _FUNCTION, settings, options)

@@ -1,4 +1,4 @@
-"""What a terminal shows of a repair: what changes, in energy and not only in counts, and how it is stored."""
+"""The terminal's view of a repair: what changes, in energy and not only in counts, and how it is stored."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def repair_sentence(plan: RepairPlan) -> str:
     """Say in one or two sentences what a repair does; it promises nothing about forgetting."""
     sums = plan.totals
     undecided = (
-        f" {plan.num_left} vectors whose verdict is open are left alone."
+        f" {plan.num_left} undecided vectors are left alone."
         if plan.control == "intruders" and plan.num_left
         else ""
     )
@@ -61,8 +61,8 @@ def repair_sentence(plan: RepairPlan) -> str:
     counted = ""
     if sums.num_still_counted:
         counted = (
-            f" Their directions stay: a scan will still count at least {sums.num_still_counted} of them as "
-            "intruders, only smaller."
+            f" Their directions do not change: a scan will still count at least {sums.num_still_counted} of "
+            "them as intruders, with smaller singular values."
         )
     vectors = "1 vector is" if sums.num_vectors == 1 else f"{sums.num_vectors} vectors are"
     matrices = "1 matrix" if sums.num_matrices == 1 else f"{sums.num_matrices} matrices"
@@ -106,7 +106,7 @@ def _writes(plan: RepairPlan) -> str:
 
 def _matrices(plan: RepairPlan) -> Table:
     """The matrices with the largest changes first."""
-    title = "Largest changes first; shares are of the update, in the intruders' directions"
+    title = "Largest changes first; before and after: share of the update in the intruders' directions"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
     table.add_column("matrix")
     for name in ("vectors", "change", "before", "after"):
