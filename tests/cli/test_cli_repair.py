@@ -45,7 +45,7 @@ def test_a_repair_writes_a_folder_and_says_what_it_did(planted, tmp_path):
     assert done.stderr == ""
     text = " ".join(done.stdout.split())
     assert "2 vectors are multiplied by 0.5, in 2 matrices." in text
-    assert "a scan will still count at least 2 of them as intruders, only smaller." in text
+    assert "a scan will still count at least 2 of them as intruders, with smaller singular values." in text
     assert "of the edited updates before" in text
     assert text.endswith(f"written: {out}")
     assert fingerprint(planted) == before
@@ -117,8 +117,8 @@ def test_options_reach_the_plan(planted, tmp_path):
         (("--strength", "-0.1"), 2, "finite number of at least 0"),
         (("--rank", "0"), 2, "expected exact, same or a positive number"),
         (("--rank", "best"), 2, "expected exact, same or a positive number"),
-        (("--rank", "same", "--compact"), 2, "leave one of the two out"),
-        (("--k", "all"), 2, "expected a number"),
+        (("--rank", "same", "--compact"), 2, "leave out one of the two"),
+        (("--k", "all"), 2, "k must be a number"),
         (("--epsilon", "0"), 2, "cosine"),
         (("--control", "magic"), 2, "magic"),
         (("--which", "no.such.matrix"), 2, "did you mean"),

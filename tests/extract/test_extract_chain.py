@@ -103,7 +103,7 @@ def test_no_adapters_of_the_rank_come_closer():
 
 def test_chains_without_meaning_are_refused():
     square, target = torch.eye(4), torch.randn(4, 4)
-    with pytest.raises(UsageError, match="got the rank 0"):
+    with pytest.raises(UsageError, match="rank is 0"):
         construct_chain([square], target, 0)
     with pytest.raises(MalformedInput, match="NaN or infinity"):
         construct_chain([square, square * float("nan")], target, 1)

@@ -53,7 +53,7 @@ def test_an_adapter_is_written_with_its_error_its_curve_and_its_picture(models, 
     text = " ".join(done.stdout.split())
     assert f"A LoRA of rank 1 on {COUNT} matrices keeps 100% of the squared update" in text
     assert f"{COUNT * 88:,} , float32" in text or f"{COUNT * 88:,}, float32" in text
-    assert "own ranks: error" in text
+    assert "error, own ranks" in text
     assert text.endswith(f"written: {out}")
     assert fingerprint(models[0].parent) == before
     manifest = json.loads((out / "intruscope_extract.json").read_text())
@@ -82,16 +82,20 @@ def test_a_dry_run_writes_nothing_and_no_change_is_no_error(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("-o", "OUT"), 2, "got none of them, expected one of rank, energy, error and parameters"),
-        (("--rank", "1", "--energy", "0.9", "-o", "OUT"), 2, "got rank and energy, expected one"),
-        (("--rank", "0", "-o", "OUT"), 2, "got the rank 0"),
-        (("--rank", "-1", "-o", "OUT"), 2, "got the rank -1"),
-        (("--rank", "999", "-o", "OUT"), 2, "got the rank 999, expected at most 40"),
-        (("--energy", "1.5", "-o", "OUT"), 2, "a share above 0 and up to 1"),
-        (("--error", "1", "-o", "OUT"), 2, "a relative error from 0 and below 1"),
-        (("--parameters", "3", "-o", "OUT"), 2, "got 3 parameters, expected at least 88"),
+        (("-o", "OUT"), 2, "none was given, but exactly one of rank, energy, error and parameters"),
+        (("--rank", "1", "--energy", "0.9", "-o", "OUT"), 2, "rank and energy were given"),
+        (("--rank", "0", "-o", "OUT"), 2, "rank is 0"),
+        (("--rank", "-1", "-o", "OUT"), 2, "rank is -1"),
+        (("--rank", "999", "-o", "OUT"), 2, "no selected matrix has a rank above 40"),
+        (("--energy", "1.5", "-o", "OUT"), 2, "must be above 0 and at most 1"),
+        (("--error", "1", "-o", "OUT"), 2, "must be at least 0 and below 1"),
+        (
+            ("--parameters", "3", "-o", "OUT"),
+            2,
+            "3 parameters are too few: one direction of the smallest matrix takes 88",
+        ),
         (("--rank", "1"), 2, "name a new folder: -o OUT"),
-        (("--rank", "1", "-o", "OUT", "--which", "nothing.*"), 2, "expected the name of a matrix"),
+        (("--rank", "1", "-o", "OUT", "--which", "nothing.*"), 2, "is not the name of a matrix"),
         (("--rank", "1", "-o", "OUT", "--epsilon", "2"), 2, "expected a cosine"),
         (("--rank", "1", "-o", "OUT", "--json", "OUT/plan.json"), 7, ""),
         (("--rank", "1", "-o", "BASE/out"), 7, "lies in the input"),

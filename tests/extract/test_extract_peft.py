@@ -232,11 +232,18 @@ def test_adapters_of_other_kinds_become_lora(config, tmp_path):
     plan.apply(tmp_path / "out")
     again = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "out")
     assert relative(logits(again), logits(model), logits(base)) < 1e-4
-    if plan.scratch is not None:
-        merged = plan.scratch.folder
-        assert merged.is_dir()
-        del plan
-        assert not merged.exists()
+
+
+def test_nothing_that_peft_or_transformers_prints_gets_out(pairs, tmp_path, capfd):
+    pair = pairs("llama")
+    config = LoHaConfig(target_modules=["q_proj", "up_proj"], r=2, task_type="CAUSAL_LM")
+    model = get_peft_model(type(pair.base).from_pretrained(pair.folder / "base"), config)
+    peft_models.train(model)
+    model.save_pretrained(tmp_path / "loha")
+    capfd.readouterr()
+    plan = extract(pair.names[0], str(tmp_path / "loha"), rank=4, options=INLINE)  # warnings are errors
+    assert plan.totals.relative_error < 1e-6  # the product of two rank-2 factors has rank 4
+    assert capfd.readouterr() == ("", "")
 
 
 def test_names_are_those_in_memory_not_those_in_files(pairs, tmp_path):

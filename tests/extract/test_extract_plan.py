@@ -144,7 +144,7 @@ def test_nothing_changed_is_said_and_writes_nothing(models, tmp_path):
     plan = extract(models[0], models[0], rank=2, options=INLINE)
     assert plan.is_empty
     assert [finding.code for finding in plan.findings] == ["nothing-to-extract"]
-    with pytest.raises(UsageError, match="without a matrix that changed"):
+    with pytest.raises(UsageError, match="no selected matrix changed"):
         plan.apply(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -236,20 +236,20 @@ def test_a_base_that_is_not_the_one_is_suspected(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ({}, "got none of them, expected one of"),
-        ({"rank": 2, "energy": 0.5}, "got rank and energy, expected one"),
-        ({"error": 0.1, "parameters": 10}, "got error and parameters"),
-        ({"rank": 0}, "got the rank 0, expected a whole number from 1"),
-        ({"rank": -3}, "got the rank -3"),
-        ({"rank": 41}, "got the rank 41, expected at most 40"),
-        ({"energy": 0.0}, "a share above 0 and up to 1"),
-        ({"energy": 1.2}, "a share above 0 and up to 1"),
-        ({"energy": math.nan}, "a share above 0 and up to 1"),
-        ({"error": 1.0}, "a relative error from 0 and below 1"),
-        ({"error": -0.1}, "a relative error from 0 and below 1"),
-        ({"parameters": 0}, "a whole number from 1"),
-        ({"parameters": 79}, "got 79 parameters, expected at least 80"),
-        ({"rank": 2, "which": "model.layers.7.*"}, "expected the name of a matrix"),
+        ({}, "none was given, but exactly one of"),
+        ({"rank": 2, "energy": 0.5}, "rank and energy were given"),
+        ({"error": 0.1, "parameters": 10}, "error and parameters were given"),
+        ({"rank": 0}, "rank is 0, but must be a positive integer"),
+        ({"rank": -3}, "rank is -3"),
+        ({"rank": 41}, "rank 41 is impossible: no selected matrix has a rank above 40"),
+        ({"energy": 0.0}, "must be above 0 and at most 1"),
+        ({"energy": 1.2}, "must be above 0 and at most 1"),
+        ({"energy": math.nan}, "must be above 0 and at most 1"),
+        ({"error": 1.0}, "must be at least 0 and below 1"),
+        ({"error": -0.1}, "must be at least 0 and below 1"),
+        ({"parameters": 0}, "must be a positive integer"),
+        ({"parameters": 79}, "79 parameters are too few: one direction of the smallest matrix takes 80"),
+        ({"rank": 2, "which": "model.layers.7.*"}, "is not the name of a matrix"),
     ],
     ids=str,
 )
@@ -261,7 +261,7 @@ def test_requests_without_meaning_are_refused(choice, says, models):
 def test_factors_too_large_for_a_dtype_are_refused(tmp_path):
     after = planted(1, size=1e14)
     names = write(tmp_path / "base", bases()), write(tmp_path / "tuned", after)
-    with pytest.raises(UsageError, match="that float16 cannot hold"):
+    with pytest.raises(UsageError, match="overflow float16"):
         extract(*names, rank=1, dtype="float16", options=INLINE)
 
 
@@ -326,6 +326,36 @@ def test_what_was_finished_is_not_computed_again(choice, models, tmp_path, monke
     for name, factors in whole.factors.items():
         for one, two in zip(factors, plan.factors[name], strict=True):
             assert torch.equal(one, two)
+
+
+def test_the_table_is_sorted_by_its_error_and_breaks_names_after_dots(tmp_path):
+    """A small matrix with a large relative error comes before a large one that loses more in all."""
+    import io
+
+    from rich.console import Console
+
+    from intruscope.report.extract import extract_table
+
+    loud = "model.layers.1.mlp.down_proj"
+    before, after = bases(), planted(3)
+    after[f"{loud}.weight"] += 50 * (planted(1)[f"{loud}.weight"] - before[f"{loud}.weight"])
+    names = write(tmp_path / "base", before), write(tmp_path / "tuned", after)
+    plan = extract(*names, rank=1, options=INLINE)
+    by_norm = max(plan.matrices, key=lambda matrix: matrix.relative_error * matrix.update_norm)
+    assert by_norm.relative_error < max(matrix.relative_error for matrix in plan.matrices)
+    stream = io.StringIO()
+    for part in extract_table(plan):
+        Console(file=stream, width=72).print(part)
+    text = stream.getvalue()
+    table = text[text.index("Largest relative errors first") :].splitlines()
+    rows = [line.split() for line in table if " 1 " in line]
+    errors = [float(row[row.index("1") + 1]) for row in rows]
+    assert len(errors) == len(SHAPES)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == pytest.approx(max(m.relative_error for m in plan.matrices), rel=1e-2)
+    words = {word for name in SHAPES for word in name.split(".")}
+    cells = {line.split()[0] for line in table if "model." in line or "_proj" in line}
+    assert all(set(cell.strip(".").split(".")) <= words for cell in cells)
 
 
 def test_the_manifest_holds_what_was_said(models, tmp_path):

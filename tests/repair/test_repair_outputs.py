@@ -18,9 +18,9 @@ def test_a_strength_without_meaning_is_refused_before_anything_is_read(strength)
 
 @pytest.mark.parametrize("rank", [0, -3, True, "most"])
 def test_a_rank_without_meaning_is_refused(models, rank):
-    with pytest.raises(UsageError, match="expected exact, same or a number"):
+    with pytest.raises(UsageError, match="must be exact, same or a positive number"):
         plan_of(models, rank=rank)
-    with pytest.raises(UsageError, match="leave one of the two out"):
+    with pytest.raises(UsageError, match="leave out one of the two"):
         plan_of(models, rank="same", compact=True)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from repair_models import CONFIG, INLINE, bases, digests, factors, plan_of, raw, write_adapter
+from repair_models import CONFIG, INLINE, RANK, bases, digests, factors, plan_of, raw, write_adapter
 from safetensors.torch import load_file, save_file
 
 from intruscope.errors import IntruscopeError, MalformedInput, UnsupportedFormat
@@ -29,7 +29,7 @@ def test_a_quantised_base_is_refused_by_name(models, tmp_path):
             repair(str(tmp_path / "base"), str(models / tuned), strength=0.5, options=INLINE)
 
 
-def test_formats_that_are_read_but_not_written_are_refused_by_name(models, tmp_path):
+def test_formats_that_cannot_hold_an_edit_become_a_lora_or_a_checkpoint(models, tmp_path):
     name = "model.layers.0.self_attn.q_proj"
     adapter = factors()
     loralib = {
@@ -40,13 +40,23 @@ def test_formats_that_are_read_but_not_written_are_refused_by_name(models, tmp_p
     save_file(loralib, tmp_path / "loralib" / "adapter_model.safetensors")
     options = {"strength": 0.5, "options": INLINE, "lora_alpha": 6.0}
     arguments = (str(models / "base"), str(tmp_path / "loralib"))
-    with pytest.raises(UnsupportedFormat, match="loralib.*--merged"):
-        repair(*arguments, **options)
+    plan = repair(*arguments, **options)
+    assert "written-as-lora" in {finding.code for finding in plan.findings}
+    plan.apply(tmp_path / "lora")
+    plan_of(models).apply(tmp_path / "twin")
+    lora, twin = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("lora", "twin"))
+    key = f"base_model.model.{name}.lora_"
+    assert lora[f"{key}A.weight"].shape == (RANK + 1, 48)
+    torch.testing.assert_close(
+        lora[f"{key}B.weight"] @ lora[f"{key}A.weight"], twin[f"{key}B.weight"] @ twin[f"{key}A.weight"]
+    )
     repair(*arguments, **options, merged=True).apply(tmp_path / "merged")
     got = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
     plan_of(models, merged=True).apply(tmp_path / "peft")
-    twin = load_file(tmp_path / "peft" / "model.safetensors")[f"{name}.weight"]
-    torch.testing.assert_close(got, twin)
+    torch.testing.assert_close(got, load_file(tmp_path / "peft" / "model.safetensors")[f"{name}.weight"])
+
+
+def test_a_checkpoint_of_pickles_is_not_written(models, tmp_path):
     torch.save(load_file(models / "merged" / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with pytest.raises(UnsupportedFormat, match="pickles"):
         repair(
@@ -58,7 +68,7 @@ def test_formats_that_are_read_but_not_written_are_refused_by_name(models, tmp_p
         )
 
 
-def test_the_old_format_of_fused_parts_is_merged_and_not_written(models, tmp_path):
+def test_the_old_format_of_fused_parts_becomes_a_lora_or_a_checkpoint(models, tmp_path):
     name = "model.layers.0.self_attn.q_proj"
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(4, 48, generator=generator), torch.randn(32, 2, 1, generator=generator)
@@ -66,8 +76,7 @@ def test_the_old_format_of_fused_parts_is_merged_and_not_written(models, tmp_pat
     old = {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
     folder = write_adapter(tmp_path / "old", old, r=2, lora_alpha=6, enable_lora=[True, False, True])
     arguments = (str(models / "base"), str(folder))
-    with pytest.raises(UnsupportedFormat, match="enable_lora.*--merged"):
-        repair(*arguments, strength=0.5, which=f"{name}:0", options=INLINE)
+    repair(*arguments, strength=0.5, which=f"{name}:0", options=INLINE).apply(tmp_path / "lora")
     repair(*arguments, strength=0.5, which=f"{name}:0", options=INLINE, merged=True).apply(tmp_path / "out")
     tuned = bases()[f"{name}.weight"].double()
     for part, group in ((0, 0), (2, 1)):
@@ -78,6 +87,14 @@ def test_the_old_format_of_fused_parts_is_merged_and_not_written(models, tmp_pat
     expected = tuned - 0.5 * values[0] * torch.outer(left[:, 0], right_t[0])
     got = load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"].double()
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    lora = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    got = bases()[f"{name}.weight"].double() + (
+        lora[f"{key}.lora_B.weight"].double() @ lora[f"{key}.lora_A.weight"].double()
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 5  # two parts of rank two, and the edit
+    assert not config.get("enable_lora")
 
 
 def test_a_pickled_adapter_is_written_as_safetensors(models, tmp_path):

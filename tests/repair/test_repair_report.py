@@ -96,7 +96,7 @@ def test_undecided_vectors_are_left_alone_and_said(models, tmp_path):
     plan = repair(str(tmp_path / "base"), str(tmp_path / "tuned"), strength=0.5, options=INLINE)
     assert plan.num_left == sum(v != "aligned" for v in plan.survey.matrices[0].verdicts) > 0
     assert not plan.edits
-    assert f"{plan.num_left} vectors whose verdict is open are left alone" in repair_sentence(plan)
+    assert f"{plan.num_left} undecided vectors are left alone" in repair_sentence(plan)
 
 
 def test_foreign_names_stay_text(models, tmp_path):
@@ -110,3 +110,76 @@ def test_foreign_names_stay_text(models, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`[red]'x'\\u202e`" in card
     assert json.loads((tmp_path / "out" / "intruscope_repair.json").read_text())["tuned"].endswith("\u202e")
+
+
+def mixed(folder):
+    """A small update that mixes many nearly equal directions of the base: intruders that are mostly base."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(64, 48, generator=generator, dtype=torch.float64))[0] for _ in range(2)
+    )
+    values = torch.cat([torch.linspace(5.0, 4.99, 24), torch.linspace(1.0, 0.1, 24)]).double()
+    mixing = torch.randn(24, 24, generator=generator, dtype=torch.float64) * 0.05
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before = (left * values) @ right.T
+    after = before + left[:, :24] @ (mixing + mixing.T) @ right[:, :24].T
+    write_checkpoint(folder / "base", {name: before})
+    write_checkpoint(folder / "tuned", {name: after})
+    return before, after, name
+
+
+def test_an_edit_that_moves_away_from_the_base_is_advised_against(tmp_path):
+    from safetensors.torch import load_file
+
+    from intruscope import scan
+
+    before, after, name = mixed(tmp_path)
+    arguments = (str(tmp_path / "base"), str(tmp_path / "tuned"))
+    plan = repair(*arguments, strength=0.3, which="all", options=INLINE)
+    plan.apply(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")[name]
+    norms = float((after - before).norm()), float((written - before).norm())
+    assert norms[1] > 1.5 * norms[0]
+    assert (plan.totals.update_norm, plan.totals.update_norm_after) == pytest.approx(norms, rel=1e-9)
+    manifest = json.loads((tmp_path / "out" / "intruscope_repair.json").read_text())
+    assert manifest["totals"]["update_norm_after"] == pytest.approx(norms[1], rel=1e-9)
+    (finding,) = [f for f in plan.findings if f.code == "away-from-base"]
+    assert f"from {norms[0]:.4g} to {norms[1]:.4g}" in finding.message
+    shown = " ".join(text_of(plan).split())
+    assert f"{norms[0]:.4g} before, {norms[1]:.4g} after" in shown
+    assert "do not use this edit: it moves the model away from the base" in shown
+    again = scan(str(tmp_path / "base"), str(tmp_path / "out"), options=INLINE)
+    assert again.matrices[0].sides[0].num_intruders < len(plan.matrices[0].vectors)
+    # The strength that it names is the lowest that does not.
+    lowest = float(finding.message.rpartition("a strength of at least ")[2].partition(" ")[0])
+    assert 0.3 < lowest < 1.0
+    for strength, is_away in ((lowest, False), (lowest - 0.02, True)):
+        other = repair(*arguments, strength=strength, which="all", options=INLINE)
+        assert (other.totals.update_norm_after > other.totals.update_norm) == is_away
+        assert any(f.code == "away-from-base" for f in other.findings) == is_away
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"which": "all"}, *({"control": c} for c in ("random", "tail", "uniform", "neighbour_below"))],
+    ids=str,
+)
+def test_the_norm_of_the_update_is_that_of_what_is_written(models, found, tmp_path, options):
+    from repair_models import bases, factors, truth
+    from safetensors.torch import load_file
+
+    from intruscope.repair.plan import plan_repair
+
+    plan = plan_repair(found, strength=0.7, merged=True, **options)
+    plan.apply(tmp_path / "out")
+    written, base = load_file(tmp_path / "out" / "model.safetensors"), bases()
+    assert plan.matrices
+    for matrix in plan.matrices:
+        before, update = truth(matrix.name, base, factors())
+        after = float((written[f"{matrix.name}.weight"].double() - before).norm())
+        assert matrix.update_norm == pytest.approx(float(update.norm()), rel=1e-6)
+        assert matrix.update_norm_after == pytest.approx(after, rel=1e-5, abs=1e-6)
+        assert after != pytest.approx(float(update.norm()), rel=1e-3)
+    assert not any(finding.code == "away-from-base" for finding in plan.findings)

@@ -89,7 +89,7 @@ def test_a_matrix_with_nan_is_unreadable_and_the_rest_is_surveyed(models, tmp_pa
 
 def test_all_vectors_and_outputs_in_an_input_are_refused(models):
     arguments = (str(models / "base"), str(models / "adapter"))
-    with pytest.raises(UsageError, match="expected a number"):
+    with pytest.raises(UsageError, match="k must be a number"):
         survey(*arguments, settings=ScanSettings(k="all"), options=RunOptions(workers=0))
     with pytest.raises(OutputConflict):
         survey(*arguments, outputs=[models / "base" / "out"], options=RunOptions(workers=0))

@@ -79,14 +79,25 @@ def test_findings_come_gravest_first_and_once():
 
 def test_coverage_adds_up():
     text = shown(summary(cases.scan(layers=2)))
-    assert "coverage: 16 tensors, 14 compared, 0 unchanged, 2 skipped" in text
+    assert "coverage: 14 matrices compared, in 14 of 16 tensors; 0 unchanged, 2 skipped" in text
     assert "2 skipped: a vector: no singular vectors to compare" in text
+
+
+def test_the_two_factors_of_a_matrix_count_as_one_matrix():
+    ledger = [
+        CoverageEntry(tensor=name, origin=origin, status="compared", reason="", matrices=("q_proj",))
+        for name, origin in (("q_proj", "base"), ("lora_A", "adapter"), ("lora_B", "adapter"))
+    ]
+    text = shown(summary(replace(cases.scan(layers=1), coverage=tuple(ledger))))
+    assert "coverage: 1 matrix compared, in 3 of 3 tensors; 0 unchanged, 0 skipped" in text
 
 
 def test_what_was_missed_is_counted_apart():
     missed = CoverageEntry(tensor="t", origin="base", status="skipped", reason="lost", gap=True)
     text = shown(summary(cases.scan(layers=2, coverage=(missed,))))
-    assert "coverage: 17 tensors, 14 compared, 0 unchanged, 3 skipped, 1 of these missed" in text
+    assert "14 matrices compared, in 14 of 17 tensors; 0 unchanged, 3 skipped, 1 of these missed" in " ".join(
+        text.split()
+    )
 
 
 def test_what_is_outside_the_scope_is_apart():

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from intruscope.repair.manifest import quoted, shown_name
+from intruscope.writing.folder import quoted, shown_name
 
 if TYPE_CHECKING:
-    from intruscope.extract.plan import ExtractPlan
+    from intruscope.extract.records import ExtractRecord
 
 _MAX_NAMED = 12
 
 
-def card(plan: ExtractPlan, manifest: str) -> bytes:
+def card(plan: ExtractRecord, manifest: str) -> bytes:
     """The whole card.
 
     Args:

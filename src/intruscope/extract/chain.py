@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WORST_CONDITION = 1e12
-"""Beyond it, float64 leaves fewer than four digits of an inverse."""
+"""Above it, an inverse in float64 has fewer than four correct digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +88,19 @@ def construct_chain(frozen: Sequence[Tensor], target: Tensor, rank: int) -> Cons
 
 def _check_chain(layers: Sequence[Tensor], target: Tensor, rank: int) -> None:
     if rank < 1:
-        raise UsageError(f"got the rank {rank}, expected at least 1", remedy="give a whole number from 1")
+        raise UsageError(f"the rank is {rank}, but must be at least 1", remedy="use a positive integer")
     shapes = [tuple(layer.shape) for layer in layers]
     square = len(layers) == 1 or all(shape == (target.shape[0],) * 2 for shape in shapes)
     if not layers or not square or shapes[0][1] != target.shape[1] or shapes[-1][0] != target.shape[0]:
         raise ShapeMismatch(
-            f"got layers of {shapes} for a target of {tuple(target.shape)} (out, in), expected one layer of "
-            "that shape, or several square ones",
-            remedy="construct single layers of other shapes one by one",
+            f"layers of the shapes {shapes} do not fit a target of {tuple(target.shape)} (out, in); use one "
+            "layer of that shape, or several square ones",
+            remedy="construct layers of other shapes one by one",
         )
     if not all(bool(matrix.isfinite().all()) for matrix in (*layers, target)):
         raise MalformedInput(
-            "got NaN or infinity in a layer or the target, expected finite numbers",
-            remedy="check where they come from",
+            "a layer or the target contains NaN or infinity",
+            remedy="check where it comes from",
         )
 
 
@@ -110,9 +110,9 @@ def _solve(matrix: Tensor, right_hand: Tensor) -> Tensor:
     condition = float(torch.linalg.cond(matrix))
     if not condition <= _WORST_CONDITION:
         raise UsageError(
-            f"got a product of layers with the condition number {condition:.1e}, expected at most "
-            f"{_WORST_CONDITION:.0e}: the construction inverts it",
-            remedy="construct the layers one by one, or perturb the frozen ones or the target slightly",
+            f"a product of layers, which the construction inverts, has the condition number {condition:.1e}; "
+            f"at most {_WORST_CONDITION:.0e} is supported",
+            remedy="construct the layers one by one, or perturb the frozen layers or the target slightly",
         )
     solved: Tensor = torch.linalg.solve(matrix, right_hand)
     return solved

@@ -1,40 +1,38 @@
-"""Requests that make no sense, refused before anything is read."""
+"""Invalid requests, refused before anything is read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.errors import UnsupportedFormat, UsageError
-from intruscope.extract.records import Choice, ChoiceKind
-from intruscope.weights.source import ModelSource
+from intruscope.errors import UsageError
+from intruscope.extract.records import ChoiceKind, RankChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from intruscope.adapters.folder import AdapterSource
-    from intruscope.extract.modules import Module
+    from intruscope.writing.modules import TargetModule
 
 
 def _is_count(value: float) -> bool:
     return value >= 1 and value == int(value)
 
 
-_SENSE: dict[ChoiceKind, tuple[str, str, Callable[[float], bool]]] = {
-    "rank": ("a whole number from 1", "16", _is_count),
-    "parameters": ("a whole number from 1", "2000000", _is_count),
-    "energy": ("a share above 0 and up to 1", "0.9", lambda value: 0.0 < value <= 1.0),
-    "error": ("a relative error from 0 and below 1", "0.1", lambda value: 0.0 <= value < 1.0),
+_VALID: dict[ChoiceKind, tuple[str, str, Callable[[float], bool]]] = {
+    "rank": ("must be a positive integer", "16", _is_count),
+    "parameters": ("must be a positive integer", "2000000", _is_count),
+    "energy": ("must be above 0 and at most 1", "0.9", lambda value: 0.0 < value <= 1.0),
+    "error": ("must be at least 0 and below 1", "0.1", lambda value: 0.0 <= value < 1.0),
 }
-"""What each way of choosing takes, an example, and the test of it."""
+"""For each option that chooses ranks: its valid values, an example, and the test."""
 
 
 def checked_choice(
     *, rank: int | None, energy: float | None, error: float | None, parameters: int | None
-) -> Choice:
-    """The one way to choose ranks that was given.
+) -> RankChoice:
+    """The one option given to choose the ranks.
 
     Raises:
-        UsageError: none or several, or a value without meaning.
+        UsageError: none or several are given, or its value is invalid.
     """
     given: dict[ChoiceKind, float | None] = {
         "rank": rank,
@@ -44,57 +42,40 @@ def checked_choice(
     }
     chosen_kinds: list[ChoiceKind] = [kind for kind, value in given.items() if value is not None]
     if len(chosen_kinds) != 1:
-        got = " and ".join(chosen_kinds) or "none of them"
+        found = f"{' and '.join(chosen_kinds)} were" if chosen_kinds else "none was"
         raise UsageError(
-            f"got {got}, expected one of rank, energy, error and parameters to choose the ranks by",
-            remedy="give for example --rank 16, or --energy 0.9",
+            f"{found} given, but exactly one of rank, energy, error and parameters must be",
+            remedy="use for example --rank 16, or --energy 0.9",
         )
     kind = chosen_kinds[0]
     value = given[kind]
     assert value is not None
-    expected, example, is_sound = _SENSE[kind]
-    if not is_sound(value):
+    must, example, is_valid = _VALID[kind]
+    if not is_valid(value):
         raise UsageError(
-            f"got the {kind} {value:g}, expected {expected}",
-            remedy=f"write for example --{kind} {example}",
+            f"{kind} is {value:g}, but {must}",
+            remedy=f"use for example --{kind} {example}",
         )
-    return Choice(kind=kind, value=value)
+    return RankChoice(kind=kind, value=value)
 
 
-def check_readable(base: ModelSource, tuned: ModelSource | AdapterSource) -> None:
-    """Refuse a model whose numbers need a scale.
-
-    Raises:
-        UnsupportedFormat: it is quantised.
-    """
-    for source in (base, tuned):
-        if isinstance(source, ModelSource) and source.unreadable is not None:
-            raise UnsupportedFormat(
-                f"got a model that is {source.unreadable}, expected float64, float32, float16 or bfloat16",
-                remedy="give the unquantised model that it was made from",
-                file=source.path,
-            )
-
-
-def check_size(choice: Choice, modules: Sequence[Module]) -> None:
-    """Refuse ranks and budgets that no matrix can have.
+def check_size(choice: RankChoice, modules: Sequence[TargetModule]) -> None:
+    """Refuse ranks and budgets that are impossible for the selected matrices.
 
     Raises:
-        UsageError: a rank above all sides, or a budget below one direction.
+        UsageError: a rank above every matrix's smaller side, or a budget too small for a single direction.
     """
     if not modules:
         return
     largest = max(min(module.shape) for module in modules)
     if choice.kind == "rank" and choice.value > largest:
         raise UsageError(
-            f"got the rank {choice.value:.0f}, expected at most {largest}: none of the matrices can have a "
-            "higher one",
-            remedy=f"give --rank {min(16, largest)}, or --energy 0.9 to let each matrix choose",
+            f"rank {choice.value:.0f} is impossible: no selected matrix has a rank above {largest}",
+            remedy=f"use --rank {min(16, largest)}, or --energy 0.9 for a rank per matrix",
         )
-    least = min(module.num_numbers for module in modules)
+    least = min(module.direction_size for module in modules)
     if choice.kind == "parameters" and choice.value < least:
         raise UsageError(
-            f"got {choice.value:.0f} parameters, expected at least {least}, which one direction of the "
-            "smallest matrix takes",
-            remedy=f"give --parameters {16 * sum(m.num_numbers for m in modules)} for rank 16 on average",
+            f"{choice.value:.0f} parameters are too few: one direction of the smallest matrix takes {least}",
+            remedy=f"use --parameters {16 * sum(m.direction_size for m in modules)} for rank 16 on average",
         )

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from intruscope.extract.allocate import Allocation
     from intruscope.extract.decompose import Directions
-    from intruscope.extract.modules import Module
-    from intruscope.extract.records import Choice
+    from intruscope.extract.records import RankChoice
+    from intruscope.writing.modules import TargetModule
 
 
-def spectrum_of(module: Module, found: Directions) -> Spectrum:
+def spectrum_of(module: TargetModule, found: Directions) -> Spectrum:
     """What a choice of ranks needs to know of a module."""
     from intruscope.linalg.truncated import left_squares
 
@@ -27,14 +27,14 @@ def spectrum_of(module: Module, found: Directions) -> Spectrum:
         squares=known.values_K.square().tolist()[:bound],
         total=known.total_square,
         left=left_squares(known.values_K, known.total_square, complete=known.complete).tolist()[: bound + 1],
-        cost=module.num_numbers,
+        cost=module.direction_size,
         bound=bound,
         complete=known.complete or len(known.values_K) >= bound,
     )
 
 
 def chosen_ranks(
-    choice: Choice, found: Mapping[str, Directions], spectra: Sequence[Spectrum]
+    choice: RankChoice, found: Mapping[str, Directions], spectra: Sequence[Spectrum]
 ) -> tuple[dict[str, int], Allocation | None]:
     """The rank of each module that changed, and how a number of parameters was spent.
 

@@ -24,9 +24,9 @@ from intruscope.weights.matrices import Finding, LowRankUpdate, MatrixPair, Stor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from intruscope.extract.modules import Module
     from intruscope.spectra.matrix import Examined
     from intruscope.spectra.records import ScanSettings
+    from intruscope.writing.modules import TargetModule
 
 _CHUNK_ROWS = 512
 
@@ -94,7 +94,7 @@ class Directions:
 # --- the first pass --------------------------------------------------------------------------------
 
 
-def decompose_module(payload: tuple[Module, Wanted, ScanSettings]) -> dict[str, Any]:
+def decompose_module(payload: tuple[TargetModule, Wanted, ScanSettings]) -> dict[str, Any]:
     """The leading directions of one update, as plain data.
 
     Args:
@@ -179,7 +179,7 @@ def _square(matrix: Tensor | tuple[Tensor, Tensor]) -> float:
 
 def _effective_rank(
     update: Tensor | tuple[Tensor, Tensor],
-    module: Module,
+    module: TargetModule,
     loaded: Loaded,
     base_norm: float,
     settings: ScanSettings,
@@ -208,7 +208,7 @@ def _rounding_fraction(loaded: Loaded, square: float) -> float | None:
 # --- the second pass -------------------------------------------------------------------------------
 
 
-def check_module(payload: tuple[Module, Tensor, Tensor, ScanSettings]) -> dict[str, Any]:
+def check_module(payload: tuple[TargetModule, Tensor, Tensor, ScanSettings]) -> dict[str, Any]:
     """Measure the factors as they are written, and scan the tuned and the extracted module.
 
     Args:

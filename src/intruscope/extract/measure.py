@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
 
     from intruscope.extract.decompose import Directions, Wanted
-    from intruscope.extract.modules import Module
-    from intruscope.extract.records import Choice
+    from intruscope.extract.records import RankChoice
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
     from intruscope.weights.matrices import Pairing
+    from intruscope.writing.modules import TargetModule
 
 _DECOMPOSE = "intruscope.extract.decompose:decompose_module"
 _CHECK = "intruscope.extract.decompose:check_module"
@@ -57,7 +57,7 @@ class Runner:
         self._on_progress, self._on_notice = on_progress, on_notice
 
     def directions(
-        self, modules: Sequence[Module], others: Sequence[Module], choice: Choice
+        self, modules: Sequence[TargetModule], others: Sequence[TargetModule], choice: RankChoice
     ) -> tuple[dict[str, Directions], dict[str, float]]:
         """The leading directions of all modules that changed, and ‖ΔW‖_F of all.
 
@@ -78,7 +78,7 @@ class Runner:
         wanted = {module.name: Wanted() for module in others}
         rank = int(choice.value)
         if choice.kind == "parameters":
-            rank = max(_LEAST_WANTED, 4 * rank // max(1, sum(module.num_numbers for module in modules)))
+            rank = max(_LEAST_WANTED, 4 * rank // max(1, sum(module.direction_size for module in modules)))
         fraction = choice.left_fraction
         asked = Wanted(left_fraction=fraction) if fraction is not None else Wanted(rank=rank)
         records = self._decomposed([*modules, *others], {**{m.name: asked for m in modules}, **wanted})
@@ -108,7 +108,7 @@ class Runner:
 
     def checked(
         self,
-        modules: Sequence[Module],
+        modules: Sequence[TargetModule],
         factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     ) -> dict[str, dict[str, Any]]:
         """Measured errors and intruders of the factors as they are written, by name.
@@ -126,7 +126,7 @@ class Runner:
         return self._run("checking", tasks, modules, _CHECK, f"extract check {name}", f"check-{name}")
 
     def _decomposed(
-        self, modules: Sequence[Module], wanted: Mapping[str, Wanted]
+        self, modules: Sequence[TargetModule], wanted: Mapping[str, Wanted]
     ) -> dict[str, dict[str, Any]]:
         tasks = [
             self._task(module, (module, wanted[module.name], self._settings), wanted[module.name].rank)
@@ -140,7 +140,7 @@ class Runner:
         for name, record in found.items():
             if record["finding"] is not None and record["finding"]["severity"] == "error":
                 raise MalformedInput(
-                    f"got {record['finding']['message']}, expected finite numbers",
+                    f"the matrix cannot be decomposed: {record['finding']['message']}",
                     remedy="check how the model was trained and saved",
                     file=self._pairing.tuned,
                     tensor=name,
@@ -149,13 +149,13 @@ class Runner:
             record.setdefault("found", None)
         return found
 
-    def _task(self, module: Module, payload: tuple[Any, ...], rank: int) -> Task:
+    def _task(self, module: TargetModule, payload: tuple[Any, ...], rank: int) -> Task:
         rows, columns = module.shape
         return Task(
             key=module.name,
             payload=payload,
             estimated_bytes=memory_for(module.whole, self._settings)
-            + _BYTES_PER_FACTOR * rank * module.num_numbers,
+            + _BYTES_PER_FACTOR * rank * module.direction_size,
             weight=float(rows) * float(columns),
         )
 
@@ -163,7 +163,7 @@ class Runner:
         self,
         stage: str,
         tasks: Sequence[Task],
-        modules: Sequence[Module],
+        modules: Sequence[TargetModule],
         function: str,
         purpose: str,
         folder: str,
@@ -192,12 +192,12 @@ class Runner:
             for module, outcome in zip(modules, outcomes, strict=True)
         }
 
-    def _record(self, module: Module, outcome: Outcome) -> dict[str, Any]:
+    def _record(self, module: TargetModule, outcome: Outcome) -> dict[str, Any]:
         if outcome.record is not None:
             return outcome.record
         raise ResourceExhausted(
-            f"got no result ({outcome.reason or outcome.status}), expected one of every matrix",
-            remedy="run the same command again, with fewer --workers or more --memory",
+            f"the matrix was not finished ({outcome.reason or outcome.status})",
+            remedy="run the same command again with fewer --workers or more --memory",
             file=self._pairing.tuned,
             tensor=module.name,
         )

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
-from intruscope.extract.checks import check_readable, check_size, checked_choice
+from intruscope.extract.checks import check_size, checked_choice
 from intruscope.extract.choose import best_curve, chosen_ranks, error_curve, spectrum_of
 from intruscope.extract.findings import plan_findings
 from intruscope.extract.measure import Runner
-from intruscope.extract.modules import chosen, modules_of
-from intruscope.extract.naming import adapter_names
-from intruscope.extract.records import (
-    Choice,
-    ExtractedMatrix,
-    KeptIntruders,
-    Totals,
-    totals,
-)
-from intruscope.extract.rest import find_rest
+from intruscope.extract.records import ExtractedMatrix, ExtractRecord, KeptIntruders
+from intruscope.extract.write import write_extracted
 from intruscope.spectra.records import Estimate, ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, runs_here
 from intruscope.weights.output import check_new_folder
+from intruscope.writing.checkpoint import check_readable
+from intruscope.writing.modules import chosen, modules_of
+from intruscope.writing.naming import adapter_names
+from intruscope.writing.rest import find_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,83 +27,15 @@ if TYPE_CHECKING:
 
     import torch
 
-    from intruscope.adapters.folder import AdapterSource
     from intruscope.adapters.opening import ModelLike
-    from intruscope.extract.allocate import Allocation
     from intruscope.extract.decompose import Directions
-    from intruscope.extract.modules import Module
-    from intruscope.extract.naming import AdapterNames
-    from intruscope.extract.records import CurvePoint, Rest
-    from intruscope.extract.rest import Saved
-    from intruscope.weights.matrices import Finding, Pairing
-    from intruscope.weights.source import ModelSource
-
-Dtype = Literal["float32", "bfloat16", "float16"]
+    from intruscope.extract.records import Dtype
+    from intruscope.writing.modules import TargetModule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ExtractPlan:
-    """An adapter that is computed and not yet written.
-
-    Attributes:
-        base: Opened.
-        tuned: Opened.
-        pairing: Of both.
-        choice: Of the ranks.
-        which: Modules that were asked for.
-        compact: Each module keeps its own rank (``rank_pattern``).
-        dtype: Of the factors in the file.
-        save_rest: Whatever else changed is saved where PEFT can.
-        names: Of the model's modules.
-        modules: Those with factors, in the order of the base.
-        others: Names of all further modules that hold matrices, as the model calls them.
-        factors: B (out, rank) and A (rank, in) of each, by its name, without padding.
-        matrices: The same, described, and those that were chosen and changed and have rank 0.
-        rest: Everything else that changed.
-        saved: What of it goes into the adapter.
-        curve: Error at one rank for all.
-        best: Least error at the same sizes where each matrix has its own rank.
-        allocation: How a number of parameters was spent; None where ranks were chosen otherwise.
-        findings: What the reader must know.
-    """
-
-    base: ModelSource
-    tuned: ModelSource | AdapterSource
-    pairing: Pairing
-    choice: Choice
-    which: str
-    compact: bool
-    dtype: Dtype
-    save_rest: bool
-    names: AdapterNames
-    modules: tuple[Module, ...]
-    others: tuple[str, ...]
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    matrices: tuple[ExtractedMatrix, ...]
-    rest: tuple[Rest, ...]
-    saved: Saved
-    curve: tuple[CurvePoint, ...]
-    best: tuple[CurvePoint, ...]
-    allocation: Allocation | None
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """No chosen matrix changed: there is no adapter to write."""
-        return not self.modules
-
-    @property
-    def stored_rank(self) -> int | None:
-        """The one rank of all factors in the file; None where they differ, or where there are none."""
-        ranks = {up.shape[1] for up, _ in self.factors.values()}
-        if not ranks or (self.compact and len(ranks) > 1):
-            return None
-        return max(ranks)
-
-    @property
-    def totals(self) -> Totals:
-        """All matrices together."""
-        return totals(self.matrices, self.rest, padded_rank=self.stored_rank)
+class ExtractPlan(ExtractRecord):
+    """An adapter that is computed and not yet written; :meth:`apply` writes it."""
 
     def apply(self, out: Path | str, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> Path:
         """Write the adapter: whole, or not at all.
@@ -125,8 +53,6 @@ class ExtractPlan:
             ResourceExhausted: there is no room; nothing is left behind.
             MalformedInput: an input changed since planning.
         """
-        from intruscope.extract.write import write_extracted
-
         return write_extracted(self, out, on_progress=on_progress)
 
 
@@ -249,14 +175,14 @@ def _factors(found: Directions, rank: int, dtype: Dtype) -> tuple[torch.Tensor, 
     up, down = (factor.to(getattr(torch, dtype)).contiguous() for factor in found.factors(rank))
     if not bool(up.isfinite().all() and down.isfinite().all()):
         raise UsageError(
-            f"got factors that {dtype} cannot hold, expected numbers below {torch.finfo(up.dtype).max:.0f}",
-            remedy="give --dtype float32",
+            f"the factors overflow {dtype}, whose largest value is {torch.finfo(up.dtype).max:.0f}",
+            remedy="use --dtype float32",
         )
     return up, down
 
 
 def _described(
-    module: Module, found: Directions, rank: int, checked: Mapping[str, Any] | None, dtype: Dtype
+    module: TargetModule, found: Directions, rank: int, checked: Mapping[str, Any] | None, dtype: Dtype
 ) -> ExtractedMatrix:
     import torch
 

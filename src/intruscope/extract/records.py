@@ -10,18 +10,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import torch
+
+    from intruscope.adapters.folder import AdapterSource
+    from intruscope.extract.allocate import Allocation
     from intruscope.spectra.records import Certificate, Estimate
+    from intruscope.weights.matrices import Finding, Pairing
+    from intruscope.weights.source import ModelSource
+    from intruscope.writing.modules import TargetModule
+    from intruscope.writing.naming import AdapterNames
+    from intruscope.writing.rest import Rest, Saved
 
 SCHEMA = "intruscope.extract/1"
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 ChoiceKind = Literal["rank", "energy", "error", "parameters"]
-RestStatus = Literal["left out", "saved", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class RankChoice:
     """How ranks are chosen.
 
     Attributes:
@@ -111,23 +120,6 @@ class ExtractedMatrix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rest:
-    """Something that the fine-tune changed and that gets no factors.
-
-    Attributes:
-        name: As the base stores it, or the tuned model where the base has none.
-        change_norm: ‖tuned − base‖_F; None for what the base does not have.
-        status: ``saved`` whole with the adapter, ``left out``, or ``lost``: asked for, and PEFT cannot.
-        reason: One clause.
-    """
-
-    name: str
-    change_norm: float | None
-    status: RestStatus
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """The error of all matrices together at one size.
 
@@ -143,7 +135,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class ExtractTotals:
     """All matrices together.
 
     Attributes:
@@ -169,7 +161,9 @@ class Totals:
     undecided: int
 
 
-def totals(matrices: Sequence[ExtractedMatrix], rest: Sequence[Rest], *, padded_rank: int | None) -> Totals:
+def totals(
+    matrices: Sequence[ExtractedMatrix], rest: Sequence[Rest], *, padded_rank: int | None
+) -> ExtractTotals:
     """Sum up.
 
     Args:
@@ -183,7 +177,7 @@ def totals(matrices: Sequence[ExtractedMatrix], rest: Sequence[Rest], *, padded_
     beside_lost = sum(r.change_norm**2 for r in rest if r.change_norm is not None and r.status != "saved")
     used = [matrix for matrix in matrices if matrix.rank]
     intruders = [each for matrix in matrices for each in matrix.intruders]
-    return Totals(
+    return ExtractTotals(
         num_matrices=len(used),
         num_parameters=sum(matrix.num_parameters for matrix in used),
         stored_parameters=sum((padded_rank or matrix.rank) * sum(matrix.shape) for matrix in used),
@@ -199,3 +193,68 @@ def totals(matrices: Sequence[ExtractedMatrix], rest: Sequence[Rest], *, padded_
 
 def _root(part: float, whole: float) -> float:
     return math.sqrt(part / whole) if whole else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExtractRecord:
+    """What an extraction computed: an adapter that is not written yet.
+
+    Attributes:
+        base: Opened.
+        tuned: Opened.
+        pairing: Of both.
+        choice: Of the ranks.
+        which: Modules that were asked for.
+        compact: Each module keeps its own rank (``rank_pattern``).
+        dtype: Of the factors in the file.
+        save_rest: Whatever else changed is saved where PEFT can.
+        names: Of the model's modules.
+        modules: Those with factors, in the order of the base.
+        others: Names of all further modules that hold matrices, as the model calls them.
+        factors: B (out, rank) and A (rank, in) of each, by its name, without padding.
+        matrices: The same, described, and those that were chosen and changed and have rank 0.
+        rest: Everything else that changed.
+        saved: What of it goes into the adapter.
+        curve: Error at one rank for all.
+        best: Least error at the same sizes where each matrix has its own rank.
+        allocation: How a number of parameters was spent; None where ranks were chosen otherwise.
+        findings: What the reader must know.
+    """
+
+    base: ModelSource
+    tuned: ModelSource | AdapterSource
+    pairing: Pairing
+    choice: RankChoice
+    which: str
+    compact: bool
+    dtype: Dtype
+    save_rest: bool
+    names: AdapterNames
+    modules: tuple[TargetModule, ...]
+    others: tuple[str, ...]
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    matrices: tuple[ExtractedMatrix, ...]
+    rest: tuple[Rest, ...]
+    saved: Saved
+    curve: tuple[CurvePoint, ...]
+    best: tuple[CurvePoint, ...]
+    allocation: Allocation | None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """No chosen matrix changed: there is no adapter to write."""
+        return not self.modules
+
+    @property
+    def stored_rank(self) -> int | None:
+        """The one rank of all factors in the file; None where they differ, or where there are none."""
+        ranks = {up.shape[1] for up, _ in self.factors.values()}
+        if not ranks or (self.compact and len(ranks) > 1):
+            return None
+        return max(ranks)
+
+    @property
+    def totals(self) -> ExtractTotals:
+        """All matrices together."""
+        return totals(self.matrices, self.rest, padded_rank=self.stored_rank)

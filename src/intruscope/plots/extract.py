@@ -1,4 +1,4 @@
-"""The error of an extracted adapter against its size, as a picture for a talk."""
+"""The error of an extracted adapter against its size, as a picture for slides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SizedError = tuple[int, float]
-"""Numbers in the factors, and the relative error."""
+"""Parameters in the factors, and the relative error."""
 
 
 def error_curve_figure(
@@ -23,10 +23,10 @@ def error_curve_figure(
     """Relative error against the number of parameters: one rank for all, and ranks of their own.
 
     Args:
-        uniform: Rank, numbers in the factors, and error, by rising rank.
-        best: Where each matrix has its own rank.
+        uniform: Rank, parameters in the factors, and error, by rising rank.
+        best: The same with a rank of its own for each matrix.
         chosen: The adapter itself.
-        title: Of the picture; may be a foreign name.
+        title: Of the picture; may contain a name from a file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -60,7 +60,7 @@ def error_curve_figure(
             markersize=5,
             linestyle="--",
             linewidth=1.8,
-            label="each matrix its own rank",
+            label="a rank per matrix",
         )
     axes.plot(
         [chosen[0]],
@@ -80,7 +80,7 @@ def error_curve_figure(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter("")
     axes.set_title(drawable(title), color=INK)
-    axes.set_xlabel("numbers in the factors")
+    axes.set_xlabel("parameters in the factors")
     axes.set_ylabel("relative error of the update (Frobenius)")
     axes.legend(loc="upper right")
     return figure

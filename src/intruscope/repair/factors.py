@@ -89,19 +89,12 @@ def low_rank_modules(
 
     Args:
         base: That the adapter is paired with.
-        adapter: Of format ``peft``.
+        adapter: A LoRA of PEFT.
         pairing: Of both.
 
     Raises:
-        UnsupportedFormat: a format that this can read but not write, by name.
+        IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
     """
-    config = adapter.config
-    if adapter.kind.name != "LORA" or config is None:
-        fact = f"the adapter is of the kind {adapter.kind.title}, which is read but not written as such"
-        raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=adapter.path)
-    if config.options["enable_lora"] is not None:
-        fact = "got the old format of PEFT (enable_lora), which is read but not written, expected today's"
-        raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=config.path, tensor="enable_lora")
     modules, _ = sort_keys(adapter)
     match = Match(modules, base_matrices(base).matrices, base, adapter)
     scales = match.scales(modules, adapter)
@@ -253,13 +246,13 @@ def _changed(
     if not cut and not any(pair.name in changes for pair in pairs):
         return block, None  # padding alone keeps its magnitude right
     if not pairs:
-        fact = f"got {printable(module.name)}, whose base is not stored, at a lower rank, expected its own"
-        raise UnsupportedFormat(fact, remedy="give a larger rank", file=adapter.path, tensor=module.down.name)
+        fact = f"the rank of {printable(module.name)} cannot be lowered, because the base does not store it"
+        raise UnsupportedFormat(fact, remedy="use a larger rank", file=adapter.path, tensor=module.down.name)
     whole = _whole_base(module, adapter) + block.left_OR @ block.right_RI
     factor_O = module.magnitude.read().double().flatten() / torch.linalg.vector_norm(whole, dim=1)
     row_factor_O = 1.0 - scale_O + scale_O * factor_O
     if not bool((row_factor_O.isfinite() & (row_factor_O != 0.0)).all()):
-        fact = f"got a row of {printable(module.name)} with magnitude or norm 0, expected none"
+        fact = f"a row of {printable(module.name)} has a magnitude or norm of 0, which DoRA cannot rescale"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=adapter.path, tensor=module.magnitude.name)
     scaled_OR = block.left_OR * (scale_O * factor_O / row_factor_O).unsqueeze(1)
     added = [left / row_factor_O.unsqueeze(1) for left in lefts]
@@ -284,7 +277,7 @@ def _best(block: _Block, rank: int, row_factor_O: torch.Tensor | None) -> _Block
 
 
 def _padded(columns: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros for the words that only the adapter has: an edit knows nothing of them."""
+    """Zeros for the tokens that only the adapter has: an edit does not cover them."""
     import torch
 
     missing = size - columns.shape[0]
@@ -308,8 +301,8 @@ def _check_same_base(pair: MatrixPair, adapter: AdapterSource) -> None:
     if not isinstance(update, LoraUpdate) or update.replaced is None:
         return
     if not torch.equal(update.replaced.load(), pair.base.load()):
-        fact = f"got factors of {printable(pair.name)} on a base that the adapter also replaces, "
-        fact += "expected the base's own where a whole update is scaled"
+        fact = f"the adapter also replaces the base weight of {printable(pair.name)}, so scaling its factors "
+        fact += "does not scale the whole update"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=adapter.path, tensor=update.down.name)
 
 

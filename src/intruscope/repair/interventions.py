@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from intruscope.errors import UsageError, printable
 from intruscope.repair.edits import MatrixEdit, scaled_update
-from intruscope.repair.naming import matching, parse_which
+from intruscope.repair.naming import parse_which
+from intruscope.weights.names import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,9 +109,8 @@ def checked_strength(strength: float) -> float:
     """
     if not (math.isfinite(strength) and strength >= 0.0):
         raise UsageError(
-            f"got the strength {strength:g}, expected a finite number of at least 0 "
-            "(0 removes, 1 changes nothing, above 1 grows)",
-            remedy="write for example 0.7",
+            f"the strength is {strength:g}, but must be a finite number of at least 0",
+            remedy="0 removes, 1 changes nothing, above 1 amplifies; try 0.7",
         )
     return float(strength)
 
@@ -139,9 +139,9 @@ def selected(survey: Survey, which: str) -> dict[str, tuple[int, ...]]:
             )
             if indices and max(indices) >= len(matrix.values_K):
                 raise UsageError(
-                    f"got the index {max(indices)} of {printable(name)}, expected one of its "
-                    f"{len(matrix.values_K)} kept vectors, counted from 0",
-                    remedy="raise k, or choose a smaller index",
+                    f"{printable(name)} has no vector {max(indices)}: only its top {len(matrix.values_K)} "
+                    "were kept, counted from 0",
+                    remedy="increase k, or use a smaller index",
                 )
             gathered.setdefault(name, set()).update(indices)
     return {name: tuple(sorted(gathered[name])) for name in by_name if gathered.get(name)}

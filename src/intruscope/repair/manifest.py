@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import printable
-from intruscope.repair.records import SCHEMA, totals
-from intruscope.weights.output import json_text
+from intruscope.repair.records import SCHEMA
+from intruscope.writing.folder import quoted, shown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from intruscope.repair.plan import RepairPlan
+    from intruscope.repair.records import RepairRecord
 
 MANIFEST_NAME = "intruscope_repair.json"
 _CONTROL_WORDS = {
@@ -30,7 +26,7 @@ _CONTROL_WORDS = {
 }
 
 
-def plan_record(plan: RepairPlan) -> dict[str, Any]:
+def plan_record(plan: RepairRecord) -> dict[str, Any]:
     """The plan as plain data: the manifest's content without its files."""
     settings = plan.survey.settings
     return {
@@ -47,7 +43,7 @@ def plan_record(plan: RepairPlan) -> dict[str, Any]:
         "compact": plan.compact,
         "settings": {"k": settings.k, "epsilon": settings.epsilon, "seed": settings.seed},
         "nothing_to_repair": not plan.edits,
-        "totals": asdict(totals(plan.matrices)),
+        "totals": asdict(plan.totals),
         "matrices": [asdict(matrix) for matrix in plan.matrices],
         "scaled": [edit.name for edit in plan.edits if not edit.num_directions],
         "modules": [asdict(module) for module in plan.modules],
@@ -56,21 +52,13 @@ def plan_record(plan: RepairPlan) -> dict[str, Any]:
     }
 
 
-def manifest_bytes(
-    plan: RepairPlan, *, files: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]
-) -> bytes:
-    """The manifest, written last: a folder without it is not complete."""
-    record = {**plan_record(plan), "files": dict(sorted(files.items())), "not_copied": list(left_out)}
-    return json_text(record).encode("ascii")
-
-
-def readme_bytes(plan: RepairPlan, before: bytes | None) -> bytes:
+def readme_bytes(plan: RepairRecord, before: bytes | None) -> bytes:
     """The model card with a section on the repair; the original's text stays as it is."""
     start = before if before is not None else _new_card(plan).encode()
     return start.rstrip(b"\n") + b"\n\n" + _section(plan).encode()
 
 
-def _new_card(plan: RepairPlan) -> str:
+def _new_card(plan: RepairRecord) -> str:
     name = plan.survey.pairing.base if plan.merges else plan.survey.pairing.tuned
     if plan.writes == "checkpoint":
         return f"# {shown_name(name)}, repaired\n"
@@ -79,18 +67,8 @@ def _new_card(plan: RepairPlan) -> str:
     return f"---\n{header}library_name: peft\n---\n\n# {shown_name(name)}, repaired\n"
 
 
-def shown_name(name: str) -> str:
-    """A model's name without the folders of the machine that it was made on."""
-    return quoted(Path(name).name)
-
-
-def quoted(text: str) -> str:
-    """Foreign text that goes between back ticks."""
-    return printable(text).replace("`", "'")
-
-
-def _section(plan: RepairPlan) -> str:
-    sums = totals(plan.matrices)
+def _section(plan: RepairRecord) -> str:
+    sums = plan.totals
     base, tuned = shown_name(plan.survey.pairing.base), shown_name(plan.survey.pairing.tuned)
     lines = ["## Repaired with Intruscope", ""]
     made = f"Made from `{tuned}` on the base `{base}`"
@@ -115,12 +93,13 @@ def _section(plan: RepairPlan) -> str:
             "them. Compare energies, not counts.",
         ]
     if plan.stored_rank is not None and any(module.touched for module in plan.modules):
-        lines += ["", f"The adapter's rank is {plan.stored_rank} (before: {_ranks_before(plan)})."]
+        before = "before: an adapter of another kind" if plan.lora else f"before: {_ranks_before(plan)}"
+        lines += ["", f"The adapter's rank is {plan.stored_rank} ({before})."]
     lines += ["", f"Details: `{MANIFEST_NAME}`.", ""]
     return "\n".join(lines)
 
 
-def _edited(plan: RepairPlan) -> str:
+def _edited(plan: RepairRecord) -> str:
     vectors = [vector for matrix in plan.matrices for vector in matrix.vectors]
     intruders = all(vector.verdict == "intruder" for vector in vectors)
     what = "intruder dimension" if intruders else "singular vector"
@@ -130,6 +109,6 @@ def _edited(plan: RepairPlan) -> str:
     return f"{len(vectors)} {what}{plural}{named} in {matrices} {were} multiplied"
 
 
-def _ranks_before(plan: RepairPlan) -> str:
+def _ranks_before(plan: RepairRecord) -> str:
     ranks = sorted({module.before for module in plan.modules})
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -4,87 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat, UsageError, printable
-from intruscope.repair.interventions import Kind, checked_strength, intervene, selected
+from intruscope.errors import MalformedInput, ResourceExhausted, UsageError, printable
+from intruscope.repair.apply import write_repair
+from intruscope.repair.convert import convert, holds_edits
+from intruscope.repair.interventions import checked_strength, intervene, selected
 from intruscope.repair.naming import parse_which
-from intruscope.repair.placing import check_copyable, check_mergeable
-from intruscope.repair.ranks import Rank, module_ranks
-from intruscope.repair.records import EditedMatrix, ModuleRank, edited_matrix
+from intruscope.repair.placing import check_mergeable
+from intruscope.repair.ranks import module_ranks
+from intruscope.repair.records import EditedMatrix, ModuleRank, RepairRecord, edited_matrix, totals
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
 from intruscope.weights.output import check_new_folder
 from intruscope.weights.source import ModelSource
+from intruscope.writing.checkpoint import check_copyable, check_readable
+from intruscope.writing.lora import server_rank_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
+    from intruscope.repair.interventions import Kind
+    from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
 
-SERVER_RANK = 16
-"""vLLM's default ``max_lora_rank``; other servers have limits like it."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RepairPlan:
-    """What a repair will write; nothing is written before :meth:`apply`.
-
-    Attributes:
-        survey: What it is based on.
-        control: The intervention.
-        strength: λ.
-        which: Of the vectors.
-        seed: Of random directions.
-        rank: As asked for.
-        compact: Ranks differ by module (``rank_pattern``).
-        writes: ``adapter``, or ``checkpoint``: a full one, with the adapter merged where one was given.
-        edits: Everything that changes; empty when there is nothing to repair.
-        matrices: The same, described.
-        modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
-        num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
-        findings: What the reader must know.
-    """
-
-    survey: Survey
-    control: Kind
-    strength: float
-    which: str
-    seed: int
-    rank: Rank
-    compact: bool
-    writes: Literal["adapter", "checkpoint"]
-    edits: tuple[MatrixEdit, ...]
-    matrices: tuple[EditedMatrix, ...]
-    modules: tuple[ModuleRank, ...]
-    num_left: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_copy(self) -> bool:
-        """Nothing is edited, and the output is the tuned model byte for byte."""
-        return not self.edits and not self.merges
-
-    @property
-    def merges(self) -> bool:
-        """An adapter goes into a full checkpoint."""
-        return self.writes == "checkpoint" and not isinstance(self.survey.tuned, ModelSource)
-
-    @property
-    def changed(self) -> Mapping[str, MatrixEdit]:
-        """The edits by name."""
-        return {edit.name: edit for edit in self.edits}
-
-    @property
-    def stored_rank(self) -> int | None:
-        """The one rank of an adapter whose modules all have it, else None."""
-        ranks = {module.after for module in self.modules}
-        return ranks.pop() if len(ranks) == 1 else None
+class RepairPlan(RepairRecord):
+    """What a repair will change; :meth:`apply` writes it."""
 
     def apply(self, out: Path | str, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> Path:
         """Write the repaired model: whole, or not at all.
@@ -101,8 +53,6 @@ class RepairPlan:
             ResourceExhausted: there is no room; nothing is left behind.
             MalformedInput: an input changed since planning.
         """
-        from intruscope.repair.apply import write_repair
-
         return write_repair(self, out, on_progress=on_progress)
 
 
@@ -206,8 +156,18 @@ def plan_repair(
     changed = {edit.name: edit for edit in edits}
     chosen = selected(found, which)
     modules: tuple[ModuleRank, ...] = ()
+    lora = None
     if not isinstance(found.tuned, ModelSource) and not merged and edits:
-        modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
+        if holds_edits(found.tuned, found.pairing):
+            modules = module_ranks(found, found.tuned, changed, rank, compact=compact)
+        else:
+            lora, modules = convert(found, found.tuned, changed, rank, compact=compact)
+    matrices = tuple(
+        edited_matrix(changed[m.name], m, chosen[m.name] if control == "intruders" else None)
+        for m in found.matrices
+        if m.name in changed
+    )
+    findings = _findings(found, modules, edits=edits, is_copied=not is_adapter or not merged)
     return RepairPlan(
         survey=found,
         control=control,
@@ -218,48 +178,39 @@ def plan_repair(
         compact=compact,
         writes="adapter" if is_adapter and not merged else "checkpoint",
         edits=edits,
-        matrices=tuple(
-            edited_matrix(changed[m.name], m, chosen[m.name] if control == "intruders" else None)
-            for m in found.matrices
-            if m.name in changed
-        ),
+        matrices=matrices,
         modules=modules,
+        lora=lora,
         num_left=sum(v in ("borderline", "degenerate") for m in found.matrices for v in m.verdicts),
-        findings=_findings(found, modules, edits=edits, is_copied=not is_adapter or not merged),
+        findings=(*findings, *_away_from_base(matrices, strength)),
     )
 
 
 def _check_rank(rank: Rank, *, compact: bool) -> None:
     if rank not in ("exact", "same") and (isinstance(rank, (str, bool)) or rank < 1):
         raise UsageError(
-            f"got the rank {printable(rank)}, expected exact, same or a number of at least 1",
-            remedy="leave it out for the exact one",
+            f"the rank is {printable(rank)}, but must be exact, same or a positive number",
+            remedy="leave it out for the exact rank",
         )
     if compact and rank != "exact":
         raise UsageError(
-            f"got compact with the rank {rank}, expected it with exact alone",
-            remedy="leave one of the two out",
+            f"compact works only with rank exact, not with {rank}",
+            remedy="leave out one of the two",
         )
 
 
 def _check_inputs(found: Survey) -> None:
-    """Refuse what could only be repaired in part or by guessing."""
-    for source in (found.base, found.tuned):
-        if isinstance(source, ModelSource) and source.unreadable is not None:
-            raise UnsupportedFormat(
-                f"got a model that is {source.unreadable}, expected float64, float32, float16 or bfloat16",
-                remedy="give the unquantised model that it was made from",
-                file=source.path,
-            )
+    """Refuse a model that could only be repaired in part."""
+    check_readable(found.base, found.tuned)
     if not found.unreadable:
         return
     report = found.unreadable[0]
     reason = report.findings[0].message if report.findings else report.status
-    fact = f"got {len(found.unreadable)} matrices that could not be surveyed, expected all ({reason})"
+    unread = len(found.unreadable)
+    fact = f"{unread} {'matrix' if unread == 1 else 'matrices'} could not be analysed ({reason})"
     kind = MalformedInput if report.status in ("refused", "done") else ResourceExhausted
-    raise kind(
-        fact, remedy="scan the model to see which, and why", file=found.pairing.tuned, tensor=report.name
-    )
+    remedy = "scan the model to see which ones, and why"
+    raise kind(fact, remedy=remedy, file=found.pairing.tuned, tensor=report.name)
 
 
 def _findings(
@@ -271,20 +222,52 @@ def _findings(
         if finding.severity != "info" or finding.code == "resized"
     ]
     if not edits:
-        copied = "the output is a faithful copy" if is_copied else "the output is the merged model as it was"
-        message = f"nothing to repair: no vector is changed, {copied}"
+        copied = "an exact copy" if is_copied else "the merged model, otherwise unchanged"
+        message = f"nothing to repair: no vector is changed, and the output is {copied}"
         findings.append(Finding(code="nothing-to-repair", severity="info", message=message))
-    largest = max((module.after for module in modules if module.touched), default=0)
-    if largest > SERVER_RANK:
+    is_new = any(module.before == 0 for module in modules)
+    if is_new and not isinstance(found.tuned, ModelSource):
         message = (
-            f"the adapter's rank is now {largest}: servers often accept no more than {SERVER_RANK} unless "
-            "told to (vLLM: --max-lora-rank); the rank 'same' keeps it, with an error"
+            f"an adapter of the kind {found.tuned.kind.title} cannot hold these edits in its own form; the "
+            "output is a plain LoRA"
         )
-        findings.append(Finding(code="rank-above-servers", severity="warning", message=message))
+        findings.append(Finding(code="written-as-lora", severity="info", message=message))
+    largest = max((module.after for module in modules if module.touched), default=0)
+    advice = "" if is_new else "; rank 'same' keeps the old rank, at the cost of an error"
+    findings += server_rank_findings(largest, advice)
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))
     if lost > 0.0:
         asked = math.sqrt(sum(module.change_norm**2 for module in modules))
-        share = f", {lost / asked:.1%} of the norm of the change" if asked > 0.0 else ""
-        message = f"the rank cuts off {lost:.4g} (Frobenius norm, all modules){share}"
+        share = f", {lost / asked:.1%} of the norm of the edit" if asked > 0.0 else ""
+        message = f"at this rank the adapter loses {lost:.4g} (Frobenius norm over all modules){share}"
         findings.append(Finding(code="rank-cut", severity="warning", message=message))
     return tuple(findings)
+
+
+def _away_from_base(matrices: tuple[EditedMatrix, ...], strength: float) -> list[Finding]:
+    """Advise against turning intruders down so far that the model ends up farther from the base.
+
+    An intruder's singular value holds a part of the base too, and turning it down removes that as well:
+    ‖ΔW + s C‖² = ‖ΔW‖² + 2 s ⟨ΔW, C⟩ + s² ‖C‖² for s times the change C.
+    """
+    vectors = [vector for matrix in matrices for vector in matrix.vectors]
+    sums = totals(matrices)
+    if strength >= 1.0 or not vectors or sums.update_norm_after is None:
+        return []
+    change = sum((vector.after - vector.before) ** 2 for vector in vectors)
+    growth = sums.update_norm_after**2 - sums.update_norm**2
+    if growth <= 1e-6 * sums.update_norm**2:
+        return []
+    # The largest s at which the norm does not grow, as a strength.
+    lowest = 1.0 - max(0.0, 1.0 - growth / change) * (1.0 - strength)
+    lowest = math.ceil(100.0 * lowest) / 100.0
+    advice = "leave out vectors that are mostly the base's"
+    if lowest < 1.0:
+        advice = f"a strength of at least {lowest:.2f} does not increase the norm"
+    message = (
+        "do not use this edit: it moves the model away from the base. The norm of the edited updates rises "
+        f"from {sums.update_norm:.4g} to {sums.update_norm_after:.4g}, and the share of it in the intruders' "
+        f"directions from {sums.update_before or 0.0:.1%} to {sums.update_after or 0.0:.1%}. A scan may find "
+        f"fewer intruders afterwards, but only because they dropped out of its top k; {advice}"
+    )
+    return [Finding(code="away-from-base", severity="warning", message=message)]

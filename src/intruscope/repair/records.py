@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.survey import SurveyedMatrix
+    from intruscope.repair.interventions import Kind
+    from intruscope.repair.survey import Survey, SurveyedMatrix
     from intruscope.spectra.records import Certificate, Verdict
+    from intruscope.weights.matrices import Finding
+    from intruscope.writing.lora import LoraAdapter
 
 SCHEMA = "intruscope.repair/1"
+Rank = Literal["exact", "same"] | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,9 @@ class EditedMatrix:
         update_scale: Retained share of the whole update.
         num_directions: How many directions are changed one by one.
         change_norm: ‖W' − W‖_F.
+        update_norm: ‖ΔW‖_F before the edit.
+        update_norm_after: ‖ΔW‖_F after it; None for a control along directions whose share in a full update
+            is not known.
         vectors: The edited ones, for an intruder edit; empty for the controls.
         tuned: ‖W‖_F² and the part of it in the intruders' directions; None for the controls.
         update: ‖ΔW‖_F² and the part of it inside these directions; None for the controls.
@@ -70,6 +79,8 @@ class EditedMatrix:
     update_scale: float
     num_directions: int
     change_norm: float
+    update_norm: float
+    update_norm_after: float | None
     vectors: tuple[EditedVector, ...] = ()
     tuned: Energy | None = None
     update: Energy | None = None
@@ -81,7 +92,7 @@ class ModuleRank:
 
     Attributes:
         name: Of the module.
-        before: Its rank.
+        before: Its rank; 0 if the original does not store LoRA factors.
         exact: The rank at which the edited update is stored without loss.
         after: The rank at which it is stored.
         touched: False: its tensors keep their bytes.
@@ -115,6 +126,8 @@ def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, 
         update_scale=edit.update_scale,
         num_directions=edit.num_directions,
         change_norm=change,
+        update_norm=matrix.update_norm,
+        update_norm_after=_norm_after(edit, matrix),
     )
     if indices is None:
         return described
@@ -135,7 +148,21 @@ def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, 
         for i in indices
     )
     tuned, update = _energies(matrix, after)
-    return replace(described, vectors=vectors, tuned=tuned, update=update)
+    norm_after = math.sqrt(update.after)
+    return replace(described, vectors=vectors, tuned=tuned, update=update, update_norm_after=norm_after)
+
+
+def _norm_after(edit: MatrixEdit, matrix: SurveyedMatrix) -> float | None:
+    """‖t ΔW + Σ c u vᵀ‖_F; None where uᵀ ΔW v is not known. The directions of an edit are orthonormal."""
+    scaled = edit.update_scale * matrix.update_norm
+    if not edit.num_directions:
+        return abs(scaled)
+    if matrix.update_svd is None:
+        return None
+    left_OR, values_R, right_IR = matrix.update_svd
+    along_K = ((edit.left_OK.T @ left_OR) * values_R * (edit.right_IK.T @ right_IR)).sum(dim=1)
+    crossed = edit.update_scale * float((edit.change_K * along_K).sum())
+    return math.sqrt(max(0.0, scaled**2 + 2.0 * crossed + float(edit.change_K.square().sum())))
 
 
 def _energies(matrix: SurveyedMatrix, after: dict[int, float]) -> tuple[Energy, Energy]:
@@ -172,14 +199,16 @@ def _energies(matrix: SurveyedMatrix, after: dict[int, float]) -> tuple[Energy, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
-    """An intruder edit summed over the matrices that it changes.
+class RepairTotals:
+    """An edit summed over the matrices that it changes.
 
     Attributes:
         num_matrices: Edited.
         num_vectors: Edited.
         num_still_counted: Of these, how many a scan will find again, at least.
         change_norm: ‖W' − W‖_F over all matrices, of controls too.
+        update_norm: ‖ΔW‖_F over the edited matrices before the edit.
+        update_norm_after: The same after it: the distance from the base. None where it is not known.
         tuned_before: Share of Σ‖W‖_F² in the intruders' directions; None where there is none to tell.
         tuned_after: After the edit.
         update_before: Share of Σ‖ΔW‖_F² inside them.
@@ -190,22 +219,28 @@ class Totals:
     num_vectors: int
     num_still_counted: int
     change_norm: float
+    update_norm: float
+    update_norm_after: float | None
     tuned_before: float | None
     tuned_after: float | None
     update_before: float | None
     update_after: float | None
 
 
-def totals(matrices: Sequence[EditedMatrix]) -> Totals:
+def totals(matrices: Sequence[EditedMatrix]) -> RepairTotals:
     """Sum up; shares are of sums, so that large matrices count for more."""
     vectors = [vector for matrix in matrices for vector in matrix.vectors]
     tuned = [matrix.tuned for matrix in matrices if matrix.tuned is not None]
     update = [matrix.update for matrix in matrices if matrix.update is not None]
-    return Totals(
+    after = [m.update_norm_after for m in matrices]
+    known = [norm for norm in after if norm is not None]
+    return RepairTotals(
         num_matrices=len(matrices),
         num_vectors=len(vectors),
         num_still_counted=sum(vector.still_counted for vector in vectors),
-        change_norm=math.sqrt(sum(matrix.change_norm**2 for matrix in matrices)),
+        change_norm=math.hypot(*(matrix.change_norm for matrix in matrices)),
+        update_norm=math.hypot(*(matrix.update_norm for matrix in matrices)),
+        update_norm_after=math.hypot(*known) if len(known) == len(after) else None,
         tuned_before=_share(sum(e.intruders_before for e in tuned), sum(e.before for e in tuned)),
         tuned_after=_share(sum(e.intruders_after for e in tuned), sum(e.after for e in tuned)),
         update_before=_share(sum(e.intruders_before for e in update), sum(e.before for e in update)),
@@ -215,3 +250,66 @@ def totals(matrices: Sequence[EditedMatrix]) -> Totals:
 
 def _share(part: float, whole: float) -> float | None:
     return min(1.0, part / whole) if whole > 0.0 else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RepairRecord:
+    """What a repair will change; nothing is written yet.
+
+    Attributes:
+        survey: What it is based on.
+        control: The intervention.
+        strength: λ.
+        which: Of the vectors.
+        seed: Of random directions.
+        rank: As asked for.
+        compact: Ranks differ by module (``rank_pattern``).
+        writes: ``adapter``, or ``checkpoint``: a full one, with the adapter merged where one was given.
+        edits: Everything that changes; empty when there is nothing to repair.
+        matrices: The same, described.
+        modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
+        lora: The adapter to write, if the original cannot hold the edits in its own form; else None.
+        num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
+        findings: What the reader must know.
+    """
+
+    survey: Survey
+    control: Kind
+    strength: float
+    which: str
+    seed: int
+    rank: Rank
+    compact: bool
+    writes: Literal["adapter", "checkpoint"]
+    edits: tuple[MatrixEdit, ...]
+    matrices: tuple[EditedMatrix, ...]
+    modules: tuple[ModuleRank, ...]
+    lora: LoraAdapter | None
+    num_left: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_copy(self) -> bool:
+        """Nothing is edited, and the output is the tuned model byte for byte."""
+        return not self.edits and not self.merges
+
+    @property
+    def merges(self) -> bool:
+        """An adapter goes into a full checkpoint."""
+        return self.writes == "checkpoint" and not isinstance(self.survey.tuned, ModelSource)
+
+    @property
+    def totals(self) -> RepairTotals:
+        """All edited matrices together."""
+        return totals(self.matrices)
+
+    @property
+    def changed(self) -> Mapping[str, MatrixEdit]:
+        """The edits by name."""
+        return {edit.name: edit for edit in self.edits}
+
+    @property
+    def stored_rank(self) -> int | None:
+        """The one rank of an adapter whose modules all have it, else None."""
+        ranks = {module.after for module in self.modules}
+        return ranks.pop() if len(ranks) == 1 else None

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
-from intruscope.repair.changed import changed_tensors
-from intruscope.repair.naming import matching
 from intruscope.spectra.codec import matrix_report_from_dict, pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
 from intruscope.spectra.scan import (
@@ -27,6 +25,8 @@ from intruscope.spectra.scan import (
     run_pairs,
     runs_here,
 )
+from intruscope.weights.names import matching
+from intruscope.writing.changed import changed_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -154,7 +154,7 @@ def survey(
     settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
     if settings.k == "all":
         raise UsageError(
-            "k is 'all', expected a number: an intruder is one of the top k", remedy="write for example k=10"
+            "k must be a number here: an intruder is one of the top k", remedy="use for example k=10"
         )
     options = runs_here(options or RunOptions(), base, tuned)
     executor = executor_for(_FUNCTION_WITH_UPDATE if update_spectra else _FUNCTION, settings, options)

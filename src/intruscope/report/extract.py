@@ -1,4 +1,4 @@
-"""What a terminal shows of an extraction: the adapter, its error, and the curve that a rank is chosen by."""
+"""The terminal's view of an extraction: the adapter, its error, and the error at every rank."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 from intruscope.errors import printable
 from intruscope.plots.extract import error_curve_figure
 from intruscope.plots.figures import write_figures
+from intruscope.report.names import DottedName
 from intruscope.report.terminal import finding_lines
 from intruscope.report.words import percent
 
@@ -49,7 +50,7 @@ def extract_table(plan: ExtractPlan) -> list[RenderableType]:
 def extract_sentence(plan: ExtractPlan) -> str:
     """Say in one or two sentences what an adapter is and what it loses."""
     if plan.is_empty:
-        return "Nothing to extract: no matrix that was chosen differs from the base."
+        return "Nothing to extract: no selected matrix differs from the base."
     sums = plan.totals
     matrices = "1 matrix" if sums.num_matrices == 1 else f"{sums.num_matrices} matrices"
     rank = f"of rank {plan.stored_rank}"
@@ -68,34 +69,34 @@ def _figures(plan: ExtractPlan) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     padded = sums.stored_parameters - sums.num_parameters
-    zeros = f", and {padded:,} zeros to fill them up to one rank" if padded else ""
+    zeros = f", plus {padded:,} zeros of padding" if padded else ""
     table.add_row("parameters", f"{sums.num_parameters:,}{zeros}, {plan.dtype}")
     if plan.rest:
         saved = sum(rest.status == "saved" for rest in plan.rest)
-        told = f"{saved} saved whole, " if saved else ""
+        whole = f"{saved} saved whole, " if saved else ""
         table.add_row(
             "everything else",
-            f"{len(plan.rest)} further tensors changed, {told}{len(plan.rest) - saved} not in the adapter: "
-            f"relative error with these {sums.relative_error_with_rest:.3g}",
+            f"{len(plan.rest)} more tensors changed: {whole}{len(plan.rest) - saved} not in the adapter; "
+            f"relative error including them: {sums.relative_error_with_rest:.3g}",
         )
     if any(matrix.intruders for matrix in plan.matrices):
-        undecided = f"; {sums.undecided} open verdicts" if sums.undecided else ""
+        undecided = f"; {sums.undecided} undecided" if sums.undecided else ""
         table.add_row(
             "intruders",
-            f"{sums.tuned_intruders} in the tuned model, {sums.extracted_intruders} in base and adapter, "
-            f"{sums.kept_intruders} of the tuned model's kept{undecided}",
+            f"{sums.tuned_intruders} in the tuned model, of which {sums.kept_intruders} are kept; "
+            f"{sums.extracted_intruders} in the base with the adapter{undecided}",
         )
     return table
 
 
 def _curve(plan: ExtractPlan) -> Table:
-    title = "The least error there is, all matrices together"
+    title = "Smallest possible error, over all matrices"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    for name in ("one rank", "parameters", "error", "own ranks: error"):
+    for name in ("rank", "parameters", "error", "error, own ranks"):
         table.add_column(name, justify="right", no_wrap=True)
     best = {point.num_parameters: point.relative_error for point in plan.best}
     for point in plan.curve[-_MAX_POINTS:]:
-        # The most that ranks of their own reach with no more parameters.
+        # The smallest error that a rank per matrix reaches with no more parameters.
         within = [error for size, error in best.items() if size <= point.num_parameters]
         own = f"{min(within):.3g}" if within else ""
         table.add_row(str(point.rank), f"{point.num_parameters:,}", f"{point.relative_error:.3g}", own)
@@ -103,21 +104,18 @@ def _curve(plan: ExtractPlan) -> Table:
 
 
 def _matrices(plan: ExtractPlan) -> Table:
-    """The matrices with the largest errors first."""
-    title = (
-        "Largest errors first; the spectral norm is of what is left, over that of the update's Frobenius norm"
-    )
+    """The matrices with the largest relative errors first."""
+    title = "Largest relative errors first (Frobenius; spectral: largest singular value of what is lost)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column("matrix", overflow="fold")
+    table.add_column("matrix")
     for name in ("rank", "error", "spectral", "eff. rank", "intruders"):
         table.add_column(name, justify="right", no_wrap=True)
-    ordered = sorted(plan.matrices, key=lambda matrix: -matrix.relative_error * matrix.update_norm)
+    ordered = sorted(plan.matrices, key=lambda matrix: -matrix.relative_error)
     for matrix in ordered[:_MAX_ROWS]:
-        table.add_row(
-            Text(printable(matrix.name)), str(matrix.rank), f"{matrix.relative_error:.3g}", *_more(matrix)
-        )
+        error = f"{matrix.relative_error:.3g}"
+        table.add_row(DottedName(matrix.name), str(matrix.rank), error, *_more(matrix))
     if len(ordered) > _MAX_ROWS:
-        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} matrices more", style="dim"), "", "", "", "", "")
+        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} more matrices", style="dim"), "", "", "", "", "")
     return table
 
 

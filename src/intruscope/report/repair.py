@@ -1,4 +1,4 @@
-"""What a terminal shows of a repair: what changes, in energy and not only in counts, and how it is stored."""
+"""The terminal's view of a repair: what changes, in energy and not only in counts, and how it is stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.repair.records import totals
+from intruscope.report.names import DottedName
 from intruscope.report.terminal import finding_lines
 from intruscope.report.words import percent
 
@@ -43,9 +43,9 @@ def repair_table(plan: RepairPlan) -> list[RenderableType]:
 
 def repair_sentence(plan: RepairPlan) -> str:
     """Say in one or two sentences what a repair does; it promises nothing about forgetting."""
-    sums = totals(plan.matrices)
+    sums = plan.totals
     undecided = (
-        f" {plan.num_left} vectors whose verdict is open are left alone."
+        f" {plan.num_left} undecided vectors are left alone."
         if plan.control == "intruders" and plan.num_left
         else ""
     )
@@ -61,8 +61,8 @@ def repair_sentence(plan: RepairPlan) -> str:
     counted = ""
     if sums.num_still_counted:
         counted = (
-            f" Their directions stay: a scan will still count at least {sums.num_still_counted} of them as "
-            "intruders, only smaller."
+            f" Their directions do not change: a scan will still count at least {sums.num_still_counted} of "
+            "them as intruders, with smaller singular values."
         )
     vectors = "1 vector is" if sums.num_vectors == 1 else f"{sums.num_vectors} vectors are"
     matrices = "1 matrix" if sums.num_matrices == 1 else f"{sums.num_matrices} matrices"
@@ -70,7 +70,7 @@ def repair_sentence(plan: RepairPlan) -> str:
 
 
 def _figures(plan: RepairPlan) -> Table:
-    sums = totals(plan.matrices)
+    sums = plan.totals
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -82,6 +82,9 @@ def _figures(plan: RepairPlan) -> Table:
         if before is not None and after is not None:
             table.add_row(label, f"{percent(before)} {what} before, {percent(after)} after")
             label = ""
+    if sums.update_norm_after is not None:
+        shrinks = f"{sums.update_norm:.4g} before, {sums.update_norm_after:.4g} after"
+        table.add_row("norm of the updates", f"{shrinks} (‖ΔW‖ of the edited matrices)")
     table.add_row("norm of the change", f"{sums.change_norm:.4g}")
     table.add_row("writes", _writes(plan))
     return table
@@ -94,6 +97,8 @@ def _writes(plan: RepairPlan) -> str:
         return "an adapter; its factors are not changed"
     before = sorted({module.before for module in plan.modules})
     after = sorted({module.after for module in plan.modules})
+    if before == [0]:
+        return f"a LoRA adapter of rank {after[-1]}"
     ranks = [str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in (before, after)]
     same = f"an adapter of rank {ranks[1]}"
     return same if before == after else f"{same} (before: {ranks[0]})"
@@ -101,18 +106,17 @@ def _writes(plan: RepairPlan) -> str:
 
 def _matrices(plan: RepairPlan) -> Table:
     """The matrices with the largest changes first."""
-    title = "Largest changes first; shares are of the update, in the intruders' directions"
+    title = "Largest changes first; before and after: share of the update in the intruders' directions"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column("matrix", overflow="fold")
+    table.add_column("matrix")
     for name in ("vectors", "change", "before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     ordered = sorted(plan.matrices, key=lambda matrix: -matrix.change_norm)
     for matrix in ordered[:_MAX_ROWS]:
-        table.add_row(
-            Text(printable(matrix.name)), _vectors(matrix), f"{matrix.change_norm:.3g}", *_shares(matrix)
-        )
+        change = f"{matrix.change_norm:.3g}"
+        table.add_row(DottedName(matrix.name), _vectors(matrix), change, *_shares(matrix))
     if len(ordered) > _MAX_ROWS:
-        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} matrices more", style="dim"), "", "", "", "")
+        table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} more matrices", style="dim"), "", "", "", "")
     return table
 
 

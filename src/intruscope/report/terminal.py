@@ -220,9 +220,11 @@ def finding_lines(findings: Sequence[Finding]) -> list[RenderableType]:
 
 def _coverage(ledger: Sequence[CoverageEntry]) -> Text:
     counts = Counter(entry.status for entry in ledger)
+    # A matrix is stored in several tensors: one on each side, or factors.
+    matrices = len({matrix for entry in ledger for matrix in entry.matrices})
     text = Text(
-        f"coverage: {len(ledger)} tensors, {counts['compared']} compared, "
-        f"{counts['unchanged']} unchanged, {counts['skipped']} skipped",
+        f"coverage: {matrices} {'matrix' if matrices == 1 else 'matrices'} compared, in {counts['compared']} "
+        f"of {len(ledger)} tensors; {counts['unchanged']} unchanged, {counts['skipped']} skipped",
         style="dim",
     )
     missed = sum(entry.gap for entry in ledger)

@@ -1,16 +1,21 @@
-"""Models as people name them: a path, ``org/name@revision``, or ``base+adapter``.
+"""Models as people name them: a path, ``org/name@revision``, or ``base+adapter``; and matrices by pattern.
 
 An existing path always wins over ``@`` and ``+``.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,255}", re.ASCII)
@@ -67,3 +72,24 @@ def parse_name(given: str) -> ModelName:
 def _exists(text: str) -> bool:
     # os.path.exists answers False, where Path.exists raises, for NULs and overlong names.
     return bool(text) and os.path.exists(text)  # noqa: PTH110
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names that a pattern selects.
+
+    Args:
+        pattern: A name, with ``*`` as a wildcard. Brackets stand for themselves (``c_attn[q]``).
+        names: All names.
+
+    Raises:
+        UsageError: it selects none of them.
+    """
+    expression = re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
+    found = [name for name in names if expression.fullmatch(name)]
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+        raise UsageError(
+            f"'{printable(pattern)}' is not the name of a matrix that the fine-tune changed",
+            remedy=f"did you mean {printable(near[0])}?" if near else "the fine-tune changed none",
+        )
+    return found

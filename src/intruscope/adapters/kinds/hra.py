@@ -37,7 +37,8 @@ def _orthonormal(vectors_IR: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of the vectors' span; the product of reflections depends on the span alone."""
     import torch
 
-    return torch.linalg.qr(vectors_IR)[0]
+    basis_IR: torch.Tensor = torch.linalg.qr(vectors_IR)[0]
+    return basis_IR
 
 
 def sizes(shapes: Shapes, options: Mapping[str, Any]) -> tuple[None, int]:  # noqa: ARG001 - the shape tells

@@ -44,7 +44,8 @@ def _turn(blocks_OBD: torch.Tensor, rotations_BDD: torch.Tensor) -> torch.Tensor
     """Each block of columns times its matrix: (O, B x D)."""
     import torch
 
-    return torch.einsum("obd,bde->obe", blocks_OBD, rotations_BDD).flatten(1)
+    turned: torch.Tensor = torch.einsum("obd,bde->obe", blocks_OBD, rotations_BDD)
+    return turned.flatten(1)
 
 
 def _rotations(stored_BE: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
@@ -62,7 +63,8 @@ def _rotations(stored_BE: torch.Tensor, options: Mapping[str, Any]) -> torch.Ten
     eye = torch.eye(size, dtype=skew.dtype).expand_as(skew)
     terms = options["num_cayley_neumann_terms"]
     if not options["use_cayley_neumann"]:
-        return torch.linalg.solve(eye + skew, eye - skew, left=False)
+        rotations: torch.Tensor = torch.linalg.solve(eye + skew, eye - skew, left=False)
+        return rotations
     # (I + Q)(I + Q + Q² + ...) as PEFT ends it (tuners/oft/layer.py): every power twice, the last one once.
     last = terms - 1 if terms < 3 else max(3, terms - 1)
     total, power = eye.clone(), eye
@@ -74,7 +76,7 @@ def _rotations(stored_BE: torch.Tensor, options: Mapping[str, Any]) -> torch.Ten
 
 def _block_size(num_entries: int) -> int:
     """D of D (D - 1) / 2 entries."""
-    size = round((1 + (1 + 8 * num_entries) ** 0.5) / 2)
+    size: int = round((1 + (1 + 8 * num_entries) ** 0.5) / 2)
     if size * (size - 1) // 2 != num_entries:
         raise ValueError("not the number of entries of a triangle")
     return size

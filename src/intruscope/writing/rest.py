@@ -8,28 +8,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
 from intruscope.adapters.updates import SavedUpdate
 from intruscope.adapters.vectors import trained_vectors
-from intruscope.extract.records import Rest, RestStatus
-from intruscope.repair.changed import tensor_twins
 from intruscope.weights.pairing import CheckpointUpdate
 from intruscope.weights.source import ModelSource
+from intruscope.writing.changed import tensor_twins
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from intruscope.adapters.folder import AdapterSource
-    from intruscope.extract.modules import Module
-    from intruscope.extract.naming import AdapterNames
     from intruscope.weights.matrices import Pairing
     from intruscope.weights.stored import StoredTensor
+    from intruscope.writing.modules import TargetModule
+    from intruscope.writing.naming import AdapterNames
 
+RestStatus = Literal["left out", "saved", "lost"]
 _ORIGINAL = ".original_module."
 """PEFT keeps the base's module beside one that is saved whole, and stores its bias with ``bias: all``."""
 _OF_A_MODULE = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """Something that the fine-tune changed and that gets no factors.
+
+    Attributes:
+        name: As the base stores it, or the tuned model where the base has none.
+        change_norm: ‖tuned − base‖_F; None for what the base does not have.
+        status: ``saved`` whole with the adapter, ``left out``, or ``lost``: asked for, and PEFT cannot.
+        reason: One clause.
+    """
+
+    name: str
+    change_norm: float | None
+    status: RestStatus
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +80,7 @@ def find_rest(
     tuned: ModelSource | AdapterSource,
     pairing: Pairing,
     *,
-    modules: Sequence[Module],
+    modules: Sequence[TargetModule],
     adapted: Collection[str],
     norms: Mapping[str, float],
     names: AdapterNames,
@@ -136,7 +153,7 @@ def _state(tuned: ModelSource | AdapterSource, names: AdapterNames) -> dict[str,
 
 
 def _matrices(
-    modules: Sequence[Module],
+    modules: Sequence[TargetModule],
     adapted: Collection[str],
     norms: Mapping[str, float],
     state: Mapping[str, StoredTensor],
@@ -170,8 +187,9 @@ def _others(
     """Vectors that differ, and whatever the base does not have."""
     found = []
     if not isinstance(tuned, ModelSource):
+        compared = {entry.tensor for entry in pairing.coverage if entry.status == "compared"}
         for vector in trained_vectors(tuned, base):
-            if _ORIGINAL in vector.tensor.name:
+            if _ORIGINAL in vector.tensor.name or vector.tensor.name in compared:
                 continue
             target = vector.target
             name = target or vector.tensor.name.removeprefix(PEFT_PREFIX)
