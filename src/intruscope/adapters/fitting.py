@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from intruscope.adapters.updates import LoraUpdate, SavedUpdate, TokensUpdate
 from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, UsageError, printable
-from intruscope.weights.pairing import is_word_matrix
+from intruscope.weights.heads import is_word_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from intruscope.errors import printable
 from intruscope.weights.fused import Config
+from intruscope.weights.heads import is_word_matrix
 from intruscope.weights.matrices import Finding
-from intruscope.weights.pairing import is_word_matrix
 from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:

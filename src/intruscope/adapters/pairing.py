@@ -27,7 +27,7 @@ from intruscope.weights.matrices import (
     Pairing,
     StoredUpdate,
 )
-from intruscope.weights.pairing import find_prefixes
+from intruscope.weights.prefixes import find_prefixes
 from intruscope.weights.stored import open_regular, read_exactly
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Asks transformers what each module of a model is: the model is built on the meta device, in a child process.
+"""Asks transformers what each module of a model is: builds the model on the meta device in a child process.
 
-Only configs that file headers leave open come here. The child runs no code of a model's repository, cannot reach
-a network, and has limits of time and memory, so that a hostile config costs a bounded wait and nothing else.
+Only models that file headers leave open come here. The child runs no code of a model's repository, cannot
+reach a network, and has limits of time and memory: a hostile config costs a bounded wait and nothing else.
 """
 
 from __future__ import annotations

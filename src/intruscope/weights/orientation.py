@@ -2,9 +2,9 @@
 
 transformers' ``Conv1D`` (GPT-2 and its relatives) and embeddings are stored (in, out). The model type alone
 does not tell: a GPT-2 may be the decoder of another model, and a checkpoint of type ``gpt2`` may have been
-converted to linear layers. So the shapes speak first: a bias has one number per output, and a ``Conv1D`` always
-has a bias. Where a matrix is square, its siblings of the same name in other blocks or modules decide, then the
-config of the tower it lies in, then transformers itself. What nothing decides is reported as unknown, never
+converted to linear layers. So the shapes speak first: a bias has one number per output, and ``Conv1D`` always
+has one. Where a matrix is square, its siblings of the same name in other blocks or modules decide, then the
+config of its tower, then transformers itself. What nothing decides is reported as unknown and never
 guessed.
 """
 
@@ -14,14 +14,18 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from intruscope.errors import printable
 from intruscope.weights.architecture import ModuleClass, ask_transformers
+from intruscope.weights.matrices import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from intruscope.weights.fused import Config
+    from intruscope.weights.matrices import CoverageEntry
     from intruscope.weights.source import ModelSource
 
+_MAX_NAMED = 6
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder"})
 _CONV1D_CLASSES = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer", "ClvpForCausalLM")
 _CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
@@ -172,6 +176,24 @@ class Orientations:
             if kinds:
                 return next(iter(kinds)) if len(kinds) == 1 else None
         return None
+
+
+def orientation_findings(coverage: Iterable[CoverageEntry]) -> list[Finding]:
+    """One warning for all matrices that were left out because their orientation is unknown.
+
+    Args:
+        coverage: The ledger.
+    """
+    names = list(dict.fromkeys(entry.tensor for entry in coverage if entry.reason == UNKNOWN))
+    if not names:
+        return []
+    shown = ", ".join(map(printable, names[:_MAX_NAMED])) + (", ..." if len(names) > _MAX_NAMED else "")
+    message = (
+        f"orientation unknown for {len(names)} matrices ({shown}): they may be stored as (out, in) or as "
+        "(in, out), so they were not compared; restore the model's own config.json, or install a version of "
+        "transformers that knows its model_type"
+    )
+    return [Finding(code="orientation-unknown", severity="warning", message=message)]
 
 
 def _leaf(module: str) -> str:
