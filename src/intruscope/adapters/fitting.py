@@ -137,9 +137,16 @@ def _tokens_update(module: AdaptedModule, view: TensorView, adapter: AdapterSour
         ),
         (),
     )
-    if view.kind != "embedding" or rows.shape != (len(indices), view.shape[0]):
-        raise _mismatch(rows, f"[{len(indices)}, {view.shape[0]}], a row for each word that the config names")
-    return TokensUpdate(rows=rows, indices=indices)
+    width = view.shape[0] if view.transposed else view.shape[1]
+    if not is_word_matrix(view) or rows.shape != (len(indices), width):
+        raise _mismatch(rows, f"[{len(indices)}, {width}], a row for each word that the config names")
+    replaced = module.roles.get("replaced")
+    return TokensUpdate(
+        rows=rows,
+        indices=indices,
+        view=view,
+        replaced=None if replaced is None else replace(view, tensor=replaced),
+    )
 
 
 def _lora_update(

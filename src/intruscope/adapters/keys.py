@@ -47,11 +47,20 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
         if role == "bias":
             skipped[key] = "biases, not a matrix"
             continue
+        if role == "original":
+            skipped[key] = "the base's own weight, which PEFT stores beside the trained one and does not load"
+            continue
         if role == "saved" and len(tensor.shape) < 2:
             skipped[key] = "a vector, not a matrix"
             continue
         module = modules.setdefault(module_name, AdaptedModule(name=module_name))
-        if role in module.roles:
+        # Of a resized vocabulary PEFT stores the trained module twice, and loads the plain name.
+        copy = next((k for k in (key, *_key_of(module, role)) if _is_second_copy(k)), None)
+        if role in module.roles and copy is not None:
+            skipped[copy] = "a second copy that PEFT stores beside the module, and does not load"
+            if copy == key:
+                continue
+        elif role in module.roles:
             fact = f"got a second tensor for {role} of {printable(module_name)}, expected one adapter"
             remedy = "save each adapter to its own folder"
             raise MalformedInput(fact, remedy=remedy, file=adapter.path, tensor=key)
@@ -62,6 +71,14 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
     return modules, skipped
 
 
+def _key_of(module: AdaptedModule, role: str) -> tuple[str, ...]:
+    return (module.roles[role].name,) if role in module.roles else ()
+
+
+def _is_second_copy(key: str) -> bool:
+    return ".modules_to_save." in key
+
+
 def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
     roles = module.roles.keys()
     present = "down" if "down" in roles else "up"
@@ -70,6 +87,8 @@ def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
         fact = f"got {', '.join(sorted(roles))} of {printable(module.name)} alone, expected both factors"
         raise MalformedInput(fact, remedy="save the adapter again", file=adapter.path, tensor=tensor.name)
     beside = {"magnitude", "up", "replaced"} if "down" in roles else set()
+    if "tokens" in roles:
+        beside = {"replaced"}
     if len(roles - beside) > 1:
         fact = f"got {', '.join(sorted(roles))} for one module, expected one way to train it"
         remedy = "merge it with PEFT's merge_and_unload and scan that checkpoint"
@@ -102,7 +121,9 @@ def _parse(key: str, adapter: AdapterSource) -> tuple[str, str, bool]:
     if words[-1] == "bias":
         return ".".join(words[:-1]), "bias", False
     if words[-2:] == ["base_layer", "weight"]:
-        return ".".join(words[:-2]), "replaced", False
+        return ".".join(word for word in words[:-2] if word != "token_adapter"), "replaced", False
+    if "original_module" in words:
+        return ".".join(words[: words.index("original_module")]), "original", False
     if "modules_to_save" in words:
         at = words.index("modules_to_save")
         inner = words[at + 1 :]

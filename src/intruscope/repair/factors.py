@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.keys import sort_keys
-from intruscope.adapters.pairing import Match
+from intruscope.adapters.pairing import Match, adapted_matrices
 from intruscope.adapters.updates import LoraUpdate
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import UnsupportedFormat, printable
 from intruscope.linalg.lowrank import low_rank_svd
-from intruscope.weights.layout import base_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +102,7 @@ def low_rank_modules(
         fact = "got the old format of PEFT (enable_lora), which is read but not written, expected today's"
         raise UnsupportedFormat(fact, remedy=MERGED_REMEDY, file=config.path, tensor="enable_lora")
     modules, _ = sort_keys(adapter)
-    match = Match(modules, base_matrices(base).matrices, base, adapter)
+    match = Match(modules, adapted_matrices(base, adapter).matrices, base, adapter)
     strengths = match.strengths(modules, adapter)
     pairs_of: dict[str, list[MatrixPair]] = {}
     for pair in pairing.pairs:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.keys import sort_keys
-from intruscope.adapters.pairing import Match
+from intruscope.adapters.pairing import Match, adapted_matrices
 from intruscope.adapters.updates import TokensUpdate
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import UnsupportedFormat, printable
-from intruscope.weights.layout import base_matrices
 from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def check_mergeable(found: Survey) -> None:
         )
 
     modules, _ = sort_keys(adapter)
-    match = Match(modules, base_matrices(base).matrices, base, adapter)
+    match = Match(modules, adapted_matrices(base, adapter).matrices, base, adapter)
     paired = {
         tensor
         for entry in found.pairing.coverage
@@ -71,7 +70,7 @@ def check_mergeable(found: Survey) -> None:
             raise refuse(whole.name, "got a resized vocabulary")
     for pair in found.pairing.pairs:
         update = pair.update
-        if isinstance(update, TokensUpdate) and any(word >= pair.base.shape[1] for word in update.indices):
+        if isinstance(update, TokensUpdate) and any(word >= update.num_words for word in update.indices):
             raise refuse(update.rows.name, "got words that the base's vocabulary does not have")
     for vector in trained_vectors(adapter, base):
         if vector.target is None:

@@ -122,6 +122,13 @@ class SharedWords:
             name=name, kind=kind, layer=None, scope="other", tensor=found[0], transposed=not is_head
         )
 
+    def is_shared(self, tensor: str) -> bool:
+        """Whether modules of other names compute with this stored tensor too."""
+        names = {t.name for t in self._embeddings}
+        if self.ties and not self._heads:
+            return tensor in names
+        return any(t.name == tensor and _leaf(t) == "shared" for t in self._embeddings)
+
     def has(self, shape: tuple[int, ...]) -> bool:
         """Whether the model stores an embedding of words of this shape."""
         return any(tensor.shape == shape for tensor in self._embeddings)
