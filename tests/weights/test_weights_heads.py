@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from weights_models import BLOCK, LLAMA
 
 from intruscope.weights.heads import Body
@@ -30,11 +31,14 @@ def test_a_classifier_of_a_language_model_is_compared_and_both_heads_are_told(mo
     assert _verdict(pairing) == (set(), {("score.weight", "new"), ("lm_head.weight", "dropped")})
     new, dropped = pairing.findings
     classes = "the tuned model is a LlamaForSequenceClassification, the base a LlamaForCausalLM"
-    told = f"(a head of another task: {classes})"
+    told = f"(a head for another task: {classes})"
     assert (new.code, new.severity) == ("new-head", "info")
     assert new.message == f"new head, not compared: score.weight (3, 4) {told}"
     assert (dropped.code, dropped.severity) == ("dropped-head", "info")
-    assert dropped.message == f"head of the base, not in the tuned model: lm_head.weight (10, 4) {told}"
+    assert (
+        dropped.message
+        == f"head of the base that the tuned model does not have: lm_head.weight (10, 4) {told}"
+    )
 
 
 @pytest.mark.parametrize("config", [None, LLAMA, LM], ids=["no-config", "no-class", "the-same-class"])
@@ -49,7 +53,7 @@ def test_a_class_the_base_does_not_name_explains_a_head(model):
     pairing = pair_checkpoints(base, tuned)
     assert _verdict(pairing) == (set(), {("score.weight", "new")})
     assert pairing.findings[0].message.endswith(
-        "(a head of another task: the tuned model is a LlamaForSequenceClassification)"
+        "(a head for another task: the tuned model is a LlamaForSequenceClassification)"
     )
 
 
@@ -82,16 +86,32 @@ def test_what_lies_in_the_body_is_no_head(model, name):
 
 
 def test_the_words_head_may_be_tied_but_not_lost(model):
+    """A head that one side does not store is its embedding there: what the forward pass computes with."""
     whole, without = {**MODEL, **WORDS}, MODEL
     tied = {**LM, "tie_word_embeddings": True}
     assert _verdict(pair_checkpoints(model("b", whole, LM), model("t", without, LM))) == (set(WORDS), set())
-    assert _verdict(pair_checkpoints(model("b2", whole, LM), model("t2", without, tied))) == (
-        set(),
-        {("lm_head.weight", "dropped")},
-    )
-    pairing = pair_checkpoints(model("b3", without, tied), model("t3", whole, LM))
-    assert _verdict(pairing) == (set(), {("lm_head.weight", "new")})
-    assert "a head that the base model ties to its embedding" in pairing.findings[0].message
+    for number, (before, after) in enumerate(
+        [((whole, LM), (without, tied)), ((without, tied), (whole, LM))]
+    ):
+        base, tuned = model(f"base{number}", *before), model(f"tuned{number}", *after)
+        pairing = pair_checkpoints(base, tuned)
+        assert _verdict(pairing) == (set(), set())
+        (head,) = [pair for pair in pairing.pairs if pair.name == "lm_head"]
+        sides = [source.tensors.get("lm_head.weight") for source in (base, tuned)]
+        sides = [
+            (head or source.tensors["model.embed_tokens.weight"]).read()
+            for head, source in zip(sides, (base, tuned), strict=True)
+        ]
+        assert torch.equal(head.base.load(), sides[0])
+        assert torch.equal(head.update.load(sides[0]).tuned_OI, sides[1])
+        assert not torch.equal(*sides)
+        (finding,) = pairing.findings
+        assert (finding.code, finding.severity) == ("tied-differently", "info")
+        assert finding.message.startswith(f"lm_head: the {('tuned model', 'base')[number]} computes it with")
+        lines = {entry.tensor: entry.matrices for entry in pairing.coverage if entry.tensor in WORDS}
+        assert lines == {"lm_head.weight": ("lm_head",)}
+        origins = {entry.origin for entry in pairing.coverage if "lm_head" in entry.matrices}
+        assert origins == {"base", "tuned"}
     other = {**MODEL, "lm_head.weight": (11, 4)}  # of no embedding
     assert _verdict(pair_checkpoints(model("b4", without, tied), model("t4", other, LM)))[0] == set(WORDS)
 

@@ -103,7 +103,7 @@ def test_a_missing_layer_is_a_gap(model):
     _ledger_is_whole(pairing, base, tuned)
     assert not pairing.complete
     reasons = {entry.tensor: entry.reason for entry in pairing.coverage if entry.status == "skipped"}
-    assert reasons["layers.1.mlp.up_proj.weight"] == "no such tensor in the tuned model"
+    assert reasons["layers.1.mlp.up_proj.weight"] == "not in the tuned model"
     assert [entry.tensor for entry in pairing.coverage if entry.gap] == ["layers.1.mlp.up_proj.weight"]
     assert [finding.code for finding in pairing.findings] == ["incomplete-coverage"]
 
@@ -130,7 +130,7 @@ def test_quantised_weights_leave_the_coverage_incomplete(model):
     _ledger_is_whole(pairing, base, tuned)
     assert not pairing.complete
     reasons = {entry.origin: entry.reason for entry in pairing.coverage if entry.gap}
-    assert reasons["base"] == "the tuned model's is not read"
+    assert reasons["base"] == "the tensor in the tuned model is not read"
     assert "F8_E4M3" in reasons["tuned"]
     packed = {
         "layers.0.self_attn.q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32),
@@ -240,7 +240,7 @@ def test_minilm_against_its_masked_language_model(real_models):
     _ledger_is_whole(pairing, base, tuned)
     assert pairing.complete
     assert [finding.code for finding in pairing.findings] == ["prefix", "new-head", "dropped-head"]
-    told = "(a head of another task: the tuned model is a BertForMaskedLM, the base a BertModel)"
+    told = "(a head for another task: the tuned model is a BertForMaskedLM, the base a BertModel)"
     assert all(finding.message.endswith(told) for finding in pairing.findings[1:])
     paper = [pair for pair in pairing.pairs if pair.scope == "paper"]
     assert len(paper) == 36

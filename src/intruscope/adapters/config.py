@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intruscope.adapters.kind import wrong_value
+from intruscope.adapters.kind import flag, wrong_value
 from intruscope.adapters.patterns import first_matches
 from intruscope.adapters.registry import find, names
 from intruscope.errors import UnsupportedFormat, printable
@@ -61,6 +61,8 @@ class AdapterConfig:
         task: ``task_type``.
         token_indices: ``trainable_token_indices``; the key ``""`` stands for the input embedding.
         target_parameters: Ends of the names of the fused expert parameters that are adapted.
+        fan_in_fan_out: Whether the module that PEFT adapted last stores its weight (in, out); None where the
+            config does not say.
     """
 
     path: Path | None
@@ -75,6 +77,7 @@ class AdapterConfig:
     task: str | None = None
     token_indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
+    fan_in_fan_out: bool | None = None
 
     @cached_property
     def _saved_names(self) -> frozenset[str]:
@@ -166,6 +169,7 @@ def checked_config(
         task=getattr(task, "value", task) if isinstance(task, str) else None,
         token_indices=_token_indices(raw.get("trainable_token_indices"), path),
         target_parameters=_target_parameters(raw.get("target_parameters"), path),
+        fan_in_fan_out=flag(raw, "fan_in_fan_out", path) if "fan_in_fan_out" in raw else None,
     )
     return kind, config
 

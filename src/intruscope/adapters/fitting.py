@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from intruscope.adapters.kind import OTHER_BASE_REMEDY
 from intruscope.adapters.updates import SavedUpdate, TokensUpdate
 from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
-from intruscope.weights.pairing import is_word_matrix
+from intruscope.weights.heads import is_word_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,6 +136,13 @@ def _tokens_update(module: AdaptedModule, view: TensorView, adapter: AdapterSour
         ),
         (),
     )
-    if view.kind != "embedding" or rows.shape != (len(indices), view.shape[0]):
-        raise mismatch(rows, f"[{len(indices)}, {view.shape[0]}], a row for each word that the config names")
-    return TokensUpdate(rows=rows, indices=indices)
+    width = view.shape[0] if view.transposed else view.shape[1]
+    if not is_word_matrix(view) or rows.shape != (len(indices), width):
+        raise mismatch(rows, f"[{len(indices)}, {width}], a row for each token that the config names")
+    replaced = module.roles.get("replaced")
+    return TokensUpdate(
+        rows=rows,
+        indices=indices,
+        view=view,
+        replaced=None if replaced is None else replace(view, tensor=replaced),
+    )

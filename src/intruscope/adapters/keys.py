@@ -38,11 +38,20 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
         if role == "bias":
             skipped[key] = "biases, not a matrix"
             continue
+        if role == "original":
+            skipped[key] = "the base's own weight, which PEFT stores beside the trained one and does not load"
+            continue
         if role == "saved" and len(tensor.shape) < 2:
             skipped[key] = "a vector, not a matrix"
             continue
         module = modules.setdefault(module_name, AdaptedModule(name=module_name))
-        if role in module.roles:
+        # Of a resized vocabulary PEFT stores the trained module twice, and loads the plain name.
+        copy = next((k for k in (key, *_key_of(module, role)) if _is_second_copy(k)), None)
+        if role in module.roles and copy is not None:
+            skipped[copy] = "a second copy that PEFT stores beside the module, and does not load"
+            if copy == key:
+                continue
+        elif role in module.roles:
             raise MalformedInput(
                 f"{printable(module_name)} has two tensors for {role}, so the file holds two adapters",
                 remedy="save each adapter to its own folder",
@@ -61,6 +70,14 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
     return modules, skipped
 
 
+def _key_of(module: AdaptedModule, role: str) -> tuple[str, ...]:
+    return (module.roles[role].name,) if role in module.roles else ()
+
+
+def _is_second_copy(key: str) -> bool:
+    return ".modules_to_save." in key
+
+
 def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
     roles = module.roles.keys()
     own = roles - WHOLE_ROLES
@@ -73,8 +90,9 @@ def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:
             file=adapter.path,
             tensor=tensor.name,
         )
-    beside = own | {"replaced"} if own else own
-    if len(roles - beside) > (0 if own else 1):
+    # A base weight may lie beside factors or tokens; anything else excludes what goes with it.
+    ways = (roles & WHOLE_ROLES) - ({"replaced"} if own or "tokens" in roles else set())
+    if len(ways) + bool(own) > 1:
         raise UnsupportedFormat(
             f"{printable(module.name)} has {', '.join(sorted(roles))}: it was trained in two ways at once",
             remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
@@ -116,7 +134,9 @@ def _parse(key: str, adapter: AdapterSource) -> ModuleKey:
     if words[-1] == "bias":
         return ModuleKey(".".join(words[:-1]), "bias")
     if words[-2:] == ["base_layer", "weight"]:
-        return ModuleKey(".".join(words[:-2]), "replaced")
+        return ModuleKey(".".join(word for word in words[:-2] if word != "token_adapter"), "replaced")
+    if "original_module" in words:
+        return ModuleKey(".".join(words[: words.index("original_module")]), "original")
     if "modules_to_save" in words:
         at = words.index("modules_to_save")
         inner = words[at + 1 :]

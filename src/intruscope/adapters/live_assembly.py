@@ -10,7 +10,7 @@ from intruscope.adapters.live_models import max_context
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.memory import memory_source
-from intruscope.weights.pairing import find_prefixes
+from intruscope.weights.prefixes import find_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

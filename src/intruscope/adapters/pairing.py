@@ -15,13 +15,13 @@ from intruscope.adapters.experts import (
     name_parameters,
 )
 from intruscope.adapters.fitting import fit_updates
-from intruscope.adapters.heads import tied_embeddings, tied_finding, tied_head, unsaved_finding
+from intruscope.adapters.heads import shared_matrix, sharing_findings, unsaved_finding
 from intruscope.adapters.keys import sort_keys
 from intruscope.adapters.kind import OTHER_BASE_REMEDY
 from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
-from intruscope.weights.heads import Body, head_findings
-from intruscope.weights.layout import base_matrices
+from intruscope.weights.heads import Body, SharedWords, head_findings
+from intruscope.weights.layout import MatrixListing, base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
     Finding,
@@ -29,7 +29,9 @@ from intruscope.weights.matrices import (
     Pairing,
     StoredUpdate,
 )
-from intruscope.weights.pairing import find_prefixes
+from intruscope.weights.orientation import UNKNOWN, orientation_findings
+from intruscope.weights.pairing import check_one_place, prefix_findings
+from intruscope.weights.prefixes import match_names
 
 if TYPE_CHECKING:
     from intruscope.adapters.config import ModuleScale
@@ -60,7 +62,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         UnsupportedFormat: a spelling that is not read.
     """
     modules, skipped = sort_keys(adapter)
-    listing = base_matrices(base)
+    listing = adapted_matrices(base, adapter)
     match = Match(modules, listing.matrices, base, adapter)
     scales = match.scales(modules, adapter)
     plan = _Plan()
@@ -79,14 +81,14 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         plan.add(modules[name], fitted.matrices, fitted.note)
     for name, view in match.tied.items():
         fitted = fit_updates(modules[name], (view,), adapter, scales)
-        plan.add(
-            modules[name], fitted.matrices, "the base ties it to its embedding, which is read as its base"
-        )
-        plan.notes.setdefault(view.tensor.name, f"also read as {printable(name)}, which is tied to it")
+        source = printable(view.tensor.name.removesuffix(".weight"))
+        plan.add(modules[name], fitted.matrices, f"the base computes it with {source}, which it shares")
+        plan.notes.setdefault(view.tensor.name, f"also compared as {printable(name)}, which shares it")
     for name, module in modules.items():
         if name not in match.stored and name not in match.parameters and name not in match.tied:
             why = match.why_new(module, adapter)
             missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
+            missing = UNKNOWN if match.is_unknown(module, listing) else missing
             plan.skip(module, why or missing, is_head=why is not None)
             if why is not None and module.has_factors:
                 plan.findings.append(unsaved_finding(name))
@@ -104,7 +106,8 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         *match.findings,
         *plan.findings,
         *head_findings(plan.coverage, base.tensors, adapter.tensors),
-        *(tied_finding(name) for name in match.tied if modules[name].has_factors),
+        *orientation_findings(plan.coverage),
+        *match.sharing_findings(modules, listing),
         *_content_findings(modules, skipped, num_gaps),
     )
     return Pairing(
@@ -120,6 +123,25 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
 
 
 _NOT_STORED = "the base stores no matrix of this name"
+
+
+def adapted_matrices(base: ModelSource, adapter: AdapterSource) -> MatrixListing:
+    """The matrices of a base, read with what its adapter's config says about their orientation.
+
+    PEFT sets ``fan_in_fan_out`` to suit each module that it adapts, and stores what it set for the last one.
+    So the flag decides only for adapters whose modules all have one name.
+
+    Args:
+        base: The model.
+        adapter: An adapter for it.
+    """
+    listing = base_matrices(base)
+    stated = adapter.config.fan_in_fan_out if adapter.config is not None else None
+    if stated is None or all(entry.reason != UNKNOWN for entry in listing.skipped):
+        return listing
+    modules, _ = sort_keys(adapter)
+    leaves = {name.rpartition(".")[2] for name, module in modules.items() if "down" in module.roles}
+    return base_matrices(base, fan_in_fan_out=stated) if len(leaves) == 1 else listing
 
 
 class _Plan:
@@ -192,8 +214,7 @@ class Match:
     Attributes:
         stored: Module to stored base tensor.
         parameters: Module to the fused experts that it wraps.
-        tied: The words' head, where the base stores none but ties it to its embedding: that, as it lies in
-            the file, (words, width), is the head's matrix.
+        tied: A head or embedding of words that the base does not store, with the matrix that it shares.
         key_of: Module to the name by which PEFT looks its rank and alpha up.
         findings: What had to be assumed.
     """
@@ -210,10 +231,15 @@ class Match:
         stored_of = {name.removesuffix(".weight"): name for name in matrices}
         # The head that a task adds never matches; it must not decide on the prefix.
         trained = [name for name, module in modules.items() if "saved" not in module.roles] or list(modules)
-        base_prefix, adapter_prefix = find_prefixes(
-            {*stored_of, *(name.rpartition(".")[0] for name in fused)}, trained
+        found = match_names(
+            [*stored_of, *dict.fromkeys(name.rpartition(".")[0] for name in fused)],
+            trained,
+            fits=lambda one, other: (
+                one not in stored_of or _fits(matrices[stored_of[one]][0], modules[other])
+            ),
         )
-
+        check_one_place(found, tuned="adapter", file=adapter.path)
+        base_prefix, adapter_prefix = found.base, found.tuned
         bare = {name: name.removeprefix(adapter_prefix) for name in modules}
         self._bare = bare
         self._body = Body.of(name.removeprefix(base_prefix) for name in stored_of)
@@ -231,25 +257,28 @@ class Match:
         for name in modules:
             if name not in self.parameters and bare[name] in by_name:
                 self.stored[name] = by_name.pop(bare[name])
-        embeddings = tied_embeddings(matrices, base)
+        self._shared = SharedWords(base.config, matrices, needs_head=False)
         self.tied = {
             name: view
             for name, module in modules.items()
             if name not in self.stored and name not in self.parameters
-            for view in [tied_head(bare[name], module, embeddings)]
+            for view in [shared_matrix(bare[name], module, self._shared)]
             if view is not None
         }
         if not any(name in self.stored or name in self.parameters or name in self.tied for name in trained):
             raise _no_match(trained, list(stored_of), base, adapter)
-        self.findings = [
-            Finding(
-                code="prefix",
-                severity="info",
-                message=f"the {side}'s names begin with '{printable(prefix)}', which was taken off to match",
-            )
-            for side, prefix in (("base", base_prefix), ("adapter", adapter_prefix))
-            if prefix
-        ]
+        self.findings = prefix_findings(found, tuned="adapter")
+        self._base_prefix = base_prefix
+
+    def is_unknown(self, module: AdaptedModule, listing: MatrixListing) -> bool:
+        """Whether the base stores the module, but its orientation is not known."""
+        stored = f"{self._base_prefix}{self._bare[module.name]}.weight"
+        return any(entry.tensor == stored and entry.reason == UNKNOWN for entry in listing.skipped)
+
+    def sharing_findings(self, modules: dict[str, AdaptedModule], listing: MatrixListing) -> list[Finding]:
+        """Where a merge does not compute what PEFT runs, because modules share one matrix of words."""
+        places = {name: listing.matrices[stored][0] for name, stored in self.stored.items()} | self.tied
+        return sharing_findings(modules, places, self._shared, self._bare)
 
     def why_new(self, module: AdaptedModule, adapter: AdapterSource) -> str | None:
         """Why a module that the base does not store is a new head; None where nothing says so."""
@@ -264,6 +293,18 @@ class Match:
         keys = {name: self.key_of[name] for name, module in modules.items() if module.has_factors}
         found = adapter.config.scales_of(list(dict.fromkeys(keys.values())))
         return {name: found[key] for name, key in keys.items()}
+
+
+def _fits(view: TensorView, module: AdaptedModule) -> bool:
+    """Whether the tensors of a module can be of a base matrix, by their sizes; resized vocabularies fit."""
+    roles = module.roles
+    if view.kind in ("embedding", "head") or view.expert is not None:
+        return True
+    if "down" in roles and "up" in roles and len(roles["up"].shape) > 1 and len(roles["down"].shape) > 1:
+        sizes = (roles["up"].shape[0], math.prod(roles["down"].shape[1:]))
+        return sizes[1] in view.whole_shape and (sizes[0] in view.whole_shape or view.rows is not None)
+    whole = roles.get("saved") or roles.get("replaced")
+    return whole is None or whole.shape == view.tensor.shape
 
 
 def _no_match(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
-from intruscope.weights.pairing import find_prefixes
+from intruscope.weights.prefixes import find_prefixes
 
 if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource

@@ -42,7 +42,7 @@ def check_mergeable(found: Survey) -> None:
         if _is_tied(pair, view):
             fact = f"{printable(pair.name)} as trained: the base ties it to its embedding"
             raise refuse(f"{pair.name}.weight", fact)
-        if isinstance(update, TokensUpdate) and any(word >= view.shape[1] for word in update.indices):
+        if isinstance(update, TokensUpdate) and any(word >= update.num_words for word in update.indices):
             raise refuse(update.rows.name, "tokens that the base's vocabulary does not have")
         whole = update.tuned if isinstance(update, SavedUpdate) else None
         if isinstance(update, LoraUpdate):

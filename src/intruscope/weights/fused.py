@@ -42,18 +42,50 @@ _GATE_THEN_UP = frozenset(
 class Config:
     """Sizes from a foreign ``config.json``: positive integers of sane size, or None.
 
-    A multimodal model keeps those of its language model in ``text_config``.
+    A model of several towers nests a config for each. :meth:`tower` gives the one of a module; the config as
+    a whole also answers for its language model (``text_config``).
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         nested = [config.get(key) for key in ("text_config", "llm_config")]
         self._levels = [config, *(level for level in nested if isinstance(level, dict))]
+        self._outer: tuple[str, ...] = ()
+
+    def tower(self, module: str) -> Config:
+        """The config of the tower that a module lies in; this one where no nested config is named like it.
+
+        Args:
+            module: Its name: ``decoder.transformer.h.0.attn.c_attn`` lies in the tower ``decoder``.
+        """
+        words = module.split(".")
+        raw = self._levels[0]
+        outer: tuple[str, ...] = ()
+        found: list[dict[str, Any]] = []
+        while True:
+            nested = _nested_of(raw, words)
+            if not nested:
+                break
+            outer = (*_model_type(raw), *outer)
+            found = nested
+            if len(nested) > 1:
+                break
+            raw = nested[0]
+        if not found:
+            return self
+        tower = Config(found[0])
+        tower._levels += found[1:]
+        tower._outer = outer
+        return tower
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """``model_type`` of the whole and of its language model."""
-        found = [level.get("model_type") for level in self._levels]
-        return tuple(kind for kind in found if isinstance(kind, str))
+        """Of a tower, its own and then those of the models that it is part of."""
+        return (*self.own_types, *self._outer)
+
+    @property
+    def own_types(self) -> tuple[str, ...]:
+        """``model_type`` of this config and of its language model."""
+        return tuple(kind for level in self._levels for kind in _model_type(level))
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -81,6 +113,41 @@ class Config:
     def num_heads(self) -> int | None:
         """Attention heads, by any of its names."""
         return self.size("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
+_ALIASES = {
+    "text": ("text", "language", "llm"),
+    "llm": ("language", "llm"),
+    "vision": ("vision", "visual", "image"),
+    "audio": ("audio",),
+    "speech": ("speech",),
+}
+
+
+def _model_type(level: dict[str, Any]) -> tuple[str, ...]:
+    kind = level.get("model_type")
+    return (kind,) if isinstance(kind, str) else ()
+
+
+def _nested_of(config: dict[str, Any], words: list[str]) -> list[dict[str, Any]]:
+    """The nested configs that the first fitting word of a module's name stands for; none, one or several."""
+    stems = {
+        key.removesuffix("_config"): value
+        for key, value in config.items()
+        if isinstance(value, dict) and (key.endswith("_config") or "model_type" in value)
+    }
+    stems.pop("quantization", None)
+    for word in words:
+        if word in stems:
+            return [stems[word]]
+        found = [
+            nested
+            for stem, nested in stems.items()
+            if any(f"_{alias}_" in f"_{word}_" for alias in _ALIASES.get(stem, (stem,)))
+        ]
+        if found:
+            return found
+    return []
 
 
 def _consecutive(*sizes: tuple[str, int]) -> Parts:

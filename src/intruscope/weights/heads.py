@@ -1,14 +1,18 @@
-"""Matrices that only one of two models has: a head that the files explain, or weights that were missed.
+"""Heads and embeddings that one of two models does not store: shared, explained, or missed.
+
+A language model often uses one matrix of words both as its embedding and as its head, and stores it once.
+:class:`SharedWords` finds the matrix that such a module computes with.
 
 A fine-tune for another task comes with a head that the base never had, and without the base's own. Nothing
 can be compared there, and nothing was missed. That holds only outside the *body* (the repeated blocks, the
-embeddings, and whatever lies beside these inside one module), and only where the files say why: another
-class in ``architectures``, a tied embedding, or, of an adapter, its task. A matrix of the body under a head's
-name hides nothing: the base's own then has no counterpart, and that is a gap.
+embeddings, and whatever lies beside these inside one module), and only where the files say why: another class
+in ``architectures``, or, for an adapter, its task. A matrix of the body under the name of a head hides
+nothing: the base's own then has no counterpart, and that is a gap.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,7 @@ from intruscope.errors import printable
 from intruscope.weights.fused import Config
 from intruscope.weights.layout import block_index, matrix_kind
 from intruscope.weights.matrices import Finding
+from intruscope.weights.views import TensorView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +29,120 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import StoredTensor
 
 _MAX_NAMED = 6
+_WORD_HEAD = re.compile(
+    r"(^|\.)(lm_head|embed_out|decoder|output|vocab_projector|proj_out|generator_lm_head|lm_loss)$"
+)
+_WORD_EMBEDDING = re.compile(
+    r"(^|\.)(wte|shared|embed_in|embed_tokens|tokens_embed|tok_embeddings?|word_embeddings?|embeddings?)$"
+)
+_ONE_EMBEDDING = {"shared", "embed_tokens"}
+_OTHER_TASK = re.compile(
+    r"Classification|QuestionAnswering|MultipleChoice|Detection|Segmentation|NextSentence"
+)
+
+
+def is_word_matrix(view: TensorView) -> bool:
+    """Whether rows of the stored tensor are words, so that a resized vocabulary has a common beginning."""
+    return view.kind == "embedding" or _WORD_HEAD.search(view.name) is not None
+
+
+def ties_words(config: Mapping[str, Any]) -> bool:
+    """Whether a head of words that a model does not store is its embedding.
+
+    Older configs leave the default out. Then the class decides: a language model without a head of its own
+    must tie it, while a bare body (``LlamaModel``) may have had one that was left behind.
+
+    Args:
+        config: The model's ``config.json``.
+    """
+    stated = config.get("tie_word_embeddings")
+    if stated is None and isinstance(config.get("text_config"), dict):
+        stated = config["text_config"].get("tie_word_embeddings")
+    return stated is True if stated is not None else _has_word_head(Config(dict(config)).architectures)
+
+
+def _has_word_head(classes: Iterable[str]) -> bool:
+    return any(
+        name.endswith("LMHeadModel") or not (name.endswith("Model") or _OTHER_TASK.search(name))
+        for name in classes
+    )
+
+
+class SharedWords:
+    """The matrix of words that modules of one model share, for those that the model does not store.
+
+    Args:
+        config: Of the model.
+        matrices: That it stores.
+        needs_head: The model itself must be of a class with a head of words, as a checkpoint must be whose
+            head is asked for; an adapter's names show that its model has one.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        matrices: Mapping[str, tuple[TensorView, ...]],
+        *,
+        needs_head: bool,
+    ) -> None:
+        classes = Config(dict(config)).architectures
+        self.ties = ties_words(config) and (not (needs_head and classes) or _has_word_head(classes))
+        words = [v[0] for v in matrices.values() if len(v[0].tensor.shape) == 2 and _is_of_words(v[0])]
+        self._embeddings = [view.tensor for view in words if view.kind == "embedding"]
+        self._heads = [view.tensor for view in words if view.kind != "embedding"]
+
+    def stand_in(self, name: str, *, width: int, num_words: int | None) -> TensorView | None:
+        """What a module that is not stored computes with.
+
+        Args:
+            name: The module's, without prefixes.
+            width: Columns of its stored matrix.
+            num_words: Rows of it; None where any number fits.
+
+        Returns:
+            The shared matrix under the module's name and in its role; None where the module is no head and no
+            embedding of words, or the model shares none, or several fit.
+        """
+        leaf = name.rpartition(".")[2]
+        is_head = _WORD_HEAD.search(name) is not None
+        if is_head:
+            found = self._embeddings if self.ties else []
+        elif leaf in _ONE_EMBEDDING:
+            # Encoder and decoder look words up in one matrix, whatever the config says about the head.
+            found = [t for t in self._embeddings if {leaf, _leaf(t)} == _ONE_EMBEDDING]
+        else:
+            found = []
+        if not found and self.ties and not self._embeddings and _WORD_EMBEDDING.search(name):
+            found = self._heads
+        found = [t for t in found if t.shape[1] == width and num_words in (None, t.shape[0])]
+        if len(found) != 1:
+            return None
+        kind = "head" if is_head else "embedding"
+        return TensorView(
+            name=name, kind=kind, layer=None, scope="other", tensor=found[0], transposed=not is_head
+        )
+
+    def is_shared(self, tensor: str) -> bool:
+        """Whether modules of other names compute with this stored tensor too."""
+        names = {t.name for t in self._embeddings}
+        if self.ties and not self._heads:
+            return tensor in names
+        return any(t.name == tensor and _leaf(t) == "shared" for t in self._embeddings)
+
+    def has(self, shape: tuple[int, ...]) -> bool:
+        """Whether the model stores an embedding of words of this shape."""
+        return any(tensor.shape == shape for tensor in self._embeddings)
+
+
+def _leaf(tensor: StoredTensor) -> str:
+    return tensor.name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _is_of_words(view: TensorView) -> bool:
+    name = view.name
+    if view.kind == "embedding":
+        return _WORD_EMBEDDING.search(name) is not None
+    return view.kind == "head" and _WORD_HEAD.search(name) is not None
 
 
 @dataclass(frozen=True)
@@ -51,7 +170,7 @@ class Body:
         return cls(tuple(root), frozenset(path[len(root)] for path in paths))
 
     def holds(self, module: str) -> bool:
-        """Whether a module is part of it; all are where none was found, since nothing tells a head apart."""
+        """Whether a module is part of it; every module is where no body was found."""
         words = tuple(module.split("."))
         if not self.parts or _path_to_body(module):
             return True
@@ -72,7 +191,7 @@ def _path_to_body(module: str) -> tuple[str, ...]:
 
 
 def other_task(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> str | None:
-    """What the two configs say of different heads; None where they say nothing, or the same class.
+    """What the two configs say about different heads; None where they name no class, or the same one.
 
     Args:
         base: The base's own ``config.json``; empty where it has none.
@@ -81,24 +200,8 @@ def other_task(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> str | None:
     before, after = Config(dict(base)).architectures, Config(dict(tuned)).architectures
     if not after or set(after) == set(before):
         return None
-    told = f"a head of another task: the tuned model is a {printable(', '.join(after))}"
-    return f"{told}, the base a {printable(', '.join(before))}" if before else told
-
-
-def tied_shapes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> frozenset[tuple[int, ...]]:
-    """Stored shapes of the heads of words that a model can have without storing one: its embeddings'.
-
-    Args:
-        config: Its config; none where that says that it ties no head.
-        tensors: Of the model.
-    """
-    if config.get("tie_word_embeddings", True) is False:
-        return frozenset()
-    return frozenset(
-        tensor.shape
-        for name, tensor in tensors.items()
-        if matrix_kind(name.removesuffix(".weight"), in_block=False) == "embedding"
-    )
+    reason = f"a head for another task: the tuned model is a {printable(', '.join(after))}"
+    return f"{reason}, the base a {printable(', '.join(before))}" if before else reason
 
 
 def head_findings(
@@ -117,7 +220,7 @@ def head_findings(
     findings = []
     for kind, word, tensors in (
         ("new", "new head, not compared", tuned),
-        ("dropped", "head of the base, not in the tuned model", base),
+        ("dropped", "head of the base that the tuned model does not have", base),
     ):
         named = [entry for entry in heads if entry.head == kind]
         if named:

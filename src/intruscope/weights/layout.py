@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from intruscope.weights.fused import GATE_UP_LEAVES, QKV_LEAVES, Config, Parts, fused_parts
 from intruscope.weights.matrices import CoverageEntry, Scope
+from intruscope.weights.orientation import EMBEDDING_NAME, UNKNOWN, Orientations
 from intruscope.weights.views import RowSelection, TensorView
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from intruscope.weights.architecture import ModuleClass
     from intruscope.weights.source import ModelSource
     from intruscope.weights.stored import StoredTensor
 
 _MAX_EXPERTS = 65_536
-_CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-_CONV1D_CLASSES = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer")
-_CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 # Experts stored (experts, in, out): modeling_gpt_oss, modeling_llama4, modeling_openai_privacy_filter.
 _EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"})
 _EXPERTS_OUT_IN = frozenset(
@@ -44,11 +45,7 @@ _KIND_OF_LEAF = {
     ),
     **dict.fromkeys(("down_proj", "fc2", "lin2", "w2", "dense_4h_to_h", "fc_out", "ffn_output"), "down"),
 }
-_EMBEDDING = re.compile(
-    r"(^|\.)(wte|wpe|shared|embed_in|embed|tok_embeddings?|word_embeddings?|position_embeddings?|"
-    r"token_type_embeddings?|embed_tokens(_per_layer)?|embed_positions|embedding|embeddings|"
-    r"tokens_embed|positions_embed|[a-z_]*_embeddings?|relative_attention_bias)$"
-)
+_EMBEDDING = re.compile(r"(^|\.)(embed|embeddings?|[a-z_]*_embeddings?)$")
 _HEAD = re.compile(
     r"(^|\.)(lm_head|embed_out|score|classifier|pre_classifier|qa_outputs|pooler|decoder|vocab_projector|"
     r"vocab_transform|output|proj_out|cls|generator_lm_head|predictions|classification_head|transform)(\.|$)"
@@ -82,18 +79,26 @@ class MatrixListing(NamedTuple):
     notes: dict[str, str]
 
 
-def base_matrices(source: ModelSource, *, origin: Literal["base", "tuned"] = "base") -> MatrixListing:
-    """Decode every tensor of a model into named matrices, or say why it is none.
+def base_matrices(
+    source: ModelSource,
+    *,
+    origin: Literal["base", "tuned"] = "base",
+    classes: Mapping[str, ModuleClass] | None = None,
+    fan_in_fan_out: bool | None = None,
+) -> MatrixListing:
+    """Cut every tensor of a model into named matrices, or say why it holds none.
 
     Args:
         source: From ``open_model``; only headers are used.
         origin: For the ledger.
+        classes: From :func:`intruscope.weights.architecture.module_classes`, where the model is in memory.
+        fan_in_fan_out: Of an adapter's config, for matrices whose orientation nothing else tells.
 
     Returns:
         The listing; every stored tensor is either in ``matrices`` or in ``skipped``.
     """
     config = Config(source.config)
-    conv1d = _is_conv1d_family(config, source)
+    orientations = Orientations(source, config, classes=classes, fan_in_fan_out=fan_in_fan_out)
     matrices: dict[str, tuple[TensorView, ...]] = {}
     skipped: list[CoverageEntry] = []
     gaps: set[str] = set()
@@ -102,7 +107,7 @@ def base_matrices(source: ModelSource, *, origin: Literal["base", "tuned"] = "ba
     for name, tensor in source.tensors.items():
         reason, is_gap = _not_a_matrix(tensor, source.unreadable)
         if reason is None:
-            views, reason = _views(tensor, config, conv1d=conv1d)
+            views, reason = _views(tensor, config, orientations)
             if views and used.isdisjoint(view.name for view in views):
                 used.update(view.name for view in views)
                 matrices[name] = views
@@ -115,17 +120,6 @@ def base_matrices(source: ModelSource, *, origin: Literal["base", "tuned"] = "ba
         if is_gap:
             gaps.add(name)
     return MatrixListing(matrices, tuple(skipped), frozenset(gaps), notes)
-
-
-def _is_conv1d_family(config: Config, source: ModelSource) -> bool:
-    if config.model_types or config.architectures:
-        return bool(_CONV1D_TYPES.intersection(config.model_types)) or any(
-            name.startswith(_CONV1D_CLASSES) for name in config.architectures
-        )
-    # A single file without config: a fused (n, 3n) c_attn multiplies from the right; as a Linear it would
-    # have at least as many rows as columns.
-    fused = [t.shape for name, t in source.tensors.items() if name.endswith(".attn.c_attn.weight")]
-    return bool(fused) and all(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
 
 
 def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | None, bool]:
@@ -155,26 +149,36 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
 
 
 def _views(
-    tensor: StoredTensor, config: Config, *, conv1d: bool
+    tensor: StoredTensor, whole: Config, orientations: Orientations
 ) -> tuple[tuple[TensorView, ...], str | None]:
     """The matrices of one tensor and a remark; or none and the reason."""
     module = tensor.name.removesuffix(".weight")
     leaf = module.rpartition(".")[2]
     layer, in_block = block_index(module)
+    config = whole.tower(module)
     if len(tensor.shape) == 3 and (".experts." in tensor.name or leaf in ("input_linear", "output_linear")):
         return _expert_views(tensor, module, leaf, layer, config)
     if len(tensor.shape) > 2:
         view = TensorView(name=module, kind="conv", layer=layer, scope="other", tensor=tensor)
         return (view,), None
     kind = matrix_kind(module, in_block=in_block)
+    transposed = kind == "embedding"
+    stored_as: ModuleClass | None = None
+    if tensor.name.endswith(".weight"):
+        stored_as = orientations.of(module, in_block=in_block, is_head=kind == "head")
+        if stored_as is None:
+            return (), UNKNOWN
+        transposed = stored_as != "linear"
+        if (stored_as == "embedding") != (kind == "embedding"):
+            kind = "embedding" if stored_as == "embedding" else "other"
     # A bare parameter (Mamba's A_log, a table of biases) is no linear layer, wherever it lies.
     is_layer = tensor.name.endswith(".weight") or leaf in QKV_LEAVES
     scope: Scope = "paper" if in_block and is_layer and kind not in ("embedding", "router") else "other"
-    transposed = kind == "embedding" or (conv1d and leaf in _CONV1D_LEAVES)
     num_rows = tensor.shape[1] if transposed else tensor.shape[0]
     parts: Parts | str | None = None
     if in_block and (leaf in QKV_LEAVES or leaf in GATE_UP_LEAVES):
-        sized = Config({"model_type": "gpt2"}) if conv1d and not config.model_types else config
+        is_gpt2 = stored_as == "conv1d" and not config.model_types  # a lone file without a config
+        sized = Config({"model_type": "gpt2"}) if is_gpt2 else config
         parts = fused_parts(tensor.name, leaf, num_rows, sized)
     if parts is None or isinstance(parts, str):
         view = TensorView(
@@ -267,7 +271,7 @@ def matrix_kind(module: str, *, in_block: bool) -> str:
     """The kind of a linear layer or embedding, from its name alone."""
     words = module.split(".")
     leaf = words[-1]
-    if _EMBEDDING.search(module):
+    if EMBEDDING_NAME.search(module) or _EMBEDDING.search(module):
         return "embedding"
     if not in_block:
         return "head" if _HEAD.search(module) else "other"

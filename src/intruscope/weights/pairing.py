@@ -1,7 +1,7 @@
 """Two checkpoints side by side: which matrices are the same one before and after, and what is left over.
 
-Names are matched exactly, up to one prefix that a whole side carries (``bert.``, ``model.``,
-``base_model.model.``). Every tensor of both sides ends in the coverage ledger.
+Names must be equal, up to one prefix that a whole side carries (``bert.``, ``model.``). Every tensor of both
+sides ends up in the coverage ledger.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import MalformedInput, ShapeMismatch, printable
-from intruscope.weights.heads import Body, head_findings, other_task, tied_shapes
+from intruscope.weights.heads import Body, SharedWords, head_findings, is_word_matrix, other_task
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
@@ -21,22 +21,22 @@ from intruscope.weights.matrices import (
     Pairing,
     StoredUpdate,
 )
+from intruscope.weights.orientation import orientation_findings
+from intruscope.weights.prefixes import NameMatch, match_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import torch
 
     from intruscope.weights.source import ModelSource
     from intruscope.weights.views import TensorView
 
-_MAX_PREFIX_WORDS = 3
-_WORD_HEADS = ("lm_head", "embed_out", "decoder", "output")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointUpdate(StoredUpdate):
-    """The tuned matrix lies whole in another file."""
+    """The tuned matrix is stored whole in another file."""
 
     tuned: TensorView
 
@@ -68,35 +68,52 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
     tuned_listing = base_matrices(
         tuned if tuned.config else replace(tuned, config=base.config), origin="tuned"
     )
-    base_prefix, tuned_prefix = find_prefixes(base_listing.matrices, tuned_listing.matrices)
-    tuned_of = {name.removeprefix(tuned_prefix): name for name in tuned_listing.matrices}
+    before = {name.removesuffix(".weight"): views[0] for name, views in base_listing.matrices.items()}
+    after = {name.removesuffix(".weight"): views[0] for name, views in tuned_listing.matrices.items()}
+    found = match_names(before, after, fits=lambda one, other: _same_shape(before[one], after[other]))
+    check_one_place(found, tuned="tuned model", file=tuned.path)
+    bare_base = {name: name.removeprefix(found.base) for name in base.tensors}
+    bare_tuned = {name: name.removeprefix(found.tuned) for name in tuned.tensors}
+    tuned_of = {bare_tuned[name]: name for name in tuned_listing.matrices}
     plan = _Plan()
-    if base_prefix or tuned_prefix:
-        plan.findings.append(_prefix_finding(base_prefix, tuned_prefix))
-    twins = {name: tuned_of.get(name.removeprefix(base_prefix)) for name in base_listing.matrices}
+    plan.findings.extend(prefix_findings(found, tuned="tuned model"))
+    twins = {name: tuned_of.get(bare_base[name]) for name in base_listing.matrices}
     matched = {twin for twin in twins.values() if twin is not None}
     if not matched:
         raise _no_match(base, tuned)
-    heads = _Heads(base, tuned, [name.removeprefix(tuned_prefix) for name in matched])
-    stored = {
-        "base": {name.removeprefix(base_prefix) for name in base.tensors},
-        "tuned": {name.removeprefix(tuned_prefix) for name in tuned.tensors},
+    heads = _Heads(base, tuned, [bare_tuned[name] for name in matched])
+    stored = {"base": set(bare_base.values()), "tuned": set(bare_tuned.values())}
+    shared = {
+        "base": SharedWords(base.config or tuned.config, base_listing.matrices, needs_head=True),
+        "tuned": SharedWords(tuned.config or base.config, tuned_listing.matrices, needs_head=True),
     }
     for name, base_views in base_listing.matrices.items():
         twin = twins[name]
-        if twin is None:
-            bare = name.removeprefix(base_prefix)
-            plan.add_lonely(bare, base_views[0], "base", heads, is_stored=bare in stored["tuned"])
+        bare = bare_base[name]
+        if twin is not None:
+            notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(twin, ""))
+            is_head = base_views[0].kind == "head" and not heads.body.holds(bare_tuned[twin])
+            plan.add_match(name, base_views, twin, tuned_listing.matrices[twin], notes, is_head=is_head)
             continue
-        notes = (base_listing.notes.get(name, ""), tuned_listing.notes.get(twin, ""))
-        is_head = base_views[0].kind == "head" and not heads.body.holds(twin.removeprefix(tuned_prefix))
-        plan.add_match(name, base_views, twin, tuned_listing.matrices[twin], notes, is_head=is_head)
+        is_stored = bare in stored["tuned"]
+        other = None if is_stored else _stand_in(bare, base_views[0], shared["tuned"], shared["base"])
+        if other is not None:
+            plan.add_shared(base_views[0], other, shared_by="tuned")
+        else:
+            plan.add_unmatched(bare, base_views[0], "base", heads, is_stored=is_stored)
     for name, views in tuned_listing.matrices.items():
-        if name not in matched:
-            bare = name.removeprefix(tuned_prefix)
-            plan.add_lonely(bare, views[0], "tuned", heads, is_stored=bare in stored["base"])
+        if name in matched:
+            continue
+        bare = bare_tuned[name]
+        is_stored = bare in stored["base"]
+        other = None if is_stored else _stand_in(bare, views[0], shared["base"], shared["tuned"])
+        if other is not None:
+            plan.add_shared(other, views[0], shared_by="base")
+        else:
+            plan.add_unmatched(bare, views[0], "tuned", heads, is_stored=is_stored)
     for listing in (base_listing, tuned_listing):
         plan.coverage.extend(listing.skipped)
+    coverage = plan.ledger()
     gaps = plan.num_gaps + len(base_listing.gaps) + len(tuned_listing.gaps)
     if gaps:
         message = f"{gaps} tensors that hold weights could not be compared; the ledger names them"
@@ -105,12 +122,13 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         base=base.full_name,
         tuned=tuned.full_name,
         pairs=tuple(plan.pairs),
-        coverage=tuple(plan.coverage),
+        coverage=tuple(coverage),
         findings=(
             *base.findings,
             *tuned.findings,
             *plan.findings,
-            *head_findings(plan.coverage, base.tensors, tuned.tensors),
+            *orientation_findings(coverage),
+            *head_findings(coverage, base.tensors, tuned.tensors),
         ),
         inputs=(*base.inputs, *tuned.inputs),
         complete=gaps == 0,
@@ -118,9 +136,24 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
     )
 
 
-def is_word_matrix(view: TensorView) -> bool:
-    """Whether rows of the stored tensor are words, so that a resized vocabulary has a common beginning."""
-    return view.kind == "embedding" or view.name.rpartition(".")[2] in _WORD_HEADS
+def _same_shape(base: TensorView, tuned: TensorView) -> bool:
+    """Whether two tensors can be the same one; the vocabulary may have been resized, and a head replaced."""
+    if base.kind == "head" or tuned.kind == "head":
+        return True
+    one, other = base.tensor.shape, tuned.tensor.shape
+    return one == other or (base.kind == "embedding" and one[1:] == other[1:])
+
+
+def _stand_in(name: str, view: TensorView, shared: SharedWords, own: SharedWords) -> TensorView | None:
+    """What the other model, which stores no matrix of this name, computes with in its place."""
+    if len(view.tensor.shape) != 2:
+        return None
+    name = name.removesuffix(".weight")
+    num_words, width = view.tensor.shape
+    found = shared.stand_in(name, width=width, num_words=num_words)
+    if found is None and own.has(view.tensor.shape):  # the vocabulary was resized
+        found = shared.stand_in(name, width=width, num_words=None)
+    return found
 
 
 class _Heads:
@@ -137,10 +170,6 @@ class _Heads:
     def __init__(self, base: ModelSource, tuned: ModelSource, matched: Iterable[str]) -> None:
         self.body = Body.of(matched)
         self._task = other_task(base.config, tuned.config)
-        self._tied = {
-            "base": tied_shapes(base.config or tuned.config, base.tensors),
-            "tuned": tied_shapes(tuned.config or base.config, tuned.tensors),
-        }
 
     def why(self, name: str, view: TensorView, origin: Literal["base", "tuned"]) -> str | None:
         """Why only one side has a head of this name (without prefix); None where nothing says so."""
@@ -148,22 +177,20 @@ class _Heads:
             return None
         if self._task is not None:
             return self._task
-        other = "tuned" if origin == "base" else "base"
-        if is_word_matrix(view):
-            if view.tensor.shape in self._tied[other]:
-                return f"a head that the {other} model ties to its embedding"
+        if origin == "tuned" or view.kind != "head" or is_word_matrix(view):
             return None
-        return "a head that the tuned model is without" if origin == "base" and view.kind == "head" else None
+        return "a head that the tuned model does not have"
 
 
 class _Plan:
-    """The lines of a plan while it grows."""
+    """The pairs and ledger lines found so far."""
 
     def __init__(self) -> None:
         self.pairs: list[MatrixPair] = []
         self.coverage: list[CoverageEntry] = []
         self.findings: list[Finding] = []
         self.num_gaps = 0
+        self._shared: list[tuple[str, str, str]] = []
 
     def skip(self, name: str, origin: Literal["base", "tuned"], reason: str, *, is_head: bool) -> None:
         """A gap, unless it is a head that one side alone has."""
@@ -180,7 +207,7 @@ class _Plan:
             )
         )
 
-    def add_lonely(
+    def add_unmatched(
         self,
         name: str,
         view: TensorView,
@@ -189,11 +216,58 @@ class _Plan:
         *,
         is_stored: bool,
     ) -> None:
-        """A matrix that only one side has, or that is stored on the other too and cannot be read there."""
+        """A matrix that only one side stores, or that the other stores too in a form that is not read."""
         other = "tuned" if origin == "base" else "base"
         why = None if is_stored else heads.why(name, view, origin)
-        missing = f"the {other} model's is not read" if is_stored else f"no such tensor in the {other} model"
+        missing = f"the tensor in the {other} model is not read" if is_stored else f"not in the {other} model"
         self.skip(view.tensor.name, origin, why or missing, is_head=why is not None)
+
+    def add_shared(self, base: TensorView, tuned: TensorView, *, shared_by: Literal["base", "tuned"]) -> None:
+        """A matrix of words that one side stores and the other shares with another module."""
+        own, other = (tuned, base) if shared_by == "base" else (base, tuned)
+        of = printable(other.tensor.name.removesuffix(".weight"))
+        model, storing = ("base", "tuned model") if shared_by == "base" else ("tuned model", "base")
+        reason = f"the {model} computes it with {of}, which it shares; the {storing} stores its own"
+        num_base, num_tuned = base.tensor.shape[0], tuned.tensor.shape[0]
+        if num_base != num_tuned:
+            common = min(num_base, num_tuned)
+            base, tuned = (replace(view, tensor=view.tensor.leading(common)) for view in (base, tuned))
+            reason += f"; resized from {num_base} to {num_tuned} rows, the first {common} are compared"
+        name = own.name
+        self._pair(replace(base, name=name), tuned)
+        origin: Literal["base", "tuned"] = "tuned" if shared_by == "base" else "base"
+        entry = CoverageEntry(
+            tensor=own.tensor.name, origin=origin, status="compared", reason=reason, matrices=(name,)
+        )
+        self.coverage.append(entry)
+        self._shared.append((shared_by, other.tensor.name, name))
+        message = f"{printable(name)}: {reason}"
+        self.findings.append(Finding(code="tied-differently", severity="info", message=message))
+
+    def ledger(self) -> list[CoverageEntry]:
+        """Its lines, where a shared matrix names all that it was compared as."""
+        lines = []
+        for entry in self.coverage:
+            more = tuple(
+                m for side, tensor, m in self._shared if (side, tensor) == (entry.origin, entry.tensor)
+            )
+            lines.append(
+                replace(entry, matrices=(*entry.matrices, *more), status="compared") if more else entry
+            )
+        return lines
+
+    def _pair(self, base: TensorView, tuned: TensorView) -> None:
+        self.pairs.append(
+            MatrixPair(
+                name=base.name,
+                kind=base.kind,
+                layer=base.layer,
+                scope=base.scope,
+                base=base,
+                update=CheckpointUpdate(tuned=tuned),
+                estimated_bytes=base.estimated_bytes + tuned.estimated_bytes,
+            )
+        )
 
     def add_match(
         self,
@@ -238,17 +312,7 @@ class _Plan:
                 tensor=tuned_name,
             )
         for base_view, tuned_view in zip(base_views, tuned_views, strict=True):
-            self.pairs.append(
-                MatrixPair(
-                    name=base_view.name,
-                    kind=base_view.kind,
-                    layer=base_view.layer,
-                    scope=base_view.scope,
-                    base=base_view,
-                    update=CheckpointUpdate(tuned=tuned_view),
-                    estimated_bytes=base_view.estimated_bytes + tuned_view.estimated_bytes,
-                )
-            )
+            self._pair(base_view, tuned_view)
         matrices = tuple(view.name for view in base_views)
         sides: tuple[tuple[str, Literal["base", "tuned"]], ...] = ((base_name, "base"), (tuned_name, "tuned"))
         for name, side in sides:
@@ -257,52 +321,48 @@ class _Plan:
             )
 
 
-def find_prefixes(base: Iterable[str], tuned: Iterable[str]) -> tuple[str, str]:
-    """The prefix to take off each side so that the most names agree; none when names agree as they are.
+def prefix_findings(found: NameMatch, *, tuned: str) -> list[Finding]:
+    """What was taken off to match the names; a warning where that is the name of a tower.
 
-    Candidates are the first one to three words of the names. Taking off a prefix must leave every name
-    of that side unique. One side is tried before both.
+    Args:
+        found: How the names agree.
+        tuned: What the second side is: ``tuned model``, ``adapter``.
     """
-    base_names, tuned_names = list(base), list(tuned)
-    if set(base_names) <= set(tuned_names) or set(tuned_names) <= set(base_names):
-        return "", ""  # nothing could agree better
-    base_candidates, tuned_candidates = _candidates(base_names), _candidates(tuned_names)
-    one_side = [("", ""), *((p, "") for p in base_candidates), *(("", p) for p in tuned_candidates)]
-    both = [(b, t) for b in base_candidates for t in tuned_candidates]
-    for tries in (one_side, both):
-        stripped_base = {b: _stripped(base_names, b) for b, _ in tries}
-        stripped_tuned = {t: _stripped(tuned_names, t) for _, t in tries}
-        counts = {pair: len(stripped_base[pair[0]] & stripped_tuned[pair[1]]) for pair in tries}
-        best = max(tries, key=lambda pair: counts[pair], default=("", ""))
-        if counts.get(best):
-            return best
-    return "", ""
-
-
-def _candidates(names: list[str]) -> list[str]:
-    """Dotted prefixes of one to three words, the most common first, at most sixteen."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        words = name.split(".")[:-1]
-        for length in range(1, min(_MAX_PREFIX_WORDS, len(words)) + 1):
-            if not any(word.isdigit() for word in words[:length]):
-                counts[".".join(words[:length]) + "."] += 1
-    return [prefix for prefix, _ in counts.most_common(16)]
-
-
-def _stripped(names: list[str], prefix: str) -> set[str]:
-    stripped = {name.removeprefix(prefix) for name in names}
-    return stripped if len(stripped) == len(names) else set()
-
-
-def _prefix_finding(base_prefix: str, tuned_prefix: str) -> Finding:
     carried = [
-        f"the {side} model's names begin with '{printable(prefix)}'"
-        for side, prefix in (("base", base_prefix), ("tuned", tuned_prefix))
+        f"the names of the {side} begin with '{printable(prefix)}'"
+        for side, prefix in (("base", found.base), (tuned, found.tuned))
         if prefix
     ]
-    message = f"{' and '.join(carried)}; this prefix was taken off to match them"
-    return Finding(code="prefix", severity="info", message=message)
+    if not carried:
+        return []
+    message = f"{' and '.join(carried)}; this prefix was removed to match them"
+    if not found.towers:
+        return [Finding(code="prefix", severity="info", message=message)]
+    named = " and ".join(map(printable, found.towers))
+    message += (
+        f". It names a tower ({named}) that the other side does not name: check that this is the right one"
+    )
+    return [Finding(code="prefix", severity="warning", message=message)]
+
+
+def check_one_place(found: NameMatch, *, tuned: str, file: Path | None) -> None:
+    """Refuse names that fit several places of the base.
+
+    Args:
+        found: How the names agree.
+        tuned: What the second side is: ``tuned model``, ``adapter``.
+        file: Of that side.
+
+    Raises:
+        MalformedInput: they fit more than one.
+    """
+    if found.rivals:
+        places = " and ".join(f"'{printable(place)}'" for place in (found.base, *found.rivals))
+        raise MalformedInput(
+            f"the names of the {tuned} fit more than one part of the base ({places}), expected exactly one",
+            remedy=f"give as the base the part that the {tuned} was made from",
+            file=file,
+        )
 
 
 def _no_match(base: ModelSource, tuned: ModelSource) -> MalformedInput:

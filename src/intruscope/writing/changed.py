@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.vectors import trained_vectors
-from intruscope.weights.pairing import CheckpointUpdate, find_prefixes
+from intruscope.weights.pairing import CheckpointUpdate
+from intruscope.weights.prefixes import find_prefixes
 from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
