@@ -13,6 +13,7 @@ from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.kinds.lora import moves_the_base
 from intruscope.adapters.live_models import quiet, require
 from intruscope.errors import UsageError, printable
+from intruscope.weights.architecture import module_classes
 from intruscope.weights.memory import memory_source, memory_tensor
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from intruscope.weights.architecture import ModuleClass
     from intruscope.weights.source import ModelSource
 
 
@@ -53,7 +55,19 @@ def base_source(model: Any) -> ModelSource:
         seen.add(place)
         tensors[name] = tensor
     config = inner.config.to_dict() if hasattr(getattr(inner, "config", None), "to_dict") else {}
-    return memory_source(tensors, config=config, name=f"{type(inner).__name__} in memory")
+    name = f"{type(inner).__name__} in memory"
+    return memory_source(tensors, config=config, name=name, classes=_classes(inner))
+
+
+def _classes(inner: Any) -> dict[str, ModuleClass]:
+    """What each module is, by the names of a checkpoint."""
+    wrappers = _wrappers(inner)
+    found = {}
+    for name, kind in module_classes(inner).items() if hasattr(inner, "named_modules") else ():
+        plain = _plain_name(f"{name}.weight", wrappers)
+        if plain is not None:
+            found[plain.removesuffix(".weight")] = kind
+    return found
 
 
 def _own_tensors(inner: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,8 +16,6 @@ from intruscope.weights.orientation import EMBEDDING_NAME, UNKNOWN, Orientations
 from intruscope.weights.views import RowSelection, TensorView
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from intruscope.weights.architecture import ModuleClass
     from intruscope.weights.source import ModelSource
     from intruscope.weights.stored import StoredTensor
@@ -83,7 +81,6 @@ def base_matrices(
     source: ModelSource,
     *,
     origin: Literal["base", "tuned"] = "base",
-    classes: Mapping[str, ModuleClass] | None = None,
     fan_in_fan_out: bool | None = None,
 ) -> MatrixListing:
     """Cut every tensor of a model into named matrices, or say why it holds none.
@@ -91,14 +88,13 @@ def base_matrices(
     Args:
         source: From ``open_model``; only headers are used.
         origin: For the ledger.
-        classes: From :func:`intruscope.weights.architecture.module_classes`, where the model is in memory.
         fan_in_fan_out: Of an adapter's config, for matrices whose orientation nothing else tells.
 
     Returns:
         The listing; every stored tensor is either in ``matrices`` or in ``skipped``.
     """
     config = Config(source.config)
-    orientations = Orientations(source, config, classes=classes, fan_in_fan_out=fan_in_fan_out)
+    orientations = Orientations(source, config, classes=source.classes, fan_in_fan_out=fan_in_fan_out)
     matrices: dict[str, tuple[TensorView, ...]] = {}
     skipped: list[CoverageEntry] = []
     gaps: set[str] = set()

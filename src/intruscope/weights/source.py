@@ -7,7 +7,7 @@ left to the coverage ledger.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from intruscope.weights.strict_json import read_json_object
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from intruscope.weights.architecture import ModuleClass
     from intruscope.weights.matrices import Finding
 
 SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -106,10 +107,13 @@ class ModelSource(Source):
 
     Attributes:
         config: ``config.json`` as data (nothing in it is ever imported); empty when there is none.
+        classes: Of its linear layers and embeddings by module name, where the model itself is at hand; see
+            :func:`intruscope.weights.architecture.module_classes`.
         unreadable: Reason why these tensors mean nothing alone (quantised), None when they do.
     """
 
     config: dict[str, Any]
+    classes: Mapping[str, ModuleClass] = field(default_factory=dict)
     unreadable: str | None = None
 
 
