@@ -43,7 +43,8 @@ def test_senseless_commands():
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    assert_message(invoke("scan", tmp_path / "nothing", tmp_path / "here"), 2, "nothing", "existing path")
+    missing = tmp_path / "nothing"
+    assert_message(invoke("scan", missing, tmp_path), 2, f"no such file or folder: {missing}", "check the path")
 
 
 def test_a_model_alone(models):
