@@ -44,7 +44,7 @@ def test_senseless_commands():
 
 def test_a_model_that_is_not_there(tmp_path):
     missing = tmp_path / "nothing"
-    assert_message(invoke("scan", missing, tmp_path), 2, f"no such file or folder: {missing}", "check the path")
+    assert_message(invoke("scan", missing, tmp_path), 2, f"no such file or folder: {missing}")
 
 
 def test_a_model_alone(models):

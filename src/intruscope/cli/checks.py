@@ -71,7 +71,8 @@ def gibibytes(value: float | None, name: str) -> int | None:
         UsageError: not above 0, or not finite.
     """
     above_zero(value, name)
-    return None if value is None else int(value * 2**30)
+    # Beyond any machine; and bytes that are no float any more cannot be shown in GiB.
+    return None if value is None else int(min(value, 2.0**60) * 2**30)
 
 
 def check_device(device: str) -> None:
