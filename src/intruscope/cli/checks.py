@@ -22,7 +22,7 @@ def top(text: str) -> int | Literal["all"]:
     """
     if text == "all":
         return "all"
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) < 10 and int(text) > 0:
         return int(text)
     raise UsageError(
         f"--k is {text!r}, expected a positive number or 'all'", remedy="write for example --k 10"

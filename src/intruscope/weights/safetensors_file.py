@@ -157,6 +157,4 @@ def _check_cover(tensors: list[StoredTensor], start: int, file_bytes: int, path:
         raise _malformed(f"{what}: {file_bytes} of {position} bytes are there", path)
     if position < file_bytes:
         extra = file_bytes - position
-        raise _malformed(
-            f"{extra} bytes follow the data, which ends at byte {position}", path
-        )
+        raise _malformed(f"{extra} bytes follow the data, which ends at byte {position}", path)
