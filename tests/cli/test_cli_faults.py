@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_support import (
@@ -241,6 +242,22 @@ def test_of_twenty_simultaneous_starts_one_goes_on(slow, forks, tmp_path):
         for pid in pids:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("allocate", "figure"),
+    [
+        (lambda: torch.empty(1 << 50), "could not allocate 4,194,304.00 GiB"),
+        (lambda: np.empty(1 << 50), "could not allocate 8.00 PiB"),
+        (lambda: torch.empty(1 << 62, 1 << 62), "this process already held"),
+        (lambda: bytearray(1 << 62), "this process already held"),
+    ],
+    ids=["torch", "numpy", "sizes", "python"],
+)
+def test_an_allocation_that_fails_is_no_fault_of_ours(models, monkeypatch, allocate, figure):
+    monkeypatch.setattr("intruscope.weights.names.parse_name", lambda _: allocate())
+    monkeypatch.setattr("intruscope.spectra.scan.parse_name", lambda _: allocate())
+    assert_message(invoke("scan", *models, "-q"), 6, "out of memory", figure, "more memory")
 
 
 def test_two_scans_of_one_pair_share_nothing_but_the_cache(models, tmp_path):

@@ -176,6 +176,7 @@ class Journal:
                     (folder / name).unlink(missing_ok=True)
             self._check_plan(plan)
             self._load()
+            os.utime(folder / "lock")  # last used now
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, IntruscopeError):
@@ -207,7 +208,6 @@ class Journal:
                 remedy="wait for it to finish, or choose another folder with --work",
                 file=folder,
             ) from None
-        os.utime(folder / "lock")
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
         path = self.folder / "plan.json"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "intruscope.study.query/1"
 _KINDS = frozenset({"SELECT", "EXPLAIN", "MULTI"})
-"""DuckDB's kinds of statements that read (``MULTI``: a ``PIVOT`` without its ``IN``, from DuckDB 2 on). One that
-changes something in a clause fails in the read-only transaction."""
+"""DuckDB's kinds of statements that read (``MULTI``: a ``PIVOT`` without its ``IN``, from DuckDB 2 on). One
+that changes something in a clause fails in the read-only transaction."""
 _SECONDS = 30.0
 
 
