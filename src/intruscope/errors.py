@@ -151,7 +151,9 @@ def allocation_failure(error: BaseException, *, remedy: str) -> ResourceExhauste
 
 def _readable(amount: str) -> str:
     number, unit = re.fullmatch(r"([\d.,]+) ?(\w+)", amount).groups()  # type: ignore[union-attr]
-    return f"{int(number) / 2**30:,.2f} GiB" if unit == "bytes" and number.isdecimal() else amount
+    if unit != "bytes" or not number.isdecimal():
+        return amount
+    return f"{int(number) / 2**30:,.2f} GiB" if int(number) >= 2**30 else f"{int(number) / 2**20:,.2f} MiB"
 
 
 def _without_amount(text: str) -> str:

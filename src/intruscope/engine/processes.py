@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_PATIENCE_SECONDS = 2.0
+
+
 @dataclass
 class WorkerProcess:
     """A child process that answers payloads with the results of its function.
@@ -70,7 +73,12 @@ class WorkerProcess:
         """The next message; raises EOFError if the worker has ended."""
         # Unbuffered: a selector would not see the part of a second message that a buffer holds.
         assert isinstance(self.process.stdout, io.BufferedReader)
-        return receive(self.process.stdout.raw)
+        try:
+            return receive(self.process.stdout.raw)
+        except EOFError:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # for an exit code of its own
+                self.process.wait(_PATIENCE_SECONDS)
+            raise
 
     def has_output(self, timeout: float | None = 0.0) -> bool:
         """Whether it sends something, or ends, within this many seconds (None: wait for it)."""
