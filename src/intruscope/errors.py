@@ -157,10 +157,10 @@ def _readable(amount: str) -> str:
 
 
 def _without_amount(text: str) -> str:
-    """Python itself does not say how much it asked for: then how much this process holds."""
-    import resource
-    import sys
+    """Python itself does not say how much it asked for; then say how much this process has held."""
+    from pathlib import Path
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    more = f" ({printable(text)})" if text else ""
-    return f"out of memory: this process already held {peak / 2**30:,.2f} GiB{more}"
+    status = Path("/proc/self/status")  # Linux; getrusage would count what this process was forked from
+    held = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    figure = f": this process already held {int(held[1]) / 2**20:,.2f} GiB" if held else ""
+    return f"out of memory{figure}" + (f" ({printable(text)})" if text else "")
