@@ -1,12 +1,13 @@
-"""The one family of exceptions, and the exit code each means on the command line.
+"""The exceptions of Intruscope, one family, each with its exit code on the command line.
 
-Every message answers four questions: what (file and tensor), got and expected (the fact), and what
-to do next (the remedy). Names that come from files are escaped before they are shown.
+A message names the file and tensor, says what is wrong (the fact) and what to do next (the remedy). Names
+that come from files are escaped before they are shown.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -14,16 +15,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_NAME_CHARS = 160
+_ALLOCATION = re.compile(
+    r"(?i)can(?:'t|not) allocate memory|out of memory|tried to allocate|unable to allocate|bad_alloc"
+    r"|storage size calculation overflowed"
+)
+_AMOUNT = re.compile(r"(?i)(?:tried|unable) to allocate ([\d.,]+ ?[kmgtpe]?i?b(?:ytes)?)\b")
 
 
 def printable(text: object) -> str:
-    """Escape control, bidirectional and non-printing characters of a foreign name, and cut it short."""
+    """Escape control, bidirectional and non-printing characters of a foreign name, and truncate it."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return shown if len(shown) <= _MAX_NAME_CHARS else shown[: _MAX_NAME_CHARS - 1] + "…"
 
 
 def nearest(name: str, known: Iterable[str], *, what: str) -> str | None:
-    """What was perhaps meant, as a remedy; None where nothing is like it."""
+    """The closest known names, as a remedy; None if nothing is similar."""
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
     return f"did you mean the {what} {' or '.join(found)}?" if found else None
 
@@ -32,18 +38,18 @@ class IntruscopeError(Exception):
     """Base of every error that Intruscope raises on purpose.
 
     Args:
-        fact: What was got and what was expected, one clause, no full stop.
-        remedy: What the reader should do next, one clause.
+        fact: What is wrong, one clause, no full stop.
+        remedy: What to do next, one clause.
         file: The file or folder concerned.
         tensor: The tensor, key or field concerned.
 
     Attributes:
-        is_told: Another process of the same run tells it already.
+        already_reported: Another process of the same run reports it.
     """
 
     exit_code: ClassVar[int] = 70
     id: ClassVar[str] = "bug"
-    is_told = False
+    already_reported = False
 
     def __init__(
         self, fact: str, *, remedy: str, file: Path | str | None = None, tensor: str | None = None
@@ -69,14 +75,14 @@ def _rebuild(
 
 
 class UsageError(IntruscopeError, ValueError):
-    """The request itself makes no sense (unknown option value, nothing to scan)."""
+    """The request is invalid (an unknown option value, a model that does not exist)."""
 
     exit_code = 2
     id = "usage"
 
 
 class UnsafeInput(IntruscopeError, ValueError):
-    """The input could run code or reach outside its folder, and was not opened."""
+    """The input could run code or reaches outside its folder; it was not opened."""
 
     exit_code = 3
     id = "unsafe"
@@ -90,26 +96,26 @@ class MalformedInput(IntruscopeError, ValueError):
 
 
 class UnsupportedFormat(MalformedInput):
-    """The input is of a known kind that is not read; the message names the kind."""
+    """The input is of a known kind that Intruscope does not read; the message names the kind."""
 
     id = "unsupported"
 
 
 class ShapeMismatch(MalformedInput):
-    """Two tensors that belong together do not fit."""
+    """The shapes of two tensors that belong together do not match."""
 
     id = "shape"
 
 
 class IncompleteResult(IntruscopeError, RuntimeError):
-    """A result exists but does not cover everything that was asked."""
+    """There is a result, but it does not cover everything that was requested."""
 
     exit_code = 5
     id = "incomplete"
 
 
 class ResourceExhausted(IntruscopeError, RuntimeError):
-    """Memory or disk does not suffice; the message carries the figure and the flag to change."""
+    """Not enough memory or disk space; the message says how much was needed and which option to change."""
 
     exit_code = 6
     id = "resources"
@@ -120,3 +126,41 @@ class OutputConflict(IntruscopeError, FileExistsError):
 
     exit_code = 7
     id = "output"
+
+
+def allocation_failure(error: BaseException, *, remedy: str) -> ResourceExhausted | None:
+    """The refusal that a failed allocation stands for, with the amount that was asked for.
+
+    Python, NumPy and Arrow raise a ``MemoryError``, torch a ``RuntimeError`` that only its text tells apart.
+
+    Args:
+        error: Any exception.
+        remedy: What to do next.
+
+    Returns:
+        None for every other exception.
+    """
+    text = str(error)
+    is_torch = isinstance(error, RuntimeError) and not isinstance(error, IntruscopeError)
+    if not isinstance(error, MemoryError) and not (is_torch and _ALLOCATION.search(text)):
+        return None
+    asked = _AMOUNT.search(text)
+    fact = f"out of memory: could not allocate {_readable(asked[1])}" if asked else _without_amount(text)
+    return ResourceExhausted(fact, remedy=remedy)
+
+
+def _readable(amount: str) -> str:
+    number, unit = re.fullmatch(r"([\d.,]+) ?(\w+)", amount).groups()  # type: ignore[union-attr]
+    if unit != "bytes" or not number.isdecimal():
+        return amount
+    return f"{int(number) / 2**30:,.2f} GiB" if int(number) >= 2**30 else f"{int(number) / 2**20:,.2f} MiB"
+
+
+def _without_amount(text: str) -> str:
+    """Python itself does not say how much it asked for; then say how much this process has held."""
+    from pathlib import Path
+
+    status = Path("/proc/self/status")  # Linux; getrusage would count what this process was forked from
+    held = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    figure = f": this process already held {int(held[1]) / 2**20:,.2f} GiB" if held else ""
+    return f"out of memory{figure}" + (f" ({printable(text)})" if text else "")

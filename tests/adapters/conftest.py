@@ -56,6 +56,7 @@ def adapter_refused(tmp_path):
         error = caught.value
         assert error.exit_code == exit_code, error
         assert error.file is not None, error
+        assert error.fact, error
         assert says in str(error), error
         assert error.remedy, error
         assert remedy in error.remedy, error

@@ -145,6 +145,20 @@ def test_mappings_of_tensors_and_arrays(written):
     assert same.matrices[0].update.frobenius_norm == 0.0
 
 
+def test_a_module_says_itself_which_way_its_matrix_lies(monkeypatch):
+    """A config that claims nothing: the square Conv1D of GPT-2 is read as its forward pass uses it."""
+    base, model = adapted(peft_models.gpt2, target_modules=["attn.c_proj"], fan_in_fan_out=True)
+    for each in (base, model.get_base_model()):
+        monkeypatch.setattr(each.config, "to_dict", dict)
+    pairs = {pair.name: pair for pair in open_pair(base, model).pairing.pairs}
+    name = "transformer.h.0.attn.c_proj"
+    before, after = pairs[name].load_float64()
+    layer = model.get_base_model().get_submodule(name)
+    inputs = torch.eye(16)
+    assert torch.allclose((layer.base_layer(inputs) - layer.base_layer.bias).T.double(), before, atol=1e-6)
+    assert torch.allclose((layer(inputs) - layer.base_layer.bias).T.double(), after, atol=1e-5)
+
+
 def test_tied_weights_are_one_matrix():
     base, model = adapted(peft_models.tied_llama)
     names = {entry.tensor for entry in open_pair(base, model).pairing.coverage if entry.origin == "base"}

@@ -185,7 +185,7 @@ def test_every_other_kind_of_adapter_is_refused_by_its_name(write_adapter, adapt
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-LFS", "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "HTML", "download"),
         (b"PK\x03\x04" + b"x" * 60, "zip", "convert"),
-        (b"\1\2\3", "at least 8", "download"),
+        (b"\1\2\3", "only 3 bytes", "download"),
     ],
 )
 def test_weights_that_are_something_else_are_named(content, says, remedy, write_adapter, adapter_refused):

@@ -6,10 +6,12 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_support import (
@@ -17,6 +19,7 @@ from cli_support import (
     assert_message,
     eventually,
     fingerprint,
+    invoke,
     matrices,
     name_of,
     num_records,
@@ -28,6 +31,7 @@ from cli_support import (
 
 from forks import Server
 from intruscope import RunOptions, ScanSettings, scan
+from intruscope.engine.journal import Journal
 from intruscope.errors import MalformedInput
 from processes import alive, children
 
@@ -238,6 +242,73 @@ def test_of_twenty_simultaneous_starts_one_goes_on(slow, forks, tmp_path):
         for pid in pids:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("allocate", "figure"),
+    [
+        (lambda: torch.empty(1 << 50), "could not allocate 4,194,304.00 GiB"),
+        (lambda: np.empty(1 << 50), "could not allocate 8.00 PiB"),
+        (lambda: torch.empty(1 << 62, 1 << 62), "this process already held"),
+        (lambda: bytearray(1 << 62), "this process already held"),
+    ],
+    ids=["torch", "numpy", "sizes", "python"],
+)
+def test_an_allocation_that_fails_is_no_fault_of_ours(models, monkeypatch, allocate, figure):
+    monkeypatch.setattr("intruscope.weights.names.parse_name", lambda _: allocate())
+    monkeypatch.setattr("intruscope.spectra.scan.parse_name", lambda _: allocate())
+    assert_message(invoke("scan", *models, "-q"), 6, "out of memory", figure, "more memory")
+
+
+def test_two_scans_of_one_pair_share_nothing_but_the_cache(models, tmp_path):
+    """The second cannot use the first one's journal, and needs none."""
+    environment = {**os.environ, "INTRUSCOPE_CACHE": str(tmp_path / "cache")}
+    arguments = ["scan", *models, "-q", "--workers", "1", "--json"]
+    assert run(*arguments, tmp_path / "a.json", env=environment).returncode == 0
+    (folder,) = (tmp_path / "cache" / "scans").iterdir()
+    with Journal(folder, json.loads((folder / "plan.json").read_bytes())):
+        done = run(*arguments, tmp_path / "b.json", env=environment)
+    assert done.returncode == 0
+    note = "note: this run cannot be resumed if it is interrupted: another run is using this journal\n"
+    assert done.stderr == note
+    assert timeless(tmp_path / "b.json") == timeless(tmp_path / "a.json")
+
+
+def device_without_room(folder):
+    """Like /dev/full, but our own: a fault would replace it."""
+    path = folder / "full"
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+        path.write_bytes(b"")
+    except OSError:
+        pytest.skip("devices cannot be made here")
+    return path
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--parquet", "--html"])
+def test_an_output_that_takes_nothing_fails(scanned, tmp_path, option):
+    full = device_without_room(tmp_path)
+    done = invoke(*scanned.again, "-q", option, full)
+    assert_message(done, 6, f"{full}: ", "No space left on device")
+    assert full.is_char_device()
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["--version"], ["--help"], ["cache"]])
+def test_standard_output_that_takes_nothing_fails(tmp_path, arguments):
+    full = device_without_room(tmp_path)
+    environment = {**os.environ, "INTRUSCOPE_CACHE": str(tmp_path)}
+    with full.open("w") as stream:
+        command = [*COMMAND, *arguments]
+        done = subprocess.run(
+            command,
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=environment,
+        )
+    assert_message(done, 6, "No space left on device")
 
 
 def test_inputs_are_opened_read_only_and_no_connection_is_made(models, tmp_path):

@@ -13,7 +13,8 @@ from cli_support import COMMAND, assert_message, fingerprint, invoke
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "forgetting"))
-from forgetting_models import TEXT
+from forgetting_models import TEXT, byte_tokenizer
+from forgetting_models import _llama as llama_model
 from forgetting_pairs import causal_pair, masked_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -219,3 +220,76 @@ def test_a_full_disk_leaves_what_was_there(folder, pair, tmp_path):
     )
     assert done.stdout.splitlines() == ["code 6", "kept earlier out.json "], done.stderr
     assert re.fullmatch(r"error\[resources\] .*No space left.*; free some space.*\n", done.stderr)
+
+
+def variant(base, folder, **config):
+    """A base with other fields in its config."""
+    twin = shutil.copytree(base, folder / "base")
+    (twin / "config.json").write_text(json.dumps(json.loads((twin / "config.json").read_text()) | config))
+    return twin
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": "kernels-community/flash-attn"},
+        {"_attn_implementation": "kernels-community/flash-attn"},
+        {"attn_implementation": {"": "kernels-community/flash-attn"}},
+        {"attn_implementation": "flash_attention_2"},
+        {"experts_implementation": "kernels-community/megablocks"},
+        {"auto_map": {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_what_a_config_names_is_neither_fetched_nor_run(folder, pair, tmp_path, monkeypatch, config):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"asked for {arguments}")
+
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", refuse)
+    monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    base = variant(pair[0], tmp_path, **config)
+    for name in ("configuration_evil.py", "modeling_evil.py"):
+        (base / name).write_text("raise SystemExit(99)")
+    arguments = ["--text", folder / "text.txt", "--context", "32", "-q", "--json", "-"]
+    done = [invoke("forget", each, pair[1], *arguments) for each in (pair[0], base)]
+    assert [each.returncode for each in done] == [0, 0], done[1].stderr
+    plain, named = (json.loads(each.stdout) for each in done)
+    assert [side["loss"] for side in (named["base"], named["tuned"])] == [
+        side["loss"] for side in (plain["base"], plain["tuned"])
+    ]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = byte_tokenizer(begins=True)
+    tokenizer.save_pretrained(folder)
+    llama_model(len(tokenizer)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1.0}}, ["unknown rope_type 'spiral'"]),
+        ({"hidden_act": "spiral"}, ["unknown hidden_act 'spiral'"]),
+        ({"num_attention_heads": 0}, ["ZeroDivisionError"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers is 1,000,000,000", "only 21 tensors"]),
+        ({"num_hidden_layers": 1}, ["too few blocks", "model.layers.1.", "belong together"]),
+        ({"num_hidden_layers": -5}, ["too few blocks", "model.layers.0."]),
+        ({"text_config": {"decoder_layers": 10**9}}, ["decoder_layers is 1,000,000,000"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_config_that_makes_no_model(llama, tmp_path, config, parts):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    base = variant(llama, tmp_path, **config)
+    done = invoke("forget", base, llama, "--text", tmp_path / "text.txt", "-q")
+    assert_message(done, 4, *parts)
+
+
+def test_a_label_of_thousands_of_digits(folder, pair, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": ' + "1" * 5000 + "}\n")
+    done = invoke("forget", *pair, "--text", folder / "text.txt", "--task", tmp_path / "t.jsonl")
+    assert_message(done, 4, "t.jsonl", "in line 1", "a number of thousands of digits")

@@ -27,6 +27,8 @@ from safetensors.torch import save_file
         (["--workers", "0"], ["--workers", "scan --help"]),
         (["--deadline", "0"], ["--deadline is 0", "above 0"]),
         (["--memory", "-1"], ["--memory is -1", "above 0"]),
+        (["--threads", "100000"], ["100,000 threads per worker", "lower --threads"]),
+        (["--k", "1" * 5000], ["--k is '111"]),
         (["--epsilom", "0.5"], ["--epsilom", "scan --help"]),
     ],
 )
@@ -43,7 +45,8 @@ def test_senseless_commands():
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    assert_message(invoke("scan", tmp_path / "nothing", tmp_path / "here"), 2, "nothing", "existing path")
+    missing = tmp_path / "nothing"
+    assert_message(invoke("scan", missing, tmp_path), 2, f"no such file or folder: {missing}")
 
 
 def test_a_model_alone(models):
@@ -122,6 +125,11 @@ def test_an_output_on_the_base_that_only_the_adapter_names(models, tmp_path):
 
 def test_too_little_memory(models):
     assert_message(run("scan", *models, "--memory", "0.01"), 6, "--memory", "GiB")
+
+
+def test_memory_without_end(scanned):
+    done = invoke(*scanned.again, "-q", "--memory", "1e300")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_another_plan_in_the_same_work_folder(scanned, models):

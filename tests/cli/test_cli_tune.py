@@ -55,6 +55,8 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "lorra", "--task", "T"], 2, "did you mean the method lora"),
         (["--method", "lora", "--task", "T", "-O", "rnak=2"], 2, "rank"),
         (["--method", "full", "--task", "T", "--rank", "2"], 2, "option rank"),
+        (["--method", "lora", "--task", "T", "--rank", "10000000000000"], 6, "could not allocate"),
+        (["--method", "lora", "--task", "T", "--lr", "inf"], 2, "the learning rate is inf"),
         (["--method", "lora", "--task", "T", "-O", "rank"], 2, "NAME=VALUE"),
         (["--method", "lora"], 2, "no data"),
         (["--method", "lora", "--task", "T", "--text", "T"], 2, "one of them"),

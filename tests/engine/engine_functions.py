@@ -5,6 +5,8 @@ import signal
 import time
 
 time.sleep(float(os.environ.get("SLOW_IMPORT", "0")))
+if "NO_IMPORT" in os.environ:
+    raise MemoryError("no room for this module")
 
 
 def work(payload):
@@ -44,7 +46,10 @@ def work(payload):
     if what == "no-memory":
         raise MemoryError
     if what == "no-memory-in-torch":
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 128849018880 bytes. Error code 12 (Cannot allocate memory)"
+        )
     if what == "unpicklable":
         raise type("Local", (Exception,), {})("from nowhere")
     raise AssertionError(what)

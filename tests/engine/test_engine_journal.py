@@ -1,5 +1,6 @@
 """The journal: what is on disk counts, what is damaged is done again, and nobody shares."""
 
+import fcntl
 import json
 import os
 import random
@@ -12,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from intruscope.engine.journal import Journal, default_folder, plan_hash
+from intruscope.engine.journal import (
+    Journal,
+    cache_folder,
+    cached_runs,
+    default_folder,
+    plan_hash,
+    prune_cache,
+    read_records,
+)
 from intruscope.errors import OutputConflict, ResourceExhausted
 from processes import alive, children
 
@@ -211,3 +220,56 @@ def test_records_are_plain_lines_that_a_person_can_read(journal):
     assert len(digest) == 32
     assert json.loads(body) == ["k0", RECORDS["k0"]]
     assert os.path.getsize(journal / "plan.json") > 0
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """Journals in the user's cache: a new one, an old one, an old one in use; and what is no journal."""
+    monkeypatch.setenv("INTRUSCOPE_CACHE", str(tmp_path))
+    folders = {}
+    for name, days in (("new", 0), ("old", 40), ("busy", 50)):
+        inputs = [{"path": f"/models/{side}/model.safetensors"} for side in ("base", name)]
+        plan = {"inputs": inputs, "name": name}
+        folder = folders[name] = default_folder(plan_hash(plan))
+        with Journal(folder, plan) as opened:
+            opened.append("t", {"value": 1})
+        past = time.time() - days * 86400
+        for path in folder.iterdir():
+            os.utime(path, (past, past))
+    strange = folders["strange"] = cache_folder() / "thesis"
+    strange.mkdir()
+    for name in ("lock", "thesis.tex"):
+        (strange / name).touch()
+        os.utime(strange / name, (0, 0))
+    return folders
+
+
+def test_the_cache_lists_what_each_run_takes(cache):
+    new, old, busy = cached_runs()
+    assert [run.folder for run in (new, old, busy)] == [cache[name] for name in ("new", "old", "busy")]
+    assert old.num_bytes == sum(path.stat().st_size for path in cache["old"].iterdir()) > 0
+    assert old.idle_seconds == pytest.approx(40 * 86400, abs=60)
+    assert old.models == ("/models/base", "/models/old")
+
+
+def test_pruning_removes_old_journals_and_nothing_else(cache):
+    busy = os.open(cache["busy"] / "lock", os.O_RDWR)
+    fcntl.flock(busy, fcntl.LOCK_EX)
+    try:
+        assert [run.folder for run in prune_cache(days=30)] == [cache["old"]]
+    finally:
+        os.close(busy)
+    assert set(cache_folder().iterdir()) == {cache[name] for name in ("new", "busy", "strange")}
+    assert read_records(cache["new"]) == {"t": {"value": 1}}
+
+
+def test_a_run_that_resumes_is_not_old(cache):
+    plan = json.loads((cache["old"] / "plan.json").read_bytes())
+    with Journal(cache["old"], plan) as opened:
+        assert opened.records
+    assert [run.folder for run in prune_cache(days=30)] == [cache["busy"]]
+
+
+def test_no_cache_is_an_empty_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRUSCOPE_CACHE", str(tmp_path / "none"))
+    assert cached_runs() == prune_cache(days=0) == []

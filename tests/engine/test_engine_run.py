@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from intruscope.engine.executors import InlineExecutor, LocalExecutor
+from intruscope.engine.executors import Event, Executor, InlineExecutor, LocalExecutor
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Task
-from intruscope.errors import MalformedInput, ResourceExhausted
+from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
 
 FUNCTION = "engine_functions:work"
 
@@ -53,8 +53,12 @@ def test_an_error_of_ours_arrives_as_itself(executor):
 
 
 def test_memory_that_runs_out_is_said_with_the_flag_to_change():
-    for how in ("no-memory", "no-memory-in-torch"):
-        with pytest.raises(ResourceExhausted, match=r"ran out of memory.*--workers"):
+    figures = {
+        "no-memory": r"already held 0\.[01]\d GiB",
+        "no-memory-in-torch": r"could not allocate 120\.00 GiB",
+    }
+    for how, figure in figures.items():
+        with pytest.raises(ResourceExhausted, match=rf"out of memory: .*{figure}.*--workers"):
             run_tasks([Task(key="a", payload=(how, None))], LocalExecutor(FUNCTION, num_workers=1))
 
 
@@ -108,6 +112,65 @@ def test_the_start_of_a_worker_is_not_part_of_a_deadline(monkeypatch):
     executor = LocalExecutor(FUNCTION, num_workers=1, deadline_seconds=0.75)
     outcomes = run_tasks([*squares(2), Task(key="slow", payload=("sleep", 60))], executor)
     assert [o.status for o in outcomes] == ["done", "done", "unfinished"]
+
+
+def test_a_deadline_shorter_than_a_start_is_not_paid_for_every_task():
+    """Each late task costs the start of another worker."""
+    tasks = [Task(key=str(i), payload=("sleep", 60)) for i in range(1000)]
+    started = time.monotonic()
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2, deadline_seconds=0.0001))
+    assert time.monotonic() - started < 30
+    assert {outcome.status for outcome in outcomes} == {"unfinished"}
+    assert outcomes[0].reason == "not finished within 0.0001 s"
+    assert outcomes[-1].reason in {
+        f"not tried: {n} in a row exceeded the deadline of 0.0001 s" for n in (8, 9)
+    }
+
+
+def test_workers_that_never_become_ready_end_the_run(monkeypatch):
+    """None of the tasks is to blame, and all would fare the same."""
+    monkeypatch.setenv("NO_IMPORT", "1")
+    tasks = squares(1000)
+    with pytest.raises(ResourceExhausted, match=r"do not start.*no room for this module.*ulimit -v"):
+        run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=2))
+
+
+def test_no_more_workers_start_at_once_than_there_are_cores():
+    executor = LocalExecutor(FUNCTION, num_workers=100_000)
+    executor.start()
+    assert len(executor._workers) <= os.cpu_count()
+    assert [o.record["value"] for o in run_tasks(squares(3), executor)] == [0, 1, 4]
+
+
+def test_a_hundred_thousand_threads_are_refused():
+    with pytest.raises(UsageError, match=r"100,000 threads .* lower --threads"):
+        LocalExecutor(FUNCTION, num_workers=1, threads_per_worker=100_000)
+
+
+class AtOnce(Executor):
+    """Does each task in no time, so that only the bookkeeping counts."""
+
+    def start(self):
+        pass
+
+    def run(self, tasks):
+        for task in tasks:
+            yield Event("started", task.key)
+            yield Event("done", task.key, {})
+
+    def close(self):
+        pass
+
+
+def test_the_bookkeeping_of_many_tasks_is_linear():
+    """Thirty thousand took three minutes when each event added up all that was done; now a second."""
+    events = []
+    tasks = [Task(key=str(i), payload=None, weight=2.0) for i in range(30_000)]
+    started = time.process_time()
+    run_tasks(tasks, AtOnce(), on_progress=events.append)
+    assert time.process_time() - started < 20
+    assert events[-1].weight_done == events[-1].weight_total == 60_000.0
+    assert [event.weight_done for event in events[:5]] == [0.0, 0.0, 2.0, 2.0, 4.0]
 
 
 def test_memory_is_refused_with_the_figure_and_the_flag():

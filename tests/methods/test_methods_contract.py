@@ -232,7 +232,7 @@ def test_what_is_saved_is_what_is_loaded(case, tmp_path):
     scale = case.base_logits.abs().max()
     difference = tiny.logits(loaded.model) - tiny.logits(case.attached.model)
     assert difference.abs().max() <= 100 * EPS[case.dtype] * scale
-    with pytest.raises(FileExistsError, match="expected a new or empty one"):
+    with pytest.raises(FileExistsError, match="output folder is not empty"):
         case.attached.save(tmp_path / "saved")
 
 

@@ -265,3 +265,32 @@ def test_gates_read_and_trip():
     for wrong in ("intruders", "intruders>", "x>1", "intruders>0;rm", "__import__>1", ""):
         with pytest.raises(UsageError, match=", ".join(METRICS)):
             parse_gates(wrong)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float32", 2.0**83), ("float32", 2.0**-83), ("float64", 2.0**-300)]
+)
+def test_extreme_numbers_only_scale_the_figures(planted, tmp_path, dtype, scale):
+    """Squares of such numbers leave the range of their dtype."""
+    before, after = ([m.to(getattr(torch, dtype)) for m in side] for side in planted[2:])
+    plain = run(write_model(tmp_path / "b", before), write_model(tmp_path / "t", after)).matrices
+    far = [[matrix * scale for matrix in side] for side in (before, after)]
+    scaled = run(write_model(tmp_path / "B", far[0]), write_model(tmp_path / "T", far[1])).matrices
+    for one, other in zip(plain, scaled, strict=True):
+        assert other.sides[0].verdicts == one.sides[0].verdicts
+        assert other.base_frobenius_norm == pytest.approx(one.base_frobenius_norm * scale, rel=1e-5)
+        assert other.update.frobenius_norm == pytest.approx(one.update.frobenius_norm * scale, rel=1e-5)
+        assert other.singular_values == pytest.approx([v * scale for v in one.singular_values], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_numbers_whose_norms_would_overflow_are_a_finding(planted, tmp_path, side):
+    pair = [[matrix.double() for matrix in each] for each in planted[2:]]
+    pair[side][1] = pair[side][1] * 1e307
+    report = run(write_model(tmp_path / "b", pair[0]), write_model(tmp_path / "t", pair[1]))
+    assert [matrix.status for matrix in report.matrices] == ["done", "refused", "done"]
+    assert not report.complete
+    (finding,) = report.matrices[1].findings
+    assert (finding.code, finding.severity) == ("out-of-range", "error")
+    assert f"the largest entry of the {('base', 'tuned')[side]} is" in finding.message
+    json.dumps(dataclasses.asdict(report), allow_nan=False)

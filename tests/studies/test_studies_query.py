@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pretended_runs import pretend
 from simulated_runs import CANDIDATES
 
 from intruscope.cli.main import app
-from intruscope.errors import IntruscopeError, UsageError
+from intruscope.errors import IntruscopeError, ResourceExhausted, UsageError
 from intruscope.studies import pool
 from intruscope.studies.judge import judge
 from intruscope.studies.recipes import places
@@ -161,6 +162,10 @@ def test_interventions_by_strength(records):
         ("SELECT * FROM 'FOLDER/own.csv'", "Cannot access file"),
         ("SELECT * FROM records", "Table with name records does not exist"),
         ("SELECT 1 / 'a'", "Conversion Error"),
+        ("INSERT INTO looks (key) VALUES ('a') RETURNING *", "the statements INSERT"),
+        ("WITH n AS (DELETE FROM runs RETURNING *) SELECT * FROM n", "read-only"),
+        ("EXPLAIN ANALYZE DELETE FROM runs", "read-only"),
+        ("COMMIT", "the statements TRANSACTION"),
     ],
 )
 def test_a_bad_query_is_told_in_one_line(tmp_path, out, sql, told):
@@ -175,6 +180,33 @@ def test_a_bad_query_is_told_in_one_line(tmp_path, out, sql, told):
     assert "\n" not in str(error.value)
     assert "the tables are runs, counts" in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.csv", "own.txt"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM runs a, runs b, runs c, runs d, runs e, runs f, runs g, runs h",
+        "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t",
+        "SELECT sum(len(range(30000000))) FROM range(1000000)",  # one call takes long, and is not interrupted
+    ],
+)
+def test_a_query_without_end_is_ended(records, sql):
+    started = time.monotonic()
+    with pytest.raises(ResourceExhausted, match=r"longer than 0\.5 s; select fewer rows|GiB of memory"):
+        query(sql, "mini", records, seconds=0.5)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT list(repeat('a', 1000) || range) FROM range(10000000)", "more than 1 GiB of memory"),
+        ("SELECT * FROM range(100000000)", "more than 1,000,000 rows; add a LIMIT"),
+    ],
+)
+def test_a_query_beyond_all_memory_is_ended(records, sql, told):
+    with pytest.raises(ResourceExhausted, match=told):
+        ask(sql, records)
 
 
 def test_without_a_study_the_question_has_nobody_to_ask(tmp_path, monkeypatch):
@@ -235,5 +267,5 @@ def test_foreign_names_and_very_many_rows_do_not_break_the_screen(capsys):
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "[red]\\x1b[31m" in shown
-    assert "and 5 rows more" in shown
-    assert str(MAX_ROWS) not in shown.replace("and 5 rows", "")
+    assert "and 5 more rows" in shown
+    assert str(MAX_ROWS) not in shown.replace("and 5 more rows", "")

@@ -186,9 +186,9 @@ def test_a_download_that_breaks_off_is_resumed_or_repeated(hub, ask):
 
 def test_the_hubs_refusals_are_one_clear_error(hub, ask):
     for name, exit_code, says in (
-        ("org/nothing", 2, "no such path and no such public repository"),
+        ("org/nothing", 2, "no such folder here and no such public repository"),
         ("org/gated", 2, "gated"),
-        ("org/model@v9", 2, "no revision 'v9'"),
+        ("org/model@v9", 2, "no branch, tag or commit 'v9'"),
     ):
         answer = ask(name)
         assert answer["exit_code"] == exit_code, answer
@@ -196,10 +196,17 @@ def test_the_hubs_refusals_are_one_clear_error(hub, ask):
         assert name in answer["text"]
 
 
-def test_no_hub_and_no_cache_is_one_clear_error(ask):
+def test_no_hub_and_no_cache_may_be_a_typing_error(ask):
+    answer = ask("org/model", HF_ENDPOINT="http://127.0.0.1:9")
+    assert answer["exit_code"] == 2, answer
+    assert "no such folder here, and the hub could not be reached" in answer["fact"]
+
+
+def test_no_hub_and_half_of_a_copy_is_a_matter_of_the_connection(ask, tmp_path):
+    (tmp_path / "cache" / "models--org--model").mkdir(parents=True)
     answer = ask("org/model", HF_ENDPOINT="http://127.0.0.1:9")
     assert answer["exit_code"] == 4, answer
-    assert "no answer from the hub" in answer["fact"]
+    assert "copy in the hub's cache is incomplete, and the hub could not be reached" in answer["fact"]
 
 
 def _local_pair(folder: Path) -> None:

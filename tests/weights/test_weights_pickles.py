@@ -108,6 +108,18 @@ def _compressed(path):
     _archive(path, members, zipfile.ZIP_DEFLATED)
 
 
+def _encrypted(path):
+    """Flag every member as encrypted, in its own header and in the directory."""
+    torch.save({"w": torch.ones(2)}, path)
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + flags] |= 1
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+
+
 def _cut(path):
     torch.save({"w": torch.arange(1000.0)}, path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -115,16 +127,17 @@ def _cut(path):
 
 ODD = {
     "a call": (_bomb_archive, "more than tensors"),
+    "encrypted": (_encrypted, "encrypted"),
     "TorchScript": (_torch_script, "TorchScript"),
     "legacy pickle": (_legacy, "legacy pickle"),
     "legacy tar": (_tar, "legacy tar"),
-    "bad checksum": (_bad_crc, "bad checksum"),
+    "bad checksum": (_bad_crc, "is wrong"),
     "compressed": (_compressed, "compressed"),
-    "cut off": (_cut, "damaged archive"),
+    "cut off": (_cut, "archive is damaged"),
     "two pickles": (lambda path: _bomb_archive(path, **{"other/data.pkl": b""}), "exactly one pickle"),
     "no pickle": (lambda path: _archive(path, {"a": b""}), "exactly one pickle"),
-    "garbage": (lambda path: path.write_bytes(b"garbage" * 50), "no PyTorch archive"),
-    "empty": (lambda path: path.write_bytes(b""), "no PyTorch archive"),
+    "garbage": (lambda path: path.write_bytes(b"garbage" * 50), "not a PyTorch archive"),
+    "empty": (lambda path: path.write_bytes(b""), "not a PyTorch archive"),
 }
 
 
@@ -142,7 +155,7 @@ def test_a_pickle_without_tensors_or_with_strided_ones_is_malformed(tmp_path, re
     torch.save([1, 2], path)
     refused(lambda: read_pickle(path), 4, says="without named tensors")
     torch.save({"w": torch.ones(3, 4).T}, path)
-    refused(lambda: read_pickle(path), 4, says="strided view", tensor="w")
+    refused(lambda: read_pickle(path), 4, says="not contiguous", tensor="w")
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     refused(lambda: read_pickle(path), 4, says="git-LFS", remedy="git lfs pull")
 

@@ -6,14 +6,24 @@ Nothing of a model's repository is ever run: classes come from transformers, and
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, UsageError, printable
+from intruscope.errors import (
+    IntruscopeError,
+    MalformedInput,
+    ShapeMismatch,
+    UnsupportedFormat,
+    UsageError,
+    allocation_failure,
+    printable,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -26,6 +36,7 @@ NO_HEAD_REMEDY = (
     "give as the base the checkpoint that still has its language-model head (saved from a ...ForCausalLM or "
     "...ForMaskedLM class): losses on text cannot be taken without it"
 )
+_MEMORY_REMEDY = "use a smaller model or --dtype bfloat16, or a machine with more memory"
 _LAB_REMEDY = "install it with: pip install 'intruscope[lab]'"
 
 
@@ -62,10 +73,10 @@ def quiet() -> Iterator[None]:
 
 
 def config_of(source: ModelSource) -> Any:
-    """The transformers config of a model.
+    """The transformers config of a model, without what would make transformers run code that it names.
 
     Raises:
-        MalformedInput: there is none beside the weights.
+        MalformedInput: there is no config.json beside the weights.
         UnsupportedFormat: transformers does not know the model type, or the weights are quantised.
         UsageError: transformers is not installed.
     """
@@ -74,22 +85,92 @@ def config_of(source: ModelSource) -> Any:
 
     folder = source.folder
     if not source.config:
-        fact = "got no config.json beside the weights, expected one: it says which model they are for"
+        fact = "there is no config.json beside the weights, so the model's class is unknown"
         raise MalformedInput(fact, remedy="copy the model's config.json there", file=folder)
     if source.unreadable is not None:
         raise UnsupportedFormat(
-            f"got a model {source.unreadable}, expected float64, float32, float16 or bfloat16",
-            remedy="give the unquantised model that it was made from",
+            f"the model is {source.unreadable}; only float64, float32, float16 and bfloat16 weights can run",
+            remedy="use the unquantised model that it was made from",
             file=source.path,
         )
+    _check_counts(source.config, len(source.tensors), folder / "config.json")
     try:
-        with quiet():
-            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with quiet(), offline():
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a foreign config provokes in there
-        kind = printable(source.config.get("model_type"))
-        fact = f"got a config that transformers does not take (model_type {kind}: {printable(error)})"
-        remedy = "check config.json, or update transformers; models that bring their own code are not run"
-        raise UnsupportedFormat(fact, remedy=remedy, file=folder / "config.json") from error
+        raise _not_taken(error, source.config, folder) from error
+    return without_kernels(config)
+
+
+def _places(config: Mapping[str, Any], values: Sequence[object]) -> Iterator[str]:
+    """The fields of a config, parts included, that hold one of the values."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _places(value, values)
+        elif isinstance(value, str) and value in values:
+            yield name
+
+
+_COUNT = re.compile(r"(?:.*_)?(?:layers?|blocks|experts)")
+_SPARE = 1000
+
+
+def _check_counts(config: Mapping[str, Any], num_tensors: int, file: Path) -> None:
+    """Refuse a config of far more blocks than there are weights, before transformers makes them one by one.
+
+    Raises:
+        MalformedInput: it is such a config.
+    """
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value, num_tensors, file)
+        elif isinstance(value, int) and _COUNT.fullmatch(name) and value > num_tensors + _SPARE:
+            raise MalformedInput(
+                f"{name} is {value:,}, but the checkpoint has only {num_tensors:,} tensors",
+                remedy="check that config.json and the weights belong together",
+                file=file,
+            )
+
+
+def without_kernels(config: Any) -> Any:
+    """The same config, with transformers' own choice of attention and experts, in all its parts.
+
+    A config may name an implementation that transformers would fetch from the hub and run (a kernel).
+    """
+    config._attn_implementation = None  # their setters reach the parts
+    config._experts_implementation = None
+    return config
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Without the hub: nothing that a config names (a pretrained backbone, say) is fetched."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _not_taken(error: Exception, config: Mapping[str, Any], folder: Any) -> IntruscopeError:
+    """Why transformers makes no model of a config."""
+    exhausted = allocation_failure(error, remedy=_MEMORY_REMEDY)
+    if exhausted is not None:
+        return exhausted
+    kind = printable(config.get("model_type"))
+    reason = f"{type(error).__name__}: {printable(error)}"
+    if isinstance(error, KeyError):  # of one of transformers' own tables
+        reason = next(
+            (f"unknown {place} {printable(error)}" for place in _places(config, error.args)), reason
+        )
+    return UnsupportedFormat(
+        f"transformers cannot use this config (model_type {kind}; {reason})",
+        remedy="check it, or update transformers; models that need code of their own are not run",
+        file=folder / "config.json",
+    )
 
 
 def language_class(config: Any, *, file: object) -> tuple[type[nn.Module], LanguageKind]:
@@ -168,22 +249,28 @@ def build(
 
     Raises:
         ShapeMismatch: a tensor has another shape than the config says.
-        MalformedInput: weights of the body are missing.
+        MalformedInput: weights of the body are missing, or there are more blocks than the config says.
+        UnsupportedFormat: transformers cannot make a model of this config.
+        ResourceExhausted: there is not enough memory.
     """
     import copy
 
-    with quiet():
+    path = Path(str(file))
+    folder = path if path.is_dir() else path.parent
+    with quiet(), offline():
         try:
             model, info = cls.from_pretrained(  # type: ignore[attr-defined]
                 None,
-                config=copy.deepcopy(config),
+                config=without_kernels(copy.deepcopy(config)),
                 state_dict=dict(tensors),
                 dtype=dtype,
                 output_loading_info=True,
             )
-        except RuntimeError as error:
+        except Exception as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise _not_taken(error, config.to_dict(), folder) from error
             raise ShapeMismatch(
-                f"got tensors that do not fit the config ({printable(error)}), expected its shapes",
+                "the tensors have other shapes than config.json says",
                 remedy="check that config.json and the weights belong together",
                 file=str(file),
             ) from error
@@ -193,11 +280,24 @@ def build(
     lost = sorted(name for name in missing if (bare or name.startswith(body)) and "pooler." not in name)
     if lost:
         raise MalformedInput(
-            f"got no {printable(lost[0])} ({len(lost)} tensors of the body are missing), expected all",
-            remedy="check that the checkpoint is whole and of this architecture",
+            f"{len(lost):,} tensors of the body are missing, such as {printable(lost[0])}",
+            remedy="check that the checkpoint is complete and of this architecture",
+            file=str(file),
+        )
+    blocks = {_NUMBER.sub("N", name) for name in model.state_dict() if _NUMBER.search(name)}
+    numbered = sorted(name for name in info["unexpected_keys"] if _NUMBER.search(name))
+    extra = [name for name in numbered if not blocks or _NUMBER.sub("N", name) in blocks]
+    if extra:
+        raise MalformedInput(
+            f"config.json has too few blocks: {len(extra):,} tensors belong to none, such as "
+            f"{printable(extra[0])}",
+            remedy="check that config.json and the weights belong together",
             file=str(file),
         )
     return model.eval(), missing
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def max_context(model: nn.Module, tokenizer: Any) -> int | None:

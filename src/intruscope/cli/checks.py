@@ -22,7 +22,7 @@ def top(text: str) -> int | Literal["all"]:
     """
     if text == "all":
         return "all"
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) < 10 and int(text) > 0:
         return int(text)
     raise UsageError(
         f"--k is {text!r}, expected a positive number or 'all'", remedy="write for example --k 10"
@@ -71,7 +71,8 @@ def gibibytes(value: float | None, name: str) -> int | None:
         UsageError: not above 0, or not finite.
     """
     above_zero(value, name)
-    return None if value is None else int(value * 2**30)
+    # Beyond any machine; and bytes that are no float any more cannot be shown in GiB.
+    return None if value is None else int(min(value, 2.0**60) * 2**30)
 
 
 def check_device(device: str) -> None:

@@ -1,10 +1,11 @@
-"""The command line: verbs, and what errors and signals mean outside.
+"""The command line: its verbs, and how errors and signals become messages and exit codes.
 
 Exit codes are those of ``docs/exit-codes.md``. Every error is one line on standard error.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from intruscope.cli.cache import cache
 from intruscope.cli.chain import chain
 from intruscope.cli.demo import demo
 from intruscope.cli.extract import extract
@@ -22,17 +24,20 @@ from intruscope.cli.methods import methods
 from intruscope.cli.profile import profile
 from intruscope.cli.repair import repair
 from intruscope.cli.scan import scan
+from intruscope.cli.screen import emit, send_output_nowhere
 from intruscope.cli.study import study
 from intruscope.cli.sweep import sweep
 from intruscope.cli.tune import tune
-from intruscope.errors import IntruscopeError, printable
+from intruscope.errors import IntruscopeError, ResourceExhausted, allocation_failure, printable
 from intruscope.train.processes import leave, let_the_first_speak
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _RESUMING = ("scan", "repair", "extract", "sweep", "tune", "chain", "study")
-"""The verbs that keep a journal: run again, they go on where they stopped."""
+"""The verbs that keep a journal and resume when they are run again."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="intruscope",
@@ -52,6 +57,7 @@ app.command()(chain)
 app.command()(methods)
 app.command()(profile)
 app.add_typer(study)
+app.command()(cache)
 app.command()(demo)
 
 
@@ -83,7 +89,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not end a scan
@@ -92,8 +98,9 @@ def main() -> NoReturn:
             signal.signal(number, _on_signal)
     try:
         code = app(standalone_mode=False)
+        emit("")  # what is still buffered must not fail unseen, after the last line of this program
     except IntruscopeError as error:
-        if error.is_told:
+        if error.already_reported:
             let_the_first_speak()
         else:
             _complain(str(error))
@@ -103,14 +110,27 @@ def main() -> NoReturn:
         resumed = sys.argv[1:2] and sys.argv[1] in _RESUMING
         _complain(f"{how}; run the same command again" + (" to go on where it stopped" if resumed else ""))
         code = stop.exit_code
+    except BrokenPipeError:  # a reader of help or a list has left
+        code = 0
+        send_output_nowhere()
     except Exception as error:
-        code = _usage_or_bug(error)
+        code = _exhausted_usage_or_bug(error)
     code = code if isinstance(code, int) else 0
     leave(code)
     sys.exit(code)
 
 
-def _usage_or_bug(error: Exception) -> int:
+def _exhausted_usage_or_bug(error: Exception) -> int:
+    exhausted = allocation_failure(error, remedy="use smaller settings, or a machine with more memory")
+    if exhausted is None and isinstance(error, OSError) and error.errno in _NO_ROOM:
+        send_output_nowhere()
+        where = f" to {printable(error.filename)}" if error.filename else ""
+        exhausted = ResourceExhausted(
+            f"could not write{where} ({error.strerror})", remedy="free some space and run again"
+        )
+    if exhausted is not None:
+        _complain(str(exhausted))
+        return exhausted.exit_code
     # Typer's own complaints; by their form, since it carries click or a copy of it, by version.
     message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
     if callable(message):

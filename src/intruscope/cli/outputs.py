@@ -1,4 +1,4 @@
-"""Where a scan's outputs go: checked before any work is done, written whole after it."""
+"""The output files of a scan: checked before any work is done, written whole after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Outputs that were asked for.
+    """The requested outputs.
 
     Attributes:
         json: File, or ``-`` for standard output.
@@ -26,7 +26,7 @@ class Targets:
         parquet: File.
         html: File.
         plots: Folder.
-        with_maps: Similarity maps were asked for; large ones need a file of their own.
+        with_maps: Similarity maps were requested; large ones need a file of their own.
     """
 
     json: str | None
@@ -45,7 +45,9 @@ class Targets:
     def maps_file(self) -> Path | None:
         """Beside the page, or else beside the JSON."""
         report = self.html or self.json_file
-        return report.with_name(f"{report.stem}.maps.npz") if report and self.with_maps else None
+        if report is None or not self.with_maps or (report.exists() and not report.is_file()):
+            return None  # beside a pipe or a device there is no place for it
+        return report.with_name(f"{report.stem}.maps.npz")
 
     @property
     def _files(self) -> list[Path]:
@@ -65,17 +67,17 @@ class Targets:
         force: bool = False,
         files: Sequence[str] = (),
     ) -> None:
-        """Refuse outputs that would touch an input or another's work, as far as names can tell.
+        """Refuse outputs that would overwrite an input or another result, as far as names can tell.
 
         Args:
             models: As the user named them.
             work: Folder of the journal, if given.
             force: Write into folders that are not empty.
-            files: Texts and tasks that are read; what is no path (a pattern, a dataset's name) is let be.
+            files: Texts and tasks that are read; names that are not paths (patterns, datasets) are ignored.
 
         Raises:
-            OutputConflict: one of them would, or two outputs are the same file.
-            UsageError: a model's name makes no sense.
+            OutputConflict: an output would do so, or two outputs are the same file.
+            UsageError: a model's name is invalid.
         """
         from intruscope.weights.names import parse_name
         from intruscope.weights.output import check_output
@@ -90,14 +92,14 @@ class Targets:
         for path in self.paths:
             if path.resolve() in seen:
                 raise OutputConflict(
-                    "is named for two outputs, expected a file for each",
-                    remedy="give each its own name",
+                    "two outputs have this name",
+                    remedy="give each its own file",
                     file=path,
                 )
             seen.add(path.resolve())
         for path in self._files:
             if path.is_dir():
-                raise OutputConflict("is a folder, expected a file name", remedy="name a file", file=path)
+                raise OutputConflict("this is a folder, not a file", remedy="name a file", file=path)
         _check_plots(self.plots, force=force)
 
     def write(self, report: ScanReport, *, on_notice: Callable[[str], None]) -> None:
@@ -105,11 +107,11 @@ class Targets:
 
         Args:
             report: The scan.
-            on_notice: Called with a sentence when maps had to go into a file of their own.
+            on_notice: Called with a sentence if maps are written to a file of their own.
 
         Raises:
-            OutputConflict: a target may not be written.
-            ResourceExhausted: there is no room for one.
+            OutputConflict: a target is not writable.
+            ResourceExhausted: there is no space for one.
         """
         from intruscope.report import json_report, tables
 
@@ -141,7 +143,7 @@ class Targets:
 
 
 def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
-    """Nothing else may be written into the folder of a new model: it appears whole, with its own files.
+    """Refuse outputs inside the folder of a new model, which appears whole, with its own files only.
 
     Args:
         outputs: Other files and folders that will be written.
@@ -153,8 +155,8 @@ def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
     for output in outputs:
         if folder is not None and output.resolve().is_relative_to(folder.resolve()):
             raise OutputConflict(
-                "lies in the output folder, expected a place beside it",
-                remedy="choose another place; the manifest in the folder holds the same",
+                "this file would be inside the output folder",
+                remedy="choose a place beside it; the manifest in the folder holds the same",
                 file=output,
             )
 
@@ -164,7 +166,7 @@ def write_record(record: dict[str, Any], json: str | None) -> None:
 
     Args:
         record: Plain data.
-        json: As the user named it; None for nowhere.
+        json: As the user named it; None to write nothing.
 
     Raises:
         OutputConflict, ResourceExhausted: the file cannot be written.
@@ -181,6 +183,8 @@ def _check_plots(folder: Path | None, *, force: bool) -> None:
     if folder is None or not folder.exists():
         return
     if not folder.is_dir():
-        raise OutputConflict("is a file, expected a folder", remedy="name a folder for --plots", file=folder)
+        raise OutputConflict("this is a file, not a folder", remedy="name a folder for --plots", file=folder)
     if any(folder.iterdir()) and not force:
-        raise OutputConflict("is not empty", remedy="choose another folder, or add --force", file=folder)
+        raise OutputConflict(
+            "the folder for plots is not empty", remedy="choose another folder, or add --force", file=folder
+        )

@@ -133,7 +133,7 @@ def repair(
 def _rank(text: str) -> Any:
     if text in ("exact", "same"):
         return text
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) < 10 and int(text) > 0:
         return int(text)
     raise UsageError(
         f"--rank is '{printable(text)}', expected exact, same or a positive number",

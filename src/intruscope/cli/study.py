@@ -274,7 +274,7 @@ def _seeds(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    if not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
         fact = f"--seeds is {text!r}, expected numbers with commas between"
         raise UsageError(fact, remedy="write for example --seeds 0,1,2")
     return [int(part) for part in parts]

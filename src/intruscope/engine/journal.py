@@ -1,9 +1,9 @@
-"""One durable record per finished task, so that an interrupted run goes on where it stopped.
+"""One durable record per finished task, so that an interrupted run resumes where it stopped.
 
-A journal is a folder: ``plan.json`` says what the run is, ``records.jsonl`` grows by one line a task,
-each with the checksum of its content, flushed to disk before the task counts as done. A line that was
-cut by a crash, or damaged later, fails its checksum and its task is computed again. A lock held for
-the life of the process keeps a second run out; it is the kernel's, so it dies with its holder.
+A journal is a folder: ``plan.json`` identifies the run, and ``records.jsonl`` grows by one line per task,
+with a checksum, flushed to disk before the task counts as done. A line that was cut off by a crash or damaged
+later fails its checksum, and its task is computed again. A lock held for the life of the process keeps a
+second run out; it is the kernel's, so it ends with its holder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import fcntl
 import hashlib
 import json
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,24 @@ _MAX_SHOWN = 48
 
 
 def plan_hash(plan: dict[str, Any]) -> str:
-    """Sha256 of the canonical JSON of everything that can change a result."""
+    """SHA-256 of the canonical JSON of everything that can change a result."""
     return hashlib.sha256(_canonical(plan)).hexdigest()
 
 
 def default_folder(digest: str) -> Path:
-    """Where a plan's journal lies when nobody says: the user's cache, one folder a plan.
+    """The default folder of a plan's journal: one folder per plan in the user's cache.
 
     Raises:
-        ResourceExhausted: this user has no home.
+        ResourceExhausted: this user has no home folder.
+    """
+    return cache_folder() / digest[:32]
+
+
+def cache_folder() -> Path:
+    """The folder of all journals that were not given another: ``INTRUSCOPE_CACHE``, or the user's cache.
+
+    Raises:
+        ResourceExhausted: this user has no home folder.
     """
     given = os.environ.get("INTRUSCOPE_CACHE")
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -39,9 +50,94 @@ def default_folder(digest: str) -> Path:
         root = Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "intruscope"
     except RuntimeError:
         raise ResourceExhausted(
-            "there is no home folder to keep a journal in", remedy="give --work a folder, or set HOME"
+            "there is no home folder for the journal", remedy="give a folder with --work, or set HOME"
         ) from None
-    return root / "scans" / digest[:32]
+    return root / "scans"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedRun:
+    """The journal of one run in the user's cache.
+
+    Attributes:
+        folder: Where it is.
+        num_bytes: Size of its files.
+        idle_seconds: Time since the run was last started or recorded a result.
+        models: Folders of the run's inputs, base first.
+    """
+
+    folder: Path
+    num_bytes: int
+    idle_seconds: float
+    models: tuple[str, ...]
+
+
+def cached_runs() -> list[CachedRun]:
+    """All journals in the user's cache, the one used last first; folders with anything else are left out.
+
+    Raises:
+        ResourceExhausted: this user has no home folder, or the cache cannot be listed.
+    """
+    root = cache_folder()
+    try:
+        folders = [path for path in root.iterdir() if _is_journal(path)] if root.is_dir() else []
+    except OSError as error:
+        raise _cannot_write(root, error) from error
+    return sorted(map(_cached_run, folders), key=lambda run: run.idle_seconds)
+
+
+def prune_cache(*, days: float) -> list[CachedRun]:
+    """Remove the journals that were not used for some days, except those of runs in progress.
+
+    Args:
+        days: Minimum age, from when a run was last started or recorded a result.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ResourceExhausted: see :func:`cached_runs`.
+    """
+    return [run for run in cached_runs() if run.idle_seconds >= days * 86400 and _removed(run.folder)]
+
+
+def _is_journal(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else set()
+    return "lock" in names and names <= _OURS
+
+
+def _cached_run(folder: Path) -> CachedRun:
+    stats = [path.stat() for path in folder.iterdir()]
+    try:
+        inputs = json.loads((folder / "plan.json").read_bytes())["inputs"]
+        models = tuple(dict.fromkeys(str(Path(each["path"]).parent) for each in inputs))
+    except (OSError, ValueError, LookupError, TypeError):
+        models = ()
+    return CachedRun(
+        folder=folder,
+        num_bytes=sum(each.st_size for each in stats),
+        idle_seconds=max(0.0, time.time() - max(each.st_mtime for each in stats)),
+        models=models,
+    )
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a journal that no run holds."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in sorted(_OURS - {"lock"}):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "lock").unlink()
+        folder.rmdir()
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _canonical(value: Any) -> bytes:
@@ -49,7 +145,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The whole records of a journal, also while a run is adding to it; none where there are none."""
+    """The intact records of a journal, also while a run is adding to it; empty if there are none."""
     path = folder / "records.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return dict(found for found in (_checked(line) for line in lines if line) if found is not None)
@@ -59,13 +155,13 @@ class Journal:
     """An open journal; use as a context manager.
 
     Args:
-        folder: Made if it does not exist.
-        plan: What the run is: version, settings, inputs, task keys. Plain data.
-        fresh: Forget the plan and the records that it holds.
+        folder: Created if it does not exist.
+        plan: Identity of the run: version, settings, inputs, task keys. Plain data.
+        fresh: Discard the plan and the records that the folder holds.
 
     Raises:
-        OutputConflict: another run holds it, it belongs to another plan (the fields that differ are
-            named), or the folder holds something else.
+        OutputConflict: another run is using it, it belongs to another plan (the message names the fields that
+            differ), or the folder holds something else.
         ResourceExhausted: it cannot be written.
     """
 
@@ -80,6 +176,7 @@ class Journal:
                     (folder / name).unlink(missing_ok=True)
             self._check_plan(plan)
             self._load()
+            os.utime(folder / "lock")  # last used now
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, IntruscopeError):
@@ -92,13 +189,13 @@ class Journal:
     def _claim(self, folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise OutputConflict(
-                "is a file, expected a folder for the journal", remedy="choose another --work", file=folder
+                "this is a file, not a folder for the journal", remedy="choose another --work", file=folder
             )
         folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in _OURS)
         if foreign:
             raise OutputConflict(
-                f"holds {printable(foreign[0])}, which is not part of a journal",
+                f"the folder holds {printable(foreign[0])}, which is not part of a journal",
                 remedy="choose an empty folder for --work",
                 file=folder,
             )
@@ -108,7 +205,7 @@ class Journal:
         except BlockingIOError:
             raise OutputConflict(
                 "another run is using this journal",
-                remedy="wait for it, or give --work another folder",
+                remedy="wait for it to finish, or choose another folder with --work",
                 file=folder,
             ) from None
 
@@ -123,10 +220,11 @@ class Journal:
             if before != now:
                 found = [printable(difference) for difference in _differences(before, now)]
                 hidden = len(found) - _MAX_DIFFERENCES
-                more = f" and {hidden} fields more" if hidden > 0 else ""
+                more = f" and {hidden} more fields" if hidden > 0 else ""
                 raise OutputConflict(
-                    f"holds a run that differs in {', '.join(found[:_MAX_DIFFERENCES]) or 'its plan'}{more}",
-                    remedy="give --work another folder, or --fresh to start this one over",
+                    "the journal is of a run that differs in "
+                    f"{', '.join(found[:_MAX_DIFFERENCES]) or 'its plan'}{more}",
+                    remedy="choose another folder with --work, or start over with --fresh",
                     file=self.folder,
                 )
             return
@@ -153,7 +251,7 @@ class Journal:
             _write_all(self._stream, b"\n")
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Keep one record; on return it is on disk.
+        """Add one record; it is on disk on return.
 
         Raises:
             ResourceExhausted: the disk is full; earlier records are intact.
@@ -219,7 +317,9 @@ def _differences(before: Any, after: Any, place: str = "") -> list[str]:
 def _cannot_write(folder: Path, error: OSError) -> ResourceExhausted:
     full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     return ResourceExhausted(
-        f"the journal cannot be written ({error.strerror}); what it already holds is intact",
-        remedy="free some space and run the same command again" if full else "give --work a writable folder",
+        f"the journal cannot be written ({error.strerror}); its earlier records are intact",
+        remedy="free some space and run the same command again"
+        if full
+        else "choose a writable folder with --work",
         file=folder,
     )

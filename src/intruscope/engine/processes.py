@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: started, spoken with, and ended.
+"""A worker process as its parent sees it: started, sent tasks, and ended.
 
 The other end is :mod:`intruscope.engine.worker`.
 """
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_PATIENCE_SECONDS = 2.0
+
+
 @dataclass
 class WorkerProcess:
-    """A child process that answers payloads with what its function makes of them.
+    """A child process that answers payloads with the results of its function.
 
     Attributes:
-        process: Leader of a session of its own, so that everything it started ends with it.
-        errors: What it wrote to standard error.
+        process: Leader of a session of its own, so that everything it starts ends with it.
+        errors: Its standard error.
     """
 
     process: subprocess.Popen[bytes]
@@ -61,25 +64,30 @@ class WorkerProcess:
         return self.process.stdout
 
     def send(self, payload: Any) -> None:
-        """Hand over a payload; a dead worker is noticed when it is read."""
+        """Send a payload; a dead worker is noticed by the next read."""
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             send(self.process.stdin, payload)
 
     def receive(self) -> Any:
-        """Its next message; raises EOFError where it has ended."""
-        # Past the buffer: what it held of a second message, no selector would see.
+        """The next message; raises EOFError if the worker has ended."""
+        # Unbuffered: a selector would not see the part of a second message that a buffer holds.
         assert isinstance(self.process.stdout, io.BufferedReader)
-        return receive(self.process.stdout.raw)
+        try:
+            return receive(self.process.stdout.raw)
+        except EOFError:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # for an exit code of its own
+                self.process.wait(_PATIENCE_SECONDS)
+            raise
 
     def has_output(self, timeout: float | None = 0.0) -> bool:
-        """Whether it speaks, or ends, within so many seconds (None: however long it takes)."""
+        """Whether it sends something, or ends, within this many seconds (None: wait for it)."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.output, selectors.EVENT_READ)
             return bool(selector.select(timeout))
 
     def end(self) -> str:
-        """Kill it with all that it started, and say how it ended."""
+        """Kill it with everything that it started, and return how it ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
@@ -93,5 +101,5 @@ class WorkerProcess:
         self.errors.close()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL:
-            how += ", which a system short of memory sends"
+            how += ", perhaps because memory ran out"
         return f"its worker ended with {how}" + (f" ({last[0]})" if last else "")

@@ -20,20 +20,20 @@ def run_tasks(
     journal: Journal | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Run what the journal does not hold yet, and return everything in the order of the tasks.
+    """Run the tasks that are not in the journal yet, and return all outcomes in the order of the tasks.
 
-    A record that comes from the journal is the same plain data as one that was just computed, so a
-    resumed run and an uninterrupted one give equal results. Tasks that did not finish are not
-    journaled: the next run tries them again.
+    A record from the journal is the same plain data as one that was just computed, so a resumed run and an
+    uninterrupted one give equal results. Tasks that did not finish are not journaled: the next run tries them
+    again.
 
     Args:
         tasks: With unique keys.
-        executor: Where they run; closed on return, whatever happens.
-        journal: Open; None to keep nothing.
+        executor: Where they run; always closed on return.
+        journal: An open journal; None to keep nothing.
         on_progress: Called in this process for every event.
 
     Raises:
-        Exception: whatever the function raised; what was journaled before is kept.
+        Exception: whatever the function raised; the journal keeps what was finished before.
     """
     records = dict(journal.records) if journal is not None else {}
     outcomes = {
@@ -43,6 +43,7 @@ def run_tasks(
     }
     weights = {task.key: task.weight for task in tasks}
     total = sum(weights.values())
+    weight_done = sum(weights[key] for key in outcomes)
 
     def report(event: str, key: str | None) -> None:
         on_progress(
@@ -51,7 +52,7 @@ def run_tasks(
                 key=key,
                 num_done=len(outcomes),
                 num_tasks=len(tasks),
-                weight_done=sum(weights[done] for done in outcomes),
+                weight_done=weight_done,
                 weight_total=total,
             )
         )
@@ -68,6 +69,8 @@ def run_tasks(
             elif kind in {"unfinished", "failed"}:
                 status: Literal["unfinished", "failed"] = "unfinished" if kind == "unfinished" else "failed"
                 outcomes[key] = Outcome(key=key, status=status, reason=detail)
+            if key in outcomes:
+                weight_done += weights[key]
             report(kind, key)
     finally:
         executor.close()

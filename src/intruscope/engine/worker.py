@@ -1,7 +1,7 @@
-"""A worker process: reads tasks from its standard input, writes results to a private copy of its output.
+"""A worker process: reads tasks from standard input, writes results to a private copy of standard output.
 
-Started as ``python -m intruscope.engine.worker FUNCTION``. It dies with its parent: the kernel is asked
-to see to that (Linux), and end of input means the same everywhere.
+Started as ``python -m intruscope.engine.worker FUNCTION``. It ends with its parent: on Linux the kernel sees
+to that, and elsewhere the end of its input does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
-from intruscope.errors import ResourceExhausted, printable
+from intruscope.errors import allocation_failure
 
 if TYPE_CHECKING:
     import io
@@ -51,13 +51,13 @@ def main() -> None:
     """Serve tasks until the input ends."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever the function prints must not reach the protocol: it keeps a private copy of the pipe.
+    # What the function prints must not reach the protocol, which keeps a private copy of the pipe.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
     source = sys.stdin.buffer
-    send(output, ("ready", None))  # from here on its time counts
+    send(output, ("ready", None))  # deadlines count from here
     while True:
         try:
             payload = receive(source)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def answer(function: Any, payload: Any) -> tuple[str, Any]:
-    """What a function makes of a payload: ``("done", result)``, or ``("error", exception)`` that can travel.
+    """Call a function: ``("done", result)``, or ``("error", exception)`` with one that can be pickled.
 
     Args:
         function: Of one argument.
@@ -75,23 +75,17 @@ def answer(function: Any, payload: Any) -> tuple[str, Any]:
     """
     try:
         return ("done", function(payload))
-    except MemoryError as error:
-        return ("error", _no_memory(error))
     except Exception as error:
-        if "can't allocate memory" in str(error):  # torch's own allocator raises a plain RuntimeError
-            return ("error", _no_memory(error))
+        exhausted = allocation_failure(
+            error, remedy="lower --workers or --memory, so that fewer matrices are in memory at once"
+        )
+        if exhausted is not None:
+            return ("error", exhausted)
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, to see that it survives
         except Exception:
             return ("error", RuntimeError(f"{type(error).__name__}: {error}"))
         return ("error", error)
-
-
-def _no_memory(error: Exception) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"a worker ran out of memory ({printable(error) or 'no figure given'})",
-        remedy="lower --workers or --memory, so that fewer matrices are in work at once",
-    )
 
 
 def _die_with_parent() -> None:

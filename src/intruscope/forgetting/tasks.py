@@ -223,7 +223,7 @@ def _named_label(label: str, classes: tuple[str, ...], number: int, name: str) -
     """A label by its name, where the classes are known; they may be stored as numbers."""
     if not classes or label in classes:
         return label
-    if label.isdecimal() and int(label) < len(classes):
+    if label.isdecimal() and len(label) < 10 and int(label) < len(classes):
         return classes[int(label)]
     raise MalformedInput(
         f"got the label '{printable(label)}' in example {number}, expected one of {', '.join(classes)}",

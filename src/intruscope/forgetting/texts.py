@@ -188,9 +188,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 def _json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         place = f"line {line}" if line else f"line {getattr(error, 'lineno', 1)}"
-        reason = getattr(error, "msg", "nested too deep")
+        reason = getattr(error, "msg", "nested too deep, or a number of thousands of digits")
         fact = f"got no valid JSON in {place} ({reason}), expected JSON"
         raise MalformedInput(fact, remedy="correct the file", file=path) from None
 

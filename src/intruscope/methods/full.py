@@ -101,13 +101,14 @@ def load(model: nn.Module, folder: Path) -> FullAttached:
     Raises:
         MalformedInput: transformers does not load it, or it is another model.
     """
-    from intruscope.adapters.live_models import quiet
+    from intruscope.adapters.live_models import quiet, without_kernels
     from intruscope.methods.contract import Setting
 
     cls: Any = type(model)
     try:
         with quiet():
-            tuned = cls.from_pretrained(str(folder), dtype=next(model.parameters()).dtype)
+            config = without_kernels(cls.config_class.from_pretrained(str(folder)))
+            tuned = cls.from_pretrained(str(folder), config=config, dtype=next(model.parameters()).dtype)
     except Exception as error:  # whatever a foreign folder provokes in there
         raise MalformedInput(
             f"got a model that transformers does not load ({printable(error)})",

@@ -1,4 +1,4 @@
-"""The answer to a query as a table in the terminal."""
+"""The result of a query as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _DIGITS = 5
 
 
 def answer_table(answer: Answer) -> Table:
-    """Rows as they were given; of very many the first, with how many there are.
+    """All rows, or the first 200 and the number of the others.
 
     Args:
-        answer: Of :func:`intruscope.studies.query.query`.
+        answer: From :func:`intruscope.studies.query.query`.
     """
     hidden = len(answer.rows) - MAX_ROWS
-    caption = f"and {hidden:,} rows more: --json has all" if hidden > 0 else None
+    caption = f"and {hidden:,} more rows: --json writes all" if hidden > 0 else None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), caption=caption, caption_justify="left")
     numeric = [
         all(row[place] is None or _is_number(row[place]) for row in answer.rows)

@@ -9,6 +9,7 @@ Shape suffixes: O out, I in, R rank, K kept vectors.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -38,6 +39,8 @@ from intruscope.weights.matrices import DenseUpdate, Finding, LowRankUpdate, Mat
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_MAGNITUDES = {torch.float32: (1e-15, 1e7), torch.float64: (1e-140, 1e70)}
+"""Largest entries for which squares, and squares of products of two factors, neither overflow nor vanish."""
 _THIN = 4
 """A low-rank update is used as such while its rank is below a quarter of the smaller side."""
 
@@ -120,19 +123,19 @@ class Loaded(NamedTuple):
 
 
 def load_pair(pair: MatrixPair) -> Loaded | Finding:
-    """Read one pair, or say why it cannot be decomposed: a number that is not finite, or no number at all.
+    """Read one pair, or say why it cannot be decomposed: NaN, infinities, extreme numbers, or none at all.
 
     Raises:
         IntruscopeError: the files no longer hold what was planned.
     """
     stored = pair.base.load()
-    found = _non_finite(stored, pair.name, "base")
+    found = _unusable(stored, pair.name, "base")
     if found is not None:
         return found
     base = _working(stored)
     update = pair.update.load(base)
     for label, tensor in _tensors(update).items():
-        found = _non_finite(tensor, pair.name, label)
+        found = _unusable(tensor, pair.name, label)
         if found is not None:
             return found
     if 0 in base.shape:
@@ -311,14 +314,30 @@ def _triplets(operator: Operator, count: int, seed: int) -> TopTriplets:
 
 
 def _working(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    dtype = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    return tensor.to(dtype if _fits(_magnitude(tensor), dtype) else torch.float64)
+
+
+def _magnitude(tensor: Tensor) -> float:
+    """The largest absolute value; 0 of an empty tensor, NaN or infinity where there is one."""
+    # NaN propagates into the extremes, at a fraction of the cost of looking for it.
+    return max((abs(float(end)) for end in torch.aminmax(tensor)), key=_nan_last) if tensor.numel() else 0.0
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _fits(magnitude: float, dtype: torch.dtype) -> bool:
+    low, high = _MAGNITUDES[dtype]
+    return magnitude == 0.0 or low <= magnitude <= high
 
 
 def _in_one_dtype(
     base: Tensor, update: LowRankUpdate | DenseUpdate
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:
     """Both sides in the wider of their working precisions; nothing is ever rounded down."""
-    tensors = [base, *_tensors(update).values()]
+    tensors = [_working(each) for each in (base, *_tensors(update).values())]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     if isinstance(update, LowRankUpdate):
         return base.to(dtype), (update.left_OR.to(dtype), update.right_RI.to(dtype))
@@ -331,18 +350,23 @@ def _tensors(update: LowRankUpdate | DenseUpdate) -> dict[str, Tensor]:
     return {"tuned": update.tuned_OI}
 
 
-def _non_finite(tensor: Tensor, name: str, label: str) -> Finding | None:
-    # The extremes tell at a fraction of the cost; NaN propagates into them.
-    if tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
+def _unusable(tensor: Tensor, name: str, label: str) -> Finding | None:
+    magnitude = _magnitude(tensor)
+    if not math.isfinite(magnitude):
+        bad = torch.nonzero(~torch.isfinite(tensor))
+        first = tuple(int(i) for i in bad[0])
+        code = "non-finite"
+        fact = f"{len(bad)} entries of the {label} are NaN or infinite (first at {first})"
+    elif tensor.dtype == torch.float64 and not _fits(magnitude, torch.float64):
+        low, high = _MAGNITUDES[torch.float64]
+        code = "out-of-range"
+        fact = (
+            f"the largest entry of the {label} is {magnitude:.3g}; norms can be computed only between "
+            f"{low:g} and {high:g}"
+        )
+    else:
         return None
-    bad = torch.nonzero(~torch.isfinite(tensor))
-    first = tuple(int(i) for i in bad[0])
-    return Finding(
-        code="non-finite",
-        severity="error",
-        message=f"{len(bad)} entries of the {label} are NaN or infinite (first at {first}); not decomposed",
-        matrix=name,
-    )
+    return Finding(code=code, severity="error", message=f"{fact}; not decomposed", matrix=name)
 
 
 def _unchanged(pair: MatrixPair, base: Tensor, form: tuple[Tensor, Tensor] | Tensor) -> tuple[Finding, ...]:

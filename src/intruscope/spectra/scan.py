@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import OpenedPair, is_named, open_pair
-from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor
+from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor, check_threads
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
-from intruscope.errors import ResourceExhausted
+from intruscope.errors import OutputConflict, ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.spectra.codec import matrix_report_from_dict
 from intruscope.spectra.findings import model_findings, without_figures
@@ -141,6 +141,7 @@ def check_outputs(pairing: Pairing, outputs: Sequence[Path]) -> None:
 
 def executor_for(function: str, settings: ScanSettings, options: RunOptions) -> Executor:
     """Where a function of one pair runs, by the options."""
+    check_threads(settings.threads)
     if options.workers == 0:
         return InlineExecutor(function)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -306,15 +307,15 @@ def memory_for(pair: MatrixPair, settings: ScanSettings) -> int:
 def open_journal(
     identity: dict[str, Any], options: RunOptions, on_notice: Callable[[str], None]
 ) -> Journal | None:
-    """Open the journal of a plan where the options say, or in the user's cache.
+    """Open the journal of a plan in the folder of the options, or in the user's cache.
 
     Args:
         identity: What the run is; plain data.
         options: Its folder, and whether to start over.
-        on_notice: Called with a sentence where records were damaged, or where nothing can be kept.
+        on_notice: Called with a sentence if records were damaged, or if nothing can be kept.
 
     Returns:
-        None where no folder was named and the cache cannot be written.
+        None if no folder was given and the cache cannot be written, or another run of this plan uses it.
 
     Raises:
         OutputConflict, ResourceExhausted: see :class:`intruscope.engine.journal.Journal`.
@@ -322,7 +323,7 @@ def open_journal(
     try:
         folder = options.work_dir or default_folder(plan_hash(identity))
         journal = Journal(folder, identity, fresh=options.fresh)
-    except ResourceExhausted as error:
+    except (ResourceExhausted, OutputConflict) as error:
         if options.work_dir is not None:
             raise
         on_notice(f"this run cannot be resumed if it is interrupted: {error.fact}")

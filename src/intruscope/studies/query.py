@@ -1,14 +1,14 @@
-"""Questions to a study in SQL, answered by DuckDB in memory: nothing can be written, no other file read."""
+"""SQL queries over the records of a study, by DuckDB in memory: read-only, and limited in time and memory."""
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import ResourceExhausted, UsageError, printable
+from intruscope.engine.processes import WorkerProcess
+from intruscope.errors import ResourceExhausted, UsageError
+from intruscope.studies.query_worker import first_lines
 from intruscope.studies.tables import COLUMNS, study_tables
 
 if TYPE_CHECKING:
@@ -17,63 +17,60 @@ if TYPE_CHECKING:
     from intruscope.studies.records import Record
 
 SCHEMA = "intruscope.study.query/1"
-_QUESTIONS = frozenset({"SELECT", "EXPLAIN", "MULTI"})
-"""Kinds of DuckDB's statements that ask (``MULTI``: a ``PIVOT`` without its ``IN``, from DuckDB 2 on)."""
-_SETTINGS = (
-    "SET enable_external_access = false",
-    "SET python_enable_replacements = false",
-    "SET enable_progress_bar = false",
-    "SET lock_configuration = true",
-)
+_KINDS = frozenset({"SELECT", "EXPLAIN", "MULTI"})
+"""DuckDB's kinds of statements that read (``MULTI``: a ``PIVOT`` without its ``IN``, from DuckDB 2 on). One
+that changes something in a clause fails in the read-only transaction."""
+_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a query gives.
+    """The result of a query.
 
     Attributes:
-        columns: Names, which need not differ.
-        rows: One value for each column, plain data; a figure that is no finite number is None.
+        columns: Names, which may repeat.
+        rows: One value per column, plain data; a number that is not finite is None.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-def query(sql: str, scale_name: str, records: Mapping[str, Record]) -> Answer:
-    """Ask one question.
+def query(sql: str, scale_name: str, records: Mapping[str, Record], *, seconds: float = _SECONDS) -> Answer:
+    """Run one query.
 
     Args:
-        sql: One statement that reads, over the tables of :data:`intruscope.studies.tables.COLUMNS`.
-        scale_name: Of the study.
+        sql: One statement that reads the tables of :data:`intruscope.studies.tables.COLUMNS`.
+        scale_name: The study's scale.
         records: By key.
+        seconds: Time limit.
 
     Raises:
-        UsageError: it is no such statement, or DuckDB does not understand it.
-        ResourceExhausted: it needs more memory than there is.
+        UsageError: it is not such a statement, or DuckDB does not run it.
+        ResourceExhausted: it needs more time or memory than allowed, or returns more than a million rows.
     """
-    import duckdb
-
+    _check_reads(sql)
     try:
-        with duckdb.connect(":memory:") as connection:
-            _check_asks(connection, sql)
-            for name, table in study_tables(scale_name, records).items():
-                connection.register("given", table)
-                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")  # noqa: S608 - names of ours
-                connection.unregister("given")
-            for setting in _SETTINGS:
-                connection.execute(setting)
-            result = connection.execute(sql)
-            columns = [column[0] for column in result.description]
-            rows = [[_plain(value) for value in row] for row in result.fetchall()]
-    except duckdb.OutOfMemoryException as error:
+        worker = WorkerProcess.start("intruscope.studies.query_worker:run_query", os.environ)
+    except OSError as error:
+        fact = f"a process for the query could not be started ({error.strerror})"
+        raise ResourceExhausted(fact, remedy="free some memory") from error
+    try:
+        worker.receive()  # it is ready
+        worker.send((sql, study_tables(scale_name, records), _tables_there()))
+        if not worker.has_output(seconds):
+            fact = f"the query takes longer than {seconds:g} s"
+            raise ResourceExhausted(fact, remedy="select fewer rows, or join fewer tables")
+        kind, value = worker.receive()
+    except EOFError:
         raise ResourceExhausted(
-            f"a query ran out of memory ({_first_lines(error)})", remedy="ask for fewer rows"
+            f"the query failed: {worker.end()}", remedy="select fewer rows, or join fewer tables"
         ) from None
-    except duckdb.Error as error:
-        raise UsageError(
-            f"got a query that DuckDB does not run ({_first_lines(error)})", remedy=_tables_there()
-        ) from None
+    finally:
+        worker.end()
+    if kind == "error":
+        raise value
+    columns, rows = value
     return Answer(columns=columns, rows=rows)
 
 
@@ -82,35 +79,20 @@ def query_json(sql: str, answer: Answer) -> dict[str, Any]:
     return {"schema": SCHEMA, "query": sql, "columns": list(answer.columns), "rows": list(answer.rows)}
 
 
-def _check_asks(connection: Any, sql: str) -> None:
-    kinds = [statement.type.name for statement in connection.extract_statements(sql)]
-    if len(kinds) != 1 or kinds[0] not in _QUESTIONS:
-        told = " and ".join(kinds) or "none"
+def _check_reads(sql: str) -> None:
+    import duckdb
+
+    try:
+        kinds = [statement.type.name for statement in duckdb.extract_statements(sql)]
+    except duckdb.Error as error:
+        fact = f"DuckDB does not run this query ({first_lines(error)})"
+        raise UsageError(fact, remedy=_tables_there()) from None
+    if len(kinds) != 1 or kinds[0] not in _KINDS:
         raise UsageError(
-            f"got a query of the statements {told}, expected one that reads, such as SELECT",
+            f"the query consists of the statements {' and '.join(kinds) or 'none'}, not of one that reads",
             remedy=_tables_there(),
         )
 
 
 def _tables_there() -> str:
     return f'the tables are {", ".join(COLUMNS)}; "DESCRIBE runs" shows the columns of one'
-
-
-def _first_lines(error: Exception) -> str:
-    """What DuckDB says, without its picture of the place, in one line."""
-    return printable(" ".join(str(error).partition("LINE ")[0].split()))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON takes it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, decimal.Decimal):
-        return float(value)
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)

@@ -37,7 +37,7 @@ def plan_of(
     """Everything that can change the result, with every default filled in.
 
     Raises:
-        UsageError: no learning rate is known.
+        UsageError: no learning rate is known, or it is not finite.
     """
     recipe = settings.recipe
     given = asdict(settings)
@@ -52,7 +52,7 @@ def plan_of(
         "method": method.name,
         "options": options,
         "recipe": recipe.name,
-        "rate": settings.rate if settings.rate is not None else recipe.rate(method, options),
+        "rate": _checked(settings.rate if settings.rate is not None else recipe.rate(method, options)),
         "epochs": None if settings.steps is not None else settings.epochs or recipe.epochs,
         "steps": settings.steps,
         "batch": settings.batch or recipe.batch,
@@ -69,6 +69,12 @@ def plan_of(
         "processes": num_processes,
         "environment": environment() | _versions(),
     }
+
+
+def _checked(rate: float) -> float:
+    if 0.0 <= rate < float("inf"):
+        return rate
+    raise UsageError(f"the learning rate is {rate}, which is not a finite number", remedy="lower --lr")
 
 
 def _versions() -> dict[str, str]:

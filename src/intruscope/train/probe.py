@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.live import LanguageModel
-from intruscope.adapters.live_models import LanguageKind, class_for, language_class, max_context, quiet
+from intruscope.adapters.live_models import (
+    LanguageKind,
+    class_for,
+    language_class,
+    max_context,
+    quiet,
+    without_kernels,
+)
 from intruscope.errors import MalformedInput, UsageError
 from intruscope.forgetting.losses import choose_protocol, measure
 from intruscope.forgetting.texts import read_texts
@@ -110,7 +117,8 @@ def _grafted(inner: Any, cls: type[nn.Module], base: str | Path | None) -> Any:
             remedy="name the base: IntruderWatch(base=..., text=...); its head is put on the body",
         )
     with quiet():
-        language: Any = cls.from_pretrained(base, dtype=inner.dtype)  # type: ignore[attr-defined]
+        config = without_kernels(cls.config_class.from_pretrained(base))  # type: ignore[attr-defined]
+        language: Any = cls.from_pretrained(base, config=config, dtype=inner.dtype)  # type: ignore[attr-defined]
     prefix = language.base_model_prefix
     body = getattr(inner, inner.base_model_prefix, None)
     if body is None or not hasattr(language, prefix):

@@ -20,22 +20,24 @@ _NEVER = ("optimizer*", "scheduler*", "training_args*", "rng_state*", "scaler*",
 def download_model(
     hub_id: str, *, revision: str | None = None, allow_pickle: bool = False, with_tokenizer: bool = False
 ) -> tuple[Path, str | None]:
-    """Bring a model or adapter into the hub's cache, or find it there.
+    """Download a model or adapter into the hub's cache, or find it there.
 
     Args:
         hub_id: ``org/name``.
         revision: Branch, tag or commit.
         allow_pickle: Also fetch PyTorch pickles.
-        with_tokenizer: Also fetch what a tokenizer is made of, for models that are run.
+        with_tokenizer: Also fetch the tokenizer's files, for models that are run.
 
     Returns:
-        The folder, and the commit it is of.
+        The folder and its commit.
 
     Raises:
-        UsageError: no such repository or revision, or it is gated.
-        MalformedInput: the hub cannot be reached and the cache does not hold the files.
+        UsageError: there is no such repository or revision, it is gated, or the hub cannot be reached and the
+            cache holds nothing of it.
+        MalformedInput: the hub cannot be reached and the cache holds only some of the files.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -43,6 +45,7 @@ def download_model(
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.file_download import repo_folder_name
 
     shown = f"{hub_id}@{revision}" if revision else hub_id
     patterns = [*_NEEDED, *(_PICKLES if allow_pickle else ()), *(_TOKENIZER if with_tokenizer else ())]
@@ -51,26 +54,29 @@ def download_model(
             hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=list(_NEVER)
         )
     except GatedRepoError:
-        fact = "got a gated repository, expected one that your token may read"
+        fact = "this repository is gated, and your token does not give access to it"
         remedy = "accept its terms on the hub and set HF_TOKEN"
         raise UsageError(fact, remedy=remedy, file=shown) from None
     except RevisionNotFoundError:
-        fact = f"got no revision '{revision}' on the hub, expected a branch, tag or commit"
+        fact = f"the repository has no branch, tag or commit '{revision}'"
         raise UsageError(fact, remedy="check the part after @", file=shown) from None
     except RepositoryNotFoundError:
-        fact = "got no such path and no such public repository on the hub, expected one of both"
+        fact = "there is no such folder here and no such public repository on the hub"
         remedy = "check the spelling, or set HF_TOKEN for a private one"
         raise UsageError(fact, remedy=remedy, file=shown) from None
     except HFValidationError as error:
         raise UsageError(
-            f"got an id that the hub does not allow ({error})", remedy="check its spelling", file=shown
+            f"this is not a valid hub id ({error})", remedy="check its spelling", file=shown
         ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         # Every failure of the connection: offline, refused, timed out, a server error.
         reason = type(error.__cause__ or error).__name__
+        if not Path(HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model")).exists():
+            fact = f"there is no such folder here, and the hub could not be reached ({reason})"
+            raise UsageError(fact, remedy="check the spelling, or your connection", file=shown) from error
         raise MalformedInput(
-            f"got no complete copy in the cache and no answer from the hub ({reason}), expected either",
-            remedy="check the connection and run again: a download resumes where it stopped",
+            f"the copy in the hub's cache is incomplete, and the hub could not be reached ({reason})",
+            remedy="check the connection and run again: the download resumes where it stopped",
             file=shown,
         ) from error
     path = Path(folder)

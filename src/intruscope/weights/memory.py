@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from intruscope.weights.architecture import ModuleClass
+
 _DTYPES = {name: dtype for dtype, name in {**TORCH_NAMES, **INTEGER_NAMES}.items()}
 
 
@@ -65,14 +67,20 @@ def memory_tensor(name: str, values: torch.Tensor) -> MemoryTensor:
     return MemoryTensor(name=name, path=None, dtype=dtype, shape=tuple(values.shape), values=values.detach())
 
 
-def memory_source(tensors: Mapping[str, torch.Tensor], *, config: dict[str, Any], name: str) -> ModelSource:
-    """Tensors in memory and the config that says what they are, as an opened model.
+def memory_source(
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: dict[str, Any],
+    name: str,
+    classes: Mapping[str, ModuleClass] | None = None,
+) -> ModelSource:
+    """Tensors in memory and what says what they are, as an opened model.
 
     Raises:
         UnsupportedFormat: as :func:`memory_tensor`.
     """
     found = {key: memory_tensor(key, values) for key, values in tensors.items()}
-    return ModelSource(name=name, path=None, revision=None, config=config, tensors=found, inputs=())
+    return ModelSource(name=name, path=None, config=config, classes=classes or {}, tensors=found, inputs=())
 
 
 def mapping_source(tensors: Mapping[str, Any], *, name: str) -> ModelSource:

@@ -27,10 +27,10 @@ class ModelName:
 
     Attributes:
         given: As the user wrote it, adapter included.
-        path: Where the model lies, when it is local.
-        hub_id: Otherwise its id on the hub.
-        revision: Branch, tag or commit on the hub, None for the default.
-        adapter: What follows ``+``.
+        path: Location of a local model.
+        hub_id: Id on the hub of any other.
+        revision: Branch, tag or commit on the hub; None for the default.
+        adapter: The part after ``+``.
     """
 
     given: str
@@ -40,33 +40,64 @@ class ModelName:
     adapter: ModelName | None = None
 
 
-def parse_name(given: str) -> ModelName:
-    """Read a model's name. Looks at the file system, never at the network.
+def parse_name(given: str | Path) -> ModelName:
+    """Parse a model name. Looks at the file system, never at the network.
+
+    Args:
+        given: A path, a hub id or ``base+adapter``; a ``Path`` is never taken for a hub id.
 
     Raises:
-        UsageError: neither an existing path nor of the form of a hub id.
+        UsageError: no file or folder has this name, and it is a path or not a valid hub id.
     """
-    if _exists(given):
-        return ModelName(given=given, path=Path(given))
-    splits = [at for at, character in enumerate(given) if character == "+" and 0 < at < len(given) - 1]
+    text = os.fspath(given)
+    if _exists(text):
+        return ModelName(given=text, path=Path(text))
+    if isinstance(given, Path):
+        raise _no_such_path(text)
+    splits = [at for at, character in enumerate(text) if character == "+" and 0 < at < len(text) - 1]
     if splits:
-        # A plus may be part of a folder's name: prefer the split that names the most existing paths.
-        at = max(splits, key=lambda at: _exists(given[:at]) + _exists(given[at + 1 :]))
-        base = parse_name(given[:at])
+        # A plus may be part of a folder's name: prefer the split with the most existing paths.
+        at = max(splits, key=lambda at: _exists(text[:at]) + _exists(text[at + 1 :]))
+        base = parse_name(text[:at])
         return ModelName(
-            given=given,
+            given=text,
             path=base.path,
             hub_id=base.hub_id,
             revision=base.revision,
-            adapter=parse_name(given[at + 1 :]),
+            adapter=parse_name(text[at + 1 :]),
         )
-    hub_id, at_sign, revision = given.partition("@")
-    if not _HUB_ID.fullmatch(hub_id) or (at_sign and not _REVISION.fullmatch(revision)) or ".." in given:
+    hub_id, at_sign, revision = text.partition("@")
+    if _is_path(text):
+        raise _no_such_path(text)
+    if not _HUB_ID.fullmatch(hub_id) or (at_sign and not _REVISION.fullmatch(revision)) or ".." in text:
         raise UsageError(
-            f"got the name '{printable(given)}', expected an existing path or an id like org/name@revision",
-            remedy="check the path, or the spelling of the id",
+            f"no file or folder is named '{printable(text)}', and it is not a valid hub id",
+            remedy="check the path, or write the id as org/name@revision",
         )
-    return ModelName(given=given, hub_id=hub_id, revision=revision or None)
+    return ModelName(given=text, hub_id=hub_id, revision=revision or None)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a name can only mean a path, or the folder that it begins with is here."""
+    num_separators = text.partition("@")[0].count(os.sep)
+    if text.startswith((".", "~", os.sep)) or text.endswith(os.sep) or num_separators > 1:
+        return True
+    folder, separator, _ = text.partition(os.sep)
+    return bool(separator) and "@" not in text and os.path.isdir(folder)  # noqa: PTH112 - takes any string
+
+
+def _no_such_path(text: str) -> UsageError:
+    folder, name = os.path.split(text.rstrip(os.sep))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(folder or os.curdir), n=1)  # noqa: PTH208 - any string
+    except (OSError, ValueError):
+        near = []
+    remedy = "check the path"
+    if near:
+        remedy = f"did you mean {printable(os.path.join(folder, near[0]))}?"  # noqa: PTH118 - as it was written
+    if _HUB_ID.fullmatch(text):
+        remedy += f" (for the model of that name on the hub, write {text}@main)"
+    return UsageError(f"no such file or folder: {printable(text)}", remedy=remedy)
 
 
 def _exists(text: str) -> bool:

@@ -62,13 +62,13 @@ class Orientations:
         source: ModelSource,
         config: Config,
         *,
-        classes: Mapping[str, ModuleClass] | None = None,
+        classes: Mapping[str, ModuleClass],
         fan_in_fan_out: bool | None = None,
     ) -> None:
         self._shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
         self._config = config
         self._raw = source.config
-        self._classes = classes or {}
+        self._classes = classes
         self._last_resort: ModuleClass | None = (
             None if fan_in_fan_out is None else "conv1d" if fan_in_fan_out else "linear"
         )

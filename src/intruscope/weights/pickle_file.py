@@ -1,4 +1,4 @@
-"""PyTorch files, only with leave: the pickle is opened once, for shapes and places.
+"""PyTorch files, read only with ``--allow-pickle``: the pickle is opened once, for shapes and offsets.
 
 ``torch.load(weights_only=True, map_location="meta")`` rebuilds every tensor without data and knows where
 its bytes lie in the zip archive; those places are checked against the archive's own directory. So no worker
@@ -14,7 +14,7 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import MalformedInput, UnsafeInput
+from intruscope.errors import IntruscopeError, MalformedInput, UnsafeInput, printable
 from intruscope.weights.stored import DTYPE_BITS, FileStamp, FileTensor, open_regular, read_exactly
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MIN_TORCH = (2, 10)  # older ones have known holes in weights_only loading
 _MAX_PICKLE_BYTES = 256 * 2**20
+_ENCRYPTED = 0x1  # flag of a zip member
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _DTYPE_NAMES = {
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
@@ -49,7 +50,7 @@ def read_pickle(path: Path) -> dict[str, FileTensor]:
 
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < _MIN_TORCH:
         raise UnsafeInput(
-            f"got torch {torch.__version__}, expected 2.10 or newer, which opens pickles safely",
+            f"torch {torch.__version__} cannot open pickles safely; 2.10 or newer can",
             remedy="update torch, or use the safetensors version",
             file=path,
         )
@@ -60,20 +61,20 @@ def read_pickle(path: Path) -> dict[str, FileTensor]:
                 stream.seek(0)
                 loaded = torch.load(stream, map_location="meta", weights_only=True, mmap=False)
             except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as error:
-                raise _unsafe("a pickle that asks for more than tensors", path) from error
+                raise _unsafe("the pickle holds more than tensors", path) from error
             except (AttributeError, IndexError, AssertionError, RecursionError, MemoryError) as error:
-                raise _unsafe("a damaged pickle", path) from error
+                raise _unsafe("the pickle is damaged", path) from error
     tensors = _find_tensors(loaded)
     if not tensors:
-        fact = f"got a {type(loaded).__name__} without named tensors, expected a state dict"
+        fact = f"the file holds a {type(loaded).__name__} without named tensors, not a state dict"
         raise MalformedInput(fact, remedy="check that this file holds a model", file=path)
     return {name: _record(name, tensor, places, stamp, path) for name, tensor in tensors.items()}
 
 
 def _unsafe(what: str, path: Path) -> UnsafeInput:
     return UnsafeInput(
-        f"got {what}, expected a plain PyTorch zip archive of tensors",
-        remedy="use the safetensors version, or save it again with a current PyTorch",
+        f"{what}; only a plain PyTorch zip archive of tensors is read",
+        remedy="use the safetensors version, or save the model again with a current PyTorch",
         file=path,
     )
 
@@ -82,41 +83,41 @@ def _check_archive(descriptor: int, stamp: FileStamp, path: Path) -> dict[int, i
     """Check the zip archive around the pickle; returns offset to length of each uncompressed member."""
     start = bytes(read_exactly(descriptor, 0, min(265, stamp.num_bytes), path=path))
     if start.startswith(b"version https://git-lfs"):
-        fact = "got a git-LFS pointer, not the weights, expected a PyTorch file"
+        fact = "this is a git-LFS pointer, not the weights"
         raise MalformedInput(fact, remedy="run git lfs pull in that folder", file=path)
     if start[257:262] == b"ustar":
-        raise _unsafe("a legacy tar checkpoint", path)
+        raise _unsafe("this is a legacy tar checkpoint", path)
     if not start.startswith(b"PK\x03\x04"):
-        raise _unsafe("a legacy pickle" if start.startswith(b"\x80") else "no PyTorch archive", path)
+        kind = "a legacy pickle" if start.startswith(b"\x80") else "not a PyTorch archive"
+        raise _unsafe(f"this is {kind}", path)
     try:
         with os.fdopen(os.dup(descriptor), "rb") as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
+            if any(member.flag_bits & _ENCRYPTED for member in members):
+                raise _unsafe("the archive is encrypted", path)
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                raise _unsafe("an archive with two members of one name", path)
+                raise _unsafe("the archive has two members with the same name", path)
             if any(part in name for name in names for part in ("/code/", "constants.pkl")):
-                raise _unsafe("a TorchScript program", path)
+                raise _unsafe("this is a TorchScript program", path)
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise _unsafe("a compressed archive", path)
+                raise _unsafe("the archive is compressed", path)
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
-                raise _unsafe("an archive without exactly one pickle of sane size", path)
+                raise _unsafe("the archive does not hold exactly one pickle of reasonable size", path)
             orders = [archive.read(name) for name in names if name.endswith("/byteorder")]
             if any(order != b"little" for order in orders):
-                raise _unsafe("big-endian numbers", path)
+                raise _unsafe("the numbers are big-endian", path)
             damaged = archive.testzip()
             if damaged is not None:
-                raise _unsafe(f"a bad checksum in {os.path.basename(damaged)!r}", path)  # noqa: PTH119 - a zip name
+                raise _unsafe(f"the checksum of {os.path.basename(damaged)!r} is wrong", path)  # noqa: PTH119 - a zip name
             return {_data_offset(descriptor, member, path): member.file_size for member in members}
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        NotImplementedError,
-        OSError,
-        EOFError,
-        struct.error,
-    ) as error:
-        raise _unsafe("a damaged archive", path) from error
+    except IntruscopeError:
+        raise
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, struct.error) as error:
+        raise _unsafe("the archive is damaged", path) from error
+    except (RuntimeError, ValueError) as error:  # flags and methods that zipfile does not support
+        raise _unsafe(f"the archive cannot be read ({printable(error)})", path) from error
 
 
 def _data_offset(descriptor: int, member: zipfile.ZipInfo, path: Path) -> int:
@@ -150,10 +151,10 @@ def _record(
     """Place one tensor in the file; a view with strides is refused rather than read in the wrong order."""
     dtype = _DTYPE_NAMES.get(str(tensor.dtype))
     if dtype is None or tensor.layout.__repr__() != "torch.strided" or tensor.is_quantized:
-        fact = f"got a tensor of {tensor.dtype} and layout {tensor.layout}, expected plain numbers"
+        fact = f"the tensor has dtype {tensor.dtype} and layout {tensor.layout}, which are not read"
         raise MalformedInput(fact, remedy="convert the model to safetensors", file=path, tensor=name)
     if not tensor.is_contiguous():
-        fact = f"got a strided view {tuple(tensor.stride())}, expected a contiguous tensor"
+        fact = f"the tensor is not contiguous (strides {tuple(tensor.stride())})"
         raise MalformedInput(fact, remedy="convert the model to safetensors", file=path, tensor=name)
     element_bytes = DTYPE_BITS[dtype] // 8
     num_bytes = math.prod(tensor.shape) * element_bytes
@@ -162,7 +163,7 @@ def _record(
     if num_bytes == 0:
         place = within = 0
     elif place is None or within + num_bytes > places.get(place, 0):
-        fact = f"got {num_bytes} bytes that lie in no member of the archive, expected its own storage"
+        fact = f"the {num_bytes} bytes of this tensor lie outside every member of the archive"
         raise MalformedInput(fact, remedy="save the file again", file=path, tensor=name)
     return FileTensor(
         name=name,

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read with suspicion: nothing is allocated before it is proved to fit.
+"""The header of a safetensors file, which is untrusted: nothing is allocated before it is known to fit.
 
 Format: 8 bytes little-endian header length N, N bytes of JSON ``{name: {dtype, shape, data_offsets}}``,
 then the data without holes (huggingface/safetensors, README, "Format").
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_AXES = 64
 _AGAIN = "download or export the file again"
-# First bytes of what people find under this name instead, lower case.
+# First bytes, in lower case, of files that are often saved under this name by mistake.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a git-LFS pointer, not the weights", "run git lfs pull in that folder"),
     (b"<!doctype", "an HTML page (an error or login page was saved)", _AGAIN),
@@ -39,7 +39,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
         Name to record, in the order of the data.
 
     Raises:
-        MalformedInput: everything that is not exactly a safetensors file, the reason named.
+        MalformedInput: it is not a valid safetensors file; the message says why.
     """
     entries, _, length, stamp = _read_entries(path)
     tensors = [_tensor(name, entry, 8 + length, stamp, path) for name, entry in entries.items()]
@@ -49,7 +49,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free text of a safetensors file (``format: pt`` and the like).
+    """The metadata of a safetensors file (such as ``format: pt``).
 
     Raises:
         MalformedInput: as :func:`read_header`, as far as the header's form goes.
@@ -64,12 +64,12 @@ def _read_entries(path: Path) -> tuple[dict[str, Any], dict[str, str], int, File
         length = _header_length(descriptor, stamp, path)
         text = bytes(read_exactly(descriptor, 8, length, path=path))
     if not text.startswith(b"{"):
-        fact = f"got a header that begins with {text[:1]!r}, expected an opening brace"
+        fact = f"the header begins with {text[:1]!r} instead of an opening brace"
         raise _malformed(fact, path)
     entries = parse_json_object(text, file=path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _malformed("got metadata that is not a map of strings, expected text only", path)
+        raise _malformed("the metadata is not a map of strings", path)
     return entries, metadata, length, stamp
 
 
@@ -84,19 +84,19 @@ def _refuse_impostors(start: bytes, path: Path) -> None:
     lower = start.lower().lstrip(b" \r\n\t\xef\xbb\xbf")
     for magic, what, remedy in _IMPOSTORS:
         if lower.startswith(magic):
-            raise _malformed(f"got {what}, expected safetensors", path, remedy=remedy)
+            raise _malformed(f"this is {what}, not safetensors", path, remedy=remedy)
 
 
 def _header_length(descriptor: int, stamp: FileStamp, path: Path) -> int:
     if stamp.num_bytes < 8:
-        fact = f"got {stamp.num_bytes} bytes, expected at least 8 for the header's length"
+        fact = f"the file has only {stamp.num_bytes} bytes; the length of the header takes 8"
         raise _malformed(fact, path)
     (length,) = struct.unpack("<Q", read_exactly(descriptor, 0, 8, path=path))
     if length > _MAX_HEADER_BYTES:
-        fact = f"got a header length of {length} bytes, expected at most {_MAX_HEADER_BYTES}"
+        fact = f"the header's length is {length} bytes; at most {_MAX_HEADER_BYTES} are allowed"
         raise _malformed(fact, path)
     if 8 + length > stamp.num_bytes:
-        fact = f"got a file of {stamp.num_bytes} bytes, expected at least {8 + length}: its header is cut off"
+        fact = f"the header is cut off: the file has {stamp.num_bytes} bytes, its header needs {8 + length}"
         raise _malformed(fact, path)
     return int(length)
 
@@ -108,28 +108,28 @@ def _is_count(value: object) -> bool:
 def _tensor(name: str, entry: Any, start: int, stamp: FileStamp, path: Path) -> FileTensor:
     """Check one entry by itself; whether the entries fit together is checked over all of them."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        fact = "got an entry of other fields, expected exactly dtype, shape and data_offsets"
+        fact = "the entry's fields are not exactly dtype, shape and data_offsets"
         raise _malformed(fact, path, name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        fact = f"got the dtype {printable(dtype)}, expected one that safetensors defines"
+        fact = f"safetensors has no dtype {printable(dtype)}"
         raise _malformed(fact, path, name)
     if not isinstance(shape, list) or len(shape) > _MAX_AXES or not all(map(_is_count, shape)):
-        fact = f"got the shape {printable(shape)}, expected at most {_MAX_AXES} non-negative integers"
+        fact = f"the shape {printable(shape)} is not a list of at most {_MAX_AXES} non-negative integers"
         raise _malformed(fact, path, name)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        fact = f"got the data_offsets {printable(offsets)}, expected [begin, end]"
+        fact = f"the data_offsets {printable(offsets)} are not [begin, end]"
         raise _malformed(fact, path, name)
     bits = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
         # Checked at every step: a zero further on would hide an overflow from the whole product.
         if bits >= 2**66:
-            fact = f"got the shape {printable(shape)}, expected one whose bytes fit 63 bits"
+            fact = f"the shape {printable(shape)} is too large for any file"
             raise _malformed(fact, path, name)
     begin, end = offsets
     if bits % 8 or end - begin != bits // 8:
-        fact = f"got {end - begin} bytes for shape {printable(shape)} of {dtype}, expected {bits / 8:g}"
+        fact = f"the shape {printable(shape)} of {dtype} needs {bits / 8:g} bytes; it has {end - begin} bytes"
         raise _malformed(fact, path, name)
     return FileTensor(
         name=name,
@@ -147,13 +147,13 @@ def _check_cover(tensors: list[FileTensor], start: int, file_bytes: int, path: P
     for tensor in tensors:
         if tensor.offset != position:
             what = "an overlap" if tensor.offset < position else "a hole"
-            fact = f"got {what} at byte {min(tensor.offset, position)}, expected data without gaps"
+            fact = f"there is {what} in the data at byte {min(tensor.offset, position)}"
             raise _malformed(fact, path, tensor.name)
         position += tensor.num_bytes
     if position > file_bytes:
         unfinished = path.name.endswith(".incomplete") or path.resolve().name.endswith(".incomplete")
-        what = "a download that has not finished" if unfinished else "the file is cut off"
-        raise _malformed(f"got {file_bytes} bytes, expected {position}: {what}", path)
+        what = "the download has not finished" if unfinished else "the file is cut off"
+        raise _malformed(f"{what}: {file_bytes} of {position} bytes are there", path)
     if position < file_bytes:
-        fact = f"got {file_bytes} bytes, expected {position}: {file_bytes - position} bytes after the data"
-        raise _malformed(fact, path)
+        extra = file_bytes - position
+        raise _malformed(f"{extra} bytes follow the data, which ends at byte {position}", path)

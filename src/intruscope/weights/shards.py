@@ -1,8 +1,8 @@
 """Sharded models: ``*.index.json`` with a ``weight_map`` from tensor to file.
 
-The index is written by strangers, so its file names are checked as text before any is opened: they may
-name only files of the same folder. Links out of the folder are refused too, except those of the hub's
-cache, whose ``snapshots/<commit>/`` hold links into ``blobs/``.
+The index is untrusted, so its file names are checked as text before any file is opened: they may only name
+files in the same folder. Links out of the folder are refused too, except in the hub's cache, where
+``snapshots/<commit>/`` holds links into ``blobs/``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import FileTensor
 
 _AGAIN = "download or export the model again"
+_MAX_NAME_BYTES = 255
+_MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,44 +46,48 @@ class ShardIndex:
         """
         missing = [file.name for file in self.files if not file.exists()]
         if missing:
+            shown = ", ".join(map(printable, missing[:_MAX_SHOWN]))
+            more = f" and {len(missing) - _MAX_SHOWN:,} more" if len(missing) > _MAX_SHOWN else ""
             raise MalformedInput(
-                f"got {len(self.files) - len(missing)} of {len(self.files)} shards, expected all "
-                f"(missing: {', '.join(map(printable, missing))})",
+                f"{len(missing):,} of {len(self.files):,} shards are missing: {shown}{more}",
                 remedy="download the missing files",
                 file=self.path,
             )
-        told_of: dict[str, set[str]] = defaultdict(set)
+        listed: dict[str, set[str]] = defaultdict(set)
         for name, shard in self.shard_of.items():
-            told_of[shard].add(name)
+            listed[shard].add(name)
         tensors: dict[str, FileTensor] = {}
         for file in self.files:
             held = read_file(file)
             for name in held:
                 if name in tensors:
-                    fact = f"got it also in {tensors[name].path.name}, expected each tensor in one shard"
+                    fact = f"this tensor is also in {tensors[name].path.name}"
                     raise MalformedInput(fact, remedy=_AGAIN, file=file, tensor=name)
-            _check_same(told_of[file.name], set(held), file)
+            _check_same(listed[file.name], set(held), file)
             tensors.update(held)
         return tensors
 
 
-def _check_same(told: set[str], held: set[str], file: Path) -> None:
-    for names, verb in ((told - held, "lacks"), (held - told, "adds")):
-        if names:
-            fact = f"got a shard that {verb} {len(names)} tensors, expected exactly those of the index"
-            raise MalformedInput(fact, remedy=_AGAIN, file=file, tensor=min(names))
+def _check_same(listed: set[str], held: set[str], file: Path) -> None:
+    lacking, extra = listed - held, held - listed
+    if lacking:
+        fact = f"the shard lacks {len(lacking):,} of the tensors that the index lists for it"
+        raise MalformedInput(fact, remedy=_AGAIN, file=file, tensor=min(lacking))
+    if extra:
+        fact = f"the shard holds {len(extra):,} tensors that the index does not list for it"
+        raise MalformedInput(fact, remedy=_AGAIN, file=file, tensor=min(extra))
 
 
 def read_index(path: Path, *, suffixes: tuple[str, ...] = (".safetensors",)) -> ShardIndex:
-    """Read an index and check where it points, before anything it names is opened.
+    """Read an index and check its file names before any of them is opened.
 
     Raises:
-        UnsafeInput: a name that leaves the folder (also through a link), or a file of another kind.
-        MalformedInput: no ``weight_map`` of strings.
+        UnsafeInput: a name leaves the folder (also through a link), or has another suffix.
+        MalformedInput: there is no ``weight_map`` of strings, or a name is too long for any file.
     """
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        fact = "got no weight_map from tensors to file names, expected one"
+        fact = "the index has no weight_map from tensor names to file names"
         raise MalformedInput(fact, remedy=_AGAIN, file=path)
     for shard in sorted(set(weight_map.values())):
         _check_inside(path, shard, suffixes)
@@ -90,15 +96,18 @@ def read_index(path: Path, *, suffixes: tuple[str, ...] = (".safetensors",)) -> 
 
 def _check_inside(index: Path, shard: str, suffixes: tuple[str, ...]) -> None:
     def unsafe(fact: str) -> UnsafeInput:
-        remedy = "do not use this model: its index reaches for other files"
+        remedy = "do not use this model: its index points at other files"
         return UnsafeInput(fact, remedy=remedy, file=index, tensor=shard)
 
     separated = any(character in shard for character in "/\\:\0")
     if separated or shard in ("", ".", ".."):
-        raise unsafe("got a shard name that is a path, expected a plain file name of the same folder")
+        raise unsafe("the shard's name is a path, not the name of a file in the same folder")
     if not shard.endswith(suffixes):
-        expected = " or ".join(suffixes)
-        raise unsafe(f"got a shard of another kind, expected {expected}")
+        raise unsafe(f"the shard's name does not end in {' or '.join(suffixes)}")
+    length = len(os.fsencode(shard.encode("utf-8", "replace")))
+    if length > _MAX_NAME_BYTES:
+        fact = f"a shard's name has {length:,} bytes; no file system allows more than {_MAX_NAME_BYTES}"
+        raise MalformedInput(fact, remedy=_AGAIN, file=index, tensor=shard)
     link = index.parent / shard
     if link.is_symlink():
         folder = index.parent.resolve()
@@ -108,4 +117,4 @@ def _check_inside(index: Path, shard: str, suffixes: tuple[str, ...]) -> None:
         # models--org--name/snapshots/<commit>/<file> -> ../../blobs/<digest>
         is_cache = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
         if not is_cache:
-            raise unsafe("got a link that leaves the folder, expected the file itself")
+            raise unsafe("the shard is a symbolic link that leaves the folder")

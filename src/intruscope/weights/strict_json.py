@@ -1,7 +1,7 @@
-"""JSON from strangers: every ambiguity that Python's reader tolerates is refused here.
+"""JSON from untrusted files: every ambiguity that Python's parser tolerates is refused here.
 
-Duplicate keys, NaN, infinities, numbers of thousands of digits and deep nesting are all legal to
-``json.loads`` or fatal to it; each of them is a :class:`MalformedInput` with the file's name.
+Duplicate keys, NaN, infinities, numbers of thousands of digits and deep nesting are either accepted by
+``json.loads`` or crash it; each of them is a :class:`MalformedInput` with the file's name.
 """
 
 from __future__ import annotations
@@ -31,28 +31,26 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _RefusedError(
-                    f"got the key '{printable(key)}' twice in one object, expected unique keys"
-                )
+                raise _RefusedError(f"the key '{printable(key)}' occurs twice in one object")
             seen.add(key)
     return result
 
 
 def _short_integer(digits: str) -> int:
     if len(digits) > _MAX_NUMBER_CHARS:
-        raise _RefusedError(f"got an integer of {len(digits)} digits, expected at most {_MAX_NUMBER_CHARS}")
+        raise _RefusedError(f"an integer has {len(digits):,} digits; at most {_MAX_NUMBER_CHARS} are read")
     return int(digits)
 
 
 def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise _RefusedError(f"got the number {printable(digits[:20])}, expected a finite one")
+        raise _RefusedError(f"the number {printable(digits[:20])} is not finite")
     return value
 
 
 def _no_constant(name: str) -> float:
-    raise _RefusedError(f"got {name}, expected JSON, which has no such number")
+    raise _RefusedError(f"{name} is not a JSON number")
 
 
 def parse_json_object(text: bytes, *, file: Path) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def parse_json_object(text: bytes, *, file: Path) -> dict[str, Any]:
             or has more than 40 digits, or nesting past the interpreter's limit.
     """
     if text.startswith(b"version https://git-lfs"):
-        fact = "got a git-LFS pointer, not the file, expected JSON"
+        fact = "this is a git-LFS pointer, not the file itself"
         raise MalformedInput(fact, remedy="run git lfs pull in that folder", file=file)
     try:
         value = json.loads(
@@ -80,16 +78,16 @@ def parse_json_object(text: bytes, *, file: Path) -> dict[str, Any]:
     except _RefusedError as error:
         raise MalformedInput(str(error), remedy=_REMEDY, file=file) from None
     except UnicodeDecodeError as error:
-        fact = f"got bytes that are not UTF-8 at position {error.start}, expected JSON"
+        fact = f"the file is not UTF-8 (byte {error.start})"
         raise MalformedInput(fact, remedy=_REMEDY, file=file) from None
     except RecursionError:
-        fact = "got JSON nested too deep, expected a few levels"
+        fact = "the JSON is nested too deeply"
         raise MalformedInput(fact, remedy=_REMEDY, file=file) from None
     except json.JSONDecodeError as error:
-        fact = f"got no valid JSON ({error.msg} at character {error.pos}), expected one JSON object"
+        fact = f"the file is not valid JSON ({error.msg} at character {error.pos})"
         raise MalformedInput(fact, remedy=_REMEDY, file=file) from None
     if not isinstance(value, dict):
-        fact = f"got a JSON {type(value).__name__}, expected an object"
+        fact = f"the JSON is a {type(value).__name__}, not an object"
         raise MalformedInput(fact, remedy=_REMEDY, file=file)
     return value
 
