@@ -80,7 +80,7 @@ def test_it_says_the_sentence_and_the_grid(done):
     ran, out, _ = done
     (advice,) = json.loads((out / "sweep.json").read_text())["recommendations"]
     assert " ".join(advice["sentence"].split()) in " ".join(ran.stdout.split())
-    assert ran.stdout.count("update shrunk, same change") == 1
+    assert ran.stdout.count("update shrunk, equal change") == 1
     assert max(map(len, ran.stdout.splitlines())) <= 100
 
 

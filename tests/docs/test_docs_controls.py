@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intruscope.forgetting.intervals import Interval
-from intruscope.repair.interventions import KINDS
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.records import Cell, CellReport, SweepSettings
 from intruscope.sweep.words import recommendation_sentence
 
@@ -56,7 +56,7 @@ def test_every_control_has_a_line():
     named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
     assert named == ["intruders", "matched_change", "matched_result", "uniform", "random", "neighbour_above",
                      "neighbour_below", "tail", "interpolation"]  # fmt: skip
-    assert set(named) == set(KINDS)
+    assert set(named) == set(INTERVENTIONS)
 
 
 def test_the_default_cost_is_the_codes():

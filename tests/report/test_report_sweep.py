@@ -176,7 +176,7 @@ def test_the_picture(report, tmp_path):
     write_sweep_plots(report, again)
     assert (again / "tradeoff.svg").read_bytes() == (tmp_path / "plots" / "tradeoff.svg").read_bytes()
     svg = (again / "tradeoff.svg").read_text()
-    for label in ("intruders turned down", "update shrunk, same change", "tuned model", "0.3"):
+    for label in ("intruders turned down", "update shrunk, equal change", "tuned model", "0.3"):
         assert f">{label}<" in svg
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputConflict):

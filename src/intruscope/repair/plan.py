@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat, UsageError, printable
-from intruscope.repair.interventions import Kind, checked_strength, intervene, selected
+from intruscope.repair.interventions import checked_strength, find_intervention, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_copyable, check_mergeable
 from intruscope.repair.ranks import Rank, module_ranks
@@ -51,7 +51,7 @@ class RepairPlan:
     """
 
     survey: Survey
-    control: Kind
+    control: str
     strength: float
     which: str
     seed: int
@@ -111,7 +111,7 @@ def repair(
     *,
     strength: float,
     which: str = "top",
-    control: Kind = "intruders",
+    control: str = "intruders",
     rank: Rank = "exact",
     compact: bool = False,
     merged: bool = False,
@@ -132,7 +132,7 @@ def repair(
         strength: λ, the retained fraction of a singular value; 1 leaves it, 0 removes it, above 1 grows it.
         which: ``top`` (the highest intruder of each matrix, as the paper), ``all``, or names with indices;
             see :func:`intruscope.repair.naming.parse_which`. Names may also mean embeddings and heads.
-        control: The intervention; see :func:`intruscope.repair.interventions.intervene`.
+        control: Its name in :data:`intruscope.repair.interventions.INTERVENTIONS`.
         rank: Of a written adapter. ``exact``: one rank for all modules, large enough for every edit, scaling
             one, no patterns. ``same``: each module keeps its rank (the best approximation; its error is in
             the plan). A number: that rank for all.
@@ -163,7 +163,7 @@ def repair(
         settings=settings,
         options=options,
         names=None if isinstance(parsed, str) else [item.pattern for item in parsed],
-        update_spectra=control == "tail",
+        update_spectra=find_intervention(control).needs_update_vectors,
         allow_pickle=allow_pickle,
         lora_alpha=lora_alpha,
         outputs=[] if out is None else [out],
@@ -187,7 +187,7 @@ def plan_repair(
     *,
     strength: float,
     which: str = "top",
-    control: Kind = "intruders",
+    control: str = "intruders",
     rank: Rank = "exact",
     compact: bool = False,
     merged: bool = False,

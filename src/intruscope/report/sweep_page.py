@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import render_page, write_page
 from intruscope.report.words import printable_text
-from intruscope.sweep.records import MATCHED
 from intruscope.sweep.words import interval_text, nats, series_name
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def write_sweep_html(report: SweepReport, path: Path) -> None:
         title="What a repair buys, and what a mere shrink does",
         subtitle=printable_text(report.tuned),
         confidence=f"{100 * report.settings.confidence:g}%",
+        controls=[
+            (INTERVENTIONS[name].title, INTERVENTIONS[name].explanation) for name in report.settings.controls
+        ],
     )
     write_page(page, path)
 
@@ -84,8 +87,8 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
                 "name": printable_text(series_name(control, which, is_several=is_several)),
                 "control": control,
                 "which": which,
-                "isMatched": control in MATCHED,
-                "isShown": control in {"intruders", "uniform", *MATCHED},
+                "isMatched": INTERVENTIONS[control].role == "matched",
+                "isShown": INTERVENTIONS[control].role != "other",
                 "cells": [_cell(each) for each in cells],
             }
             for (control, which), cells in by_series.items()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.figures import Measured, cell_report
-from intruscope.sweep.records import MATCHED, Cell, CellReport, Choice, Recommendation
+from intruscope.sweep.records import Cell, CellReport, Choice, Recommendation
 from intruscope.sweep.statistics import gain
 from intruscope.sweep.words import recommendation_sentence
 
@@ -46,7 +47,7 @@ def choose(
     """
     series = list(dict.fromkeys((cell.control, cell.which) for cell in measured.cells))
     choices = tuple(_choice(measured, settings, halves, control, which) for control, which in series)
-    shrink = next((choice for choice in choices if choice.control == "uniform"), None)
+    shrink = next((choice for choice in choices if INTERVENTIONS[choice.control].role == "shrink"), None)
     recommendations = tuple(
         _recommendation(measured, settings, halves[1], choice, shrink)
         for choice in choices
@@ -100,7 +101,9 @@ def _recommendation(
         matched = tuple(
             cell_report(measured, cell, choice.which, half)
             for cell in measured.cells
-            if cell.control in MATCHED and cell.which == choice.which and cell.strength == strength
+            if INTERVENTIONS[cell.control].role == "matched"
+            and cell.which == choice.which
+            and cell.strength == strength
         )
         if matched:
             enough = len(half.text_items) >= FEWEST_TO_TELL

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import OutputConflict, UsageError
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, environment, open_journal, plan
@@ -133,7 +134,7 @@ def sweep(
     )
     pair.language_model()
     check_task(pair, task)
-    needs_updates = "tail" in settings.controls
+    needs_updates = any(INTERVENTIONS[control].needs_update_vectors for control in settings.controls)
     found = survey_pair(
         base,
         tuned,

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from intruscope.forgetting.intervals import NUM_RESAMPLES, Interval
-from intruscope.repair.interventions import KINDS
+from intruscope.repair.interventions import INTERVENTIONS
 
 SCHEMA = "intruscope.sweep/1"
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The strengths of the paper's table 3 (arXiv 2410.21228v3)."""
-MATCHED = ("matched_change", "matched_result")
-"""Shrinks of the whole update that are as large as the edit: what the intruders must beat to be special."""
 
 Metric = Literal["accuracy", "loss"]
 Outcome = Literal["recommended", "nothing-to-edit", "no-forgetting", "no-gain", "not-confirmed"]
@@ -39,7 +37,7 @@ class SweepSettings:
     """
 
     strengths: tuple[float, ...] = STRENGTHS
-    controls: tuple[str, ...] = KINDS
+    controls: tuple[str, ...] = field(default_factory=lambda: tuple(INTERVENTIONS))
     which: tuple[str, ...] = ("top",)
     k: int = 10
     epsilon: float = 0.5

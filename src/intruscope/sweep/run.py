@@ -10,8 +10,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from intruscope.engine.tasks import Progress
-from intruscope.errors import UsageError, printable
-from intruscope.repair.interventions import KINDS, change_norm, checked_strength, intervene
+from intruscope.errors import UsageError
+from intruscope.repair.interventions import (
+    INTERVENTIONS,
+    change_norm,
+    checked_strength,
+    find_intervention,
+    intervene,
+)
 from intruscope.sweep.figures import Measured
 from intruscope.sweep.records import Cell, Measurement
 
@@ -23,8 +29,6 @@ if TYPE_CHECKING:
     from intruscope.repair.survey import Survey
     from intruscope.sweep.records import Metric, SweepSettings
 
-WITHOUT_INTRUDERS = ("uniform", "interpolation")
-"""Controls that are the same whichever intruders are edited."""
 _BASE, _TUNED = "base", "tuned"
 
 
@@ -69,12 +73,8 @@ def checked_settings(settings: SweepSettings) -> SweepSettings:
                 "each once",
                 remedy=f"name every one of --{name} once",
             )
-    unknown = [control for control in settings.controls if control not in KINDS]
-    if unknown:
-        raise UsageError(
-            f"got the control {printable(unknown[0])}, expected some of {', '.join(KINDS)}",
-            remedy="choose from these",
-        )
+    for control in settings.controls:
+        find_intervention(control)
     if "intruders" not in settings.controls:
         raise UsageError(
             "got controls without 'intruders', expected it: the others are there to be compared with it",
@@ -161,7 +161,7 @@ def run_grid(
 
 
 def _cell(survey: Survey, bench: Bench, settings: SweepSettings, cell: Cell) -> Measurement:
-    if cell.control == "interpolation":
+    if INTERVENTIONS[cell.control].moves_everything:
         return bench.interpolated(cell.strength)
     return bench.edited(_edits(survey, settings, cell.control, cell.which, cell.strength))
 
@@ -169,7 +169,7 @@ def _cell(survey: Survey, bench: Bench, settings: SweepSettings, cell: Cell) -> 
 def _planned(survey: Survey, settings: SweepSettings) -> Iterator[tuple[Cell, str]]:
     """Every cell with a digest of what it does to the weights; edits themselves are not kept."""
     for control in settings.controls:
-        for which in (None,) if control in WITHOUT_INTRUDERS else settings.which:
+        for which in settings.which if INTERVENTIONS[control].uses_selection else (None,):
             for strength in settings.strengths:
                 edits = _edits(survey, settings, control, which, strength)
                 cell = Cell(
@@ -187,7 +187,7 @@ def _edits(
 ) -> tuple[MatrixEdit, ...]:
     return intervene(
         survey,
-        kind=control,  # type: ignore[arg-type]  # one of the kinds: checked_settings
+        kind=control,
         strength=strength,
         which=which or settings.which[0],
         seed=settings.seed,

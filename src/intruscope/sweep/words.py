@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.repair.interventions import INTERVENTIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
     from intruscope.sweep.records import CellReport, Metric, Outcome, Specialness
-
-CONTROL_NAMES = {
-    "intruders": "intruders turned down",
-    "matched_change": "update shrunk, same change",
-    "matched_result": "update shrunk, same result",
-    "uniform": "whole update shrunk",
-    "random": "random directions, same size",
-    "neighbour_above": "neighbour above turned down",
-    "neighbour_below": "neighbour below turned down",
-    "tail": "tail of the update cut, same change",
-    "interpolation": "everything moved to the base",
-}
-"""How each control is called where people read."""
 
 _CONCLUSIONS = {
     "special": "the intruders are special here, beyond their size",
@@ -32,7 +21,7 @@ _CONCLUSIONS = {
 
 def series_name(control: str, which: str | None, *, is_several: bool = False) -> str:
     """What a series is called; it says which intruders where there are several choices of them."""
-    name = CONTROL_NAMES[control]
+    name = INTERVENTIONS[control].title
     return f"{name} ({which})" if is_several and which is not None else name
 
 
@@ -87,8 +76,8 @@ def recommendation_sentence(
         said = f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
         if intruders != "worse" or shrink is None:
             return said
-        instead = f"shrinking the whole update to {shrink.cell.strength:g} {effect(shrink, metric)}"
-        return f"{said} By the same rule, {instead}."
+        instead = f"{INTERVENTIONS[shrink.cell.control].action} to {shrink.cell.strength:g}"
+        return f"{said} By the same rule, {instead} {effect(shrink, metric)}."
     return (
         f"No strength of {them} is worth it: {strength} looked best on one half of the data, but on the "
         f"other it {effect(report, metric)}{'; ' + control if control else ''}."
@@ -138,8 +127,8 @@ def _control(matched: Sequence[CellReport], intruders: Specialness | None, metri
     if intruders is None:
         return ""
     best = min(matched, key=lambda report: report.forgetting_change.estimate)
-    how = "by the same norm" if best.cell.control == "matched_change" else "to the same norm"
-    return f"shrinking the whole update {how} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
+    action = INTERVENTIONS[best.cell.control].action
+    return f"{action} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
 
 
 def _limit(max_task_cost: float, metric: Metric) -> str:
