@@ -12,7 +12,7 @@ from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.json_report import plain
 from intruscope.report.tables import write_rows
 from intruscope.sweep.figures import Measured, cell_report
-from intruscope.sweep.records import Cell, CellReport, Measurement, SweepSettings
+from intruscope.sweep.records import CellReport, Measurement, SweepCell, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
 from intruscope.weights.output import write_json_file
 
@@ -52,7 +52,7 @@ def pooled(records: list[dict[str, Any]]) -> Measured:
             (plain_cell["control"], plain_cell["strength"])
         }
         cells.append(
-            Cell(
+            SweepCell(
                 **{
                     **plain_cell,
                     "num_matrices": round(statistics.mean(t["num_matrices"] for t in twins)),

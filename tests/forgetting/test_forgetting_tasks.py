@@ -221,7 +221,7 @@ def test_a_classifier_that_gives_nan_is_refused(classifier, tmp_path):
     broken = copy.deepcopy(classifier.model)
     broken.classifier.bias.data[1] = float("nan")
     (tmp_path / "t.csv").write_text("text,label\nshe,0\n")
-    with pytest.raises(IntruscopeError, match="NaN or infinity from the classifier") as caught:
+    with pytest.raises(IntruscopeError, match="the head returned NaN or infinity") as caught:
         score(pair_of(task=replace(classifier, model=broken)), load_task(tmp_path / "t.csv"))
     assert caught.value.exit_code == 4
 

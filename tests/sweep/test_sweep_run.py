@@ -247,7 +247,7 @@ def test_examples_that_were_cut_are_told_also_after_an_interruption(limit, num_c
         assert len(told) == (num_cut > 0)
         assert sweep_json(report)["task"]["num_cut"] == num_cut
         row = dict(sweep_data(report)["facts"])["Task"]
-        assert ("20 examples (20 of them cut)" in row) is (num_cut > 0)
+        assert ("20 examples (20 of them truncated)" in row) is (num_cut > 0)
 
 
 @pytest.mark.parametrize(
@@ -255,12 +255,12 @@ def test_examples_that_were_cut_are_told_also_after_an_interruption(limit, num_c
     [
         ({"strengths": (float("nan"),)}, "got the strength nan"),
         ({"strengths": (-0.1,)}, "got the strength -0.1"),
-        ({"strengths": ()}, "got strengths without a value"),
-        ({"strengths": (0.5, 0.5)}, "expected at least one, each once"),
-        ({"controls": ("uniform",)}, "got controls without 'intruders'"),
+        ({"strengths": ()}, "strengths is empty"),
+        ({"strengths": (0.5, 0.5)}, "strengths has a value twice: 0.5, 0.5"),
+        ({"controls": ("uniform",)}, "the controls lack 'intruders'"),
         ({"controls": ("intruders", "prune")}, "no control named .prune."),
-        ({"which": ("top", "top")}, "got which top, top"),
-        ({"max_task_cost": float("nan")}, "got a largest cost of nan"),
+        ({"which": ("top", "top")}, "which has a value twice: top, top"),
+        ({"max_task_cost": float("nan")}, "largest cost is nan"),
     ],
 )
 def test_settings_without_meaning_are_refused_before_any_work(changes, said, found):

@@ -30,6 +30,12 @@ HEADS: dict[Head, str] = {
     "choices": "AutoModelForMultipleChoice",
 }
 """The auto classes of transformers that have these heads."""
+_HEAD_MODULES = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Modules that PEFT saves for a task without being asked."""
 _OTHER_TASKS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -195,6 +201,11 @@ def _saved_names(adapter: AdapterSource) -> set[str]:
     return saved | {_plain(key).rpartition(".")[0] for key in skipped}
 
 
+def _is_stored(module: str, saved: set[str]) -> bool:
+    """Whether an adapter stores a module of this name, or a part of one, whole."""
+    return any(f".{module}." in f".{name}." for name in saved)
+
+
 def _plain(key: str) -> str:
     """An adapter's key as the model's own name, where it stores the module whole."""
     return (
@@ -262,12 +273,13 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
 
 def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
     """PEFT's own layers around the host, filled with the adapter's numbers as we read them, and merged."""
-    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
     modules, _ = sort_keys(adapter)
     # Fused experts are no layers: target_parameters names them.
     layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
     trained = {name for name, module in modules.items() if "down" in module.roles}
+    saved = _saved_names(adapter)
     numbers = {name: tensor.read() for name, tensor in adapter.tensors.items()}
     assert adapter.config is not None
     try:
@@ -277,9 +289,11 @@ def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
             # which may run for ever; those for ranks were tried in a process of their own before.
             config.target_modules = trained & layers
             config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+            # PEFT's classes for tasks expect a stored head, or a causal model, whether it is there or not.
+            listed = (*(config.modules_to_save or ()), *_HEAD_MODULES.get(config.task_type, ()))
+            config.modules_to_save = [name for name in dict.fromkeys(listed) if _is_stored(name, saved)]
             config.inference_mode = True
-            cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-            wrapped = cls(host, config)
+            wrapped = PeftModel(host, config)
             ignored = set_peft_model_state_dict(wrapped, numbers).unexpected_keys
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Two models, by name or in memory, to one live pair."""
+"""From two models, by name or in memory, to one live pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from intruscope.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from intruscope.adapters.folder import AdapterSource
     from intruscope.adapters.live import LivePair
+    from intruscope.weights.source import ModelSource
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -27,19 +29,19 @@ def load_pair(
     """Load a base and its fine-tune as one live model.
 
     Args:
-        base: Model before: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
+        base: The base model: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
             transformers model in memory, which is copied.
-        tuned: Model after: a full checkpoint or an adapter by name, or a transformers model or PeftModel in
-            memory, which is copied.
+        tuned: The tuned model: a full checkpoint or an adapter by name, or a transformers model or PeftModel
+            in memory, which is copied.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or any torch device.
         dtype: Of weights and computation.
-        tokenizer: One, or the folder of one; that beside the base by default.
+        tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
 
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    from intruscope.adapters.live_loading import load_modules, load_sources
+    from intruscope.adapters.live_loading import load_modules
     from intruscope.adapters.live_models import require
     from intruscope.spectra.scan import open_sources
     from intruscope.weights.source import open_model
@@ -49,23 +51,37 @@ def load_pair(
     if tuned is None or isinstance(tuned, (str, Path)):
         if not isinstance(base, (str, Path)):
             raise UsageError(
-                "got the base in memory and the tuned model by name, expected both in memory or both named",
-                remedy="name the base, or load the tuned model too",
+                "the base is in memory and the tuned model is given by name",
+                remedy="give both by name, or load the tuned model too",
             )
         before, after = open_sources(
             str(base), None if tuned is None else str(tuned), allow_pickle=allow_pickle
         )
-        return load_sources(before, after, **options)
+        return load_opened(before, after, **options)
     if isinstance(base, (str, Path)):
         return load_modules(open_model(str(base), allow_pickle=allow_pickle), tuned, **options)
     return load_modules(base, tuned, **options)
+
+
+def load_opened(
+    base: ModelSource,
+    tuned: ModelSource | AdapterSource,
+    *,
+    device: str = "auto",
+    dtype: DType = "float32",
+    tokenizer: Any = None,
+) -> LivePair:
+    """Load models that are opened already; for the other arguments and errors see :func:`load_pair`."""
+    from intruscope.adapters.live_loading import load_sources
+
+    return load_sources(base, tuned, device=choose_device(device), dtype=dtype, tokenizer=tokenizer)
 
 
 def choose_device(device: str) -> str:
     """The torch device that a name stands for.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     import torch
 
@@ -74,6 +90,6 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        fact = f"--device is {device}, which is not here, expected auto or cpu"
-        raise UsageError(fact, remedy="leave --device out") from error
+        fact = f"--device is {device}, which this machine does not have"
+        raise UsageError(fact, remedy="use --device auto or --device cpu") from error
     return device

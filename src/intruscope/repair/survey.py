@@ -126,6 +126,7 @@ def survey(
     update_spectra: bool = False,
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
+    opened: tuple[ModelSource, ModelSource | AdapterSource, Pairing] | None = None,
     outputs: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
@@ -142,6 +143,7 @@ def survey(
         update_spectra: Also decompose updates that are not low-rank (dense: minutes for large matrices).
         allow_pickle: Also read PyTorch files, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
+        opened: The base, the tuned model and their pairing, where the caller has opened them already.
         outputs: Where the caller will write; refused now if that is an input.
         on_progress: Called for every event of the engine.
         on_notice: Called with sentences that the user should see at once.
@@ -159,8 +161,10 @@ def survey(
     executor = executor_for(_FUNCTION_WITH_UPDATE if update_spectra else _FUNCTION, settings, options)
     executor.start()
     try:
-        before, after = open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
-        pairing = pair_sources(before, after)
+        if opened is None:
+            before, after = open_sources(base, tuned, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
+            opened = (before, after, pair_sources(before, after))
+        before, after, pairing = opened
         check_outputs(pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
         chosen = _chosen(pairing, names)
         outcomes = run_pairs(
