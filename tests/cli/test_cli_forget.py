@@ -90,7 +90,7 @@ def test_help_says_what_a_sequence_is_by_default():
 TEXTS = [
     (b"", 4, "without any text", []),
     (b"Call me.", 4, "tokens, but at least one context of 64 is needed", []),
-    ("naïve".encode("latin-1"), 4, "expected UTF-8", []),
+    ("naïve".encode("latin-1"), 4, "not UTF-8", []),
     (b"Call me.", 4, "at least 2", ["--unit", "line"]),
     (b"{}", 2, "--stride is 64, but it must be between 1 and 63", ["--stride", "64"]),
 ]

@@ -150,7 +150,6 @@ def test_refused(name, text, options, says, remedy, models):
     with pytest.raises(IntruscopeError, match=says) as caught:
         cut(corpus(text), models(name), **options)
     assert remedy in caught.value.remedy
-    assert "expected" in caught.value.fact
 
 
 def test_the_tokenizer_of_another_model_is_refused(models):
