@@ -39,8 +39,8 @@ def test_every_message_of_the_page_is_one_of_the_code():
     for phrase in (
         "at least one context of",
         "not UTF-8",
-        "got a vocabulary of",
-        "got tokenizers that disagree",
+        "has a vocabulary of",
+        "the tokenizers disagree",
         "without a language-model head",
     ):
         assert phrase in source

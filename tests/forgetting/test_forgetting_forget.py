@@ -8,8 +8,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+import transformers
 from forgetting_models import TEXT
-from forgetting_pairs import causal_pair, masked_pair
+from forgetting_pairs import causal_pair, masked_pair, moved
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import intruscope
@@ -229,6 +231,42 @@ def test_a_task_whose_head_is_missing_leaves_the_forgetting(masked, tmp_path):
     assert "classifier" in finding.message
     assert forgetting_json(report)["findings"][0]["message"] == finding.message
     assert whole.findings == ()
+
+
+def relabelled(adapter, folder, **changes):
+    """A copy of an adapter whose config says something else."""
+    copy = shutil.copytree(adapter, folder)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def test_a_task_type_that_is_wrong_is_named_with_the_modules_and_the_adapters_base(masked, tmp_path):
+    folder, _ = masked
+    changes = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "org/own-base"}
+    adapter = relabelled(folder / "classifier", tmp_path / "adapter", **changes)
+    with pytest.raises(MalformedInput) as caught:
+        intruscope.forget(folder / "base", adapter, text=folder / "text.txt")
+    assert "the adapter trained" in caught.value.fact
+    assert "classifier" in caught.value.fact
+    assert "BertForMaskedLM, the base with task_type CAUSAL_LM" in caught.value.fact
+    assert "it names org/own-base" in caught.value.remedy
+
+
+def test_a_task_type_that_does_not_matter_is_no_obstacle(masked, tmp_path):
+    """CAUSAL_LM on a BERT whose body alone was trained: PEFT's class for it would want a causal model."""
+    folder, _ = masked
+    torch.manual_seed(0)
+    base = transformers.BertForMaskedLM.from_pretrained(folder / "base")
+    config = LoraConfig(r=2, target_modules=["query", "value"])
+    tuned = moved(get_peft_model(base, config), 0.2)
+    tuned.save_pretrained(tmp_path / "plain")
+    adapter = relabelled(tmp_path / "plain", tmp_path / "adapter", task_type="CAUSAL_LM")
+    options = {"text": folder / "text.txt", "max_sequences": 3}
+    report = intruscope.forget(folder / "base", adapter, **options)
+    expected = intruscope.forget(folder / "base", tuned, **options)
+    assert report.forgetting.estimate == pytest.approx(expected.forgetting.estimate, abs=1e-6)
+    assert abs(expected.forgetting.estimate) > 1e-3
 
 
 def test_labels_that_do_not_fit_are_refused_before_the_work(masked, tmp_path):
