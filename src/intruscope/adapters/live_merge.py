@@ -325,8 +325,8 @@ def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
         ) from error
     if ignored:
         raise MalformedInput(
-            f"PEFT leaves out {len(ignored)} tensors, such as {printable(min(ignored))}, because the adapter's "
-            "config does not mention them",
+            f"PEFT leaves out {len(ignored)} tensors, such as {printable(min(ignored))}, because the "
+            "adapter's config does not mention them",
             remedy="restore the adapter's original adapter_config.json (modules_to_save, lora_bias ...)",
             file=adapter.path,
         )
