@@ -8,16 +8,18 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, environment
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.json_report import plain
 from intruscope.report.tables import write_rows
 from intruscope.sweep.figures import Measured, cell_report
-from intruscope.sweep.records import MATCHED, Cell, CellReport, Measurement, SweepSettings
+from intruscope.sweep.records import CellReport, Measurement, SweepCell, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MATCHED = tuple(name for name, each in INTERVENTIONS.items() if each.role == "matched")
 GRID = SweepSettings()
 """The edit and every control, at the paper's strengths."""
 SHRINKS = ("intruders", *MATCHED, "uniform")
@@ -50,7 +52,7 @@ def pooled(records: list[dict[str, Any]]) -> Measured:
             (plain_cell["control"], plain_cell["strength"])
         }
         cells.append(
-            Cell(
+            SweepCell(
                 **{
                     **plain_cell,
                     "num_matrices": round(statistics.mean(t["num_matrices"] for t in twins)),

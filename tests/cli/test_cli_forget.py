@@ -70,8 +70,10 @@ def test_json_alone_on_standard_output(folder, pair):
 
 def test_fast_masks_and_a_classification(folder, tmp_path):
     (tmp_path / "t.csv").write_text("words,kind\nshe waited,bad\nall happy families,good\n")
+    (tmp_path / "text.txt").write_text(TEXT * 3, encoding="utf-8")
     done = invoke(
-        "forget", folder / "masked" / "base", folder / "masked" / "classifier", "--text", folder / "text.txt",
+        "forget", folder / "masked" / "base", folder / "masked" / "classifier",
+        "--text", tmp_path / "text.txt",
         "--protocol", "fast", "--task", tmp_path / "t.csv", "--task-fields", "words,kind",
         "--labels", "good,bad",
     )  # fmt: skip
@@ -88,10 +90,10 @@ def test_help_says_what_a_sequence_is_by_default():
 
 TEXTS = [
     (b"", 4, "without any text", []),
-    (b"Call me.", 4, "tokens, expected at least one context of 64", []),
-    ("naïve".encode("latin-1"), 4, "expected UTF-8", []),
+    (b"Call me.", 4, "tokens, but at least one context of 64 is needed", []),
+    ("naïve".encode("latin-1"), 4, "not UTF-8", []),
     (b"Call me.", 4, "at least 2", ["--unit", "line"]),
-    (b"{}", 2, "a stride of 64, expected from 1 to 63", ["--stride", "64"]),
+    (b"{}", 2, "--stride is 64, but it must be between 1 and 63", ["--stride", "64"]),
 ]
 
 
@@ -116,7 +118,9 @@ class TestRefused:
 
     def test_a_protocol_of_the_other_kind(self, folder, pair):
         options = ["--protocol", "fast"]
-        self.refused(2, "protocol fast for a causal", models=pair, text=folder / "text.txt", options=options)
+        self.refused(
+            2, "protocol fast does not fit a causal", models=pair, text=folder / "text.txt", options=options
+        )
 
     def test_too_few_resamples(self, folder, pair):
         self.refused(2, "--resamples", models=pair, text=folder / "text.txt", options=["--resamples", "3"])
@@ -136,9 +140,7 @@ class TestRefused:
         shutil.copytree(pair[1], tmp_path / "tuned")
         for file in (folder / "masked" / "base").glob("tokenizer*"):
             shutil.copy(file, tmp_path / "tuned")
-        self.refused(
-            4, "tokenizers that disagree", models=(pair[0], tmp_path / "tuned"), text=folder / "text.txt"
-        )
+        self.refused(4, "tokenizers disagree", models=(pair[0], tmp_path / "tuned"), text=folder / "text.txt")
 
     def test_another_vocabulary(self, folder, pair, tmp_path):
         import transformers
@@ -147,7 +149,9 @@ class TestRefused:
         model.resize_token_embeddings(model.config.vocab_size + 1)
         model.save_pretrained(tmp_path / "tuned")
         models = (pair[0], tmp_path / "tuned")
-        self.refused(4, "words, expected", "resize_token_embeddings", models=models, text=folder / "text.txt")
+        self.refused(
+            4, "words and the base one of", "resize_token_embeddings", models=models, text=folder / "text.txt"
+        )
 
     def test_nan(self, folder, pair, tmp_path):
         shutil.copytree(pair[1], tmp_path / "tuned")
@@ -155,7 +159,7 @@ class TestRefused:
         tensors["transformer.h.0.mlp.c_fc.bias"][2] = torch.nan
         save_file(tensors, tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
         self.refused(
-            4, "loss nan in sequence", models=(pair[0], tmp_path / "tuned"), text=folder / "text.txt"
+            4, "is nan", "intruscope scan", models=(pair[0], tmp_path / "tuned"), text=folder / "text.txt"
         )
 
     def test_an_adapter_with_nan(self, folder, tmp_path):
@@ -166,6 +170,23 @@ class TestRefused:
         save_file(tensors, tmp_path / "lora" / "adapter_model.safetensors")
         models = (folder / "causal" / "base", tmp_path / "lora")
         self.refused(4, "PEFT cannot load and merge", models=models, text=folder / "text.txt")
+
+    def test_a_head_that_is_missing_costs_only_the_task(self, folder, tmp_path):
+        shutil.copytree(folder / "masked" / "classifier", tmp_path / "adapter")
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file)
+        (tmp_path / "t.csv").write_text("text,label\nshe waited,1\n")
+        done = invoke(
+            "forget", folder / "masked" / "base", tmp_path / "adapter", "--text", folder / "text.txt",
+            "--task", tmp_path / "t.csv", "--json", tmp_path / "out.json",
+        )  # fmt: skip
+        assert done.returncode == 5, done.stderr
+        assert "1 of 1 tasks could not be scored" in done.stderr
+        assert "pseudo-loss on this text went from" in done.stdout
+        assert "error[task-not-scored]" in done.stdout
+        data = json.loads((tmp_path / "out.json").read_text())
+        assert [finding["code"] for finding in data["findings"]] == ["task-not-scored"]
+        assert data["forgetting"]["low"] < data["forgetting"]["estimate"] < data["forgetting"]["high"]
 
     def test_labels_outside_the_models(self, folder, tmp_path):
         (tmp_path / "t.csv").write_text("text,label\nshe waited,7\n")
@@ -178,7 +199,7 @@ class TestRefused:
     def test_a_classification_of_what_is_no_classifier(self, folder, pair, tmp_path):
         (tmp_path / "t.csv").write_text("text,label\nshe waited,1\n")
         options = ["--task", tmp_path / "t.csv"]
-        self.refused(2, "classifies no sequences", models=pair, text=folder / "text.txt", options=options)
+        self.refused(2, "no classification head", models=pair, text=folder / "text.txt", options=options)
 
     def test_a_device_that_is_not_here(self, folder, pair):
         self.refused(

@@ -69,7 +69,7 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "construct", "--task", "T"], 2, "trains nothing"),
         (["--method", "lora", "--task", "sst-2"], 2, "did you mean the task sst2"),
         (["--method", "lora", "--task", "sst2", "--data", "."], 2, "check --data"),
-        (["--method", "lora", "--task", "T", "--eval", "E"], 4, "got the label 'warm'"),
+        (["--method", "lora", "--task", "T", "--eval", "E"], 4, "the label 'warm'"),
         (["--method", "lora", "--task", "T", "--eval", "C"], 2, "of another kind"),
         (["--method", "lora", "--task", "T", "--batch", "6", "--accumulate", "4"], 2, "parts of one size"),
         (["--method", "lora", "--task", "T", "--report-to", "nowhere"], 2, "--report-to"),

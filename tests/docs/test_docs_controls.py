@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from intruscope.forgetting.intervals import Interval
-from intruscope.repair.interventions import KINDS
-from intruscope.sweep.records import Cell, CellReport, SweepSettings
+from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.sweep.records import CellReport, SweepCell, SweepSettings
 from intruscope.sweep.words import recommendation_sentence
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,8 @@ def three(estimate, low, high, scale=0.01):
 def cell(control, share, points):
     nothing = three(0, 0, 0)
     return CellReport(
-        cell=Cell(control=control, which="top", strength=0.7, num_matrices=3, change_norm=1.0),
+        cell=SweepCell(control=control, which="top", strength=0.7, num_matrices=3, change_norm=1.0),
+        data="evaluation half",
         forgetting=nothing,
         forgetting_change=share,
         forgetting_share=share,
@@ -56,7 +57,7 @@ def test_every_control_has_a_line():
     named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
     assert named == ["intruders", "matched_change", "matched_result", "uniform", "random", "neighbour_above",
                      "neighbour_below", "tail", "interpolation"]  # fmt: skip
-    assert set(named) == set(KINDS)
+    assert set(named) == set(INTERVENTIONS)
 
 
 def test_the_default_cost_is_the_codes():

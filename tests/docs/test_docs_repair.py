@@ -7,7 +7,7 @@ from pathlib import Path
 import typer.main
 
 from intruscope.cli.main import app
-from intruscope.repair.interventions import KINDS
+from intruscope.repair.interventions import INTERVENTIONS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def test_every_option_and_control_of_the_page_exists():
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert named <= known
     listed = set(re.findall(r"`([a-z_]+)`", TEXT.partition("## Controls")[2].partition("## ")[0]))
-    assert set(KINDS) - {"intruders"} <= listed
+    assert set(INTERVENTIONS) - {"intruders"} <= listed
 
 
 def test_the_example_runs(tmp_path, capsys, monkeypatch):

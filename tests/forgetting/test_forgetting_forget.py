@@ -1,17 +1,27 @@
 """The whole measurement, by name and from memory, against both models run by hand."""
 
 import json
+import math
+import shutil
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from forgetting_models import TEXT
-from forgetting_pairs import causal_pair, masked_pair
+from forgetting_pairs import causal_pair, masked_pair, moved
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import intruscope
-from intruscope.errors import IntruscopeError
-from intruscope.forgetting.forget import NUM_CHECKED
+from intruscope.errors import IntruscopeError, MalformedInput
+from intruscope.forgetting import forget as forget_module
+from intruscope.forgetting.forget import MAX_CHECK_SHARE, NUM_CHECKED, measure_both, sequences_to_check
+from intruscope.forgetting.losses import positions_per_sequence
+from intruscope.forgetting.models import load_pair
+from intruscope.forgetting.texts import read_texts
+from intruscope.forgetting.windows import cut, spread
 from intruscope.report.forgetting import forgetting_json, forgetting_sentence
 from intruscope.weights.output import json_text
 
@@ -92,7 +102,7 @@ def test_models_in_memory_give_the_same_and_stay_as_they_are(causal):
     assert got.forgetting == named.forgetting
     assert got.forgetting == intruscope.forget(folder / "base", full, **options).forgetting
     assert all(torch.equal(value, before[key]) for key, value in full.state_dict().items())
-    with pytest.raises(IntruscopeError, match="base in memory and the tuned model by name"):
+    with pytest.raises(IntruscopeError, match="base is in memory and the tuned model is given by name"):
         intruscope.forget(base, folder / "full", **options)
 
 
@@ -106,12 +116,13 @@ def test_the_other_way_round_and_against_itself(causal):
     assert forgetting_sentence(back).startswith("The fine-tune forgot nothing here")
     same = intruscope.forget(folder / "base", folder / "base", **options)
     assert (same.forgetting.estimate, same.forgetting.low, same.forgetting.high) == (0.0, 0.0, 0.0)
-    assert forgetting_sentence(same).startswith("No forgetting can be told")
+    assert forgetting_sentence(same).startswith("This text shows no measurable forgetting")
 
 
 @pytest.mark.parametrize("protocol", ["exact", "fast"])
-def test_a_masked_model_and_its_classifier(protocol, masked, tmp_path):
+def test_a_masked_model_and_its_classifier(protocol, masked, tmp_path, monkeypatch):
     folder, (base, tuned) = masked
+    monkeypatch.setattr(forget_module, "MAX_CHECK_SHARE", math.inf)  # check all eight lines
     (tmp_path / "task.csv").write_text("text,label\nshe waited,0\nall happy families,1\ncall me,1\n")
     task = intruscope.load_task(tmp_path / "task.csv")
     report = intruscope.forget(
@@ -141,7 +152,7 @@ def test_a_masked_model_and_its_classifier(protocol, masked, tmp_path):
     else:
         exact = intruscope.forget(folder / "base", folder / "classifier", text=folder / "text.txt")
         # All sequences were checked here, so that the error is known to the last digit.
-        assert report.num_sequences <= NUM_CHECKED
+        assert report.num_checked == report.num_sequences <= NUM_CHECKED
         error = report.forgetting.estimate - exact.forgetting.estimate
         assert report.fast_error.estimate == pytest.approx(error, abs=1e-6)
         assert report.fast_error.low <= error <= report.fast_error.high
@@ -152,6 +163,125 @@ def test_a_masked_model_and_its_classifier(protocol, masked, tmp_path):
         with torch.no_grad():
             right.append(int(tuned(**tokenizer(text, return_tensors="pt")).logits.argmax()) == label)
     assert figures.tuned.estimate == pytest.approx(np.mean(right))
+
+
+def test_the_check_of_the_fast_protocol_costs_a_modest_share_of_what_it_saves(masked, tmp_path):
+    folder, _ = masked
+    models = folder / "base", folder / "classifier"
+    (tmp_path / "text.txt").write_text("\n".join(LINES * 5), encoding="utf-8")
+    report = intruscope.forget(*models, text=tmp_path / "text.txt", protocol="fast")
+    sequences = cut(read_texts([tmp_path / "text.txt"]), load_pair(*models).language_model())
+    exact, fast = (positions_per_sequence(sequences, protocol) for protocol in ("exact", "fast"))
+    lengths = [len(window.ids) for window in sequences.windows]
+    assert list(exact) == [length * (length - 2) for length in lengths]  # a pass for each token but two
+    assert list(fast) == [length * min(length - 2, 7) for length in lengths]
+    checked = sequences_to_check(sequences)
+    assert 2 <= report.num_checked == len(checked) < NUM_CHECKED
+    saved = exact.sum() - fast.sum()
+    assert exact[list(checked)].sum() <= MAX_CHECK_SHARE * saved
+    more = spread(len(exact), len(checked) + 1)
+    assert exact[more].sum() > MAX_CHECK_SHARE * saved  # as many as it allows
+    # The error is that of these very lines, with the masks of the whole measurement.
+    few = sequences.only(checked)
+    assert few.num_sequences == len(checked)
+    pair = load_pair(*models)
+    change = {
+        name: after.nats - before.nats
+        for name in ("fast", "exact")
+        for before, after in [measure_both(pair, sequences, protocol=name)]
+    }
+    error = (change["fast"] - change["exact"])[list(checked)]
+    tokens = [length - 2 for length in lengths]
+    expected = error.sum() / sum(tokens[i] for i in checked)
+    assert report.fast_error.estimate == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_text_too_small_for_the_check_is_measured_exactly(masked):
+    folder, _ = masked
+    models, notices = (folder / "base", folder / "classifier"), []
+    options = {"text": folder / "text.txt", "max_sequences": 4}
+    report = intruscope.forget(*models, protocol="fast", on_notice=notices.append, **options)
+    exact = intruscope.forget(*models, protocol="exact", **options)
+    assert report.settings.protocol == "masked-pseudo-loss-exact/1"
+    assert (report.forgetting, report.fast_error, report.num_checked) == (exact.forgetting, None, 0)
+    assert ["so the exact protocol is used" in notice for notice in notices] == [True]
+
+
+def test_a_task_whose_head_is_missing_leaves_the_forgetting(masked, tmp_path):
+    folder, _ = masked
+    headless = shutil.copytree(folder / "classifier", tmp_path / "adapter")
+    weights = load_file(headless / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "classifier" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, headless / "adapter_model.safetensors")
+    config = json.loads((headless / "adapter_config.json").read_text())
+    config["modules_to_save"] = ["pooler"]
+    (headless / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "task.csv").write_text("text,label\nshe waited,0\ncall me,1\n")
+    (tmp_path / "choice.json").write_text(json.dumps([{"prompt": "She", "choices": ["a", "b"], "answer": 0}]))
+    tasks = [intruscope.load_task(tmp_path / name) for name in ("task.csv", "choice.json")]
+    options = {"text": folder / "text.txt", "protocol": "exact"}
+    report = intruscope.forget(folder / "base", headless, tasks=tasks, **options)
+    whole = intruscope.forget(folder / "base", folder / "classifier", **options)
+    assert report.forgetting == whole.forgetting
+    assert [task.name for task in report.tasks] == [str(tmp_path / "choice.json")]
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == ("task-not-scored", "error")
+    assert "task.csv was not scored" in finding.message
+    assert "classifier" in finding.message
+    assert forgetting_json(report)["findings"][0]["message"] == finding.message
+    assert whole.findings == ()
+
+
+def relabelled(adapter, folder, **changes):
+    """A copy of an adapter whose config says something else."""
+    copy = shutil.copytree(adapter, folder)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def test_a_task_type_that_is_wrong_is_named_with_the_modules_and_the_adapters_base(masked, tmp_path):
+    folder, _ = masked
+    changes = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "org/own-base"}
+    adapter = relabelled(folder / "classifier", tmp_path / "adapter", **changes)
+    with pytest.raises(MalformedInput) as caught:
+        intruscope.forget(folder / "base", adapter, text=folder / "text.txt")
+    assert "the adapter trained" in caught.value.fact
+    assert "classifier" in caught.value.fact
+    assert "BertForMaskedLM, the base with task_type CAUSAL_LM" in caught.value.fact
+    assert "it names org/own-base" in caught.value.remedy
+
+
+def test_a_task_type_that_does_not_matter_is_no_obstacle(masked, tmp_path):
+    """CAUSAL_LM on a BERT whose body alone was trained: PEFT's class for it would want a causal model."""
+    folder, _ = masked
+    torch.manual_seed(0)
+    base = transformers.BertForMaskedLM.from_pretrained(folder / "base")
+    config = LoraConfig(r=2, target_modules=["query", "value"])
+    tuned = moved(get_peft_model(base, config), 0.2)
+    tuned.save_pretrained(tmp_path / "plain")
+    adapter = relabelled(tmp_path / "plain", tmp_path / "adapter", task_type="CAUSAL_LM")
+    options = {"text": folder / "text.txt", "max_sequences": 3}
+    report = intruscope.forget(folder / "base", adapter, **options)
+    expected = intruscope.forget(folder / "base", tuned, **options)
+    assert report.forgetting.estimate == pytest.approx(expected.forgetting.estimate, abs=1e-6)
+    assert abs(expected.forgetting.estimate) > 1e-3
+
+
+def test_labels_that_do_not_fit_are_refused_before_the_work(masked, tmp_path):
+    folder, _ = masked
+    (tmp_path / "task.csv").write_text("text,label\nshe waited,0\ncall me,7\n")
+    stages = []
+    with pytest.raises(MalformedInput, match="label '7'"):
+        intruscope.forget(
+            folder / "base",
+            folder / "classifier",
+            text=folder / "text.txt",
+            tasks=[intruscope.load_task(tmp_path / "task.csv")],
+            on_progress=lambda stage, *_: stages.append(stage),
+        )
+    assert stages == ["loading"]
 
 
 def test_a_task_of_choices_is_paired_with_the_base(causal, tmp_path):

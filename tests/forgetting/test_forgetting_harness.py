@@ -25,7 +25,7 @@ def test_without_the_package(monkeypatch):
 def test_a_masked_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("intruscope.forgetting.harness.find_spec", lambda _: True)
     masked_pair(tmp_path)
-    with pytest.raises(IntruscopeError, match="masked language model, expected a causal"):
+    with pytest.raises(IntruscopeError, match="cannot run a masked language model"):
         run_harness(load_pair(tmp_path / "base", tmp_path / "classifier"), ["hellaswag"])
 
 

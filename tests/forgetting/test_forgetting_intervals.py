@@ -131,7 +131,7 @@ def test_by_hand():
 
 
 def test_refused():
-    with pytest.raises(IntruscopeError, match="got 1 sequence, expected at least 2"):
+    with pytest.raises(IntruscopeError, match="at least 2 sequences, this text has 1"):
         paired_difference([1.0], [2.0], [3])
     with pytest.raises(IntruscopeError, match="3 examples before and 2 after"):
         mcnemar([True] * 3, [True] * 2)

@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_is_refused(models):
     sequences = cut(corpus(TEXT), language, unit="line")
     with torch.no_grad():
         language.model.transformer.h[1].mlp.c_fc.bias[3] = float("nan")
-    with pytest.raises(IntruscopeError, match=r"loss nan in sequence \d+, expected a finite") as caught:
+    with pytest.raises(IntruscopeError, match=r"loss of sequence \d+ is nan") as caught:
         measure(language, sequences, protocol="causal")
     assert caught.value.exit_code == 4
     assert "intruscope scan" in caught.value.remedy

@@ -57,13 +57,15 @@ def test_labels_by_number_by_name_and_by_a_given_order(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": "x", "label": n}) for n in ("b", "A")))
     task = load_task(tmp_path / "t.jsonl")
     assert task.numbers(("a", "b")) == (1, 0)
-    with pytest.raises(IntruscopeError, match=r"label 'b' \(of A, b\), expected one .* LABEL_0") as caught:
+    with pytest.raises(
+        IntruscopeError, match=r"know the label 'b' \(of A, b\); its classes are LABEL_0"
+    ) as caught:
         task.numbers(("LABEL_0", "LABEL_1"))
     assert caught.value.exit_code == 4
     assert "--labels" in caught.value.remedy
     told = load_task(tmp_path / "t.jsonl", labels=["b", "a"])
     assert told.numbers(("LABEL_0", "LABEL_1")) == (0, 1)
-    with pytest.raises(IntruscopeError, match="2 labels in the order given, expected the model's 3"):
+    with pytest.raises(IntruscopeError, match="--labels names 2 classes, but the model has 3"):
         told.numbers(("LABEL_0", "LABEL_1", "LABEL_2"))
 
 
@@ -114,8 +116,8 @@ def test_winogrande_and_instructions(tmp_path):
         ("t.json", "[]", 4, "no examples"),
         ("t.jsonl", '{"prompt": "a", "choices": ["x", "y"], "answer": 2}', 4, "answer 2 of 2"),
         ("t.jsonl", '{"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}', 4, "no gap"),
-        ("t.jsonl", '{"a": "x", "label": 1}', 2, "fields a, label"),
-        ("t.jsonl", '{"text": "x", "label": 1}\n{"text": null, "label": 1}', 4, "example 2 without text"),
+        ("t.jsonl", '{"a": "x", "label": 1}', 2, "columns: a, label"),
+        ("t.jsonl", '{"text": "x", "label": 1}\n{"text": null, "label": 1}', 4, "example 2 is without text"),
     ],
 )
 def test_refused(name, data, code, says, tmp_path):
@@ -221,7 +223,7 @@ def test_a_classifier_that_gives_nan_is_refused(classifier, tmp_path):
     broken = copy.deepcopy(classifier.model)
     broken.classifier.bias.data[1] = float("nan")
     (tmp_path / "t.csv").write_text("text,label\nshe,0\n")
-    with pytest.raises(IntruscopeError, match="NaN or infinity from the classifier") as caught:
+    with pytest.raises(IntruscopeError, match="the head returned NaN or infinity") as caught:
         score(pair_of(task=replace(classifier, model=broken)), load_task(tmp_path / "t.csv"))
     assert caught.value.exit_code == 4
 

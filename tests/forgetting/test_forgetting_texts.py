@@ -87,15 +87,15 @@ def test_a_path_wins_over_a_pattern(tmp_path):
     [
         ("a.txt", b"", 4, "without any text", "with text"),
         ("a.txt", b" \n\t\n", 4, "without any text", "with text"),
-        ("a.txt", "naïve".encode("latin-1"), 4, "byte 0xef at position 2, expected UTF-8", "iconv"),
-        ("a.txt", "text".encode("utf-16"), 4, "got UTF-16", "iconv"),
-        ("a.txt", b"te\0xt", 4, "NUL at character 2", "text file"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', 4, "no valid JSON in line 2", "correct"),
-        ("a.jsonl", b'"text"\n', 4, "no objects", "row"),
-        ("a.jsonl", b'{"a": "x", "b": "y"}\n', 2, "fields a, b", "--field"),
-        ("a.jsonl", b'{"text": 3}\n', 4, "got 3 in the field 'text'", "--field"),
-        ("a.parquet", b"PAR1", 4, "no Parquet", "again"),
-        ("a.csv", b"text,n\nword\n", 4, "another number of cells in row 2, expected 2", "correct"),
+        ("a.txt", "naïve".encode("latin-1"), 4, "not UTF-8 .byte 0xef at position 2", "iconv"),
+        ("a.txt", "text".encode("utf-16"), 4, "is UTF-16, not UTF-8", "iconv"),
+        ("a.txt", b"te\0xt", 4, "character 2 is NUL", "text file"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', 4, "line 2 is not valid JSON", "correct"),
+        ("a.jsonl", b'"text"\n', 4, "not objects", "row"),
+        ("a.jsonl", b'{"a": "x", "b": "y"}\n', 2, "columns: a, b", "--field"),
+        ("a.jsonl", b'{"text": 3}\n', 4, "column 'text' holds 3, which is not text", "--field"),
+        ("a.parquet", b"PAR1", 4, "cannot read this Parquet", "complete"),
+        ("a.csv", b"text,n\nword\n", 4, "row 2 does not have 2 cells", "correct"),
     ],
 )
 def test_refused(name, data, code, says, remedy, tmp_path):
@@ -104,13 +104,12 @@ def test_refused(name, data, code, says, remedy, tmp_path):
         read_texts([tmp_path / name])
     assert caught.value.exit_code == code
     assert remedy in caught.value.remedy
-    assert "expected" in caught.value.fact
     assert str(caught.value.file) == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("none.txt", "no such file"), ("*.none", "no file matches"), (".", "got a folder")],
+    [("none.txt", "no such file"), ("*.none", "no file matches"), (".", "is a folder")],
 )
 def test_names_that_lead_nowhere(name, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -121,5 +120,5 @@ def test_names_that_lead_nowhere(name, says, tmp_path, monkeypatch):
 
 def test_another_field_is_refused_with_those_there_are(tmp_path):
     write_tables(tmp_path)
-    with pytest.raises(IntruscopeError, match="no field 'text', expected one of id, body, kind"):
+    with pytest.raises(IntruscopeError, match="no column 'text'; the columns are id, body, kind"):
         read_texts([tmp_path / "t.json"], field="text")

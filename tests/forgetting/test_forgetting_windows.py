@@ -136,28 +136,27 @@ def test_roberta_counts_positions_from_past_the_padding(models):
 @pytest.mark.parametrize(
     ("name", "text", "options", "says", "remedy"),
     [
-        ("gpt2", "Call me.", {}, r"text of \d tokens, expected at least one context of 64", "--context"),
-        ("bert", "Call me.", {"unit": "running"}, "expected at least one context of 30", "--unit line"),
-        ("gpt2", "Call me.", {"unit": "line"}, "got 1 sequences .* at least 2", "running"),
-        ("gpt2", "A\nB", {"unit": "line"}, "got 0 sequences", "more lines"),
-        ("gpt2", TEXT, {"context": 65}, "context of 65 tokens, expected from 2 to 64", "--context"),
-        ("gpt2", TEXT, {"context": 8, "stride": 8}, "stride of 8, expected from 1 to 7", "--stride"),
-        ("bert", TEXT, {"stride": 8}, "got a stride", "leave --stride out"),
-        ("bert", "Ψ Ξ Ω Ж Щ\n Я Ю Ψ Ξ", {}, "unknown words for 100%", "--tokenizer"),
+        ("gpt2", "Call me.", {}, r"text has \d tokens, but at least one context of 64", "--context"),
+        ("bert", "Call me.", {"unit": "running"}, "at least one context of 30 is needed", "--unit line"),
+        ("gpt2", "Call me.", {"unit": "line"}, "has 1 sequences .* at least 2", "running"),
+        ("gpt2", "A\nB", {"unit": "line"}, "has 0 sequences", "more lines"),
+        ("gpt2", TEXT, {"context": 65}, "--context is 65 tokens, .* at least 2 and at most 64", "--context"),
+        ("gpt2", TEXT, {"context": 8, "stride": 8}, "--stride is 8, .* between 1 and 7", "--stride"),
+        ("bert", TEXT, {"stride": 8}, "--stride has no meaning for a masked", "leave --stride out"),
+        ("bert", "Ψ Ξ Ω Ж Щ\n Я Ю Ψ Ξ", {}, "does not know 100%", "--tokenizer"),
     ],
 )
 def test_refused(name, text, options, says, remedy, models):
     with pytest.raises(IntruscopeError, match=says) as caught:
         cut(corpus(text), models(name), **options)
     assert remedy in caught.value.remedy
-    assert "expected" in caught.value.fact
 
 
 def test_the_tokenizer_of_another_model_is_refused(models):
     from dataclasses import replace
 
     bert, gpt2 = models("bert"), models("gpt2")
-    with pytest.raises(IntruscopeError, match=r"got the token \d+ .* expected at most \d+") as caught:
+    with pytest.raises(IntruscopeError, match=r"produced token \d+, .* ends at \d+") as caught:
         cut(corpus(TEXT), replace(bert, tokenizer=gpt2.tokenizer, kind="causal"))
     assert "--tokenizer" in caught.value.remedy
     with pytest.raises(IntruscopeError, match="without a mask token"):

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from intruscope import ScanSettings, scan
-from intruscope.repair.interventions import KINDS
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.manifest import MANIFEST_NAME
 from intruscope.repair.plan import repair
 
@@ -226,7 +226,7 @@ def test_the_merged_checkpoint_of_an_adapter_is_base_plus_update_plus_edit(model
     assert max(m.update.relative_frobenius_norm for m in report.matrices if m.scope == "paper") < 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INTERVENTIONS)
 @pytest.mark.parametrize("merged", [False, True], ids=["adapter", "checkpoint"])
 def test_every_intervention_is_written_as_it_says(models, tmp_path, kind, merged):
     plan = plan_of(models, control=kind, strength=0.8, seed=4, merged=merged)

@@ -8,7 +8,7 @@ import torch
 from repair_models import SHAPES, bases, factors, naive, truth
 
 from intruscope.errors import UsageError
-from intruscope.repair.interventions import KINDS, change_norm, intervene, selected
+from intruscope.repair.interventions import INTERVENTIONS, change_norm, intervene, selected
 from intruscope.repair.survey import survey
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
@@ -86,7 +86,7 @@ def test_strength_zero_removes_the_vector_and_others_stay(found, truths):
     assert left == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INTERVENTIONS)
 def test_strength_one_is_the_identity(found, kind):
     assert intervene(found, kind=kind, strength=1.0, which="all") == ()
 

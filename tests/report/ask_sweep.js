@@ -35,5 +35,8 @@ answer.beside = all("#beside .dot").map(node => node.getAttribute("aria-label"))
 answer.choices = all("#chosen tbody tr").map(row => all("th, td", row).map(cell => cell.textContent));
 answer.rows = all("#numbers tbody tr").length;
 answer.overflow = document.documentElement.scrollWidth - innerWidth;
+answer.clipped = all(".scroll").map(node => node.scrollWidth - node.clientWidth);
+answer.commands = all(".command").map(node => node.textContent);
+answer.parts = all("#glance tbody tr").map(row => all("th, td", row).map(cell => cell.textContent));
 answer.background = getComputedStyle(document.body).backgroundColor;
 return answer;

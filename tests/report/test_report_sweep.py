@@ -27,6 +27,7 @@ from intruscope.report.sweep_tables import (
     write_sweep_json,
     write_sweep_parquet,
 )
+from intruscope.report.words import printable_text
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\u202e\x00"
 ESCAPED = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\\u202e\\x00"
@@ -68,6 +69,12 @@ def test_the_schema_and_its_figures(report, tmp_path):
     assert advice["sentence"] == report.recommendations[0].sentence
     assert [each["control"] for each in advice["matched"]] == ["matched_change", "matched_result"]
     assert data["text"]["sha256"] == "0" * 64
+    assert {cell["data"] for cell in data["cells"]} == {"all"}
+    figures = [each["report"] for each in (*data["choices"], *data["recommendations"])]
+    assert {each["data"] for each in (*figures, *advice["matched"])} == {"evaluation half"}
+    assert [half["data"] for half in data["halves"]] == ["choosing half", "evaluation half"]
+    assert advice["command"] == report.recommendations[0].command
+    assert advice["command"].endswith(f"--strength {advice['strength']:g}")
 
 
 def test_a_row_for_every_cell(report, tmp_path):
@@ -126,7 +133,7 @@ ASK = (Path(__file__).parent / "ask_sweep.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "dark"), [(1300, False), (420, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (420, True)])
 def test_the_page_in_a_browser(page, report, tmp_path, width, dark):
     find_browser()
     seen = look(page, ASK, tmp_path, width=width, dark=dark)
@@ -165,6 +172,10 @@ def test_the_page_in_a_browser(page, report, tmp_path, width, dark):
     ]
     assert answer["rows"] == 16
     assert answer["overflow"] <= 0
+    assert width < 1280 or answer["clipped"] == [0, 0, 0]  # no table needs a scroll bar
+    (advice,) = report.recommendations
+    assert answer["commands"] == [printable_text(each) for each in (advice.command, advice.shrink_command)]
+    assert [row[0] for row in answer["parts"]] == ["all", "choosing half", "evaluation half"]
     assert answer["background"] == ("rgb(20, 23, 27)" if dark else "rgb(251, 250, 248)")
 
 
@@ -176,7 +187,7 @@ def test_the_picture(report, tmp_path):
     write_sweep_plots(report, again)
     assert (again / "tradeoff.svg").read_bytes() == (tmp_path / "plots" / "tradeoff.svg").read_bytes()
     svg = (again / "tradeoff.svg").read_text()
-    for label in ("intruders turned down", "update shrunk, same change", "tuned model", "0.3"):
+    for label in ("intruders turned down", "update shrunk, equal change", "tuned model", "0.3"):
         assert f">{label}<" in svg
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputConflict):
@@ -196,7 +207,9 @@ def test_several_choices_of_intruders_are_told_apart():
     )
     report = report_of(twin, replace(SETTINGS, which=("top", "all")))
     assert [each.which for each in report.recommendations] == ["top", "all"]
-    assert report.recommendations[1].sentence.startswith("Turning all intruders to ")
+    assert report.recommendations[1].sentence.startswith(
+        "On the evaluation half of the data, turning all intruders to "
+    )
     names = [each["name"] for each in sweep_data(report)["series"]]
     assert "intruders turned down (top)" in names
     assert "intruders turned down (all)" in names

@@ -13,7 +13,7 @@ from sequence_models import planted, settings, write_base
 
 from intruscope.errors import OutputConflict, UnsupportedFormat, UsageError
 from intruscope.forgetting.forget import forget
-from intruscope.forgetting.tasks import Choice, ChoiceTask
+from intruscope.forgetting.tasks import ChoiceExample, ChoiceTask
 from intruscope.forgetting.texts import read_texts
 from intruscope.report.sequence import chain_sentence, chain_summary, write_chain
 from intruscope.sequence.chain import _Chain, chain
@@ -268,7 +268,7 @@ def choices(num, seed):
         inside = text.split()[0]
         outside = next(word for word in ("red", "blue", "cat", "dog", "bird") if word not in text)
         endings = (inside, outside) if i % 2 else (outside, inside)
-        found.append(Choice(prompts=(text, text), endings=endings, answer=0 if i % 2 else 1))
+        found.append(ChoiceExample(prompts=(text, text), endings=endings, answer=0 if i % 2 else 1))
     return ChoiceTask(name="choices", choices=tuple(found), sha256=f"{num}-{seed}")
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 from sequence_models import examples, write_base
 
-from intruscope.forgetting.tasks import Choice, ChoiceTask, classification_task
+from intruscope.forgetting.tasks import ChoiceExample, ChoiceTask, classification_task
 from intruscope.sequence.features import features
 from intruscope.train.encoding import encode
 from intruscope.train.loading import Loaded, load_for
@@ -90,7 +90,7 @@ def test_a_pooler_belongs_to_the_body_only_where_the_base_has_one(pooler, tmp_pa
 
 def test_each_choice_has_a_row_of_its_own(tmp_path):
     choices = tuple(
-        Choice(prompts=(f"red {word}",) * 3, endings=("dog", "blue cat bird", word), answer=i % 3)
+        ChoiceExample(prompts=(f"red {word}",) * 3, endings=("dog", "blue cat bird", word), answer=i % 3)
         for i, word in enumerate(("cat", "bird", "green", "dog"))
     )
     task = ChoiceTask(name="choices", choices=choices, sha256="0")

@@ -11,14 +11,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from browser import find_browser, look
 
 from intruscope.plots.study import study_pictures
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.study import study_rows
 from intruscope.report.study_charts import pictures_data
 from intruscope.report.study_page import study_page
 from intruscope.studies.judge import judge
 from intruscope.studies.measure import CONTROLS
-from intruscope.sweep.words import CONTROL_NAMES
 
-NAMES = {control: CONTROL_NAMES[control] for control in CONTROLS}
+NAMES = {control: INTERVENTIONS[control].title for control in CONTROLS}
 ASK, ASK_PRINT = (
     (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("ask_study.js", "ask_print.js")
 )

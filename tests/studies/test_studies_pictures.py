@@ -12,13 +12,13 @@ from intruscope.plots.study_arms import ARMS, RANKS
 from intruscope.plots.study_captions import ABOUT
 from intruscope.plots.study_forgetting import edits_pictures
 from intruscope.plots.study_picture import MapPanel
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.study import study_rows
 from intruscope.studies.claims import CLAIMS
 from intruscope.studies.measure import CONTROLS, STRENGTHS
 from intruscope.studies.scales import MINI
-from intruscope.sweep.words import CONTROL_NAMES
 
-NAMES = {control: CONTROL_NAMES[control] for control in CONTROLS}
+NAMES = {control: INTERVENTIONS[control].title for control in CONTROLS}
 TASKS = ("sst2", "qqp", "mnli", "reference")
 IN_ALL = ("sst2", "reference")
 """Tasks that take part in every study."""

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.assemble import assemble
 from intruscope.sweep.figures import Measured
-from intruscope.sweep.records import Cell, Measurement, Source, SweepSettings
+from intruscope.sweep.records import DataSource, Measurement, SweepCell, SweepSettings
 
 NUM_SEQUENCES, NUM_EXAMPLES = 400, 600
 TOKENS = 50.0
@@ -54,8 +55,8 @@ def world(removed, cost, *, forgetting=0.2, metric="accuracy", edits=True, seed=
     for control in CONTROLS:
         for strength in STRENGTHS:
             norm = (1.0 - strength) * (2.0 if edits or control == "uniform" else 0.0)
-            which = None if control == "uniform" else "top"
-            cell = Cell(
+            which = "top" if INTERVENTIONS[control].uses_selection else None
+            cell = SweepCell(
                 control=control,
                 which=which,
                 strength=strength,
@@ -85,9 +86,10 @@ def report_of(measured, settings=SETTINGS, *, base="base", tuned="tuned"):
         settings,
         base=base,
         tuned=tuned,
-        text=Source(name="text.txt", sha256="0" * 64, num_items=NUM_SEQUENCES, protocol="simulated/1"),
-        task=Source(name="task.tsv", sha256="1" * 64, num_items=NUM_EXAMPLES, protocol=measured.metric),
+        text=DataSource(name="text.txt", sha256="0" * 64, num_items=NUM_SEQUENCES, protocol="simulated/1"),
+        task=DataSource(name="task.tsv", sha256="1" * 64, num_items=NUM_EXAMPLES, protocol=measured.metric),
         num_intruders=3,
         num_matrices=12,
+        models=(base, tuned),
         environment={"python": "3.11"},
     )

@@ -1,19 +1,24 @@
 """The advice finds what was planted, says none where nothing was, and not by the data it chose on."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from sweep_cases import CONTROLS, NUM_EXAMPLES, NUM_SEQUENCES, SETTINGS, world
+from sweep_cases import CONTROLS, NUM_EXAMPLES, NUM_SEQUENCES, SETTINGS, report_of, world
 
 from intruscope.sweep.choice import choose
 from intruscope.sweep.figures import grid_reports
 from intruscope.sweep.statistics import samples
 
 
+def parts(num_sequences, num_examples, settings=SETTINGS):
+    names = ("everything", "choosing", "evaluation")
+    return dict(zip(names, samples(num_sequences, num_examples, settings), strict=True))
+
+
 def decided(measured, settings=SETTINGS):
-    _, *halves = samples(NUM_SEQUENCES, NUM_EXAMPLES, settings)
-    choices, (advice,) = choose(measured, settings, tuple(halves))
+    choices, (advice,) = choose(measured, settings, **parts(NUM_SEQUENCES, NUM_EXAMPLES, settings))
     return {choice.control: choice for choice in choices}, advice
 
 
@@ -37,9 +42,9 @@ def test_a_special_edit_is_found_at_its_best_strength():
     assert share.high - share.low < 0.1
     assert choices["uniform"].strength == 0.5  # the same rule for all
     assert advice.sentence == (
-        f"Turning the top intruders to 0.5 removes {-100 * share.estimate:.0f}% "
-        f"({-100 * share.high:.0f} to {-100 * share.low:.0f}) of the forgetting and costs 0.0 points "
-        "(−0.9 to 0.9) of accuracy; shrinking the whole update "
+        "On the evaluation half of the data, turning the top intruders to 0.5 removes "
+        f"{-100 * share.estimate:.0f}% ({-100 * share.high:.0f} to {-100 * share.low:.0f}) of the forgetting "
+        "and costs 0.0 points (−0.9 to 0.9) of accuracy; shrinking the whole update "
         + advice.sentence.split("shrinking the whole update ")[1].split(":")[0]
         + ": the intruders are special here, beyond their size."
     )
@@ -49,12 +54,11 @@ def test_a_special_edit_is_found_at_its_best_strength():
 def test_nothing_is_sure_of_a_handful_of_sequences(num_sequences, is_enough):
     """However clear the effect: of five in a half, all may go one way by chance."""
     measured = world(only_the_edit, free_down_to(0.5), noise=0.0)
-    _, *halves = samples(num_sequences, NUM_EXAMPLES, SETTINGS)
-    _, (advice,) = choose(measured, SETTINGS, tuple(halves))
+    _, (advice,) = choose(measured, SETTINGS, **parts(num_sequences, NUM_EXAMPLES))
     assert advice.report.forgetting_change.high < 0.0
     assert (advice.outcome == "recommended") == is_enough
     assert (advice.intruders == "special") == is_enough
-    assert ("too few to tell an effect from chance; give more text" in advice.sentence) != is_enough
+    assert ("too few to tell an effect from chance. Give more text" in advice.sentence) != is_enough
 
 
 def test_a_shrink_that_does_as_well_makes_them_not_special():
@@ -71,7 +75,7 @@ def test_a_shrink_that_does_better_is_said_to():
     assert advice.intruders == "worse"
     assert re.search(r"to the same norm removes 4[4-6]% \(", advice.sentence)
     worse, instead = advice.sentence.split(" By the same rule, ")
-    assert worse.endswith("the mere shrink does better.")
+    assert worse.endswith("merely shrinking the update does better.")
     assert re.match(
         r"shrinking the whole update to 0\.5 removes 2[3-7]% \(.*\) of the forgetting and costs", instead
     )
@@ -95,7 +99,7 @@ def test_better_forgetting_at_a_dearer_task_is_not_special():
     [
         ("nothing-to-edit", {"edits": False}, "No matrix has an intruder"),
         ("no-forgetting", {"forgetting": 0.0}, "did not measurably forget"),
-        ("no-gain", {"removed": lambda c, s: -0.5 * (1 - s)}, "none that was tried lowers forgetting"),
+        ("no-gain", {"removed": lambda c, s: -0.5 * (1 - s)}, "none lowers forgetting"),
         ("no-gain", {"cost": lambda c, s: 0.1}, "at a cost of at most 1 points of accuracy"),
     ],
     ids=["nothing", "no-forgetting", "it-adds", "dear"],
@@ -105,6 +109,48 @@ def test_it_says_none_and_why(outcome, options, said):
     _, advice = decided(world(options.pop("removed"), options.pop("cost"), **options))
     assert advice.outcome == outcome
     assert said in advice.sentence
+
+
+def test_whether_it_forgot_is_decided_on_all_the_data():
+    """The evaluation half alone cannot tell forgetting from chance, all the data can: no contradiction."""
+    measured = world(alike, free_down_to(0.1))
+    everything, choosing, evaluation = parts(NUM_SEQUENCES, NUM_EXAMPLES).values()
+    tuned, tokens = np.array(measured.tuned.text_nats), np.array(measured.tuned.text_tokens)
+    harm = np.full(NUM_SEQUENCES, 0.1)
+    harm[evaluation.text_items] = np.tile([0.5, -0.49], len(evaluation.text_items) // 2)
+    base_text = replace(measured.base_text, text_nats=tuple(tuned - tokens * harm))
+    report = report_of(replace(measured, base_text=base_text))
+    assert report.forgetting.low > 0.0 > report.halves[1].forgetting.low
+    (advice,) = report.recommendations
+    assert (advice.outcome, advice.report.forgetting_share) == ("recommended", None)
+    assert "nats/token" in advice.sentence
+    assert [half.data for half in report.halves] == ["choosing half", "evaluation half"]
+    for half, part in zip(report.halves, (choosing, evaluation), strict=True):
+        own = part.text_items
+        assert half.forgetting.estimate == pytest.approx((tokens * harm)[own].sum() / tokens[own].sum())
+        assert half.task_score.estimate == np.mean(np.array(measured.tuned.task_scores)[part.task_items])
+        assert (half.num_sequences, half.num_examples) == (len(own), len(part.task_items))
+    assert (report.cells[0].data, advice.report.data) == (everything.data, evaluation.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "models", "command"),
+    [
+        (
+            {},
+            ("a base", "org/it's@v1"),
+            "'a base' 'org/it'\"'\"'s@v1' -o 'it'\"'\"'s-repaired' --strength 0.5",
+        ),
+        ({"k": 5, "seed": 3}, ("b+x/ad",), "b+x/ad -o ad-repaired --strength 0.5 --k 5 --seed 3"),
+        ({"epsilon": 0.4}, ("b", "t/"), "b t/ -o t-repaired --strength 0.5 --epsilon 0.4"),
+    ],
+)
+def test_advice_ends_with_the_command_to_run(options, models, command):
+    measured, settings = world(only_the_edit, free_down_to(0.5)), replace(SETTINGS, **options)
+    _, (advice,) = choose(measured, settings, **parts(NUM_SEQUENCES, NUM_EXAMPLES, settings), models=models)
+    assert (advice.command, advice.shrink_command) == (f"intruscope repair {command}", None)
+    _, (nameless,) = choose(measured, settings, **parts(NUM_SEQUENCES, NUM_EXAMPLES, settings))
+    assert nameless.command is None
 
 
 def test_noise_alone_is_recommended_no_more_often_than_the_interval_allows():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sweep_cases import report_of as report_of_simulated
 
 from intruscope.engine.journal import Journal
 from intruscope.errors import UsageError
@@ -13,9 +14,11 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
-from intruscope.repair.interventions import KINDS, intervene
+from intruscope.repair.edits import scaled_update
+from intruscope.repair.interventions import INTERVENTIONS, Intervention, intervene
 from intruscope.repair.survey import survey
-from intruscope.report.sweep_page import sweep_data
+from intruscope.report.sweep_page import sweep_data, write_sweep_html
+from intruscope.report.sweep_plots import write_sweep_plots
 from intruscope.report.sweep_tables import sweep_json
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench, limited
@@ -244,20 +247,20 @@ def test_examples_that_were_cut_are_told_also_after_an_interruption(limit, num_c
         assert len(told) == (num_cut > 0)
         assert sweep_json(report)["task"]["num_cut"] == num_cut
         row = dict(sweep_data(report)["facts"])["Task"]
-        assert ("20 examples (20 of them cut)" in row) is (num_cut > 0)
+        assert ("20 examples (20 of them truncated)" in row) is (num_cut > 0)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"strengths": (float("nan"),)}, "got the strength nan"),
-        ({"strengths": (-0.1,)}, "got the strength -0.1"),
-        ({"strengths": ()}, "got strengths without a value"),
-        ({"strengths": (0.5, 0.5)}, "expected at least one, each once"),
-        ({"controls": ("uniform",)}, "got controls without 'intruders'"),
-        ({"controls": ("intruders", "prune")}, "got the control prune"),
-        ({"which": ("top", "top")}, "got which top, top"),
-        ({"max_task_cost": float("nan")}, "got a largest cost of nan"),
+        ({"strengths": (float("nan"),)}, "the strength is nan"),
+        ({"strengths": (-0.1,)}, "the strength is -0.1"),
+        ({"strengths": ()}, "strengths is empty"),
+        ({"strengths": (0.5, 0.5)}, "strengths has a value twice: 0.5, 0.5"),
+        ({"controls": ("uniform",)}, "the controls lack 'intruders'"),
+        ({"controls": ("intruders", "prune")}, "no control named .prune."),
+        ({"which": ("top", "top")}, "which has a value twice: top, top"),
+        ({"max_task_cost": float("nan")}, "largest cost is nan"),
     ],
 )
 def test_settings_without_meaning_are_refused_before_any_work(changes, said, found):
@@ -268,7 +271,7 @@ def test_settings_without_meaning_are_refused_before_any_work(changes, said, fou
 
 
 def test_controls_are_those_of_a_repair():
-    assert SweepSettings().controls == KINDS
+    assert SweepSettings().controls == tuple(INTERVENTIONS)
 
 
 def test_fewer_examples_are_spread_evenly(files):
@@ -285,3 +288,34 @@ def test_the_notebook_finds_the_function_however_often_it_asks():
     assert callable(intruscope.sweep.sweep)
     assert intruscope.sweep.sweep is sweep
     assert intruscope.sweep.SweepSettings is SweepSettings
+
+
+def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_path):
+    """A throw-away control: registered, it is swept by default, measured right, and on page and picture."""
+
+    def halve_the_first(survey, _chosen, strength, _seed):
+        return [scaled_update(survey.matrices[0].name, 0.5 * strength)]
+
+    toy = Intervention(
+        name="toy",
+        title="first matrix halved",
+        action="halving the first matrix",
+        explanation="Only a test: the update of the first matrix is halved.",
+        make_edits=halve_the_first,
+    )
+    monkeypatch.setitem(INTERVENTIONS, toy.name, toy)
+    assert SweepSettings().controls == (*INTERVENTIONS,)
+    settings = replace(SETTINGS, strengths=(0.4,), controls=("intruders", "toy"))
+    grid = run_grid(found, bench, settings, journal=None)
+    name = found.matrices[0].name
+    with pair.with_update({name: 0.2 * (pair.tuned_matrix(name) - pair.base_matrix(name))}):
+        expected = measure(pair.language_model(), bench._sequences, protocol="fast").nats
+    np.testing.assert_allclose(grid.by_key["toy/top/0.4"].text_nats, expected, rtol=1e-9)
+    assert np.abs(np.array(expected) - grid.tuned.text_nats).max() > 1e-3
+    report = report_of_simulated(grid, settings)
+    assert [cell["control"] for cell in sweep_json(report)["cells"]] == ["intruders", "toy"]
+    assert [each["name"] for each in sweep_data(report)["series"]] == ["intruders turned down", toy.title]
+    write_sweep_html(report, tmp_path / "page.html")
+    assert f"<dt>{toy.title}</dt><dd>{toy.explanation}</dd>" in (tmp_path / "page.html").read_text()
+    write_sweep_plots(report, tmp_path / "plots")
+    assert f">{toy.title}<" in (tmp_path / "plots" / "tradeoff.svg").read_text()

@@ -1,7 +1,7 @@
 """A base and its fine-tune as one live transformers model, switched and edited in memory.
 
 Parameters point at the base's tensors, at the tuned ones, or at edited copies. The stored tensors are never
-written to, so that whatever was done ends where it began, exactly; and switching costs no copy.
+written to, so that every edit can be undone exactly, and switching copies nothing.
 
 Shape suffixes: O out, I in, K kept, F rows of a whole (fused) matrix.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from intruscope.errors import IntruscopeError, UnsupportedFormat, UsageError, printable
+from intruscope.errors import IntruscopeError, UnsupportedFormat, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class Edit(Protocol):
-    """A new value for one matrix, or for one tensor that is no matrix (``repair.edits.MatrixEdit``)."""
+    """A new value for one matrix, or for one tensor that is not a matrix (``repair.edits.MatrixEdit``)."""
 
     @property
     def name(self) -> str:
-        """As a scan names the matrix; the stored name of another tensor."""
+        """The matrix's name in a scan; the stored name of another tensor."""
 
     def applied(self, base_OI: Tensor, tuned_OI: Tensor) -> Tensor:
-        """The edited tensor, from the base's and the tuned one."""
+        """The edited tensor, from the base's and the tuned model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """What losses on text need.
+    """What is needed for losses on text.
 
     Attributes:
-        model: transformers model with a language-model head, in evaluation mode.
-        tokenizer: Of the base.
+        model: A transformers model with a language-model head, in evaluation mode.
+        tokenizer: The base's tokenizer.
         kind: ``causal`` or ``masked``.
-        max_context: Longest input in tokens, special ones included; None where nothing bounds it.
+        max_context: Longest input in tokens, including special ones; None without a limit.
     """
 
     model: Any
@@ -56,10 +56,10 @@ class TaskModel:
     """A model with a head for a task: a classifier of sequences, or one that scores choices.
 
     Attributes:
-        model: transformers model, in evaluation mode.
-        tokenizer: Of the tuned model, or else of the base.
-        labels: Names of the classes, in order; empty of one that scores choices.
-        max_context: Longest input in tokens; None where nothing bounds it.
+        model: A transformers model, in evaluation mode.
+        tokenizer: The tuned model's tokenizer, or else the base's.
+        labels: Names of the classes, in order; empty for a model that scores choices.
+        max_context: Longest input in tokens; None without a limit.
     """
 
     model: Any
@@ -70,25 +70,24 @@ class TaskModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A live parameter, and the part of it that is one matrix; all of it where ``view`` is None."""
+    """A live parameter, and the part of it that is one matrix; the whole parameter where ``view`` is None."""
 
     parameter: str
     view: TensorView | None
 
 
 class LivePair:
-    """One model in two states, ``base`` and ``tuned``; it begins tuned.
+    """One model with two states, ``base`` and ``tuned``; it starts tuned.
 
     Args:
-        language: The language model, or the error that says why there is none.
-        task: The classifier, or the error that says why there is none.
-        choices: The model that scores choices by a head of its own, the error that says why it cannot, or
-            None where the language model does it.
-        live: Name to the parameter that the models share, each pointing at the tuned tensor.
-        base: Name to the base's tensor, of those parameters that differ between the states.
-        places: Where each matrix lies, by the name that a scan gives it; and each other tensor, by its stored
-            name.
-        description: How each side was named.
+        language: The language model, or the error that explains why there is none.
+        task: The classifier, or the error that explains why there is none.
+        choices: The model that scores choices with its own head, the error that explains why it cannot, or
+            None where the language model scores them.
+        live: The parameters that the models share, by name; each points at the tuned tensor.
+        base: The base's tensors, by name, of the parameters that differ between the states.
+        places: Where each matrix is, by its name in a scan; and each other tensor, by its stored name.
+        description: Names of the base and the tuned model.
     """
 
     def __init__(
@@ -128,30 +127,30 @@ class LivePair:
         return tuple(name for name, place in self._places.items() if place.view is not None)
 
     def language_model(self) -> LanguageModel:
-        """The language model, in the state that is set.
+        """The language model, in the present state.
 
         Raises:
-            IntruscopeError: there is no language-model head anywhere.
+            IntruscopeError: neither model has a language-model head.
         """
         if isinstance(self._language, IntruscopeError):
             raise self._language
         return self._language
 
     def task_model(self) -> TaskModel:
-        """The classifier, in the state that is set; its head is the tuned model's in every state.
+        """The classifier, in the present state; its head is the tuned model's in every state.
 
         Raises:
-            IntruscopeError: the tuned model is none, or weights of its head are nowhere.
+            IntruscopeError: the tuned model is not a classifier, or weights of its head are missing.
         """
         if isinstance(self._task, IntruscopeError):
             raise self._task
         return self._task
 
     def choice_model(self) -> TaskModel | None:
-        """The model that scores choices, in the state that is set; None where it has no head for them.
+        """The model that scores choices, in the present state; None where it has no head for them.
 
         Raises:
-            IntruscopeError: weights of the head are nowhere.
+            IntruscopeError: weights of the head are missing.
         """
         if isinstance(self._choices, IntruscopeError):
             raise self._choices
@@ -159,19 +158,19 @@ class LivePair:
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
-        """Inside, every weight is the base's: no adapter, no trained bias, embedding or norm is left."""
+        """In this context every weight is the base's: no adapter, trained bias, embedding or norm remains."""
         with self._pointing_at(self._base):
             yield
 
     @contextmanager
     def as_tuned(self) -> Iterator[None]:
-        """Inside, every weight is the tuned model's."""
+        """In this context every weight is the tuned model's."""
         with self._pointing_at(self._tuned):
             yield
 
     @contextmanager
     def interpolated(self, fraction: float) -> Iterator[None]:
-        """Inside, every tensor that the fine-tune changed is base + fraction (tuned - base)."""
+        """In this context every tensor that the fine-tune changed is base + fraction (tuned - base)."""
         import torch
 
         mixed = {}
@@ -184,7 +183,7 @@ class LivePair:
 
     @contextmanager
     def with_update(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, each named matrix is its base plus the given (out, in) update; all others are tuned.
+        """In this context each named matrix is its base plus the given (out, in) update, all others tuned.
 
         Raises:
             UsageError: an update of another shape.
@@ -195,8 +194,9 @@ class LivePair:
             base_OI = self.base_matrix(name)
             if update_OI.shape != base_OI.shape:
                 raise UsageError(
-                    f"got an update of {list(update_OI.shape)}, expected {list(base_OI.shape)} (out, in)",
-                    remedy="turn it round",
+                    f"the update has the shape {list(update_OI.shape)}, the matrix {list(base_OI.shape)} "
+                    "(out, in)",
+                    remedy="transpose the update if it is (in, out)",
                     tensor=name,
                 )
             self._write(edited, name, base_OI + update_OI.to(base_OI.dtype).to(base_OI.device))
@@ -205,7 +205,7 @@ class LivePair:
 
     @contextmanager
     def with_edits(self, edits: Iterable[Edit]) -> Iterator[None]:
-        """Inside, what is named is edited; all else is tuned.
+        """In this context the named matrices and tensors are edited; all others are tuned.
 
         Raises:
             UnsupportedFormat: the live model holds nothing of that name.
@@ -218,9 +218,9 @@ class LivePair:
             yield
 
     def base_matrix(self, name: str) -> Tensor:
-        """A matrix of the base: (out, in), float32 or wider, a copy. A tensor that is no matrix: as it is.
+        """A copy of a matrix of the base: (out, in), float32 or wider. Other tensors keep their shape.
 
-        On the model's device, or on the CPU where that has no float64.
+        It is on the model's device, or on the CPU where the device has no float64.
 
         Raises:
             UnsupportedFormat: the live model holds nothing of that name.
@@ -228,7 +228,7 @@ class LivePair:
         return self._cut(self._base, name)
 
     def tuned_matrix(self, name: str) -> Tensor:
-        """The same of the tuned model."""
+        """The same for the tuned model."""
         return self._cut(self._tuned, name)
 
     def _place(self, name: str) -> Place:
@@ -236,27 +236,27 @@ class LivePair:
         if found is not None:
             return found
         raise UnsupportedFormat(
-            "got a name that the live model does not hold, expected one of "
-            f"{len(self._places)} such as {printable(next(iter(self._places), 'none'))}",
-            remedy="edit the files instead: transformers keeps this tensor in another form (fused experts)",
+            "the live model does not hold this tensor; transformers may keep it in another form, as it does "
+            "with fused experts",
+            remedy="edit the files instead, with intruscope repair",
             tensor=name,
         )
 
     def _cut(self, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """The (out, in) matrix in a live tensor, as ``TensorView.load`` cuts it out of a file."""
+        """The (out, in) matrix in a live tensor, cut out as ``TensorView.load`` does from a file."""
         import torch
 
         place = self._place(name)
         stored, view = state[place.parameter], place.view
         wide = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        if wide.device.type == "mps":  # it has no float64, in which edits are made
+        if wide.device.type == "mps":  # it has no float64, which edits are computed in
             wide = wide.cpu()
         if view is None:
             return wide.clone()
         return view.cut(wide)
 
     def _write(self, edited: dict[str, Tensor], name: str, new: Tensor) -> None:
-        """Put a matrix into a copy of the live tensor that holds it, in the live model's orientation."""
+        """Write a matrix into a copy of the live tensor that holds it, in the live model's orientation."""
         place = self._place(name)
         view = place.view
         if place.parameter not in edited:

@@ -1,4 +1,4 @@
-"""A base and a merged fine-tune, each a model of its own, to one :class:`LivePair`."""
+"""From a base and a merged fine-tune, two separate models, to one :class:`LivePair`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
     from intruscope.adapters.live_models import LanguageKind
 
 _NO_TASK = UsageError(
-    "got a tuned model that classifies no sequences, expected a classifier",
-    remedy="give a task of multiple choice or held-out text, or a model with a classification head",
+    "the tuned model has no classification head",
+    remedy="give a task of multiple choice or held-out text, or a model that classifies sequences",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The base as a language model, or why it is none.
+    """The base as a language model, or the reason why it is not one.
 
     Attributes:
-        model: None when there is no head.
+        model: None without a language-model head.
         cls: Its class; None when transformers has none for the model type.
-        stored_names: Of its tensors.
+        kind: ``causal`` or ``masked``.
+        problem: Why there is no language model; None where there is one.
+        stored_names: Names of its tensors as stored.
     """
 
     model: nn.Module | None
@@ -53,7 +55,7 @@ def assemble(
     device: str,
     description: tuple[str, str],
 ) -> LivePair:
-    """One set of parameters for both models, and the base's value of those that differ."""
+    """One set of parameters for both models, and the base's values of those that differ."""
     import torch
 
     live: dict[str, nn.Parameter] = {}
@@ -114,10 +116,10 @@ def assemble(
 
 
 def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_head: bool) -> None:
-    """Tied parameters stay one where the tuned model has one value for them, and part where it has two.
+    """Untie tied parameters for which the tuned model has two values.
 
-    A classifier has no value for a language model's head: it gets the base's back, also where that is the
-    base's embedding and the embedding was trained.
+    A classifier has no value for a language model's head. The head keeps the base's value, even where it is
+    tied to an embedding that was trained.
     """
     import torch
 
@@ -127,10 +129,10 @@ def _untie_what_parted(model: nn.Module, tuned: Mapping[str, Tensor], *, keeps_h
         if kept == name or kept not in tuned:
             continue
         other = tuned.get(name, parameter if keeps_head else tuned[kept])
-        # In memory, the two models may lie on two devices.
+        # In memory, the two models may be on two devices.
         if not torch.equal(other.to(tuned[kept].device), tuned[kept]):
             _set_parameter(model, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
-            # Others call tie_weights on what they are given (lm-evaluation-harness does).
+            # Other libraries call tie_weights on what they are given (lm-evaluation-harness does).
             config: Any = model.config
             config.tie_word_embeddings = False
 
@@ -143,11 +145,11 @@ def _task(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError:
     config: Any = merged.model.config
     if config.num_labels < 2 or getattr(config, "problem_type", None) == "multi_label_classification":
         return UsageError(
-            f"got a head of {config.num_labels} outputs for {config.problem_type or 'regression'}, expected "
-            "one class per text",
+            f"the tuned model has a head of {config.num_labels} outputs for "
+            f"{config.problem_type or 'regression'}, not for one class per text",
             remedy="leave the task out: only forgetting can be measured",
         )
-    if getattr(config, "pad_token_id", None) is None:  # causal classifiers find the last token by it
+    if getattr(config, "pad_token_id", None) is None:  # causal classifiers use it to find the last token
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         config.pad_token_id = next((i for i in known if i is not None and i < config.vocab_size), 0)
     labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
@@ -174,9 +176,8 @@ def _choices(merged: Merged, tokenizer: Any) -> TaskModel | IntruscopeError | No
 
 def _lost(merged: Merged) -> MalformedInput:
     return MalformedInput(
-        f"got no {printable(min(merged.random))}, neither in the base nor in the tuned model, expected "
-        "both together to hold the whole head",
-        remedy="train with that module in modules_to_save (of a BERT base without pooler, that too)",
+        f"{printable(min(merged.random))} of the head is neither in the base nor in the tuned model",
+        remedy="train with that module in modules_to_save (and the pooler, for a BERT base without one)",
     )
 
 
@@ -186,7 +187,7 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
 
 
 def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
-    """Language-model parameter to the tuned model's name for it; heads that only the base has are left out.
+    """The tuned model's name for each parameter of the language model, without heads that only the base has.
 
     Raises:
         MalformedInput: the tuned model lacks a part of the body.
@@ -200,8 +201,9 @@ def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
                 other = tuned.get_parameter(candidate)
                 if other.shape != parameter.shape:
                     raise ShapeMismatch(
-                        f"got the shape {list(other.shape)}, expected the base's {list(parameter.shape)}",
-                        remedy="check that both are of one vocabulary and size",
+                        f"the shape is {list(other.shape)} in the tuned model and {list(parameter.shape)} in "
+                        "the base",
+                        remedy="check that both models have the same vocabulary and size",
                         tensor=name,
                     )
                 found[name] = candidate
@@ -209,15 +211,15 @@ def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
         else:
             if name.startswith(prefix):
                 raise MalformedInput(
-                    "got a tuned model without this part of the body, expected all of it",
-                    remedy="check that the tuned model was made from this base",
+                    "the tuned model lacks this part of the base",
+                    remedy="check that the tuned model was trained from this base",
                     tensor=name,
                 )
     return found
 
 
 def _places(config: Any, live: Mapping[str, nn.Parameter], stored_names: Iterable[str]) -> dict[str, Place]:
-    """Where the base's matrices and other tensors lie in the live model, by the names of a scan."""
+    """Where the base's matrices and other tensors are in the live model, by the names that a scan uses."""
     matrices = base_matrices(memory_source(live, config=config.to_dict(), name="live")).matrices
     stored_names = list(stored_names)
     stored_prefix, live_prefix = find_prefixes(stored_names, live)

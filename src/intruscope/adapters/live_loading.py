@@ -1,4 +1,4 @@
-"""A base and its fine-tune, from files or from memory, to one :class:`LivePair`."""
+"""From a base and its fine-tune, as files or in memory, to one :class:`LivePair`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def load_opened(
     Args:
         opened: Both, from files.
         device: A torch device.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``: of the weights and of the computation.
-            Adapters are merged in float32 or wider and then rounded to it.
-        tokenizer: One, or the folder of one; the base's, or else the tuned model's, by default.
+        dtype: Of weights and computation: ``float32``, ``bfloat16``, ``float16`` or ``float64``. Adapters are
+            merged in float32 or wider and then rounded.
+        tokenizer: A tokenizer, or the folder of one; by default the base's, or else the tuned model's.
 
     Raises:
         MalformedInput: the models do not fit each other, or a file is damaged.
-        UnsupportedFormat: a kind that cannot run here, by name.
+        UnsupportedFormat: a kind of model or adapter that cannot run, by name.
         UsageError: no tokenizer, or transformers or peft is not installed.
     """
     base, tuned = opened.base, opened.tuned
@@ -80,10 +80,10 @@ def load_modules(
     dtype: str = "float32",
     tokenizer: Any = None,
 ) -> LivePair:
-    """A tuned model in memory (a PeftModel, say) and its base, in memory or by name, as one live copy.
+    """Copy a tuned model in memory (such as a PeftModel) and its base into one live pair.
 
-    The models given are left as they are. The base may be the model inside the PeftModel: its adapters are
-    taken off in the copy.
+    The given models are not changed. The base may be the model inside the PeftModel: the copy drops its
+    adapters.
 
     Raises:
         UsageError: what is in memory is no longer the base, or no tokenizer is known.
@@ -111,11 +111,11 @@ def load_modules(
         random=frozenset(),
         from_base=dict(start.model.state_dict()) if start.model is not None else {},
     )
-    told = tokenizer if tokenizer is not None or folder is not None else _name_of(tuned_model)
+    chosen = tokenizer if tokenizer is not None or folder is not None else _name_of(tuned_model)
     return assemble(
         start,
         merged,
-        choose_tokenizers(told, folder, None),
+        choose_tokenizers(chosen, folder, None),
         dtype=dtype,
         device=device,
         description=(name, "the tuned model in memory"),
@@ -133,7 +133,7 @@ def _merge_dtype(dtype: str) -> torch.dtype:
 
 
 def _name_of(model: nn.Module) -> str | None:
-    """Where a model in memory was loaded from, if that is a folder here."""
+    """The local folder that a model in memory was loaded from, if there is one."""
     name = getattr(model.config, "name_or_path", "")
     return name if name and Path(str(name)).is_dir() else None
 
@@ -150,7 +150,7 @@ def _base_language(
     if not missing:
         return Start(model=model, cls=cls, kind=kind, problem=None, stored_names=stored)
     problem = MalformedInput(
-        f"got a base without a language-model head ({printable(min(missing))} is not in it), expected one",
+        f"the base is without a language-model head ({printable(min(missing))} is missing)",
         remedy=NO_HEAD_REMEDY,
         file=base.path,
     )
@@ -166,14 +166,14 @@ def _module_language(model: nn.Module) -> Start:
     if isinstance(model, cls):
         return Start(model=model.eval(), cls=cls, kind=kind, problem=None, stored_names=stored)
     problem = UsageError(
-        f"got a {type(model).__name__} as the base, without a language-model head, expected a {cls.__name__}",
+        f"the base in memory is a {type(model).__name__} without a language-model head, not a {cls.__name__}",
         remedy=NO_HEAD_REMEDY,
     )
     return Start(model=None, cls=cls, kind=kind, problem=problem, stored_names=stored)
 
 
 def pristine_base(base: nn.Module, tuned: Any) -> nn.Module:
-    """A copy of the base in memory, adapters off.
+    """A copy of the base in memory, without adapters.
 
     Raises:
         UsageError: what is in memory is no longer the base.
@@ -184,16 +184,16 @@ def pristine_base(base: nn.Module, tuned: Any) -> nn.Module:
     adapted = (BaseTunerLayer, ModulesToSaveWrapper)
     if not any(isinstance(module, adapted) for module in base.modules()):
         return copy.deepcopy(base)
-    remedy = "give the base by its name or path: it is loaded afresh"
+    remedy = "give the base by name or path, so that it is loaded again"
     if not hasattr(tuned, "get_base_model") or tuned.get_base_model() is not base:
-        fact = "got a base that carries an adapter of another model, expected the untouched base"
+        fact = "the base in memory carries an adapter of another model"
         raise UsageError(fact, remedy=remedy)
     for config in tuned.peft_config.values():
         bias = getattr(config, "bias", "none")
         moved = moves_the_base(getattr(config, "init_lora_weights", True))
         if moved or bias != "none":
             what = "its initialisation moved the weights" if moved else f"bias='{bias}' trained the biases"
-            fact = f"got a base that carries the adapter, and {what} in place, expected the untouched base"
+            fact = f"the base in memory is no longer the base: it carries the adapter, and {what} in place"
             raise UsageError(fact, remedy=remedy)
     twin: Any = copy.deepcopy(tuned)
     twin.unmerge_adapter()
@@ -214,15 +214,15 @@ def _whole_model(
     *,
     dtype: torch.dtype,
 ) -> Merged:
-    """A full checkpoint in the class that it was saved from."""
+    """A full checkpoint, loaded in the class that it was saved from."""
     import transformers
 
     tuned_config = config_of(tuned) if tuned.config else config
     if tuned_config.model_type != config.model_type:
         raise MalformedInput(
-            f"got a model of type {printable(tuned_config.model_type)}, expected the base's "
+            f"the tuned model is of type {printable(tuned_config.model_type)} and the base of type "
             f"{printable(config.model_type)}",
-            remedy="check that the tuned model was made from this base",
+            remedy="check that the tuned model was trained from this base",
             file=tuned.path,
         )
     _check_vocabulary(config, tuned_config, tuned.path)
@@ -245,15 +245,15 @@ def _check_vocabulary(config: Any, tuned_config: Any, file: Path | None) -> None
     words, tuned_words = getattr(config, "vocab_size", None), getattr(tuned_config, "vocab_size", None)
     if words != tuned_words:
         raise ShapeMismatch(
-            f"got a vocabulary of {tuned_words} words, expected {words} as in the base: losses over "
-            "different vocabularies cannot be compared",
-            remedy=f"cut the tuned model back with resize_token_embeddings({words}) and save it",
+            f"the tuned model has a vocabulary of {tuned_words} words and the base one of {words}: losses "
+            "over different vocabularies cannot be compared",
+            remedy=f"call resize_token_embeddings({words}) on the tuned model, and save it",
             file=file,
         )
 
 
 def tokenizer_folder(source: ModelSource | AdapterSource) -> Path:
-    """Where a model's tokenizer lies; of a hub id it is fetched there first."""
+    """The folder of a model's tokenizer; for a hub id, it is downloaded first."""
     if source.revision is not None:
         from intruscope.weights.hub import download_model
 

@@ -1,7 +1,7 @@
-"""What a fine-tune is as whole tensors: an adapter merged by PEFT, or a checkpoint loaded.
+"""A fine-tune as whole tensors: an adapter merged by PEFT, or a loaded checkpoint.
 
-Merging is done in float32 or wider on a copy whose tied weights were untied first: an adapter on a tied
-embedding leaves the head alone when it runs, and so it must when it is merged.
+Merging is done in float32 or wider, on a copy whose tied weights are untied first: an adapter on a tied
+embedding leaves the head alone in a forward pass, so merging must leave it alone as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from intruscope.adapters.live_models import build, class_for, quiet, require
 from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
 
 _CLASSIFIER_ENDS = ("classifier", "score", "classifier.out_proj", "classifier.dense2", "logits_proj")
-Head = Literal["classes", "choices"]
-"""What a model says of texts, where it is no language model: a class, or a score for each of several."""
-HEADS: dict[Head, str] = {
+TaskHead = Literal["classes", "choices"]
+"""What a head that is not a language model's returns: class logits, or a score for each of several texts."""
+HEADS: dict[TaskHead, str] = {
     "classes": "AutoModelForSequenceClassification",
     "choices": "AutoModelForMultipleChoice",
 }
-"""The auto classes of transformers that have these heads."""
+"""The auto classes of transformers with these heads."""
+_HEAD_MODULES = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Modules that PEFT saves for a task without being asked."""
 _OTHER_TASKS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -42,27 +48,27 @@ class Merged:
     """A fine-tune as a plain model.
 
     Attributes:
-        model: With the tuned weights in place; no adapter is left in it.
-        head: What it says of texts; None of a language model, or a bare body.
-        random: Names of its parameters that neither base nor adapter holds.
-        from_base: Names of its parameters whose base value is known, with that value.
+        model: The model with its tuned weights, and no adapter left in it.
+        head: Its head; None for a language model or a bare body.
+        random: Names of its parameters that neither base nor adapter stores.
+        from_base: The base's values of its parameters, by name, where they are known.
     """
 
     model: nn.Module
-    head: Head | None
+    head: TaskHead | None
     random: frozenset[str]
     from_base: Mapping[str, torch.Tensor]
 
 
-def head_class(head: Head, config: Any) -> type[nn.Module] | None:
-    """The class of a model type that has this head; None where transformers has none."""
+def head_class(head: TaskHead, config: Any) -> type[nn.Module] | None:
+    """The class of a model type with this head; None where transformers has none."""
     import transformers
 
     return class_for(getattr(transformers, HEADS[head]), config)
 
 
 def untie(model: nn.Module) -> None:
-    """Give every module a parameter of its own where several share one; values stay equal."""
+    """Give every module its own parameter where several share one; values stay equal."""
     import torch
 
     seen: set[int] = set()
@@ -89,27 +95,27 @@ def merge_adapter(
 
     Args:
         adapter: Opened, and known to match the base.
-        tensors: The base's numbers, by stored name.
-        config: The base's.
-        language_cls: Its language-model class, if it has one.
+        tensors: The base's tensors, by stored name.
+        config: The base's config.
+        language_cls: The base's language-model class, if it has one.
         dtype: To merge in; float32 or wider.
 
     Raises:
-        UnsupportedFormat: not PEFT's format, or a task that cannot be told.
+        UnsupportedFormat: not PEFT's format, or a task that this base has no model for.
         MalformedInput: PEFT cannot load or merge it.
     """
     require("peft")
     if not adapter.kind.is_peft or adapter.config is None or adapter.config.options.get("enable_lora"):
         kind = "PEFT's first format" if adapter.kind.is_peft else adapter.kind.title
         raise UnsupportedFormat(
-            f"no installed library runs an adapter of {kind}",
+            f"this adapter is of {kind}, which no installed library can run",
             remedy="convert it to a PEFT adapter; it can be scanned as it is",
             file=adapter.path,
         )
     host_cls, head = host_class(adapter, config, language_cls)
     if head == "classes":
         config = with_labels(config, adapter)
-    # transformers takes tensors of the right dtype as they are, and PEFT loads trained biases into them.
+    # transformers keeps tensors of the right dtype as they are, and PEFT loads trained biases into them.
     own = {name: tensor.clone() for name, tensor in tensors.items()}
     host, missing = build(host_cls, config, own, dtype=dtype, file=adapter.path)
     _check_modules(host, adapter)
@@ -124,7 +130,7 @@ def merge_adapter(
 
 
 def merge_in_memory(tuned: Any) -> nn.Module:
-    """A copy of a PeftModel with its adapters merged; the original stays as it is.
+    """A copy of a PeftModel with its adapters merged; the original is not changed.
 
     Raises:
         MalformedInput: its adapters cannot be merged.
@@ -139,19 +145,19 @@ def merge_in_memory(tuned: Any) -> nn.Module:
         try:
             model: nn.Module = twin.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError) as error:
-            fact = f"got an adapter that PEFT cannot merge ({printable(error)}), expected a mergeable one"
-            raise MalformedInput(fact, remedy="check its weights for NaN, or use another method") from error
+            fact = f"PEFT cannot merge this adapter: {printable(error)}"
+            raise MalformedInput(fact, remedy="check its weights for NaN") from error
     return model.eval()
 
 
 def host_class(
     adapter: AdapterSource, config: Any, language_cls: type[nn.Module] | None
-) -> tuple[type[nn.Module], Head | None]:
+) -> tuple[type[nn.Module], TaskHead | None]:
     """The class that the adapter was trained on, and its head."""
     import transformers
 
-    task, trained_on = _told(adapter)
-    head: Head | None = None
+    task, trained_on = _trained_for(adapter)
+    head: TaskHead | None = None
     choices = head_class("choices", config)
     if task is None and choices is not None and trained_on == choices.__name__:
         head = "choices"
@@ -169,16 +175,16 @@ def host_class(
         found = None
     if found is None:
         raise UnsupportedFormat(
-            f"got an adapter for the task {printable(task)}, which model type {printable(config.model_type)} "
-            "cannot be loaded for, expected a language model or a classifier",
-            remedy="check that this adapter is for this base",
+            f"the adapter's task_type is {printable(task)}, but transformers has no such model of type "
+            f"{printable(config.model_type)}, the base's",
+            remedy=_wrong_task(adapter),
             file=adapter.path,
         )
     return found, head
 
 
-def _told(adapter: AdapterSource) -> tuple[str | None, str | None]:
-    """PEFT's word for the task; and for a task that it has no word for, the name of the class."""
+def _trained_for(adapter: AdapterSource) -> tuple[str | None, str | None]:
+    """The adapter's ``task_type``; and the class it was trained on, which PEFT stores for other tasks."""
     assert adapter.config is not None
     config = adapter.config.raw
     task, mapping = config.get("task_type"), config.get("auto_mapping")
@@ -187,14 +193,19 @@ def _told(adapter: AdapterSource) -> tuple[str | None, str | None]:
 
 
 def _saved_names(adapter: AdapterSource) -> set[str]:
-    """Modules that the adapter stores whole, as their names in the model."""
+    """Names, in the model, of the modules that the adapter stores whole."""
     modules, skipped = sort_keys(adapter)
     saved = {name for name, module in modules.items() if "saved" in module.roles}
     return saved | {_plain(key).rpartition(".")[0] for key in skipped}
 
 
+def _is_stored(module: str, saved: set[str]) -> bool:
+    """Whether an adapter stores a module of this name, or a part of one, whole."""
+    return any(f".{module}." in f".{name}." for name in saved)
+
+
 def _plain(key: str) -> str:
-    """An adapter's key as the model's own name, where it stores the module whole."""
+    """The model's own name for a key of a module that the adapter stores whole."""
     return (
         key.removeprefix(PEFT_PREFIX)
         .replace(".modules_to_save.default.", ".")
@@ -203,7 +214,7 @@ def _plain(key: str) -> str:
 
 
 def _num_labels(adapter: AdapterSource) -> int | None:
-    """Classes of the classifier that the adapter stores; None when it stores none."""
+    """Number of classes of the classifier that the adapter stores; None when it stores none."""
     for key, tensor in adapter.tensors.items():
         name = _plain(key)
         if len(tensor.shape) == 2 and any(name.endswith(f"{end}.weight") for end in _CLASSIFIER_ENDS):
@@ -215,7 +226,7 @@ def _num_labels(adapter: AdapterSource) -> int | None:
 
 
 def with_labels(config: Any, adapter: AdapterSource) -> Any:
-    """The config with as many labels as the stored classifier has."""
+    """The config, with the number of labels of the stored classifier."""
     config = copy.deepcopy(config)
     count = _num_labels(adapter)
     if count is not None and count != config.num_labels:
@@ -224,23 +235,24 @@ def with_labels(config: Any, adapter: AdapterSource) -> Any:
 
 
 def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
-    """Every module that the adapter trained must be in the model that it is put on, and of its size.
+    """Refuse an adapter with modules that the model lacks, or that have another size in it.
 
     Raises:
-        MalformedInput: a module is not there.
-        ShapeMismatch: one that is stored whole has another shape, such as a resized vocabulary.
+        MalformedInput: a module is missing in the model.
+        ShapeMismatch: a module that is stored whole has another shape, such as a resized vocabulary.
     """
     parameters = dict(host.named_parameters(remove_duplicate=False))
     names = {name for name, _ in host.named_modules()} | set(parameters)
     modules, _ = sort_keys(adapter)
-    # The second parameter of fused experts is wrapped around the first: its keys say base_layer.
+    # The second parameter of fused experts wraps the first: its keys contain base_layer.
     plain = {name.removesuffix(".base_layer") for name in modules}
     lost = sorted(name for name in plain if name not in names)
     if lost:
+        task, _ = _trained_for(adapter)
         raise MalformedInput(
-            f"got weights for {printable(lost[0])} ({len(lost)} modules), which {type(host).__name__} has "
-            "not, expected an adapter whose names are this model's",
-            remedy="check task_type in adapter_config.json, and that this adapter is for this base",
+            f"the adapter trained {_some(lost)}, which {type(host).__name__}, the base with task_type "
+            f"{printable(task)}, does not have",
+            remedy=_wrong_task(adapter),
             file=adapter.path,
         )
     for name, module in modules.items():
@@ -250,47 +262,70 @@ def _check_modules(host: nn.Module, adapter: AdapterSource) -> None:
             continue
         words, base_words = stored.shape[0], parameter.shape[0]
         raise ShapeMismatch(
-            f"got {list(stored.shape)}, expected {list(parameter.shape)} as in the base: a vocabulary of "
-            f"{words} words cannot be compared with one of {base_words}",
-            remedy=f"merge the adapter, cut it back with resize_token_embeddings({base_words}), and save it",
+            f"the shape is {list(stored.shape)}, but {list(parameter.shape)} in the base: losses over a "
+            f"vocabulary of {words} words cannot be compared with one of {base_words}",
+            remedy=f"merge the adapter, call resize_token_embeddings({base_words}) on it, and save it",
             file=adapter.path,
             tensor=stored.name,
         )
 
 
+def _some(modules: Sequence[str]) -> str:
+    """The first of several modules by name, and how many more there are."""
+    if not modules:
+        return "no module"
+    shown = ", ".join(map(printable, modules[:3]))
+    return shown if len(modules) <= 3 else f"{shown} and {len(modules) - 3} more modules"
+
+
+def _wrong_task(adapter: AdapterSource) -> str:
+    return f"correct task_type in adapter_config.json, or give the adapter's own base{_own_base(adapter)}"
+
+
+def _own_base(adapter: AdapterSource) -> str:
+    """The base that an adapter names, in brackets, where it names one."""
+    return f" (it names {printable(adapter.base_name)})" if adapter.base_name else ""
+
+
 def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
-    """PEFT's own layers around the host, filled with the adapter's numbers as we read them, and merged."""
-    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, set_peft_model_state_dict
+    """Wrap the host in PEFT's layers, fill them with the adapter's tensors as read by us, and merge."""
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
     modules, _ = sort_keys(adapter)
-    # Fused experts are no layers: target_parameters names them.
+    # Fused experts are not layers: target_parameters names them.
     layers = {name for name, module in host.named_modules() if hasattr(module, "weight")}
     trained = {name for name, module in modules.items() if module.has_factors}
+    saved = _saved_names(adapter)
     numbers = {name: tensor.read() for name, tensor in adapter.tensors.items()}
     assert adapter.config is not None
     try:
         with quiet():
             config = PeftConfig.from_peft_type(**adapter.config.raw)
-            # What was trained is known from the keys. The config's own patterns are a stranger's expressions,
-            # which may run for ever; those for ranks were tried in a process of their own before.
+            # The keys say what was trained. The config's patterns are regular expressions of a stranger,
+            # which may never end; those for ranks were tried in a separate process before.
             config.target_modules = trained & layers
             config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+            # PEFT's classes for tasks expect a stored head, or a causal model, whether it is there or not.
+            listed = (*(config.modules_to_save or ()), *_HEAD_MODULES.get(config.task_type, ()))
+            config.modules_to_save = [name for name in dict.fromkeys(listed) if _is_stored(name, saved)]
             config.inference_mode = True
-            cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-            wrapped = cls(host, config)
+            wrapped = PeftModel(host, config)
             ignored = set_peft_model_state_dict(wrapped, numbers).unexpected_keys
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) and error.args else error
         raise MalformedInput(
-            f"got an adapter that PEFT cannot load and merge ({printable(error)}), expected a sound one",
-            remedy="check its weights for NaN, its shapes, and that it is for this base",
+            f"PEFT cannot load and merge this adapter of {_some(sorted(trained | saved))} into "
+            f"{type(host).__name__} ({printable(reason)})",
+            remedy="check its weights for NaN, its adapter_config.json, and that it was trained on this base"
+            f"{_own_base(adapter)}",
             file=adapter.path,
         ) from error
     if ignored:
         raise MalformedInput(
-            f"got {len(ignored)} tensors that PEFT leaves out (such as {printable(min(ignored))}), expected "
-            "the config to tell of all of them",
-            remedy="restore the adapter's own adapter_config.json (modules_to_save, lora_bias ...)",
+            f"PEFT leaves out {len(ignored)} tensors, such as {printable(min(ignored))}, because the "
+            "adapter's config does not mention them",
+            remedy="restore the adapter's original adapter_config.json (modules_to_save, lora_bias ...)",
             file=adapter.path,
         )
     return merged.eval()

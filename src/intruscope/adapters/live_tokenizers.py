@@ -15,41 +15,41 @@ def choose_tokenizers(given: Any, base: Path | None, tuned: Path | None) -> tupl
     Args:
         given: A tokenizer, the folder of one, or None.
         base: The base's folder.
-        tuned: The tuned model's.
+        tuned: The tuned model's folder.
 
     Raises:
-        UsageError: there is none.
-        MalformedInput: base and tuned give the same words different numbers.
+        UsageError: there is no tokenizer.
+        MalformedInput: base and tuned model give the same token different ids.
     """
     if given is not None:
         found = open_tokenizer(Path(given)) if isinstance(given, (str, Path)) else given
         if found is None:
-            fact = "got no tokenizer there, expected tokenizer.json or the like"
+            fact = "this folder holds no tokenizer (tokenizer.json or similar)"
             raise UsageError(fact, remedy="name the folder that holds it", file=given)
         return found, found
     first = open_tokenizer(base) if base is not None else None
     second = open_tokenizer(tuned) if tuned is not None else None
     if first is None and second is None:
-        fact = "got no tokenizer beside the base nor the tuned model, expected one"
+        fact = "there is no tokenizer beside the base or the tuned model"
         raise UsageError(fact, remedy="name its folder with --tokenizer (tokenizer= in Python)", file=base)
     if first is not None and second is not None:
         words, tuned_words = first.get_vocab(), second.get_vocab()
         other = next((word for word, number in words.items() if tuned_words.get(word) != number), None)
         if other is not None:
             raise MalformedInput(
-                f"got tokenizers that disagree: '{printable(other)}' is {words[other]} in the base and "
-                f"{tuned_words.get(other)} in the tuned model, expected words to keep their numbers",
-                remedy="name the one that both were trained with: --tokenizer FOLDER",
+                f"the tokenizers disagree: the id of '{printable(other)}' is {words[other]} in the base and "
+                f"{tuned_words.get(other)} in the tuned model",
+                remedy="name the one that both models were trained with: --tokenizer FOLDER",
                 file=tuned,
             )
     return first or second, second or first
 
 
 def open_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a folder; None when it holds none.
+    """Open the tokenizer of a folder; None when it holds none.
 
     Raises:
-        MalformedInput: it holds one that cannot be read.
+        MalformedInput: the tokenizer cannot be read.
     """
     require("transformers")
     from transformers import AutoTokenizer
@@ -67,9 +67,9 @@ def open_tokenizer(folder: Path) -> Any | None:
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file provokes in there
+    except Exception as error:  # a damaged file can raise anything in there
         raise MalformedInput(
-            f"got a tokenizer that cannot be read ({printable(error)}), expected a whole one",
+            f"cannot read the tokenizer ({printable(error)})",
             remedy="download it again, or give another with --tokenizer",
             file=folder,
         ) from error

@@ -25,8 +25,8 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
     Verbose,
 )
 from intruscope.cli.outputs import Targets, write_record
-from intruscope.cli.screen import show, stage_progress
-from intruscope.errors import UsageError
+from intruscope.cli.screen import note, show, stage_progress
+from intruscope.errors import IncompleteResult, UsageError
 
 
 def forget(
@@ -103,7 +103,13 @@ def forget(
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
             on_progress=on_progress,
+            on_notice=note,
         )
     write_record(forgetting_json(report), json)
     if not quiet and json != "-":
         show(forgetting_summary(report))
+    if report.findings:
+        raise IncompleteResult(
+            f"{len(report.findings)} of {len(tasks)} tasks could not be scored",
+            remedy="see the findings for the reasons; forgetting was measured",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,12 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
 from intruscope.cli.outputs import Targets, check_beside, write_record
 from intruscope.cli.screen import bytes_bar, emit, matrix_progress, note, show
 from intruscope.errors import IncompleteResult, UsageError, printable
-from intruscope.repair.interventions import Kind  # noqa: TC001 - typer reads annotations when it runs
+from intruscope.repair.interventions import INTERVENTIONS
+
+if TYPE_CHECKING:
+    Control = str
+else:
+    Control = Literal[tuple(INTERVENTIONS)]
 
 
 def repair(
@@ -49,7 +54,7 @@ def repair(
         bool, typer.Option("--merged", help="Write a full checkpoint where an adapter is given.")
     ] = False,
     control: Annotated[
-        Kind, typer.Option(help="The intervention; all but the first are controls.")
+        Control, typer.Option(help="The intervention; all but the first are controls.")
     ] = "intruders",
     k: TopIntruders = "10",
     epsilon: Epsilon = 0.5,

@@ -65,7 +65,8 @@ def show(parts: Iterable[RenderableType], *, width: int | None = None) -> None:
     if width is not None and not on_terminal:
         console.width = width
     for part in parts:
-        console.print(part)
+        # A text that may not wrap, such as a command to copy, keeps its one line.
+        console.print(part, soft_wrap=getattr(part, "no_wrap", None) is True)
     emit(text.getvalue())
 
 

@@ -1,5 +1,5 @@
 """How much a fine-tune forgot: losses on text and scores on tasks, paired and with intervals.
 
-May live here: reading text and tasks, cutting text into contexts, losses, intervals, and the records of
-them. Nothing here prints, writes files, or changes a model.
+This folder reads text and tasks, cuts text into contexts, and computes losses, intervals and their records.
+Nothing here prints, writes files, or changes a model.
 """

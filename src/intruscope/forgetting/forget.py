@@ -1,4 +1,4 @@
-"""A whole measurement: two models and a text to one report."""
+"""A whole measurement: from two models and a text to one report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import UsageError
+from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
 from intruscope.forgetting import intervals
 from intruscope.forgetting.losses import (
     DEFAULT_BATCH_TOKENS,
@@ -14,12 +14,14 @@ from intruscope.forgetting.losses import (
     SequenceLosses,
     choose_protocol,
     measure,
+    positions_per_sequence,
 )
 from intruscope.forgetting.models import DType, load_pair
 from intruscope.forgetting.records import ForgettingReport, ForgettingSettings, LossFigures, TaskFigures
-from intruscope.forgetting.scores import TaskScore, check_task, needs_head, score
+from intruscope.forgetting.scores import TaskScore, check_head, check_labels, needs_head, score
 from intruscope.forgetting.texts import read_texts
-from intruscope.forgetting.windows import Sequences, Unit, cut
+from intruscope.forgetting.windows import Sequences, Unit, cut, spread
+from intruscope.weights.matrices import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from intruscope.forgetting.tasks import Task
 
 NUM_CHECKED = 20
-"""Sequences on which the fast protocol is held against the exact one."""
+"""Most sequences on which the fast protocol is checked against the exact one."""
+MAX_CHECK_SHARE = 0.25
+"""Largest cost of that check, as a share of what the fast protocol saves."""
 
 
 def forget(
@@ -54,47 +58,70 @@ def forget(
     tokenizer: Any = None,
     allow_pickle: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    on_notice: Callable[[str], None] = lambda _: None,
 ) -> ForgettingReport:
     """Measure how much a fine-tune forgot: its loss on text minus the base's, with an interval.
 
+    A task that cannot be scored (its head is missing, say) does not stop the measurement: it becomes a
+    finding of the report.
+
     Args:
-        base: Model before: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
+        base: The base model: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
             transformers model in memory.
-        tuned: Model after: a full checkpoint, an adapter, or a model or PeftModel in memory. Models in memory
-            are copied and left as they are.
-        text: Files, patterns, or ``hf:org/name:split``; text like that of pre-training.
-        field: Column of tables that holds the text.
-        protocol: ``causal``; or for a masked model ``exact`` (default) or ``fast``.
+        tuned: The tuned model: a full checkpoint, an adapter, or a model or PeftModel in memory. Models in
+            memory are copied and left as they are.
+        text: Files, patterns, or ``hf:org/name:split``; text like that of pretraining.
+        field: Column that holds the text, in tables.
+        protocol: ``causal``; or for a masked model ``exact`` (default) or ``fast``. On a text so small that
+            checking ``fast`` would cost more than it saves, ``exact`` is used instead.
         unit: What a sequence is: ``line`` (default for a masked model) or ``running`` (for a causal one).
         context: Longest input in tokens; by default the model's, at most 1024 (causal) or 512 (masked).
-        stride: How far each window of a causal model moves on; half a context by default.
-        max_sequences: At most so many sequences, spread evenly over the text.
-        tasks: Tasks to score besides, from ``load_task``.
-        max_task_tokens: Cut the texts of a classification to so many tokens.
-        seed: Of the fast protocol's masks and of the bootstrap.
-        num_resamples: Of the bootstrap.
-        batch_tokens: Positions per batch.
+        stride: How far each window of a causal model moves on, in tokens; half a context by default.
+        max_sequences: Maximum number of sequences, sampled evenly over the text.
+        tasks: Tasks to score as well, from ``load_task``.
+        max_task_tokens: Truncate the texts of a classification to this many tokens.
+        seed: Random seed of the fast protocol's masks and of the bootstrap.
+        num_resamples: Number of bootstrap resamples.
+        batch_tokens: Maximum number of token positions per batch.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
-        tokenizer: One, or the folder of one; that beside the base by default.
+        tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        on_progress: Called with what is done, how much of it, and of how much.
+        on_progress: Called with the name of a stage, what is done of it, and all there is to do.
+        on_notice: Called with sentences that the user should see at once.
 
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
     corpus = read_texts([text] if isinstance(text, (str, Path)) else list(text), field=field)
     if num_resamples < 100:
-        fact = f"got {num_resamples} resamples, expected at least 100"
+        fact = f"{num_resamples} bootstrap resamples are too few for an interval; at least 100 are needed"
         raise UsageError(fact, remedy="raise --resamples, or leave it out")
     on_progress("loading", 0, 1)
     pair = load_pair(base, tuned, device=device, dtype=dtype, tokenizer=tokenizer, allow_pickle=allow_pickle)
     language = pair.language_model()
     chosen = choose_protocol(language.kind, protocol)
-    cutting: dict[str, Any] = {"unit": unit, "context": context, "stride": stride}
-    sequences = cut(corpus, language, max_sequences=max_sequences, **cutting)
-    for task in tasks:
-        check_task(pair, task)  # labels that do not fit are told before the work
+    sequences = cut(corpus, language, unit=unit, context=context, stride=stride, max_sequences=max_sequences)
+    findings: list[Finding] = []
+    scorable: list[Task] = []
+    for task in tasks:  # before the work: a task of the wrong kind and unknown labels are errors
+        try:
+            check_head(pair, task)
+        except MalformedInput as error:  # a head that should be there is missing
+            findings.append(_not_scored(task, error))
+            on_notice(findings[-1].message)
+            continue
+        check_labels(pair, task)
+        scorable.append(task)
+    checked: tuple[int, ...] = ()
+    if chosen == "fast":
+        checked = sequences_to_check(sequences)
+        if not checked:
+            chosen = "exact"
+            on_notice(
+                f"the text has only {sequences.num_sequences} sequences: checking the fast protocol would "
+                "cost too much of what it saves, so the exact protocol is used"
+            )
     settings = ForgettingSettings(
         protocol=PROTOCOLS[chosen],
         unit=sequences.unit,
@@ -106,14 +133,33 @@ def forget(
         device=str(language.model.device),
         dtype=dtype,
     )
+    bootstrap: dict[str, int] = {"num_resamples": num_resamples, "seed": seed}
     before, after = measure_both(
         pair, sequences, protocol=chosen, seed=seed, batch_tokens=batch_tokens, on_progress=on_progress
     )
     fast_error = None
-    if chosen == "fast":
-        few = cut(corpus, language, max_sequences=min(NUM_CHECKED, sequences.num_sequences), **cutting)
-        fast_error = _fast_error(pair, few, settings, batch_tokens, on_progress)
-    bootstrap: dict[str, int] = {"num_resamples": num_resamples, "seed": seed}
+    if checked:
+        exact = measure_both(
+            pair,
+            sequences.only(checked),
+            protocol="exact",
+            batch_tokens=batch_tokens,
+            on_progress=lambda what, done, all_: on_progress(
+                f"checking the fast protocol, {what}", done, all_
+            ),
+        )
+        few = list(checked)
+        fast_error = intervals.paired_difference(
+            exact[1].nats - exact[0].nats, (after.nats - before.nats)[few], before.tokens[few], **bootstrap
+        )
+    figures: list[TaskFigures] = []
+    for task in scorable:
+        try:
+            figures.append(
+                _task_figures(pair, task, bootstrap, unit, batch_tokens, max_task_tokens, on_progress)
+            )
+        except IntruscopeError as error:
+            findings.append(_not_scored(task, error))
     return ForgettingReport(
         base=pair.description[0],
         tuned=pair.description[1],
@@ -124,18 +170,35 @@ def forget(
         forgetting=intervals.paired_difference(before.nats, after.nats, before.tokens, **bootstrap),
         forgetting_per_byte=intervals.paired_difference(before.nats, after.nats, before.bytes, **bootstrap),
         fast_error=fast_error,
+        num_checked=len(checked),
         num_tokens=int(before.tokens.sum()),
         num_bytes=int(before.bytes.sum()),
         num_sequences=sequences.num_sequences,
         num_left_out=sequences.num_left_out,
         text_sha256=corpus.sha256,
         texts=corpus.sources,
-        tasks=tuple(
-            _task_figures(pair, task, bootstrap, unit, batch_tokens, max_task_tokens, on_progress)
-            for task in tasks
-        ),
+        tasks=tuple(figures),
+        findings=tuple(findings),
         environment=_environment(),
     )
+
+
+def sequences_to_check(sequences: Sequences) -> tuple[int, ...]:
+    """Which sequences the fast protocol is checked on: evenly spread, as many as a modest cost allows.
+
+    Costs are token positions that a model processes. The fast losses of these sequences are known already, so
+    the check costs their exact losses alone.
+
+    Returns:
+        Indices; empty where even two sequences would cost more than ``MAX_CHECK_SHARE`` of what is saved.
+    """
+    exact, fast = (positions_per_sequence(sequences, protocol) for protocol in ("exact", "fast"))
+    limit = MAX_CHECK_SHARE * (exact.sum() - fast.sum())
+    for num in range(min(NUM_CHECKED, sequences.num_sequences), 1, -1):
+        chosen = spread(sequences.num_sequences, num)
+        if exact[chosen].sum() <= limit:
+            return tuple(map(int, chosen))
+    return ()
 
 
 def measure_both(
@@ -159,33 +222,11 @@ def measure_both(
     return before, after
 
 
-def _fast_error(
-    pair: LivePair,
-    sequences: Sequences,
-    settings: ForgettingSettings,
-    batch_tokens: int,
-    on_progress: Callable[[str, int, int], None],
-) -> intervals.Interval:
-    """What the fast protocol says of forgetting, minus what the exact one says, on the same sequences."""
-    change = {}
-    for protocol in ("fast", "exact"):
-        before, after = measure_both(
-            pair,
-            sequences,
-            protocol=protocol,
-            seed=settings.seed,
-            batch_tokens=batch_tokens,
-            on_progress=lambda what, done, all_: on_progress(
-                f"check of the fast protocol, {what}", done, all_
-            ),
-        )
-        change[protocol] = after.nats - before.nats
-    return intervals.paired_difference(
-        change["exact"],
-        change["fast"],
-        before.tokens,
-        num_resamples=settings.num_resamples,
-        seed=settings.seed,
+def _not_scored(task: Task, error: IntruscopeError) -> Finding:
+    return Finding(
+        code="task-not-scored",
+        severity="error",
+        message=f"the task {printable(task.name)} was not scored: {error.fact}; {error.remedy}",
     )
 
 
@@ -249,7 +290,7 @@ def _score_interval(found: TaskScore, bootstrap: dict[str, int]) -> intervals.In
 
 
 def _environment() -> dict[str, Any]:
-    """Versions that a figure depends on."""
+    """The versions that a figure depends on."""
     found = {}
     for package in ("intruscope", "torch", "transformers", "tokenizers", "peft"):
         try:

@@ -1,4 +1,4 @@
-"""A bridge to lm-evaluation-harness: both states of a live model on its tasks, by its own rules."""
+"""A bridge to lm-evaluation-harness: both states of a live model on its tasks, scored by its rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run_harness(
     pair: LivePair, tasks: Sequence[str | Mapping[str, Any]], *, batch_size: int = 8, **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate base and tuned model with lm-evaluation-harness, loaded once.
+    """Evaluate base and tuned model with lm-evaluation-harness, loading the models only once.
 
     Args:
         pair: From ``load_pair``; a causal language model.
@@ -25,20 +25,20 @@ def run_harness(
         options: Passed on to ``lm_eval.simple_evaluate`` (``num_fewshot``, ``limit``, ``log_samples`` ...).
 
     Returns:
-        Under ``base`` and ``tuned``, what the harness returns: ``results``, ``samples``, versions.
+        ``base`` and ``tuned``, each with what the harness returns: ``results``, ``samples``, versions.
 
     Raises:
         UsageError: the harness is not installed, or the model is not causal.
         IntruscopeError: there is no language-model head.
     """
     if find_spec("lm_eval") is None:
-        fact = "the package lm-eval is not installed, expected it for the harness's tasks"
+        fact = "the harness's tasks need the package lm-eval, and lm-eval is not installed"
         raise UsageError(fact, remedy="install it with: pip install 'intruscope[eval]'")
     language = pair.language_model()
     if language.kind != "causal":
         raise UsageError(
-            "got a masked language model, expected a causal one: the harness scores by likelihood",
-            remedy="use --task, which takes pseudo-likelihoods",
+            "the harness scores by likelihood and cannot run a masked language model",
+            remedy="use --task, which scores by pseudo-likelihood",
         )
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -53,7 +53,7 @@ def run_harness(
     found: dict[str, dict[str, Any]] = {}
     for state, inside in (("base", pair.as_base), ("tuned", pair.as_tuned)):
         with inside():
-            # Neither requests nor answers may be kept: the two states would share them.
+            # Requests and answers must not be cached: the two states would share them.
             found[state] = simple_evaluate(
                 model=wrapped, tasks=list(tasks), use_cache=None, cache_requests=False, **options
             )

@@ -1,7 +1,8 @@
 """Intervals for figures that are paired by sequence or by example.
 
-Losses per token are ratios of sums over sequences of unequal length, so whole sequences are drawn again:
-both models' losses and the tokens of a sequence stay together. Shape suffixes: C columns, N sequences or
+Losses per token are ratios of sums over sequences of unequal length, so the bootstrap resamples whole
+sequences: both models' losses and the tokens of a sequence stay together. Shape suffixes: C columns, N
+    sequences or
 examples, R resamples.
 """
 
@@ -46,8 +47,8 @@ def resampled_sums(
 
     Args:
         columns_CN: One row per figure, one column per sequence.
-        num_resamples: R.
-        seed: Of the draws.
+        num_resamples: Number of resamples, R.
+        seed: Random seed.
 
     Returns:
         (R, C).
@@ -59,7 +60,7 @@ def resampled_sums(
     num = columns.shape[1]
     if num < 2:
         raise UsageError(
-            f"got {num} sequence, expected at least 2: nothing can be said about the uncertainty of one",
+            f"an interval needs at least 2 sequences, this text has {num}",
             remedy="give more text, or a smaller context",
         )
     generator = np.random.default_rng(seed)
@@ -100,8 +101,8 @@ def paired_difference(
         before_N: Nats of each sequence.
         after_N: Nats of the same sequences.
         units_N: Tokens (or bytes) of the same sequences.
-        num_resamples: R.
-        seed: Of the draws.
+        num_resamples: Number of resamples, R.
+        seed: Random seed.
 
     Raises:
         UsageError: fewer than two sequences.
@@ -127,7 +128,7 @@ def wilson(num_right: int, num: int, *, level: float = LEVEL) -> Interval:
 def mcnemar(
     before_N: Sequence[bool] | NDArray[np.bool_], after_N: Sequence[bool] | NDArray[np.bool_]
 ) -> float:
-    """Exact two-sided p of McNemar's test: are as many examples lost as won? 1 when none changed."""
+    """Exact two-sided p of McNemar's test that as many examples are lost as won; 1 when none changed."""
     from scipy.stats import binomtest
 
     lost, won = _changes(before_N, after_N)
@@ -142,16 +143,16 @@ def accuracy_difference(
 ) -> Interval:
     """Accuracy after minus before on the same examples, with the interval of Bonett and Price (2012).
 
-    It is Wald's interval for paired proportions with one example added to each kind of change, so that it
+    This is Wald's interval for paired proportions with one example added to each kind of change, so that it
     keeps its level where few or no examples changed.
 
     Args:
-        before_N: Which examples were right before.
-        after_N: Which are right after.
-        level: Nominal.
+        before_N: Which examples were answered right before.
+        after_N: Which are answered right after.
+        level: Nominal level.
 
     Raises:
-        UsageError: the two are of different length, or empty.
+        UsageError: the two differ in length, or are empty.
     """
     from scipy.special import ndtri
 
@@ -171,7 +172,7 @@ def _changes(
     before, after = np.asarray(before_N, dtype=bool), np.asarray(after_N, dtype=bool)
     if before.shape != after.shape or before.size == 0:
         raise UsageError(
-            f"got {before.size} examples before and {after.size} after, expected the same ones, at least one",
-            remedy="score both on one task",
+            f"{before.size} examples before and {after.size} after cannot be paired",
+            remedy="score both models on the same examples",
         )
     return int((before & ~after).sum()), int((after & ~before).sum())

@@ -1,10 +1,10 @@
 """Losses on text, sequence by sequence: causal cross-entropy and the masked pseudo-loss.
 
 - causal: each token is predicted from those before it in its window.
-- exact: each token in turn is replaced by the mask and predicted from all others (the pseudo-log-likelihood
-  of Salazar et al., ACL 2020).
-- fast: every token is masked once, together with about 15% of its window, in groups drawn from a seed: a few
-  passes per window. The masks depend on the text alone, so they are the same for every model.
+- exact: each token in turn is replaced by the mask token and predicted from all others (the
+  pseudo-log-likelihood of Salazar et al., ACL 2020).
+- fast: every token is masked once, together with about 15% of its window, in random groups: a few passes per
+  window. The masks depend only on the text and the seed, so they are the same for every model.
 
 Shape suffixes: B rows of a batch, T positions, M scored tokens, N sequences.
 """
@@ -40,17 +40,17 @@ _MAX_LOGITS = 1 << 27
 """Logits held at once: half a gibibyte in float32."""
 _MAX_PADDING = 0.1
 _MIN_POSITIONS = 512
-"""Below so many positions a batch is too small for padding to matter."""
+"""Batches with fewer positions are too small for padding to matter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceLosses:
-    """Losses of one model, per sequence.
+    """Losses of one model, one entry per sequence.
 
     Attributes:
-        nats: Sum over the scored tokens of each sequence; float64.
-        tokens: Scored tokens.
-        bytes: UTF-8 bytes that they stand for.
+        nats: Sum over the scored tokens; float64.
+        tokens: Number of scored tokens.
+        bytes: Number of UTF-8 bytes that they represent.
     """
 
     nats: NDArray[np.float64]
@@ -64,12 +64,12 @@ class SequenceLosses:
 
     @property
     def nats_per_byte(self) -> float:
-        """The same sum over bytes, which does not depend on the tokenizer."""
+        """The same per byte, which does not depend on the tokenizer."""
         return float(self.nats.sum() / self.bytes.sum())
 
     @property
     def perplexity(self) -> float:
-        """E to the nats per token, infinite past the floats; of a masked protocol the pseudo-perplexity."""
+        """Exponential of nats per token, infinite on overflow; the pseudo-perplexity of a masked protocol."""
         try:
             return math.exp(self.nats_per_token)
         except OverflowError:
@@ -78,7 +78,7 @@ class SequenceLosses:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Row:
-    """One row of a batch: an input, and the positions whose tokens are predicted by it."""
+    """One row of a batch: an input, and the positions whose tokens it predicts."""
 
     window: Window
     positions: NDArray[np.int64]
@@ -92,10 +92,10 @@ def choose_protocol(kind: str, asked: str | None) -> Protocol:
 
     Args:
         kind: ``causal`` or ``masked``.
-        asked: ``causal``, ``exact``, ``fast``, or None for the kind's first.
+        asked: ``causal``, ``exact``, ``fast``, or None for the kind's default.
 
     Raises:
-        UsageError: one of the other kind.
+        UsageError: a protocol for the other kind.
     """
     fitting: tuple[Protocol, ...] = ("causal",) if kind == "causal" else ("exact", "fast")
     if asked is None:
@@ -104,8 +104,8 @@ def choose_protocol(kind: str, asked: str | None) -> Protocol:
         if protocol == asked:
             return protocol
     raise UsageError(
-        f"got the protocol {asked} for a {kind} language model, expected {' or '.join(fitting)}",
-        remedy="leave --protocol out",
+        f"the protocol {asked} does not fit a {kind} language model",
+        remedy=f"use --protocol {' or '.join(fitting)}, or leave it out",
     )
 
 
@@ -119,23 +119,23 @@ def measure(
     name: str | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> SequenceLosses:
-    """The losses of a model in the state it is in.
+    """The losses of a model in its present state.
 
     Args:
         language: The model.
         sequences: What to measure on.
-        protocol: How.
-        seed: Of the fast protocol's masks.
-        batch_tokens: Positions per batch, padding included; at least one row is always taken.
+        protocol: How to compute losses.
+        seed: Random seed of the fast protocol's masks.
+        batch_tokens: Maximum number of positions per batch, including padding; a batch has at least one row.
         name: Of the model, for errors.
-        on_progress: Called after each batch with the scored tokens done and of all.
+        on_progress: Called after each batch with the number of tokens scored so far, and of all.
 
     Returns:
-        In the order of the sequences, whatever the order of computation.
+        Losses in the order of the sequences, whatever the order of computation.
 
     Raises:
         MalformedInput: a loss is NaN or infinite.
-        ResourceExhausted: the device has no room for a batch.
+        ResourceExhausted: a batch does not fit on the device.
     """
     rows = _rows(sequences.windows, protocol, seed)
     nats = np.zeros(sequences.num_sequences)
@@ -153,8 +153,16 @@ def measure(
     return SequenceLosses(nats=nats, tokens=tokens, bytes=sequences.bytes_N)
 
 
+def positions_per_sequence(sequences: Sequences, protocol: Protocol) -> NDArray[np.int64]:
+    """Token positions that a model processes for each sequence under a protocol: what a measurement costs."""
+    found = np.zeros(sequences.num_sequences, dtype=np.int64)
+    for window in sequences.windows:
+        found[window.sequence] += _num_groups(window, protocol) * len(window.ids)
+    return found
+
+
 def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[_Row]:
-    """All rows, the longest first: memory runs out at once or never, and neighbours need little padding."""
+    """All rows, longest first: memory runs out at once or never, and neighbours need little padding."""
     rows: list[_Row] = []
     for index, window in enumerate(windows):
         rows += [_Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
@@ -162,18 +170,22 @@ def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[_Row
 
 
 def _groups(window: Window, index: int, protocol: Protocol, seed: int) -> list[NDArray[np.int64]]:
-    """Positions that are predicted together."""
+    """Groups of positions that are predicted together."""
     if protocol == "causal":
         return [window.scored]
     if protocol == "exact":
         return list(window.scored[:, None])
-    num_groups = min(len(window.scored), round(1 / MASKED_FRACTION))
     shuffled = np.random.default_rng([seed, index]).permutation(window.scored)
-    return [np.sort(group) for group in np.array_split(shuffled, num_groups)]
+    return [np.sort(group) for group in np.array_split(shuffled, _num_groups(window, protocol))]
+
+
+def _num_groups(window: Window, protocol: Protocol) -> int:
+    most = {"causal": 1, "exact": len(window.scored), "fast": round(1 / MASKED_FRACTION)}[protocol]
+    return min(len(window.scored), most)
 
 
 def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[list[_Row]]:
-    """Rows that run together: within the budgets, and of like length where there are enough of them."""
+    """Rows that run together: within the limits, and of similar length where there are enough of them."""
     batch: list[_Row] = []
     num_scored = num_real = 0
     for row in rows:
@@ -194,9 +206,9 @@ def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[li
 class Forward:
     """Runs a language model and computes logits only where a token is scored.
 
-    The head is half the work of a small model, so the body's output is cut down to the scored positions on
-    its way to the head, which treats every position alike. That is checked once, on two rows; a model whose
-    head does more keeps all positions.
+    The head is half the work of a small model. It treats every position alike, so the body's output is cut
+    down to the scored positions on its way to the head. That is checked once, on two rows; a model whose head
+    does more keeps all positions.
     """
 
     def __init__(self, language: LanguageModel, *, masked: bool) -> None:
@@ -206,15 +218,16 @@ class Forward:
         self._mask_id: int = tokenizer.mask_token_id if masked else 0
         self.num_words: int = self._model.get_input_embeddings().num_embeddings
         padding = tokenizer.pad_token_id
-        # A padding token that was added to the tokenizer alone has no row in the model; nothing looks at it.
+        # A padding token that was only added to the tokenizer has no row in the model; it is never attended
+        # to.
         self._pad_id = padding if padding is not None and padding < self.num_words else 0
         self._cuts: bool | None = None if self._model.base_model is not self._model else False
 
     def nats(self, batch: list[_Row]) -> NDArray[np.float64]:
-        """Minus the log-probability of every scored token, row after row.
+        """Negative log-probability of every scored token, row by row.
 
         Raises:
-            ResourceExhausted: no room on the device.
+            ResourceExhausted: a batch does not fit on the device.
         """
         import torch
         from torch.nn.functional import cross_entropy
@@ -232,15 +245,14 @@ class Forward:
                 lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
-                f"got no memory for a batch of {arrays[0].size} positions on {self._model.device}, "
-                "expected room",
-                remedy="lower --batch-tokens, or take another --device",
+                f"not enough memory on {self._model.device} for a batch of {arrays[0].size} token positions",
+                remedy="lower --batch-tokens, or choose another --device",
             ) from error
         found: NDArray[np.float64] = lost.cpu().double().numpy()
         return found
 
     def _arrays(self, batch: list[_Row]) -> tuple[NDArray[np.int64], ...]:
-        """Ids and attention (B, T); row, position to read, and target of each scored token (M,)."""
+        """Ids and attention (B, T); the row, position to read and target of each scored token (M,)."""
         ids = np.full((len(batch), max(map(len, batch))), self._pad_id, dtype=np.int64)
         attention = np.zeros_like(ids)
         rows = np.repeat(np.arange(len(batch)), [len(row.positions) for row in batch])
@@ -254,7 +266,7 @@ class Forward:
         return ids, attention, rows, positions if self._masked else positions - 1, targets
 
     def _may_cut(self, *tensors: torch.Tensor) -> bool:
-        """Whether the head gives the same of the cut output as of the whole one."""
+        """Whether the head returns the same for the cut output as for the whole one."""
         import torch
 
         with torch.inference_mode():
@@ -266,13 +278,13 @@ class Forward:
     def _whole_run(
         self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
     ) -> torch.Tensor:
-        """(M, words), cut out of the logits of all positions."""
+        """(M, words), taken from the logits of all positions."""
         return self._run(ids_BT, attention_BT)[rows_M, read_M]
 
     def _cut_run(
         self, ids_BT: torch.Tensor, attention_BT: torch.Tensor, rows_M: torch.Tensor, read_M: torch.Tensor
     ) -> torch.Tensor:
-        """(M, words), of the head run on the scored positions alone."""
+        """(M, words), with the head run on the scored positions only."""
 
         def keep_scored(_module: object, _arguments: object, output: Any) -> Any:
             picked = output[0][rows_M, read_M].unsqueeze(0)
@@ -297,7 +309,7 @@ def _check_finite(lost: NDArray[np.float64], owners: NDArray[np.int64], name: st
     bad = np.flatnonzero(~np.isfinite(lost))
     if len(bad):
         raise MalformedInput(
-            f"got the loss {lost[bad[0]]} in sequence {owners[bad[0]]}, expected a finite number",
-            remedy="look for non-finite weights with intruscope scan; of float16, try --dtype float32",
+            f"the loss of sequence {owners[bad[0]]} is {lost[bad[0]]}",
+            remedy="look for non-finite weights with intruscope scan; with float16, try --dtype float32",
             file=name,
         )

@@ -1,4 +1,4 @@
-"""Two models, by name or in memory, to one live pair."""
+"""From two models, by name or in memory, to one live pair."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def load_pair(
     """Load a base and its fine-tune as one live model.
 
     Args:
-        base: Model before: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
+        base: The base model: a path, ``org/name@revision``, ``base+adapter``, an adapter alone, or a
             transformers model in memory, which is copied.
-        tuned: Model after: a full checkpoint or an adapter by name, or a transformers model or PeftModel in
-            memory, which is copied.
+        tuned: The tuned model: a full checkpoint or an adapter by name, or a transformers model or PeftModel
+            in memory, which is copied.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or any torch device.
         dtype: Of weights and computation.
-        tokenizer: One, or the folder of one; that beside the base by default.
+        tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
 
     Raises:
@@ -49,8 +49,8 @@ def load_pair(
         return load_modules(before, opened.tuned_module, **options)
     if opened.in_memory:
         raise UsageError(
-            "one model is in memory and the other is not: losses need both in memory, or both by name",
-            remedy="name the base, or load the tuned model too",
+            "one model is in memory and the other is given by name",
+            remedy="give both by name, or load both",
         )
     return load_opened(opened, **options)
 
@@ -59,7 +59,7 @@ def choose_device(device: str) -> str:
     """The torch device that a name stands for.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     import torch
 
@@ -68,6 +68,6 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        fact = f"--device is {device}, which is not here, expected auto or cpu"
-        raise UsageError(fact, remedy="leave --device out") from error
+        fact = f"--device is {device}, which this machine does not have"
+        raise UsageError(fact, remedy="use --device auto or --device cpu") from error
     return device

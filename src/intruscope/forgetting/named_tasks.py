@@ -1,11 +1,11 @@
 """The tasks that papers compare fine-tuning on, by their short names.
 
-Each is read from a folder of files, or without one from the hub by its dataset's id. Labels get their real
-names and one order, that of the hub: a head trained on one copy reads the other.
+Each is read from a folder of files or, without one, from its dataset on the hub. Labels get their real names
+in the order of the hub, so that a head trained on one copy fits the other.
 
-A task without two files of its own is split here: an example goes to ``eval`` where the SHA-256 of what it is
-about (FEVER: the claim; Social IQa: the story) ends in 0 when read as a decimal number, and to ``train``
-otherwise. So the split is the same everywhere, and one claim or story is never on both sides.
+A task without separate files is split here: an example belongs to ``eval`` where the SHA-256 of its subject
+(FEVER: the claim; Social IQa: the story), as a decimal number, ends in 0, and to ``train`` otherwise. So the
+split is the same everywhere, and no claim or story is on both sides.
 
 Sources: GLUE (arXiv 1804.07461), WinoGrande (1907.10641), Social IQa (1904.09728), FEVER (1803.05355),
 BoolQ (1905.10044). Social IQa and BoolQ have the instruction form of LLM-Adapters (2304.01933), in which
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 Split = Literal["train", "eval"]
 Row = dict[str, Any]
 FOLDER_VARIABLE = "INTRUSCOPE_DATA"
-"""Environment variable that names the folder of the tasks' files."""
+"""Environment variable with the folder of the tasks' files."""
 
 _EVERY = 10
-"""One example in so many is held out of a file that is split here."""
-# A revision of the hub on which datasets that are scripts elsewhere lie as Parquet files.
+"""Of a file that is split here, one example in this many is held out."""
+# The revision on the hub that has the Parquet files of datasets that are scripts elsewhere.
 _AS_PARQUET = "@refs/convert/parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Named:
-    """Where a task lies, and what its rows mean.
+    """Where a task is stored, and what its rows mean.
 
     Attributes:
-        files: Of training and evaluation, below the folder; the same twice is split here.
-        hub: Datasets of training and evaluation, as ``load_task`` takes them after ``hf:``.
-        classes: In their order; empty for multiple choice.
-        fields: Columns of the text on the hub; in files the usual names are found.
-        about: What of a row decides on which side of a split it falls.
-        from_hub: A row of the hub in the form of the files.
-        key: Column whose repeated values on the hub are one example.
+        files: Files for training and evaluation, relative to the folder; one file for both is split here.
+        hub: Datasets for training and evaluation, as ``load_task`` takes them after ``hf:``.
+        classes: In order; empty for multiple choice.
+        fields: Columns of text on the hub; files have the usual names.
+        about: The subject of a row, which decides its side of a split.
+        from_hub: Converts a row of the hub to the form of the files.
+        key: Column on the hub whose repeated values are one example.
     """
 
     files: tuple[str, str]
@@ -72,7 +72,7 @@ def _glue(name: str, fields: tuple[str, ...], classes: tuple[str, ...], held_out
 
 
 def _story(row: Row) -> str:
-    """What comes before the question itself: the same story is asked about several times."""
+    """The text before the question itself: several questions share a story."""
     asked: str = row["instruction"].partition("Answer1:")[0]
     return asked.strip().rpartition(". ")[0] or asked.strip()
 
@@ -127,7 +127,7 @@ _TASKS: dict[str, _Named] = {
         classes=("SUPPORTS", "REFUTES", "NOT ENOUGH INFO"),
         fields=("claim",),
         about=lambda row: row["claim"],
-        key="id",  # on the hub a claim has a row for each of its pieces of evidence
+        key="id",  # on the hub, a claim has one row per piece of evidence
     ),
     "boolq": _Named(
         files=("boolq/train.json", "boolq/test.json"),
@@ -136,7 +136,7 @@ _TASKS: dict[str, _Named] = {
     ),
 }
 NAMES: tuple[str, ...] = tuple(_TASKS)
-"""Every task that has a name."""
+"""The names of all tasks."""
 
 
 def named_task(
@@ -146,17 +146,17 @@ def named_task(
 
     Args:
         name: One of ``NAMES``.
-        split: What it is for: to train on, or to score.
-        folder: Holds a folder for each task; without one, the hub is asked.
-        labels: The model's classes in their order, where they are named otherwise than the task's.
+        split: ``train`` to train on, ``eval`` to score.
+        folder: A folder with one folder per task; without it, the task is read from the hub.
+        labels: The model's classes in order, where their names differ from the task's.
 
     Raises:
-        UsageError: no such task, no such file, or no way to the hub.
+        UsageError: no such task, no such file, or the hub cannot be reached.
         MalformedInput: a damaged file, or labels that are not the task's.
     """
     if name not in _TASKS:
         raise UsageError(
-            f"got no task of that name, expected one of {', '.join(NAMES)}",
+            f"there is no task of this name; the tasks are {', '.join(NAMES)}",
             remedy=nearest(name, NAMES, what="task") or "check the name",
             file=name,
         )
@@ -169,11 +169,11 @@ def named_task(
         path = folder / task.files[held_out]
         source = str(path)
         if not path.is_file():
-            fact = f"got no such file, expected the task {name}"
-            raise UsageError(fact, remedy="check --data, or leave it out to ask the hub", file=path)
+            fact = f"no such file, which should hold the task {name}"
+            raise UsageError(fact, remedy="check --data, or leave it out to use the hub", file=path)
         rows = _own_side(task, read_table(path), source, held_out=held_out)
     if not rows:
-        raise MalformedInput("got no examples, expected some", remedy="check the file", file=source)
+        raise MalformedInput("this task has no examples", remedy="check the file", file=source)
     if not task.classes:
         return choice_task(rows, source)
     fields = task.fields if folder is None else None
@@ -186,18 +186,18 @@ def _from_hub(task: _Named, rows: list[Row], source: str) -> list[Row]:
     try:
         return [task.from_hub(row) for row in rows] if task.from_hub is not None else rows
     except (KeyError, AttributeError) as error:
-        fact = f"got rows of another form ({printable(error)}), expected those that the hub had"
-        raise MalformedInput(fact, remedy="download the task, and name its file", file=source) from None
+        fact = f"the dataset on the hub has changed its form ({printable(error)})"
+        raise MalformedInput(fact, remedy="download the task and name its file", file=source) from None
 
 
 def _own_side(task: _Named, rows: list[Row], source: str, *, held_out: bool) -> list[Row]:
-    """The rows of this side, where one file holds both."""
+    """The rows of this split, where one file holds both."""
     if task.about is None:
         return rows
     try:
         return [row for row in rows if _is_held_out(task.about(row)) == held_out]
     except (KeyError, AttributeError) as error:
-        fact = f"got a row without {printable(error)}, expected the task's form"
+        fact = f"a row is without {printable(error)}"
         raise MalformedInput(fact, remedy="check the file", file=source) from None
 
 
@@ -206,7 +206,7 @@ def _is_held_out(about: str) -> bool:
 
 
 def find_task(
-    name: str,
+    name: str | Path,
     *,
     split: Split = "eval",
     folder: Path | None = None,
@@ -214,25 +214,26 @@ def find_task(
     label_field: str | None = None,
     labels: Sequence[str] | None = None,
 ) -> Task:
-    """A task by its file, its dataset of the hub, or its short name; a file wins over a name.
+    """A task by its file, its dataset on the hub, or its short name; a file wins over a name.
 
     Args:
-        name: What the user wrote.
-        split: Of a task with a short name.
-        folder: Of the files of tasks with short names.
-        text_fields: Columns of the text, in a file.
+        name: A path, ``hf:org/name[:config][:split]``, or a short name.
+        split: ``train`` or ``eval``, for a task with a short name.
+        folder: Folder with the files of tasks that have short names.
+        text_fields: Columns of text, in a file.
         label_field: Column of the labels, in a file.
-        labels: The model's classes in their order.
+        labels: The model's classes in order.
 
     Raises:
-        UsageError: no such file or task, or fields that are not there.
+        UsageError: no such file or task, or no such columns.
         MalformedInput: damaged, empty, or labels and answers that do not fit.
     """
+    name = str(name)
     if Path(name).is_file() or name.startswith(HUB_PREFIX) or re.search(r"[/\\.]", name):
         return load_task(name, text_fields=text_fields, label_field=label_field, labels=labels)
     if text_fields is not None or label_field is not None:
         raise UsageError(
-            f"got columns for {printable(name)}, expected none: a task that is known by name has its own",
-            remedy="leave --task-fields out, or name a file",
+            f"--task-fields names columns, but the task {printable(name)} already has its own",
+            remedy="leave --task-fields out, or give a file instead of the task's name",
         )
     return named_task(name, split=split, folder=folder, labels=labels)

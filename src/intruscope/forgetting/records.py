@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from intruscope.forgetting.intervals import Interval
     from intruscope.forgetting.texts import TextSource
+    from intruscope.weights.matrices import Finding
 
 SCHEMA = "intruscope.forget/1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgettingSettings:
-    """Everything that a figure depends on besides the models and the text.
+    """Everything that a figure depends on, apart from the models and the text.
 
     Attributes:
-        protocol: Name and version, as ``causal-cross-entropy/1``.
+        protocol: Name and version, such as ``causal-cross-entropy/1``.
         unit: What a sequence is: ``line`` or ``running``.
         context: Longest input in tokens.
-        stride: Tokens scored per further window; None for a masked model.
-        max_sequences: At most so many, spread evenly; None for all.
-        seed: Of the fast protocol's masks and of the bootstrap.
-        num_resamples: Of the bootstrap.
+        stride: Tokens scored in each further window; None for a masked model.
+        max_sequences: Maximum number of sequences, sampled evenly; None for all.
+        seed: Random seed of the fast protocol's masks and of the bootstrap.
+        num_resamples: Number of bootstrap resamples.
         device: Where it was computed.
         dtype: Of weights and computation.
     """
@@ -46,7 +47,7 @@ class LossFigures:
     Attributes:
         nats_per_token: With its interval.
         nats_per_byte: Does not depend on the tokenizer.
-        perplexity: exp of nats per token; of a masked model the pseudo-perplexity.
+        perplexity: exp of nats per token; for a masked model the pseudo-perplexity.
     """
 
     nats_per_token: Interval
@@ -59,15 +60,15 @@ class TaskFigures:
     """Scores on one task.
 
     Attributes:
-        name: As it was named.
+        name: As given.
         metric: ``accuracy`` or ``nats/token``.
-        num_examples: How many.
+        num_examples: Number of examples, or of sequences of held-out text.
         tuned: Score of the tuned model.
         base: Score of the base; None for a classifier, whose head the base lacks.
         difference: Tuned minus base, paired.
-        mcnemar_p: Of the change of accuracy, exact; None elsewhere.
-        num_truncated: Examples cut to the model's longest input.
-        sha256: Of examples and answers.
+        mcnemar_p: Exact p of McNemar's test for a change of accuracy; None for other metrics.
+        num_truncated: Number of examples truncated to the model's longest input.
+        sha256: Hash of examples and answers.
     """
 
     name: str
@@ -86,19 +87,22 @@ class ForgettingReport:
     """How much a fine-tune forgot.
 
     Attributes:
-        base, tuned: How the models were named.
+        base, tuned: Names of the models.
         kind: ``causal`` or ``masked``.
         settings: How it was measured.
-        base_loss, tuned_loss: Of either model.
+        base_loss, tuned_loss: Losses of the two models.
         forgetting: Tuned minus base in nats per token, paired by sequence.
         forgetting_per_byte: The same per byte.
-        fast_error: For the fast protocol: its forgetting minus that of the exact one, on some sequences.
+        fast_error: For the fast protocol, its forgetting minus that of the exact one, on ``num_checked``
+            sequences; None for the others.
         num_tokens, num_bytes, num_sequences: What was scored.
-        num_left_out: Sequences without a token to score, or past the limit.
-        text_sha256: Of the text.
+        num_left_out: Sequences without a token to score, or beyond ``max_sequences``.
+        text_sha256: Hash of the text.
         texts: Its sources.
-        tasks: Scores, where tasks were given.
-        environment: Versions.
+        tasks: Scores on the tasks that could be scored.
+        environment: Versions that a figure depends on.
+        num_checked: Number of sequences on which the fast protocol was checked.
+        findings: What the reader must know, such as tasks that could not be scored.
     """
 
     base: str
@@ -118,3 +122,5 @@ class ForgettingReport:
     texts: tuple[TextSource, ...]
     tasks: tuple[TaskFigures, ...]
     environment: dict[str, Any]
+    num_checked: int = 0
+    findings: tuple[Finding, ...] = ()

@@ -1,4 +1,4 @@
-"""A live model on a task, example by example, so that two states of it can be compared in pairs."""
+"""A live model on a task, example by example, so that two of its states can be compared in pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _silent(_done: int, _all: int) -> None:
-    """No progress shown."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,9 +34,10 @@ class TaskScore:
     Attributes:
         metric: ``accuracy``, or ``nats/token`` for held-out text.
         right_N: Which examples were answered right; None for held-out text.
-        nats_N: Minus log-probability of the right answer (classification, choice), or of a sequence's tokens.
-        units_N: 1 per example; tokens per sequence for held-out text.
-        num_truncated: Examples longer than the model's longest input, cut to it.
+        nats_N: Negative log-probability of the right answer (classification, multiple choice), or of a
+            sequence's tokens.
+        units_N: 1 for each example; the number of scored tokens for each sequence of held-out text.
+        num_truncated: Number of examples truncated to the model's longest input.
     """
 
     metric: Literal["accuracy", "nats/token"]
@@ -60,22 +61,24 @@ def score(
     unit: Unit | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     max_tokens: int | None = None,
+    max_sequences: int | None = None,
     on_progress: Progress = _silent,
 ) -> TaskScore:
-    """Score the state that a live pair is in.
+    """Score a live pair in its present state.
 
     Args:
-        pair: The model; its classifier is asked for a classification, the head for choices for these where it
-            has one, and its language model otherwise.
+        pair: The model. A classification is scored by its classifier, multiple choice by its head for that
+            where it has one, and everything else by its language model.
         task: From ``load_task``.
         unit: Of held-out text; see :func:`intruscope.forgetting.windows.cut`.
-        batch_tokens: Positions per batch, padding included.
-        max_tokens: Cut what a head is given to so many tokens (as in training, say); by default to the
+        batch_tokens: Maximum number of positions per batch, including padding.
+        max_tokens: Truncate the inputs of a head to this many tokens (as in training, say); by default to the
             model's longest input.
-        on_progress: Called with what is done and all there is.
+        max_sequences: Maximum number of sequences of held-out text, sampled evenly.
+        on_progress: Called with the number of items done, and of all.
 
     Raises:
-        IntruscopeError: the model has no head for this task, or labels are none of its own.
+        IntruscopeError: the model has no head for this task, or does not know its labels.
         MalformedInput: a NaN.
     """
     if isinstance(task, ClassificationTask):
@@ -86,7 +89,7 @@ def score(
             return _choose_by_head(model, task, batch_tokens, max_tokens, on_progress)
         return choose(pair.language_model(), task, batch_tokens=batch_tokens, on_progress=on_progress)
     language = pair.language_model()
-    sequences = cut(task.corpus, language, unit=unit)
+    sequences = cut(task.corpus, language, unit=unit, max_sequences=max_sequences)
     protocol = choose_protocol(language.kind, None)
     losses = measure(
         language, sequences, protocol=protocol, batch_tokens=batch_tokens, on_progress=on_progress
@@ -119,7 +122,7 @@ def _classify(
 def _choose_by_head(
     model: TaskModel, task: ChoiceTask, batch_tokens: int, max_tokens: int | None, on_progress: Progress
 ) -> TaskScore:
-    """Each ending beside its prompt is given a score of its own; the highest is the answer."""
+    """The head scores each ending with its prompt; the highest is the answer."""
     texts = [pair for choice in task.choices for pair in zip(choice.prompts, choice.endings, strict=True)]
     encoded, num_truncated = _encoded(model, texts, max_tokens)
     scores = _head_outputs(model, encoded, task.name, batch_tokens, on_progress)[:, 0].double().numpy()
@@ -127,10 +130,10 @@ def _choose_by_head(
 
 
 def needs_head(pair: LivePair, task: Task) -> bool:
-    """Whether a task is answered by a head that the base has not: then the base cannot be scored.
+    """Whether a task is answered by a head that the base lacks: then the base cannot be scored.
 
     Raises:
-        IntruscopeError: weights of the head are nowhere.
+        IntruscopeError: weights of the head are missing.
     """
     if isinstance(task, ChoiceTask):
         return pair.choice_model() is not None
@@ -138,21 +141,41 @@ def needs_head(pair: LivePair, task: Task) -> bool:
 
 
 def check_task(pair: LivePair, task: Task) -> None:
-    """Refuse a task that the pair cannot be scored on, before anything else is done.
+    """Refuse a task that the pair cannot be scored on, before any work is done.
 
     Raises:
-        IntruscopeError: it has no head for the task, or labels are none of its own.
+        IntruscopeError: the pair has no head for the task, or does not know its labels.
+    """
+    check_head(pair, task)
+    check_labels(pair, task)
+
+
+def check_head(pair: LivePair, task: Task) -> None:
+    """Refuse a task that the pair has no head for.
+
+    Raises:
+        IntruscopeError: there is no such head, or weights of it are missing.
+    """
+    if isinstance(task, ClassificationTask):
+        pair.task_model()
+    elif not needs_head(pair, task):
+        pair.language_model()
+
+
+def check_labels(pair: LivePair, task: Task) -> None:
+    """Refuse a classification with labels that the model does not know.
+
+    Raises:
+        MalformedInput: a label that is not one of the model's.
     """
     if isinstance(task, ClassificationTask):
         task.numbers(pair.task_model().labels)
-    elif not needs_head(pair, task):
-        pair.language_model()
 
 
 def encode_pair(
     tokenizer: Any, first: str, second: str | None, limit: int | None
 ) -> tuple[dict[str, list[int]], bool]:
-    """One text or two as ids, cut to a limit; and whether they had to be cut."""
+    """Encode one text or two, truncated to a limit; and say whether they had to be truncated."""
     encoded = dict(tokenizer(first, second, verbose=False))
     if limit is None or len(encoded["input_ids"]) <= limit:
         return encoded, False
@@ -175,7 +198,7 @@ def _head_outputs(
     batch_tokens: int,
     on_progress: Progress,
 ) -> torch.Tensor:
-    """What the head says of each input: (N, classes), or (N, 1) for choices; float32, in their order."""
+    """The head's logits for each input, in order: (N, classes), or (N, 1) for multiple choice; float32."""
     import torch
 
     head: Any = model.model
@@ -186,21 +209,19 @@ def _head_outputs(
         longest = len(encoded[order[done]]["input_ids"])
         chosen = order[done : done + max(1, batch_tokens // longest)]
         batch = _padded([encoded[i] for i in chosen], head.config.pad_token_id, head.device)
-        if (
-            not model.labels
-        ):  # it takes (examples, choices, tokens); here each choice is an example of its own
+        if not model.labels:  # takes (examples, choices, tokens); here each choice is its own example
             batch = {key: value.unsqueeze(1) for key, value in batch.items()}
         try:
             with torch.inference_mode():
                 logits = head(**batch).logits.float().cpu()
         except (torch.OutOfMemoryError, MemoryError) as error:
-            fact = f"got no memory for {len(chosen)} examples of {longest} tokens, expected room"
-            remedy = "lower --batch-tokens, or take another --device"
+            fact = f"not enough memory for {len(chosen)} examples of {longest} tokens"
+            remedy = "lower --batch-tokens, or choose another --device"
             raise ResourceExhausted(fact, remedy=remedy) from error
         if not bool(torch.isfinite(logits).all()):
             raise MalformedInput(
-                "got NaN or infinity from the classifier, expected finite logits",
-                remedy="look for non-finite weights with intruscope scan; of float16, try --dtype float32",
+                "the head returned NaN or infinity",
+                remedy="look for non-finite weights with intruscope scan; with float16, try --dtype float32",
                 file=name,
             )
         for index, row in zip(chosen, logits, strict=True):
@@ -213,7 +234,7 @@ def _head_outputs(
 def _padded(
     encoded: list[dict[str, list[int]]], padding: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """A batch padded on the right with the id by which a causal classifier finds where a text ends."""
+    """A batch padded on the right, with the id by which a causal classifier finds the end of a text."""
     import torch
 
     longest = max(len(one["input_ids"]) for one in encoded)
@@ -236,13 +257,13 @@ def choose(
 
     Args:
         language: The model.
-        task: What is asked.
-        batch_tokens: Positions per batch, padding included.
-        on_progress: Called with the scored tokens done and of all.
+        task: The examples.
+        batch_tokens: Maximum number of positions per batch, including padding.
+        on_progress: Called with the number of tokens scored so far, and of all.
 
     Raises:
         MalformedInput: an ending without a token, or a loss that is not finite.
-        ResourceExhausted: no room for a batch.
+        ResourceExhausted: a batch does not fit on the device.
     """
     windows: list[Window] = []
     num_truncated = 0
@@ -267,14 +288,14 @@ def choose(
 
 
 def _chosen(task: ChoiceTask, scores: NDArray[np.float64], num_truncated: int) -> TaskScore:
-    """The outcome of scores of all choices, one example's after the other's."""
+    """The outcome, from the scores of all choices, example after example."""
     right, nats = [], []
     first = 0
     for choice in task.choices:
         own = scores[first : first + len(choice.endings)]
         first += len(choice.endings)
         right.append(int(own.argmax()) == choice.answer)
-        # Of the right answer among the choices: they are all that the model may say.
+        # Normalised over the choices: they are all that the model may answer.
         nats.append(float(np.logaddexp.reduce(own) - own[choice.answer]))
     return TaskScore(
         metric="accuracy",
@@ -291,14 +312,14 @@ def ending_window(
     """Prompt and ending as one input whose ending is scored; a long prompt loses its beginning.
 
     Args:
-        language: Whose tokens are meant.
-        prompt: What stands before.
-        ending: What is scored.
-        index: Of the window among all.
+        language: The model whose tokenizer is used.
+        prompt: The text before the ending.
+        ending: The text to score.
+        index: Index of the window.
         name: Of the task, for messages.
 
     Returns:
-        The window, and whether the prompt was cut.
+        The window, and whether the prompt was truncated.
 
     Raises:
         MalformedInput: no token is left to score, or none before it.
@@ -319,8 +340,8 @@ def ending_window(
     first = len(before) + num_prompt
     if num_prompt < 0 or num_prompt >= len(whole) or (language.kind == "causal" and first == 0):
         raise MalformedInput(
-            "got a choice without a token to score or without a prompt, expected both within one context",
-            remedy="check the examples",
+            "an example has an empty choice or prompt, or a choice longer than the model's longest input",
+            remedy="correct the examples",
             file=name,
         )
     ids = np.asarray([*before, *whole, *after], dtype=np.int64)

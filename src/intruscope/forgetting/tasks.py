@@ -1,7 +1,7 @@
 """Tasks: what a fine-tune was for, as examples with a right answer.
 
-Three kinds: classification of one text or a pair, multiple choice by likelihood, and held-out text. Read from
-csv, tsv, json, jsonl, parquet, or a dataset of the hub.
+There are three kinds: classification of one text or a pair, multiple choice, and held-out text. They are read
+from csv, tsv, json, jsonl, parquet, or a dataset on the hub.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _TEXT_FIELDS = (
     ("claim",),
 )
 _LABEL_FIELDS = ("label", "gold_label", "labels")
-# What transformers calls a class without a name.
+# How transformers names classes that have no name.
 _NO_NAME = re.compile(r"LABEL_\d+")
-# Instructions with their answers in the last line, as the LLM-Adapters collection writes them.
+# Instructions that list their answers in the last line, as in the LLM-Adapters collection.
 _ANSWER_FORMAT = re.compile(r"Answer format: *([^\n]+)\s*$")
 
 
@@ -41,13 +41,13 @@ class ClassificationTask:
     """Texts, or pairs of texts, each with the name of its label.
 
     Attributes:
-        name: As it was named.
-        texts: First text, and the second or None.
+        name: As given.
+        texts: The first text, and the second or None.
         labels: One per example, as stored.
-        order: Names of the model's classes in their order, where the user gave it.
-        sha256: Of examples and labels.
-        classes: The task's own classes in their usual order, where it is known by name: for a new head, and
-            for a model that does not name its classes.
+        order: Names of the model's classes in order, where the user gave them.
+        sha256: Hash of examples and labels.
+        classes: The classes of a task known by name, in their usual order: for a new head, and for a model
+            that does not name its classes.
     """
 
     name: str
@@ -58,20 +58,20 @@ class ClassificationTask:
     classes: tuple[str, ...] = ()
 
     def numbers(self, classes: tuple[str, ...]) -> tuple[int, ...]:
-        """The class of each example.
+        """The class number of each example.
 
-        Labels are the model's class names (case aside), or class numbers; where the model only knows
-        ``LABEL_0`` and so on, the user's order tells which is which, or else the task's own.
+        Labels are the model's class names (ignoring case) or class numbers. Where the model only knows
+        ``LABEL_0`` and so on, the order comes from the user, or else from the task.
 
         Raises:
-            MalformedInput: a label that is none of the model's.
+            MalformedInput: a label that the model does not know.
         """
         names = self.order if self.order is not None else classes
         if self.order is None and len(self.classes) == len(classes) and all(map(_NO_NAME.fullmatch, classes)):
             names = self.classes
         if self.order is not None and len(self.order) != len(classes):
             raise MalformedInput(
-                f"got {len(self.order)} labels in the order given, expected the model's {len(classes)}",
+                f"--labels names {len(self.order)} classes, but the model has {len(classes)}",
                 remedy="give one name per class with --labels",
                 file=self.name,
             )
@@ -81,22 +81,22 @@ class ClassificationTask:
             if label.lower() not in known:
                 seen = ", ".join(sorted({printable(label) for label in self.labels})[:6])
                 raise MalformedInput(
-                    f"got the label '{printable(label)}' (of {seen}), expected one of the model's: "
+                    f"the model does not know the label '{printable(label)}' (of {seen}); its classes are "
                     f"{', '.join(map(printable, names))}",
-                    remedy="give the names of the model's classes in their order: --labels A,B,C",
+                    remedy="name the model's classes in order: --labels A,B,C",
                     file=self.name,
                 )
         return tuple(known[label.lower()] for label in self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChoiceExample:
     """One example of multiple choice.
 
     Attributes:
-        prompts: What stands before, for each choice.
-        endings: What is scored, for each choice.
-        answer: Index of the right one.
+        prompts: The text before each choice.
+        endings: The text to score, for each choice.
+        answer: Index of the right choice.
     """
 
     prompts: tuple[str, ...]
@@ -106,16 +106,16 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceTask:
-    """Multiple choice: the ending that the model finds most likely, as a whole, is its answer."""
+    """Multiple choice: the model's answer is the ending that it finds most likely as a whole."""
 
     name: str
-    choices: tuple[Choice, ...]
+    choices: tuple[ChoiceExample, ...]
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask:
-    """Held-out text of the task; its figure is the loss."""
+    """Held-out text of the task; its score is the loss."""
 
     name: str
     corpus: Corpus
@@ -134,18 +134,18 @@ def load_task(
 ) -> Task:
     """Read a task.
 
-    Tables of texts and labels are classification; those of prompt, choices and answer, of WinoGrande,
-    or of instructions that end in "Answer format: a/b/c" are multiple choice; text files are held-out text.
+    Tables of texts and labels are classification. Tables of prompt, choices and answer, of WinoGrande, or of
+    instructions that end in "Answer format: a/b/c" are multiple choice. Text files are held-out text.
 
     Args:
         path: A file, or ``hf:org/name[:config][:split]``.
-        text_fields: One or two columns; the usual names by default.
+        text_fields: One or two columns of text; the usual names by default.
         label_field: Column of the labels; the usual names by default.
-        labels: The model's classes in their order, where the model does not name them.
+        labels: The model's classes in order, where the model does not name them.
 
     Raises:
-        UsageError: no such file, or fields that are not there.
-        MalformedInput: damaged, empty, or answers that are none of the choices.
+        UsageError: no such file, or no such columns.
+        MalformedInput: damaged, empty, or an answer that is not one of the choices.
     """
     name = str(path)
     is_file = Path(name).exists()
@@ -153,10 +153,10 @@ def load_task(
         corpus = read_texts([name])
         return TextTask(name=name, corpus=corpus, sha256=corpus.sha256)
     if not is_file and not name.startswith(HUB_PREFIX):
-        raise UsageError("got no such file, expected a task", remedy="check the path", file=name)
+        raise UsageError("no such file", remedy="check the path of the task", file=name)
     rows = read_table(Path(name)) if is_file else read_hub_table(name)
     if not rows:
-        raise MalformedInput("got no examples, expected some", remedy="check the file", file=name)
+        raise MalformedInput("this task has no examples", remedy="check the file", file=name)
     first = rows[0]
     if text_fields is None and ("choices" in first or "option1" in first or _is_instruction(first)):
         return choice_task(rows, name)
@@ -172,19 +172,19 @@ def classification_task(
     *,
     classes: tuple[str, ...] = (),
 ) -> ClassificationTask:
-    """Rows of a table as a classification.
+    """The rows of a table as a classification.
 
     Args:
         rows: At least one.
         name: For messages.
-        text_fields: One or two columns; the usual names by default.
+        text_fields: One or two columns of text; the usual names by default.
         label_field: Column of the labels; the usual names by default.
-        labels: The model's classes in their order, where the model does not name them.
-        classes: The task's own, in their order; labels that are numbers stand for these.
+        labels: The model's classes in order, where the model does not name them.
+        classes: The task's own classes in order, which labels may refer to by number.
 
     Raises:
-        UsageError: fields that are not there.
-        MalformedInput: a row without text or label, or a label that is none of the task's classes.
+        UsageError: no such columns.
+        MalformedInput: a row without text or label, or a label that is not one of the task's classes.
     """
     names = set(rows[0])
     usual = next((fields for fields in _TEXT_FIELDS if names.issuperset(fields)), ())
@@ -194,7 +194,7 @@ def classification_task(
     if not fields or missing or len(fields) > 2:
         shown = ", ".join(map(printable, rows[0]))
         raise UsageError(
-            f"got the fields {shown}, expected one or two of text and one of labels",
+            f"cannot tell which columns hold the text and the label (columns: {shown})",
             remedy="name them with --task-fields TEXT[,TEXT],LABEL",
             file=name,
         )
@@ -205,7 +205,7 @@ def classification_task(
         second = parts[1] if len(parts) > 1 else None
         label_text = "" if value is None else _label_text(value)
         if not isinstance(parts[0], str) or not isinstance(second, (str, type(None))) or not label_text:
-            fact = f"got example {number} without text or label, expected both"
+            fact = f"example {number} is without text or label"
             raise MalformedInput(fact, remedy="correct the file", file=name)
         texts.append((parts[0], second))
         found.append(_named_label(label_text, classes, number, name))
@@ -220,14 +220,14 @@ def classification_task(
 
 
 def _named_label(label: str, classes: tuple[str, ...], number: int, name: str) -> str:
-    """A label by its name, where the classes are known; they may be stored as numbers."""
+    """The name of a label, where the classes are known; it may be stored as a number."""
     if not classes or label in classes:
         return label
     if label.isdecimal() and len(label) < 10 and int(label) < len(classes):
         return classes[int(label)]
     raise MalformedInput(
-        f"got the label '{printable(label)}' in example {number}, expected one of {', '.join(classes)}",
-        remedy="check the file; name it instead of the task to give labels of its own",
+        f"example {number} has the label '{printable(label)}'; the classes are {', '.join(classes)}",
+        remedy="check the file; to use other labels, give the file instead of the task's name",
         file=name,
     )
 
@@ -245,10 +245,10 @@ def _is_instruction(row: dict[str, Any]) -> bool:
 
 
 def choice_task(rows: Sequence[dict[str, Any]], name: str) -> ChoiceTask:
-    """Rows of a table as multiple choice, in any of the forms that :func:`load_task` reads.
+    """The rows of a table as multiple choice, in any form that :func:`load_task` reads.
 
     Raises:
-        MalformedInput: a row of no such form, or an answer that is none of its choices.
+        MalformedInput: a row of another form, or an answer that is not one of its choices.
     """
     choices = []
     for number, row in enumerate(rows, start=1):
@@ -256,8 +256,7 @@ def choice_task(rows: Sequence[dict[str, Any]], name: str) -> ChoiceTask:
             choices.append(_choice(row))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise MalformedInput(
-                f"got example {number} that is no multiple choice ({printable(error)}), expected prompt, "
-                "choices and answer",
+                f"example {number} is not multiple choice ({printable(error)})",
                 remedy="write {prompt, choices: [...], answer: index} per row",
                 file=name,
             ) from None
@@ -265,14 +264,14 @@ def choice_task(rows: Sequence[dict[str, Any]], name: str) -> ChoiceTask:
     return ChoiceTask(name=name, choices=tuple(choices), sha256=digest)
 
 
-def _choice(row: dict[str, Any]) -> Choice:
-    """One example of any of the three forms."""
-    if "option1" in row:  # WinoGrande: the same ending after the sentence with either option put in
+def _choice(row: dict[str, Any]) -> ChoiceExample:
+    """One example in any of the three forms."""
+    if "option1" in row:  # WinoGrande: the same ending after the sentence with each option filled in
         before, gap, after = row["sentence"].partition("_")
         if not gap:
             raise ValueError("no gap _ in the sentence")
         options = (row["option1"], row["option2"])
-        return Choice(
+        return ChoiceExample(
             prompts=tuple(before + option for option in options),
             endings=(after, after),
             answer=_index(int(row["answer"]) - 1, 2),
@@ -286,14 +285,14 @@ def _choice(row: dict[str, Any]) -> Choice:
         answer = row.get("answer", row.get("label", row.get("answerKey")))
         number = answer if isinstance(answer, int) else _named(answer, choices, texts)
         endings = tuple(" " + text.strip() for text in texts)
-        return Choice(
+        return ChoiceExample(
             prompts=(prompt.rstrip(),) * len(texts), endings=endings, answer=_index(number, len(texts))
         )
     found = _ANSWER_FORMAT.search(row["instruction"])
     if found is None:
         raise ValueError("the instruction does not end in its answer format")
     names = [part.strip() for part in found.group(1).split("/")]
-    return Choice(
+    return ChoiceExample(
         prompts=(row["instruction"].rstrip(),) * len(names),
         endings=tuple(f" the correct answer is {part}" for part in names),
         answer=names.index(row["answer"].strip()),

@@ -1,7 +1,7 @@
-"""Text to measure on: files, globs, fields of tables, datasets of the hub; hashed and named.
+"""Text to measure on: files, globs, columns of tables, datasets on the hub; hashed and named.
 
-What is read is kept as *documents*: a text file is one, a row of a table is one. How documents become
-sequences is a choice of its own (:mod:`intruscope.forgetting.windows`).
+What is read is kept as *documents*: a text file is one document, and so is a row of a table. How documents
+become sequences is decided elsewhere (:mod:`intruscope.forgetting.windows`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class TextSource:
     """One file or dataset that was read.
 
     Attributes:
-        name: As it was named; a glob gives one source per file.
-        sha256: Of its documents in UTF-8, joined by NUL; of a text file alone, that of its bytes.
-        num_documents: Rows of a table; 1 for a text file.
-        num_bytes: UTF-8 bytes of its documents.
+        name: As given; a glob gives one source per file.
+        sha256: Hash of its documents in UTF-8, joined by NUL; for a text file, the hash of its bytes.
+        num_documents: Number of rows of a table; 1 for a text file.
+        num_bytes: Number of UTF-8 bytes in its documents.
     """
 
     name: str
@@ -44,7 +44,7 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, and whether it is a row of a table (then its line breaks separate nothing)."""
+    """One text, and whether it is a row of a table (its line breaks then separate nothing)."""
 
     text: str
     source: int
@@ -57,8 +57,8 @@ class Corpus:
 
     Attributes:
         documents: At least one, none of them empty.
-        sources: Where they are from.
-        sha256: Of all documents in UTF-8, joined by NUL.
+        sources: Where they come from.
+        sha256: Hash of all documents in UTF-8, joined by NUL.
     """
 
     documents: tuple[Document, ...]
@@ -67,19 +67,20 @@ class Corpus:
 
 
 def read_texts(names: Sequence[str | Path], *, field: str | None = None) -> Corpus:
-    """Read everything that the names lead to.
+    """Read all text that the names refer to.
 
     Args:
-        names: A path; a glob; or ``hf:org/name[@revision][:config][:split]``, loaded by the datasets package.
+        names: Paths, globs, or ``hf:org/name[@revision][:config][:split]``, which the datasets package loads.
             An existing path always wins. Files ending in .jsonl .json .parquet .csv .tsv are tables.
-        field: Column of the tables; by default the only text column among text, content, sentence.
+        field: Column that holds the text, in tables; by default text, content or sentence, or else the only
+            column of text.
 
     Raises:
-        UsageError: a name leads nowhere, or a field must be named.
+        UsageError: a name refers to nothing, or the column must be named.
         MalformedInput: not UTF-8, damaged, or without any text.
     """
     if not names:
-        raise UsageError("got no text, expected a file", remedy="name one with --text FILE")
+        raise UsageError("no text given", remedy="name a file with --text FILE")
     documents: list[Document] = []
     sources: list[TextSource] = []
     for name, path in _expanded(names):
@@ -87,7 +88,7 @@ def read_texts(names: Sequence[str | Path], *, field: str | None = None) -> Corp
         is_row = path is None or path.suffix.lower() in TABLES
         kept = [row for row in rows if row.strip()]
         if not kept:
-            fact = f"got {len(rows)} documents without any text, expected some"
+            fact = "this is without any text"
             raise MalformedInput(fact, remedy="give a file with text in it, or another --field", file=name)
         encoded = [row.encode("utf-8", "surrogatepass") for row in kept]
         documents += [Document(text=row, source=len(sources), is_row=is_row) for row in kept]
@@ -106,14 +107,14 @@ def read_texts(names: Sequence[str | Path], *, field: str | None = None) -> Corp
 
 
 def _expanded(names: Sequence[str | Path]) -> Iterable[tuple[str, Path | None]]:
-    """Each name with the file it leads to; None for a dataset of the hub."""
+    """Each name with the file it refers to; None for a dataset on the hub."""
     for given in names:
         name = str(given)
         path = Path(name)
         if path.exists():
             if path.is_dir():
-                fact = "got a folder, expected a file or a pattern"
-                raise UsageError(fact, remedy=f"name its files, for instance '{name}/*.txt'", file=name)
+                fact = "this is a folder, not a text file"
+                raise UsageError(fact, remedy=f"name its files, for example '{name}/*.txt'", file=name)
             yield name, path
         elif name.startswith(HUB_PREFIX):
             yield name, None
@@ -124,32 +125,32 @@ def _expanded(names: Sequence[str | Path]) -> Iterable[tuple[str, Path | None]]:
             yield from ((p, Path(p)) for p in found)
         else:
             raise UsageError(
-                "got no such file, expected text",
-                remedy="check the path; a dataset of the hub is named hf:org/name:split",
+                "no such file",
+                remedy="check the path; a dataset on the hub is written hf:org/name:split",
                 file=name,
             )
 
 
 def decode(data: bytes, *, file: Path | str) -> str:
-    """UTF-8 text, a byte-order mark taken off.
+    """Decode UTF-8 text, without a byte-order mark.
 
     Raises:
-        MalformedInput: another encoding, or no text at all.
+        MalformedInput: another encoding, or not text at all.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        fact = "got UTF-16, expected UTF-8"
+        fact = "the encoding is UTF-16, not UTF-8"
         raise MalformedInput(fact, remedy="convert it: iconv -f UTF-16 -t UTF-8", file=file)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MalformedInput(
-            f"got byte 0x{data[error.start]:02x} at position {error.start}, expected UTF-8",
-            remedy="convert it, for instance: iconv -f LATIN1 -t UTF-8",
+            f"the encoding is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start})",
+            remedy="convert it, for example: iconv -f LATIN1 -t UTF-8",
             file=file,
         ) from None
     at = text.find("\0")
     if at >= 0:
-        fact = f"got a NUL at character {at}, expected text"
+        fact = f"this is not text: character {at} is NUL"
         raise MalformedInput(fact, remedy="check that this is a text file", file=file)
     return text
 
@@ -165,7 +166,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table: jsonl, json (a list of objects, or an object of them), parquet, csv, tsv.
 
     Raises:
-        MalformedInput: damaged, or rows that are no objects.
+        MalformedInput: damaged, or rows that are not objects.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -180,7 +181,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         lines = enumerate(text.split("\n"), start=1)
         rows = [_json(line, path, number) for number, line in lines if line.strip()]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        fact = "got JSON values that are no objects, expected one object for each row"
+        fact = "the rows of this JSON file are not objects"
         raise MalformedInput(fact, remedy="write one {...} per row", file=path)
     return rows
 
@@ -190,8 +191,8 @@ def _json(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         place = f"line {line}" if line else f"line {getattr(error, 'lineno', 1)}"
-        reason = getattr(error, "msg", "nested too deep, or a number of thousands of digits")
-        fact = f"got no valid JSON in {place} ({reason}), expected JSON"
+        reason = getattr(error, "msg", "nested too deeply, or a number of thousands of digits")
+        fact = f"{place} is not valid JSON ({reason})"
         raise MalformedInput(fact, remedy="correct the file", file=path) from None
 
 
@@ -199,18 +200,18 @@ def _delimited_rows(text: str, delimiter: str, path: Path) -> list[dict[str, Any
     import csv
     import io
 
-    # Tab-separated files of sentences quote nothing: a quotation mark is a character of the sentence.
+    # Tab-separated files of sentences use no quoting: a quotation mark is part of the sentence.
     quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
     csv.field_size_limit(1 << 30)
     try:
         rows = list(reader)
     except csv.Error as error:
-        fact = f"got a row that is no {path.suffix[1:]} (line {reader.line_num}: {error}), expected one"
+        fact = f"line {reader.line_num} is not valid {path.suffix[1:]} ({error})"
         raise MalformedInput(fact, remedy="correct the file", file=path) from None
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            fact = f"got another number of cells in row {number}, expected {len(reader.fieldnames or ())}"
+            fact = f"row {number} does not have {len(reader.fieldnames or ())} cells, as the header has"
             raise MalformedInput(fact, remedy="correct the file", file=path)
     return rows
 
@@ -222,8 +223,8 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        fact = f"got no Parquet that can be read ({printable(error)}), expected a whole file"
-        raise MalformedInput(fact, remedy="write it again", file=path) from None
+        fact = f"cannot read this Parquet file ({printable(error)})"
+        raise MalformedInput(fact, remedy="check that the file is complete", file=path) from None
     return rows
 
 
@@ -235,17 +236,17 @@ def _column(rows: Sequence[dict[str, Any]], field: str | None, *, file: str) -> 
         strings = [name for name in names if rows and isinstance(rows[0].get(name), str)]
         found = usual or (strings if len(strings) == 1 else [])
         if not found:
-            fact = f"got a table with the fields {shown}, expected to be told which one holds the text"
-            raise UsageError(fact, remedy="name it with --field", file=file)
+            fact = f"cannot tell which column holds the text (columns: {shown})"
+            raise UsageError(fact, remedy="name the column with --field", file=file)
         field = found[0]
     if field not in names:
-        fact = f"got no field '{printable(field)}', expected one of {shown}"
+        fact = f"there is no column '{printable(field)}'; the columns are {shown}"
         raise UsageError(fact, remedy="check --field", file=file)
     values = [row.get(field) for row in rows]
     wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
     if wrong is not None:
-        fact = f"got {printable(repr(wrong))} in the field '{printable(field)}', expected text"
-        raise MalformedInput(fact, remedy="name another field with --field", file=file)
+        fact = f"the column '{printable(field)}' holds {printable(repr(wrong))}, which is not text"
+        raise MalformedInput(fact, remedy="name another column with --field", file=file)
     return [value for value in values if value is not None]
 
 
@@ -254,15 +255,15 @@ def _hub_rows(name: str, field: str | None) -> list[str]:
 
 
 def read_hub_table(name: str) -> list[dict[str, Any]]:
-    """The rows of ``hf:org/name[@revision][:config][:split]``; the only split, or else test, by default.
+    """The rows of ``hf:org/name[@revision][:config][:split]``; by default the only split, or else test.
 
     Raises:
-        UsageError: the datasets package is absent, or there is no such dataset, config or split.
+        UsageError: the datasets package is not installed, or there is no such dataset, config or split.
     """
     from importlib.util import find_spec
 
     if find_spec("datasets") is None:
-        fact = "the package datasets is not installed, expected it for a dataset of the hub"
+        fact = "loading a dataset from the hub needs the package datasets, which is not installed"
         raise UsageError(fact, remedy="install it with: pip install 'intruscope[lab]'", file=name)
     import datasets
 
@@ -274,9 +275,9 @@ def read_hub_table(name: str) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(path, config, split=split, revision=revision or None)
-    except Exception as error:  # the package raises of every kind
-        fact = f"could not be loaded ({type(error).__name__}: {printable(error)}), expected a dataset"
-        remedy = "write hf:org/name:split or hf:org/name:config:split, and check the connection"
+    except Exception as error:  # the package raises all kinds
+        fact = f"this dataset could not be loaded ({type(error).__name__}: {printable(error)})"
+        remedy = "check the name, hf:org/name:split or hf:org/name:config:split, and the connection"
         raise UsageError(fact, remedy=remedy, file=name) from error
     finally:
         if not bars:
@@ -284,8 +285,8 @@ def read_hub_table(name: str) -> list[dict[str, Any]]:
     if isinstance(loaded, dict):
         splits = list(loaded)
         if len(splits) > 1 and "test" not in splits:
-            fact = f"got the splits {', '.join(map(printable, splits))}, expected to be told which one"
-            raise UsageError(fact, remedy=f"write {name}:{printable(splits[0])}", file=name)
+            fact = f"this dataset has several splits: {', '.join(map(printable, splits))}"
+            raise UsageError(fact, remedy=f"name one, for example {name}:{printable(splits[0])}", file=name)
         loaded = loaded["test" if "test" in splits else splits[0]]
     rows: list[dict[str, Any]] = loaded.to_list()
     return rows

@@ -1,14 +1,15 @@
-"""Documents to sequences, and sequences to the inputs a model sees: every token is scored once.
+"""From documents to sequences, and from sequences to a model's inputs: every token is scored once.
 
-A *sequence* is what is drawn again by the bootstrap. With the unit ``line`` each line of a text file and each
-row of a table is one. With ``running`` a whole source is one stream, cut into contexts, and each context is
-one. A *window* is one input of the model; a sequence longer than a context has several.
+A *sequence* is the item that the bootstrap resamples. With the unit ``line``, each line of a text file and
+each row of a table is a sequence. With ``running``, a whole source is one stream that is cut into contexts,
+and each context is a sequence. A *window* is one input of the model; a sequence longer than a context has
+several.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,12 +31,12 @@ _MAX_UNKNOWN_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
-    """One input.
+    """One input of a model.
 
     Attributes:
-        ids: Token ids, special ones included.
-        scored: Positions whose tokens are counted here.
-        sequence: Index of the sequence they belong to.
+        ids: Token ids, including special ones.
+        scored: Positions whose tokens are scored in this window.
+        sequence: Index of the sequence that they belong to.
     """
 
     ids: NDArray[np.int64]
@@ -49,11 +50,11 @@ class Sequences:
 
     Attributes:
         windows: All inputs.
-        bytes_N: UTF-8 bytes that the scored tokens of each sequence stand for.
+        bytes_N: Number of UTF-8 bytes that the scored tokens of each sequence represent.
         unit: What a sequence is.
         context: Longest input, in tokens.
-        stride: Tokens scored per further window of a causal model; None for a masked one.
-        num_left_out: Sequences without a token that can be scored, or past the limit.
+        stride: Tokens scored in each further window of a causal model; None for a masked one.
+        num_left_out: Sequences without a token that can be scored, or beyond the maximum number.
     """
 
     windows: tuple[Window, ...]
@@ -65,13 +66,32 @@ class Sequences:
 
     @property
     def num_sequences(self) -> int:
-        """How many."""
+        """Number of sequences."""
         return len(self.bytes_N)
 
     @property
     def num_tokens(self) -> int:
-        """Scored tokens of all sequences."""
+        """Number of scored tokens in all sequences."""
         return sum(len(window.scored) for window in self.windows)
+
+    def only(self, chosen: Sequence[int]) -> Sequences:
+        """Some of the sequences, in the given order; all others count as left out."""
+        place = {sequence: index for index, sequence in enumerate(chosen)}
+        return replace(
+            self,
+            windows=tuple(
+                replace(window, sequence=place[window.sequence])
+                for window in self.windows
+                if window.sequence in place
+            ),
+            bytes_N=self.bytes_N[list(chosen)],
+            num_left_out=self.num_left_out + self.num_sequences - len(chosen),
+        )
+
+
+def spread(num: int, num_chosen: int) -> NDArray[np.int64]:
+    """Indices of ``num_chosen`` of ``num`` items, spread evenly from the first to the last."""
+    return np.linspace(0, num - 1, num_chosen).round().astype(np.int64)
 
 
 def default_unit(kind: str) -> Unit:
@@ -94,13 +114,13 @@ def cut(
         corpus: The text.
         language: Its tokenizer, kind and longest input.
         unit: What a sequence is; :func:`default_unit` by default.
-        context: Longest input in tokens; by default what the model takes, at most 1024 (causal) or 512.
-        stride: Of a causal model: how far each window moves on; half a context by default. The rest of the
-            window is context that was scored before.
-        max_sequences: At most so many, spread evenly.
+        context: Longest input in tokens; by default the model's, at most 1024 (causal) or 512 (masked).
+        stride: How far each window of a causal model moves on, in tokens; half a context by default. The rest
+            of the window is context that was scored before.
+        max_sequences: Maximum number of sequences, sampled evenly.
 
     Raises:
-        UsageError: sizes that make no sense.
+        UsageError: a context or stride that is out of range.
         MalformedInput: too little text, or a tokenizer that does not fit the model.
     """
     unit = unit or default_unit(language.kind)
@@ -111,9 +131,7 @@ def cut(
     if language.kind == "causal":
         stride = _checked_stride(stride, context)
     elif stride is not None:
-        raise UsageError(
-            "got a stride, expected none for a masked language model", remedy="leave --stride out"
-        )
+        raise UsageError("--stride has no meaning for a masked language model", remedy="leave --stride out")
     texts = _texts(corpus, unit)
     parts: list[tuple[list[Window], list[int]]] = []
     cutter = _Cutter(language, before, after, context, stride)
@@ -125,10 +143,10 @@ def cut(
         longest = max(sum(len(w.scored) for w in windows) + (not before) for windows, _ in parts)
         if longest < needed:
             raise MalformedInput(
-                f"got a text of {longest} tokens, expected at least one context of {needed}",
+                f"the text has {longest} tokens, but at least one context of {needed} is needed",
                 remedy="give more text, a smaller --context, or --unit line",
             )
-        # Each window is a sequence of its own.
+        # Each window is its own sequence.
         singles = [([w], [size]) for windows, sizes in parts for w, size in zip(windows, sizes, strict=True)]
     else:
         singles = parts
@@ -145,11 +163,10 @@ def _collected(
     max_sequences: int | None,
 ) -> Sequences:
     if max_sequences is not None and len(kept) > max_sequences:
-        chosen = np.linspace(0, len(kept) - 1, max_sequences).round().astype(int)
-        kept = [kept[i] for i in chosen]
+        kept = [kept[i] for i in spread(len(kept), max_sequences)]
     if len(kept) < 2:
         raise MalformedInput(
-            f"got {len(kept)} sequences with a token to score, expected at least 2: no interval can be given",
+            f"the text has {len(kept)} sequences with a token to score; an interval needs at least 2",
             remedy="give more text, or a smaller --context"
             if unit == "running"
             else "give more lines, or --unit running for a text without line breaks",
@@ -176,8 +193,9 @@ def _checked_context(context: int | None, language: LanguageModel, num_special: 
     smallest = num_special + 2
     if context < smallest or (limit is not None and context > limit):
         raise UsageError(
-            f"got a context of {context} tokens, expected from {smallest} to {limit or 'any size'}",
-            remedy="give another --context, or leave it out",
+            f"--context is {context} tokens, but it must be at least {smallest}"
+            + ("" if limit is None else f" and at most {limit}, the model's longest input"),
+            remedy="change --context, or leave it out",
         )
     return context
 
@@ -187,14 +205,15 @@ def _checked_stride(stride: int | None, context: int) -> int:
         return max(1, context // 2)
     if not 1 <= stride < context:
         raise UsageError(
-            f"got a stride of {stride}, expected from 1 to {context - 1}: at least one token is carried over",
-            remedy="give another --stride, or leave it out",
+            f"--stride is {stride}, but it must be between 1 and {context - 1}, so that each window overlaps "
+            "the one before",
+            remedy="change --stride, or leave it out",
         )
     return stride
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """The special tokens that the tokenizer puts before and after a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     inner = [i for i, special in enumerate(mask) if not special]
@@ -207,7 +226,7 @@ def _texts(corpus: Corpus, unit: Unit) -> list[str]:
     if unit == "line":
         found: list[str] = []
         for document in corpus.documents:
-            # Not splitlines, which also parts at form feeds and the like.
+            # Not splitlines, which also splits at form feeds and the like.
             rows = [document.text] if document.is_row else re.split("\r\n|\n|\r", document.text)
             found += [row for row in rows if row.strip()]
         return found
@@ -218,7 +237,7 @@ def _texts(corpus: Corpus, unit: Unit) -> list[str]:
 
 
 def _tokenised(texts: list[str], tokenizer: Any) -> Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Ids of each text without special tokens, and the byte at which each token ends."""
+    """Token ids of each text without special tokens, and the byte at which each token ends."""
     fast = bool(getattr(tokenizer, "is_fast", False))
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     result = []
@@ -228,21 +247,21 @@ def _tokenised(texts: list[str], tokenizer: Any) -> Sequence[tuple[NDArray[np.in
         if fast:
             last = np.asarray([end for _, end in encoded["offset_mapping"][index]], dtype=np.int64)
             ends = last if num_bytes == len(text) else _byte_ends(text)[last]
-        else:  # without offsets the bytes are spread evenly
+        else:  # without offsets, bytes are spread evenly over the tokens
             ends = num_bytes * np.arange(1, len(ids) + 1) // max(1, len(ids))
         result.append((ids, np.maximum.accumulate(ends) if len(ends) else ends))
     return result
 
 
 def _byte_ends(text: str) -> NDArray[np.int64]:
-    """Bytes before each character, and of the whole: (characters + 1,)."""
+    """Number of bytes before each character, and in all: (characters + 1,)."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 class _Cutter:
-    """Cuts token streams into windows, and watches whether the tokenizer fits the model."""
+    """Cuts token streams into windows, and checks that the tokenizer fits the model."""
 
     def __init__(
         self, language: LanguageModel, before: list[int], after: list[int], context: int, stride: int | None
@@ -265,15 +284,15 @@ class _Cutter:
         self._unknown = tokenizer.unk_token_id
         self._num_tokens = self._num_unknown = 0
         if language.kind == "masked" and tokenizer.mask_token_id is None:
-            fact = "got a tokenizer without a mask token, expected one for a masked language model"
+            fact = "the tokenizer is without a mask token, which a masked language model needs"
             raise MalformedInput(fact, remedy="give the model's own tokenizer with --tokenizer")
 
     def cut(self, ids: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[list[Window], list[int]]:
-        """The windows of one stream, and the bytes that each one's scored tokens stand for."""
+        """The windows of one stream, and the number of bytes that the scored tokens of each represent."""
         if len(ids) and int(ids.max()) >= self._num_words:
             raise MalformedInput(
-                f"got the token {int(ids.max())} from the tokenizer, expected at most {self._num_words - 1}, "
-                "the model's last word",
+                f"the tokenizer produced token {int(ids.max())}, but the model's vocabulary ends at "
+                f"{self._num_words - 1}",
                 remedy="give the model's own tokenizer with --tokenizer",
             )
         self._num_tokens += len(ids)
@@ -282,11 +301,11 @@ class _Cutter:
         return self._causal(ids, ends) if self._stride is not None else self._masked(ids, ends)
 
     def check_fit(self) -> None:
-        """Refuse a tokenizer that knows hardly a word of the text."""
+        """Refuse a tokenizer that knows hardly any of the text."""
         if self._num_tokens and self._num_unknown > _MAX_UNKNOWN_SHARE * self._num_tokens:
             share = self._num_unknown / self._num_tokens
             raise MalformedInput(
-                f"got unknown words for {share:.0%} of the tokens, expected a tokenizer that knows most",
+                f"the tokenizer does not know {share:.0%} of the text",
                 remedy="give the model's own tokenizer with --tokenizer, or text in its language",
             )
 
@@ -294,7 +313,7 @@ class _Cutter:
         assert self._stride is not None
         stream = np.concatenate([self._before, ids])
         num_before = len(self._before)
-        first = max(1, num_before)  # the first token that something stands before
+        first = max(1, num_before)  # the first token that has something before it
         windows, sizes = [], []
         done = first
         stop = min(self._context, len(stream))
@@ -311,7 +330,7 @@ class _Cutter:
         room = self._context - len(self._before) - len(self._after)
         windows, sizes = [], []
         num_parts = -(-len(ids) // room)
-        # Parts of equal size: a last one of a few tokens would have hardly any context.
+        # Parts of equal size: a short last part would have hardly any context.
         for part in np.array_split(np.arange(len(ids)), num_parts) if num_parts else []:
             own = ids[part]
             scored = np.flatnonzero(~np.isin(own, self._never_scored)) + len(self._before)
@@ -324,5 +343,5 @@ class _Cutter:
 
 
 def _span(ends: NDArray[np.int64], first: int, stop: int) -> int:
-    """Bytes from the end of the token before ``first`` to the end of the last one before ``stop``."""
+    """Number of bytes in the tokens from ``first`` to before ``stop``."""
     return int(ends[stop - 1] - (ends[first - 1] if first > 0 else 0))

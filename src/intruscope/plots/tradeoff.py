@@ -1,4 +1,4 @@
-"""The trade between task and forgetting as a picture for a talk: an edit, and the controls beside it."""
+"""The trade-off between task and forgetting as a picture: an edit beside its controls."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Three = tuple[float, float, float]
-"""Estimate, low, high; better is more."""
+"""Estimate, low, high; more is better."""
 
-# As on the page: the edit in the warm colour, then blue, green, grey, purple, ochre; then dashed ones.
+# As on the page: the edit in the warm colour, then blue, green, grey, purple, ochre; after that, dashed.
 _ORDER = (1, 0, 2, 5, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TradePoint:
-    """One strength: what the task gains (or loses, below zero), and the forgetting that is won back."""
+    """One strength: what the task gains (or, below zero, loses), and the forgetting that is won back."""
 
     strength: float
     task: Three
@@ -28,7 +28,7 @@ class TradePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeSeries:
-    """One edit or control over its strengths."""
+    """One edit or control at all its strengths."""
 
     label: str
     is_edit: bool
@@ -38,13 +38,13 @@ class TradeSeries:
 def tradeoff_figure(
     series: Sequence[TradeSeries], *, title: str, task_title: str, forgetting_title: str
 ) -> Any:
-    """One line per series, from the tuned model (the origin) outwards, with intervals both ways.
+    """One line per series, from the tuned model (the origin) outwards, with intervals in both directions.
 
     Args:
-        series: Their places in the list choose colour and mark.
-        title: Of the picture; may be a foreign name.
-        task_title: Of the axis across.
-        forgetting_title: Of the axis up.
+        series: Their order decides colours and marks.
+        title: Title of the picture; may be a name from a file.
+        task_title: Title of the horizontal axis.
+        forgetting_title: Title of the vertical axis.
     """
     from matplotlib.figure import Figure
 
@@ -52,7 +52,7 @@ def tradeoff_figure(
     axes = figure.subplots()
     axes.axhline(0, color=SOFT, linewidth=0.9, zorder=1)
     axes.axvline(0, color=SOFT, linewidth=0.9, zorder=1)
-    # The edit last, on top of what it is compared with; the legend keeps the order of the list.
+    # The edit is drawn last, on top of its controls; the legend keeps the order of the list.
     for index, each in sorted(enumerate(series), key=lambda pair: pair[1].is_edit):
         _draw(axes, index, each)
     axes.plot([0], [0], marker="o", markersize=8, color="white", markeredgecolor=INK, markeredgewidth=1.8)
@@ -115,7 +115,7 @@ def _draw(axes: Any, index: int, series: TradeSeries) -> None:
 
 
 def _reach(values: Sequence[Three]) -> list[list[float]]:
-    # Intervals that do not hold their estimate (adjusted ones, at the ends) have no reach on that side.
+    # An adjusted interval may not contain its estimate; it then has no reach on that side.
     return [
         [max(0.0, value - low) for value, low, _ in values],
         [max(0.0, high - value) for value, _, high in values],
@@ -123,7 +123,7 @@ def _reach(values: Sequence[Three]) -> list[list[float]]:
 
 
 def _limits(axes: Any, series: Sequence[TradeSeries]) -> None:
-    """By estimates, so that one wide interval does not press all else together."""
+    """Set by the estimates, so that one wide interval does not squeeze everything else."""
     for name, setter in (("task", axes.set_xlim), ("forgetting", axes.set_ylim)):
         values = [getattr(point, name)[0] for each in series for point in each.points] + [0.0]
         low, high = min(values), max(values)

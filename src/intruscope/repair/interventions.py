@@ -1,9 +1,13 @@
-"""The intruder edit and its controls: the same interface, pure, and cheap once a survey is there.
+"""The intruder edit and its controls: one table of pure functions, cheap once a survey exists.
 
-``intruders`` is the paper's intervention, W + (λ − 1) σᵢ uᵢ vᵢᵀ. Every other kind is a control that tells the
-intruders' part from that of a mere shrink. ``matched_change``, ``matched_result`` and ``tail`` act on the
-whole update of the surveyed matrices at once, so that their norm can be that of the intruder edit exactly,
-summed over the model; ``random`` and the neighbours act where the intruder edit does.
+``intruders`` is the paper's intervention, W + (λ − 1) σᵢ uᵢ vᵢᵀ. Every other entry of :data:`INTERVENTIONS`
+is a control, which separates the effect of the intruders from that of merely shrinking the update.
+``matched_change``, ``matched_result`` and ``tail`` act on the updates of all surveyed matrices at once, so
+that their norm, summed over the model, can equal that of the intruder edit; ``random`` and the neighbours
+act on the same matrices as the intruder edit.
+
+To add a control, write its function and add it to the table. The command line, sweeps, pages and pictures
+take everything they need from there.
 
 Shape suffixes: O out, I in, K edited directions, R rank of an update.
 """
@@ -12,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from intruscope.errors import UsageError, printable
 from intruscope.repair.edits import MatrixEdit, scaled_update
@@ -20,50 +26,55 @@ from intruscope.repair.naming import parse_which
 from intruscope.weights.names import matching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     import torch
 
     from intruscope.repair.survey import Survey, SurveyedMatrix
 
-Kind = Literal[
-    "intruders",
-    "uniform",
-    "matched_change",
-    "matched_result",
-    "random",
-    "neighbour_above",
-    "neighbour_below",
-    "tail",
-    "interpolation",
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Selection: TypeAlias = Mapping[str, Sequence[int]]
+"""Matrix name to indices of its singular vectors, by falling singular value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """The intruder edit, or a control that it is compared with.
+
+    Attributes:
+        name: On the command line and in JSON.
+        title: In tables, pages and pictures.
+        action: In sentences: "shrinking the whole update".
+        explanation: What it does, in one or two sentences, for pages.
+        make_edits: From a survey, the selected vectors, a strength other than 1 and a seed to edits.
+        role: ``edit`` for the intruder edit. ``matched`` for a shrink of the update by the same norm as the
+            edit, which the intruders must beat to be special. ``shrink`` for the whole update times the
+            strength. ``other`` for the rest, which pages hide at first.
+        uses_selection: Depends on which intruders are selected.
+        needs_update_vectors: Needs the singular vectors of every update; a survey finds them on request.
+        moves_everything: Also moves what is not a matrix: a live model is interpolated as a whole.
+    """
+
+    name: str
+    title: str
+    action: str
+    explanation: str
+    make_edits: Callable[[Survey, Selection, float, int], Iterable[MatrixEdit]]
+    role: Literal["edit", "matched", "shrink", "other"] = "other"
+    uses_selection: bool = True
+    needs_update_vectors: bool = False
+    moves_everything: bool = False
 
 
 def intervene(
-    survey: Survey, *, kind: Kind = "intruders", strength: float, which: str = "top", seed: int = 0
+    survey: Survey, *, kind: str = "intruders", strength: float, which: str = "top", seed: int = 0
 ) -> tuple[MatrixEdit, ...]:
     """What one intervention does to each matrix.
 
     Args:
         survey: Of the model.
-        kind: ``intruders``: each selected σ is multiplied by the strength.
-            ``uniform``: the update of every surveyed matrix is.
-            ``matched_change``: one factor for all these updates, so that the change has the Frobenius norm
-            (over all matrices) of the intruder edit at this strength and selection; where that exceeds the
-            whole update, the update is removed and the change stays smaller (see :func:`change_norm`).
-            ``matched_result``: one factor, so that the resulting update has the norm of the intruder edit's.
-            ``random``: for each selected intruder a random direction pair is changed by as much.
-            ``neighbour_above``, ``neighbour_below``: the nearest base-like (``aligned``) kept vector with a
-            larger or a smaller singular value is scaled instead; an intruder without one adds nothing.
-            ``tail``: the smallest singular values of the updates, up to the norm of the intruder edit, are
-            taken away (or, above strength 1, added once more).
-            ``interpolation``: everything that the fine-tune changed moves towards the base: also
-            embeddings, heads, biases and norms.
-        strength: λ, the retained fraction; 1 changes nothing, 0 removes, above 1 grows.
+        kind: Name in :data:`INTERVENTIONS`, where each entry explains what it does.
+        strength: λ, the fraction that is kept; 1 changes nothing, 0 removes, above 1 grows.
         which: ``top`` (the highest intruder of each matrix), ``all``, or names with indices; see
-            :func:`intruscope.repair.naming.parse_which`. Of no meaning for ``uniform`` and ``interpolation``.
-        seed: Of the random directions, which depend on it and on the matrix's name alone.
+            :func:`intruscope.repair.naming.parse_which`. Ignored by ``uniform`` and ``interpolation``.
+        seed: Random seed. The random directions depend on it and on the matrix's name alone.
 
     Returns:
         One edit for each matrix that changes, in the order of the survey.
@@ -75,30 +86,25 @@ def intervene(
     Source: arXiv 2410.21228v3, section 5 (``intruders``, the neighbours); the others answer its discussion.
     """
     strength = checked_strength(strength)
-    if kind not in KINDS:
-        raise UsageError(
-            f"got the intervention '{printable(kind)}', expected one of {', '.join(KINDS)}",
-            remedy="choose one of these",
-        )
+    intervention = find_intervention(kind)
     chosen = selected(survey, which)
     if strength == 1.0:
         return ()
-    by_name = {matrix.name: matrix for matrix in survey.matrices}
-    if kind == "uniform":
-        return tuple(scaled_update(name, strength) for name in by_name)
-    if kind == "interpolation":
-        return tuple(
-            scaled_update(name, strength) for name in (*by_name, *survey.others, *survey.other_tensors)
+    return tuple(intervention.make_edits(survey, chosen, strength, seed))
+
+
+def find_intervention(name: str) -> Intervention:
+    """Look an intervention up in :data:`INTERVENTIONS`.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in INTERVENTIONS:
+        raise UsageError(
+            f"there is no control named '{printable(name)}'",
+            remedy=f"choose from {', '.join(INTERVENTIONS)}",
         )
-    if kind == "matched_change":
-        return _scaled_all(survey, _matched_change(survey, chosen, strength))
-    if kind == "matched_result":
-        return _scaled_all(survey, _matched_result(survey, chosen, strength))
-    if kind == "tail":
-        return _tail(survey, _budget(survey, chosen, strength), grows=strength > 1.0)
-    edit = _DIRECTIONAL[kind]
-    edits = (edit(by_name[name], indices, strength, seed) for name, indices in chosen.items())
-    return tuple(found for found in edits if found is not None)
+    return INTERVENTIONS[name]
 
 
 def checked_strength(strength: float) -> float:
@@ -222,24 +228,32 @@ def _below(matrix: SurveyedMatrix, indices: Sequence[int], strength: float, seed
     return _neighbour(matrix, indices, strength, seed, step=1)
 
 
-_DIRECTIONAL: Mapping[str, Callable[[SurveyedMatrix, Sequence[int], float, int], MatrixEdit | None]] = {
-    "intruders": _intruders,
-    "random": _random,
-    "neighbour_above": _above,
-    "neighbour_below": _below,
-}
+def _along_selected(
+    edit: Callable[[SurveyedMatrix, Sequence[int], float, int], MatrixEdit | None],
+) -> Callable[[Survey, Selection, float, int], Iterable[MatrixEdit]]:
+    """Apply a rule for one matrix to every matrix that has selected vectors."""
+
+    def make_edits(survey: Survey, chosen: Selection, strength: float, seed: int) -> Iterable[MatrixEdit]:
+        by_name = {matrix.name: matrix for matrix in survey.matrices}
+        edits = (edit(by_name[name], indices, strength, seed) for name, indices in chosen.items())
+        return (found for found in edits if found is not None)
+
+    return make_edits
 
 
 # --- of the whole update ---------------------------------------------------------------------------
 
 
-def _scaled_all(survey: Survey, factor: float) -> tuple[MatrixEdit, ...]:
-    if factor == 1.0:
-        return ()
-    return tuple(scaled_update(matrix.name, factor) for matrix in survey.matrices)
+def _uniform(survey: Survey, _chosen: Selection, strength: float, _seed: int) -> Iterable[MatrixEdit]:
+    return (scaled_update(matrix.name, strength) for matrix in survey.matrices)
 
 
-def _budget(survey: Survey, chosen: Mapping[str, Sequence[int]], strength: float) -> float:
+def _interpolation(survey: Survey, _chosen: Selection, strength: float, _seed: int) -> Iterable[MatrixEdit]:
+    names = (*(matrix.name for matrix in survey.matrices), *survey.others, *survey.other_tensors)
+    return (scaled_update(name, strength) for name in names)
+
+
+def _budget(survey: Survey, chosen: Selection, strength: float) -> float:
     """‖change‖_F of the intruder edit over all matrices."""
     squares = sum(
         float(matrix.values_K[list(chosen[matrix.name])].square().sum())
@@ -249,15 +263,16 @@ def _budget(survey: Survey, chosen: Mapping[str, Sequence[int]], strength: float
     return abs(strength - 1.0) * math.sqrt(squares)
 
 
-def _matched_change(survey: Survey, chosen: Mapping[str, Sequence[int]], strength: float) -> float:
+def _matched_change(survey: Survey, chosen: Selection, strength: float, seed: int) -> Iterable[MatrixEdit]:
     whole = math.sqrt(sum(matrix.update_norm**2 for matrix in survey.matrices))
     if whole == 0.0:
-        return 1.0
+        return ()
     share = _budget(survey, chosen, strength) / whole
-    return 1.0 + share if strength > 1.0 else max(0.0, 1.0 - share)
+    factor = 1.0 + share if strength > 1.0 else max(0.0, 1.0 - share)
+    return _uniform(survey, chosen, factor, seed) if factor != 1.0 else ()
 
 
-def _matched_result(survey: Survey, chosen: Mapping[str, Sequence[int]], strength: float) -> float:
+def _matched_result(survey: Survey, chosen: Selection, strength: float, seed: int) -> Iterable[MatrixEdit]:
     before = after = 0.0
     for matrix in survey.matrices:
         kept = list(chosen.get(matrix.name, ()))
@@ -267,20 +282,21 @@ def _matched_result(survey: Survey, chosen: Mapping[str, Sequence[int]], strengt
         # ‖ΔW + U C Vᵀ‖² = ‖ΔW‖² + 2 Σ c uᵀΔW v + Σ c²
         crossed = float((change_K * matrix.core_KK.diagonal()[kept]).sum())
         after += max(0.0, square + 2.0 * crossed + float(change_K.square().sum()))
-    return math.sqrt(after / before) if before > 0.0 else 1.0
+    factor = math.sqrt(after / before) if before > 0.0 else 1.0
+    return _uniform(survey, chosen, factor, seed) if factor != 1.0 else ()
 
 
-def _tail(survey: Survey, budget: float, *, grows: bool) -> tuple[MatrixEdit, ...]:
+def _tail(survey: Survey, chosen: Selection, strength: float, _seed: int) -> Iterable[MatrixEdit]:
     import torch
 
+    budget = _budget(survey, chosen, strength)
     if budget == 0.0:
         return ()
     missing = next((m.name for m in survey.matrices if m.update_svd is None), None)
     if missing is not None:
         raise UsageError(
-            f"got a full update of {printable(missing)} without its singular vectors, which the control "
-            "'tail' cuts, expected them",
-            remedy="survey with update_spectra=True (dense, slow on large matrices), or leave tail out",
+            f"the control 'tail' needs the singular vectors of the update of {printable(missing)}",
+            remedy="survey with update_spectra=True (dense, slow on large matrices), or leave out tail",
         )
     parts = [m.update_svd[1] for m in survey.matrices if m.update_svd is not None]
     values = torch.cat(parts)
@@ -296,6 +312,95 @@ def _tail(survey: Survey, budget: float, *, grows: bool) -> tuple[MatrixEdit, ..
         left_OR, _, right_IR = matrix.update_svd
         kept = torch.nonzero(part > 0.0).flatten()
         if len(kept):
-            change_K = part[kept] if grows else -part[kept]
+            change_K = part[kept] if strength > 1.0 else -part[kept]
             edits.append(_along(matrix, left_OR[:, kept], change_K, right_IR[:, kept]))
-    return tuple(edits)
+    return edits
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+INTERVENTIONS: dict[str, Intervention] = {
+    each.name: each
+    for each in (
+        Intervention(
+            name="intruders",
+            title="intruders turned down",
+            action="turning the intruders down",
+            explanation="The edit itself: the singular value of the highest intruder of each matrix (or of "
+            "every selected vector) is multiplied by the strength.",
+            make_edits=_along_selected(_intruders),
+            role="edit",
+        ),
+        Intervention(
+            name="uniform",
+            title="whole update shrunk",
+            action="shrinking the whole update",
+            explanation="The update of every surveyed matrix is multiplied by the strength.",
+            make_edits=_uniform,
+            role="shrink",
+            uses_selection=False,
+        ),
+        Intervention(
+            name="matched_change",
+            title="update shrunk, equal change",
+            action="shrinking the whole update by the same norm",
+            explanation="All updates are multiplied by one factor, so that the change has the same Frobenius "
+            "norm, over the model, as that of the intruder edit. Where the edit changes more than the whole "
+            "update, the update is removed and the change stays smaller.",
+            make_edits=_matched_change,
+            role="matched",
+        ),
+        Intervention(
+            name="matched_result",
+            title="update shrunk, equal result",
+            action="shrinking the whole update to the same norm",
+            explanation="All updates are multiplied by one factor, so that what remains of them has the same "
+            "Frobenius norm, over the model, as after the intruder edit.",
+            make_edits=_matched_result,
+            role="matched",
+        ),
+        Intervention(
+            name="random",
+            title="random directions, equal change",
+            action="changing random directions by as much",
+            explanation="Instead of each selected intruder, a random pair of directions changes by as much.",
+            make_edits=_along_selected(_random),
+        ),
+        Intervention(
+            name="neighbour_above",
+            title="neighbour above turned down",
+            action="turning down the neighbours above",
+            explanation="Instead of each selected intruder, the nearest vector above it that does match the "
+            "base is multiplied by the strength; an intruder without such a neighbour adds nothing.",
+            make_edits=_along_selected(_above),
+        ),
+        Intervention(
+            name="neighbour_below",
+            title="neighbour below turned down",
+            action="turning down the neighbours below",
+            explanation="Instead of each selected intruder, the nearest vector below it that does match the "
+            "base is multiplied by the strength; an intruder without such a neighbour adds nothing.",
+            make_edits=_along_selected(_below),
+        ),
+        Intervention(
+            name="tail",
+            title="smallest directions cut, equal change",
+            action="cutting the smallest directions of the update",
+            explanation="The smallest singular values of the updates are removed, up to the norm of the "
+            "intruder edit (above strength 1 they are added once more).",
+            make_edits=_tail,
+            needs_update_vectors=True,
+        ),
+        Intervention(
+            name="interpolation",
+            title="everything moved to the base",
+            action="moving everything towards the base",
+            explanation="Everything that the fine-tune changed, including embeddings, heads, biases and "
+            "norms, is moved towards the base.",
+            make_edits=_interpolation,
+            uses_selection=False,
+            moves_everything=True,
+        ),
+    )
+}
+"""Every intervention by name: the intruder edit first, then its controls in the order that tables show."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.records import SCHEMA
 from intruscope.writing.folder import quoted, shown_name
 
@@ -14,16 +15,6 @@ if TYPE_CHECKING:
     from intruscope.repair.records import RepairRecord
 
 MANIFEST_NAME = "intruscope_repair.json"
-_CONTROL_WORDS = {
-    "uniform": "the update of every matrix scaled (a control)",
-    "matched_change": "the whole update scaled by as much as the intruder edit would change (a control)",
-    "matched_result": "the whole update scaled to the norm that the intruder edit would leave (a control)",
-    "random": "random directions instead of intruders (a control)",
-    "neighbour_above": "the base-like vector above each intruder instead of it (a control)",
-    "neighbour_below": "the base-like vector below each intruder instead of it (a control)",
-    "tail": "the smallest singular values of the update cut (a control)",
-    "interpolation": "everything moved towards the base (a control)",
-}
 
 
 def plan_record(plan: RepairRecord) -> dict[str, Any]:
@@ -73,7 +64,10 @@ def _section(plan: RepairRecord) -> str:
     lines = ["## Repaired with Intruscope", ""]
     made = f"Made from `{tuned}` on the base `{base}`"
     if plan.control != "intruders":
-        lines.append(f"{made}: {_CONTROL_WORDS[plan.control]}, strength {plan.strength:g}.")
+        control = INTERVENTIONS[plan.control]
+        lines.append(
+            f"{made}: {control.title} (a control), strength {plan.strength:g}. {control.explanation}"
+        )
     elif plan.edits:
         lines.append(f"{made}: {_edited(plan)} by {plan.strength:g} (selection: `{quoted(plan.which)}`).")
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError, printable
 from intruscope.repair.apply import write_repair
 from intruscope.repair.convert import convert, holds_edits
-from intruscope.repair.interventions import checked_strength, intervene, selected
+from intruscope.repair.interventions import checked_strength, find_intervention, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_mergeable
 from intruscope.repair.ranks import module_ranks
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.interventions import Kind
     from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
@@ -62,7 +61,7 @@ def repair(
     *,
     strength: float,
     which: str = "top",
-    control: Kind = "intruders",
+    control: str = "intruders",
     rank: Rank = "exact",
     compact: bool = False,
     merged: bool = False,
@@ -83,7 +82,7 @@ def repair(
         strength: λ, the retained fraction of a singular value; 1 leaves it, 0 removes it, above 1 grows it.
         which: ``top`` (the highest intruder of each matrix, as the paper), ``all``, or names with indices;
             see :func:`intruscope.repair.naming.parse_which`. Names may also mean embeddings and heads.
-        control: The intervention; see :func:`intruscope.repair.interventions.intervene`.
+        control: Its name in :data:`intruscope.repair.interventions.INTERVENTIONS`.
         rank: Of a written adapter. ``exact``: one rank for all modules, large enough for every edit, scaling
             one, no patterns. ``same``: each module keeps its rank (the best approximation; its error is in
             the plan). A number: that rank for all.
@@ -114,7 +113,7 @@ def repair(
         settings=settings,
         options=options,
         names=None if isinstance(parsed, str) else [item.pattern for item in parsed],
-        update_spectra=control == "tail",
+        update_spectra=find_intervention(control).needs_update_vectors,
         allow_pickle=allow_pickle,
         lora_alpha=lora_alpha,
         outputs=[] if out is None else [out],
@@ -138,7 +137,7 @@ def plan_repair(
     *,
     strength: float,
     which: str = "top",
-    control: Kind = "intruders",
+    control: str = "intruders",
     rank: Rank = "exact",
     compact: bool = False,
     merged: bool = False,

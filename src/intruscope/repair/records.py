@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.interventions import Kind
     from intruscope.repair.survey import Survey, SurveyedMatrix
     from intruscope.spectra.records import Certificate, Verdict
     from intruscope.weights.matrices import Finding
@@ -274,7 +273,7 @@ class RepairRecord:
     """
 
     survey: Survey
-    control: Kind
+    control: str
     strength: float
     which: str
     seed: int

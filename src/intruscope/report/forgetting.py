@@ -1,4 +1,4 @@
-"""A forgetting measurement as JSON, as a short table, and in one plain sentence."""
+"""A forgetting measurement as JSON, as a short table, and as one plain sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from intruscope.errors import printable
 from intruscope.forgetting.records import SCHEMA
 from intruscope.report.json_report import plain
-from intruscope.report.words import percent
+from intruscope.report.words import percent, printable_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,6 +41,7 @@ def forgetting_json(report: ForgettingReport) -> dict[str, Any]:
         "forgetting": forgetting,
         "forgetting_per_byte": per_byte,
         "fast_error": None if report.fast_error is None else plain(report.fast_error),
+        "num_checked": report.num_checked,
         "num_tokens": report.num_tokens,
         "num_bytes": report.num_bytes,
         "num_sequences": report.num_sequences,
@@ -51,6 +52,7 @@ def forgetting_json(report: ForgettingReport) -> dict[str, Any]:
         "text_sha256": report.text_sha256,
         "texts": plain(report.texts),
         "tasks": plain(report.tasks),
+        "findings": plain(report.findings),
         "environment": plain(report.environment),
     }
 
@@ -69,7 +71,7 @@ def _side(name: str, loss: LossFigures) -> dict[str, Any]:
 
 
 def forgetting_sentence(report: ForgettingReport) -> str:
-    """What was measured, and no more."""
+    """The result in one sentence."""
     found = report.forgetting
     before, after = report.base_loss.nats_per_token.estimate, report.tuned_loss.nats_per_token.estimate
     what = "pseudo-loss" if report.kind == "masked" else "loss"
@@ -77,8 +79,8 @@ def forgetting_sentence(report: ForgettingReport) -> str:
     if found.low > 0:
         return f"The fine-tune forgot: the {moved}."
     if found.high < 0:
-        return f"The fine-tune forgot nothing here: the {moved}, so the tuned model is the better one on it."
-    return f"No forgetting can be told from this text: the {moved}."
+        return f"The fine-tune forgot nothing here: the {moved}, so the tuned model is better on this text."
+    return f"This text shows no measurable forgetting: the {moved}."
 
 
 def _signed(interval: Interval) -> str:
@@ -89,7 +91,7 @@ def _signed(interval: Interval) -> str:
 
 
 def forgetting_summary(report: ForgettingReport) -> list[RenderableType]:
-    """What a terminal shows: the sentence, the losses, the tasks, and what it stands on; fits 80 columns."""
+    """What a terminal shows: the sentence, the losses, the tasks and how it was measured, in 80 columns."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("nats/token", "nats/byte", "pseudo-perplexity" if report.kind == "masked" else "perplexity"):
@@ -108,15 +110,20 @@ def forgetting_summary(report: ForgettingReport) -> list[RenderableType]:
     ]
     if report.tasks:
         parts.append(_task_table(report.tasks))
+    parts += [
+        Text(f"{finding.severity}[{finding.code}] {printable_text(finding.message)}")
+        for finding in report.findings
+    ]
     if report.fast_error is not None:
         parts.append(
             Text(
-                "The fast protocol's forgetting minus the exact one's, on some of the sequences: "
+                "The fast protocol's forgetting minus the exact one's, on "
+                f"{report.num_checked} of the {report.num_sequences} sequences: "
                 f"{_signed(report.fast_error)}.",
                 style="dim",
             )
         )
-    parts.append(Text(_stands_on(report), style="dim"))
+    parts.append(Text(_measured_how(report), style="dim"))
     return parts
 
 
@@ -141,7 +148,7 @@ def _task_table(tasks: tuple[TaskFigures, ...]) -> Table:
     return table
 
 
-def _stands_on(report: ForgettingReport) -> str:
+def _measured_how(report: ForgettingReport) -> str:
     settings = report.settings
     stride = "" if settings.stride is None else f", stride {settings.stride}"
     lines = [
@@ -150,12 +157,12 @@ def _stands_on(report: ForgettingReport) -> str:
     ]
     if report.num_left_out:
         lines.append(
-            f"{report.num_left_out:,} sequences were left out (nothing to score, or --max-sequences)"
+            f"{report.num_left_out:,} sequences were left out (nothing to score, or beyond --max-sequences)"
         )
     shown = report.texts[:_MAX_SOURCES]
     lines += [f"text  {printable(source.name)}  sha256 {source.sha256[:16]}…" for source in shown]
     if len(report.texts) > len(shown):
         lines.append(
-            f"and {len(report.texts) - len(shown)} more files; all together {report.text_sha256[:16]}…"
+            f"and {len(report.texts) - len(shown)} more files; sha256 of all {report.text_sha256[:16]}…"
         )
     return "\n".join(lines)

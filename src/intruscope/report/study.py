@@ -12,6 +12,7 @@ from rich.text import Text
 
 from intruscope.plots.study import study_pictures
 from intruscope.plots.study_draw import picture_figure
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import write_page
 from intruscope.report.study_page import study_page
 from intruscope.studies.grid import settings_of
@@ -21,7 +22,6 @@ from intruscope.studies.measure import CONTROLS
 from intruscope.studies.pool import study_records
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.sizes import kinds, sizes
-from intruscope.sweep.words import CONTROL_NAMES
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def write_study(out: Path) -> list[Path]:
     judged = judge(scale_name, records)
     write_json_file(studies_json(judged, f"results/{FILE}"), results / "verdicts.json")
     rows = study_rows(scale_name, records)
-    pictures = study_pictures(rows, {control: CONTROL_NAMES[control] for control in CONTROLS})
+    pictures = study_pictures(rows, {control: INTERVENTIONS[control].title for control in CONTROLS})
     write_figures(lambda: ((each.name, picture_figure(each)) for each in pictures), out / "pictures")
     write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]

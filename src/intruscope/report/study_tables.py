@@ -6,9 +6,9 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.words import printable_text
 from intruscope.studies.measure import CONTROLS, STRENGTHS
-from intruscope.sweep.words import CONTROL_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def edit_table(rows: Sequence[Record]) -> list[dict[str, Any]]:
         own = [row["interventions"] for row in fine if (row["task"], row["arm"]) == (task, arm)]
         for control in CONTROLS:
             cells = [_edit_cell(own, control, f"{strength:g}") for strength in STRENGTHS]
-            what = CONTROL_NAMES[control]
+            what = INTERVENTIONS[control].title
             found.append({"task": printable_text(task), "arm": arm, "control": what, "cells": cells})
     return found
 

@@ -1,6 +1,6 @@
-"""The page of a sweep: the trade between task and forgetting, every control beside the edit, with intervals.
+"""The page of a sweep: the trade-off between task and forgetting, with the edit beside every control.
 
-Stands on the frame, the style and the policy of the scan's page (see :mod:`intruscope.report.html`).
+It uses the frame, the style and the policy of the scan's page (see :mod:`intruscope.report.html`).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import render_page, write_page
 from intruscope.report.words import printable_text
-from intruscope.sweep.records import MATCHED
-from intruscope.sweep.words import interval_text, nats, series_name
+from intruscope.sweep.words import nats, score_text, series_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {
     "recommended": "recommended",
-    "nothing-to-edit": "nothing to turn down",
-    "no-forgetting": "nothing was forgotten",
-    "no-gain": "none is worth it",
-    "not-confirmed": "none is worth it",
+    "nothing-to-edit": "no intruders",
+    "no-forgetting": "no measurable forgetting",
+    "no-gain": "no strength is worth it",
+    "not-confirmed": "no strength is worth it",
 }
 _VERDICTS = {
     "special": "special, beyond their size",
     "not-special": "not special here",
-    "worse": "not special; the mere shrink does better",
+    "worse": "not special; a mere shrink does better",
 }
 
 
@@ -45,15 +45,18 @@ def write_sweep_html(report: SweepReport, path: Path) -> None:
         styles=("page.css", "sweep.css"),
         scripts=("dom.js", "frame.js", "sweep_charts.js", "sweep.js"),
         data=sweep_data(report),
-        title="What a repair buys, and what a mere shrink does",
+        title="What a repair wins back and costs, beside a mere shrink",
         subtitle=printable_text(report.tuned),
         confidence=f"{100 * report.settings.confidence:g}%",
+        controls=[
+            (INTERVENTIONS[name].title, INTERVENTIONS[name].explanation) for name in report.settings.controls
+        ],
     )
     write_page(page, path)
 
 
 def sweep_data(report: SweepReport) -> dict[str, Any]:
-    """Gather what the page draws, as plain data; every foreign name is escaped here.
+    """Everything the page draws, as plain data; names from files are escaped here.
 
     Args:
         report: The sweep.
@@ -68,6 +71,14 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
         "advice": [
             {
                 "sentence": each.sentence,
+                "commands": [
+                    [lead, printable_text(command)]
+                    for lead, command in (
+                        ("To write this model:", each.command),
+                        ("To shrink the whole update instead:", each.shrink_command),
+                    )
+                    if command is not None
+                ],
                 "outcome": "helps" if _is_outdone(each) else _OUTCOMES[each.outcome],
                 "isRecommended": each.outcome == "recommended" and not _is_outdone(each),
                 "isOutdone": _is_outdone(each),
@@ -79,13 +90,14 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
             for each in report.recommendations
         ],
         "facts": _facts(report),
+        "parts": _parts(report),
         "series": [
             {
                 "name": printable_text(series_name(control, which, is_several=is_several)),
                 "control": control,
                 "which": which,
-                "isMatched": control in MATCHED,
-                "isShown": control in {"intruders", "uniform", *MATCHED},
+                "isMatched": INTERVENTIONS[control].role == "matched",
+                "isShown": INTERVENTIONS[control].role != "other",
                 "cells": [_cell(each) for each in cells],
             }
             for (control, which), cells in by_series.items()
@@ -98,7 +110,7 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
             }
             for each in report.choices
         ],
-        "settings": [[name, _told(value)] for name, value in asdict(report.settings).items()],
+        "settings": [[name, _setting_text(value)] for name, value in asdict(report.settings).items()],
         "environment": [
             [printable_text(str(name)), printable_text(str(value))]
             for name, value in report.environment.items()
@@ -107,28 +119,35 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
 
 
 def _is_outdone(recommendation: Recommendation) -> bool:
-    """Worth it by itself, and a mere shrink does better."""
+    """Whether the edit is worth it by itself, but a mere shrink does better."""
     return recommendation.outcome == "recommended" and recommendation.intruders == "worse"
 
 
 def _facts(report: SweepReport) -> list[list[str]]:
-    if report.metric == "accuracy":
-        score = interval_text(report.task_score, 1, scale=100.0, unit="%")
-    else:
-        score = interval_text(report.task_score, 3, unit=" nats/token")
-    cut = f" ({report.task.num_cut:,} of them cut)" if report.task.num_cut else ""
+    cut = f" ({report.task.num_cut:,} of them truncated)" if report.task.num_cut else ""
     rows = [
         ("Base", report.base),
         ("Tuned", report.tuned),
         ("Loss on the text, base", f"{report.base_loss:.3f} nats/token"),
         ("Loss on the text, tuned", f"{report.tuned_loss:.3f} nats/token"),
-        ("Forgetting", nats(report.forgetting)),
-        ("Accuracy on the task" if report.metric == "accuracy" else "Loss on the task", score),
         ("Intruders", f"{report.num_intruders} in {report.num_matrices} matrices"),
         ("Text", f"{report.text.name}: {report.text.num_items:,} sequences, {report.text.protocol}"),
         ("Task", f"{report.task.name}: {report.task.num_items:,} examples{cut}, {report.task.protocol}"),
     ]
     return [[name, printable_text(value)] for name, value in rows]
+
+
+def _parts(report: SweepReport) -> list[list[str]]:
+    """The tuned model on all the data and on each half: rows of a table."""
+    parts = [("all", report.text.num_items, report.task.num_items, report.forgetting, report.task_score)]
+    parts += [
+        (half.data, half.num_sequences, half.num_examples, half.forgetting, half.task_score)
+        for half in report.halves
+    ]
+    return [
+        [data, f"{sequences:,}", f"{examples:,}", nats(forgetting), score_text(score, report.metric)]
+        for data, sequences, examples, forgetting, score in parts
+    ]
 
 
 def _cell(report: CellReport) -> dict[str, Any]:
@@ -151,5 +170,5 @@ def _three(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.estimate, interval.low, interval.high]
 
 
-def _told(value: object) -> str:
+def _setting_text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else printable_text(str(value))

@@ -1,4 +1,4 @@
-"""A sweep as pictures."""
+"""The pictures of a sweep."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.plots.figures import write_figures
 from intruscope.plots.tradeoff import TradePoint, TradeSeries, tradeoff_figure
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.words import series_name
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
 
     Args:
         report: The sweep.
-        folder: Made if it does not exist.
+        folder: Created if it does not exist.
 
     Returns:
-        Names of the files.
+        The names of the files.
 
     Raises:
         OutputConflict, ResourceExhausted: nothing new is left in the folder.
@@ -39,7 +40,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
     series = [
         TradeSeries(
             label=name,
-            is_edit=cells[0].cell.control == "intruders",
+            is_edit=INTERVENTIONS[cells[0].cell.control].role == "edit",
             points=tuple(_point(each, is_accuracy=is_accuracy, has_share=has_share) for each in cells),
         )
         for name, cells in by_series.items()
@@ -49,7 +50,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
         figure = tradeoff_figure(
             series,
             title=report.tuned,
-            task_title="accuracy gained, points" if is_accuracy else "fall of the task's loss, nats/token",
+            task_title="accuracy gained, points" if is_accuracy else "task loss reduced, nats/token",
             forgetting_title="forgetting won back, %" if has_share else "forgetting won back, nats/token",
         )
         return [("tradeoff", figure)]
@@ -59,7 +60,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
 
 def _point(report: CellReport, *, is_accuracy: bool, has_share: bool) -> TradePoint:
     forgetting = report.forgetting_share if has_share else report.forgetting_change
-    assert forgetting is not None  # a share exists for all cells or for none: it is of the same forgetting
+    assert forgetting is not None  # all cells have a share, or none: it is of the same forgetting
     return TradePoint(
         strength=report.cell.strength,
         task=_scaled(report.task_change, 100.0 if is_accuracy else -1.0),

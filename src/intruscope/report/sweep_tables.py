@@ -1,4 +1,4 @@
-"""A sweep as data and in the terminal: the public schema ``intruscope.sweep/1``, Parquet rows, a table."""
+"""A sweep as data and in the terminal: the schema ``intruscope.sweep/1``, Parquet rows, a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.json_report import plain
 from intruscope.report.tables import write_rows
+from intruscope.report.words import printable_text
 from intruscope.sweep.records import SCHEMA
-from intruscope.sweep.words import interval_text, nats, series_name
+from intruscope.sweep.words import interval_text, series_name
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from intruscope.forgetting.intervals import Interval
     from intruscope.report.tables import Cell
-    from intruscope.sweep.records import CellReport, Choice, Recommendation, SweepReport
+    from intruscope.sweep.records import CellReport, ChosenStrength, Recommendation, SweepReport
 
 _FIGURES = (
     "forgetting",
@@ -43,17 +45,18 @@ COLUMNS: dict[str, str] = {
     "change_norm": "float64",
     **{f"{name}{end}": "float64" for name in _FIGURES for end in ("", "_low", "_high")},
 }
-"""Column names in order, with their Arrow types; a figure's own column is its estimate."""
+"""Column names in order, with their Arrow types; the column with a figure's plain name is its estimate."""
 
 
 def sweep_json(report: SweepReport) -> dict[str, Any]:
-    """Lay a sweep out as plain data.
+    """A sweep as plain data.
 
     Args:
         report: The sweep.
 
     Returns:
-        The schema's object; a cell's place in the grid stands beside its figures.
+        The schema's object. Each cell holds its place in the grid beside its figures, and ``data`` says which
+        part of the data they are of.
     """
     laid_out = plain(report)
     settings = laid_out.pop("settings")
@@ -80,7 +83,7 @@ def write_sweep_json(report: SweepReport, path: Path) -> None:
 
 
 def write_sweep_parquet(report: SweepReport, path: Path) -> None:
-    """Write one row per cell.
+    """Write one row per cell; all figures are of all the data.
 
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
@@ -100,28 +103,63 @@ def sweep_rows(report: SweepReport) -> Iterator[tuple[Cell, ...]]:
 
 
 def sweep_summary(report: SweepReport) -> list[RenderableType]:
-    """What a terminal shows: the advice, the models' own figures, and the grid with its intervals.
+    """What a terminal shows: the advice, the tuned model's own figures, and the grid with its intervals.
 
     Args:
         report: The sweep.
 
     Returns:
-        Renderables for ``rich`` that fit 100 columns.
+        Renderables for ``rich`` that fit 100 columns, apart from commands, which are never wrapped.
     """
-    heading = Text(
+    models = Text(
         f"base   {printable(report.base)}\ntuned  {printable(report.tuned)}\n"
-        f"{report.num_intruders} intruders in {report.num_matrices} matrices; "
-        f"forgetting {nats(report.forgetting)}; {report.metric} {interval_text(report.task_score, 3)}"
+        f"{report.num_intruders} intruders in {report.num_matrices} matrices"
     )
-    advice = [Text(f"{each.sentence}\n", style="bold") for each in report.recommendations]
-    return [*advice, heading, _grid(report)]
+    return [*(part for each in report.recommendations for part in _advice(each)), models, _own(report),
+            _grid(report)]  # fmt: skip
+
+
+def _advice(recommendation: Recommendation) -> Iterator[Text]:
+    yield Text(f"{recommendation.sentence}\n", style="bold")
+    commands = (
+        ("To write this model:", recommendation.command),
+        ("To shrink the whole update instead:", recommendation.shrink_command),
+    )
+    for lead, command in commands:
+        if command is not None:
+            # One line, so that it can be copied.
+            yield Text(f"{lead}\n  {printable_text(command)}\n", no_wrap=True, overflow="ignore")
+
+
+def _own(report: SweepReport) -> Table:
+    """The tuned model's forgetting and score on all the data and on each half."""
+    is_accuracy = report.metric == "accuracy"
+    table = Table(title="The tuned model", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column("data")
+    task = "accuracy, %" if is_accuracy else "task loss, nats/token"
+    for name in ("sequences", "examples", "forgetting, nats/token", task):
+        table.add_column(name, justify="right", no_wrap=True)
+    parts = [("all", report.text.num_items, report.task.num_items, report.forgetting, report.task_score)]
+    parts += [
+        (half.data, half.num_sequences, half.num_examples, half.forgetting, half.task_score)
+        for half in report.halves
+    ]
+    for data, sequences, examples, forgetting, score in parts:
+        table.add_row(
+            data,
+            f"{sequences:,}",
+            f"{examples:,}",
+            interval_text(forgetting, 3, is_signed=True),
+            interval_text(score, 1 if is_accuracy else 3, scale=100.0 if is_accuracy else 1.0),
+        )
+    return table
 
 
 def _grid(report: SweepReport) -> Table:
     is_accuracy = report.metric == "accuracy"
     confidence = f"{100 * report.settings.confidence:g}%"
     table = Table(
-        title=f"Against the tuned model, with {confidence} intervals (paired)",
+        title=f"Change from the tuned model, on all the data, with paired {confidence} intervals",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1),
@@ -151,7 +189,7 @@ def _grid(report: SweepReport) -> Table:
         task = interval_text(
             each.task_change, 1 if is_accuracy else 3, scale=100.0 if is_accuracy else 1.0, is_signed=True
         )
-        style = "bold" if each.cell.control == "intruders" else ""
+        style = "bold" if INTERVENTIONS[each.cell.control].role == "edit" else ""
         table.add_row(Text(printable(name)), f"{each.cell.strength:g}", forgetting, task, style=style)
     return table
 
@@ -161,7 +199,7 @@ def _cell(report: CellReport) -> dict[str, Any]:
     return {**laid_out.pop("cell"), **laid_out}
 
 
-def _choice(choice: Choice) -> dict[str, Any]:
+def _choice(choice: ChosenStrength) -> dict[str, Any]:
     return {**plain(choice), "report": None if choice.report is None else _cell(choice.report)}
 
 

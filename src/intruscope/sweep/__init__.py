@@ -1,6 +1,6 @@
-"""Strengths and controls over one loaded pair: what a repair buys and costs, and what a mere shrink does.
+"""Strengths and controls on one loaded pair: what a repair wins back and costs, and what a mere shrink does.
 
-``from intruscope.sweep import sweep`` is the command's twin for notebooks.
+``from intruscope.sweep import sweep`` is the library call behind ``intruscope sweep``.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Which strength is worth it: chosen on one half of the data, told by the other.
+"""Which strength is worth it: chosen on one half of the data, evaluated on the other.
 
-Taking the best of several strengths and reporting its figure on the same items flatters it. So one rule
-chooses on the first half, for the intruder edit and for every control alike, and every figure of the
-recommendation is of the second half, which had no part in it.
+Reporting the best of several strengths on the data that chose it would flatter it. So one rule chooses on the
+first half, for the intruder edit and for every control alike, and every figure of the recommendation is of
+the second half, which had no part in the choice. Whether the tuned model forgot at all depends on no choice,
+so that is decided on all the data.
 """
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from intruscope.sweep.figures import Measured, cell_report
-from intruscope.sweep.records import MATCHED, Cell, CellReport, Choice, Recommendation
+from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.sweep.figures import Measured, cell_report, forgetting_of
+from intruscope.sweep.records import CellReport, ChosenStrength, Recommendation, SweepCell, SweepSettings
 from intruscope.sweep.statistics import gain
 from intruscope.sweep.words import recommendation_sentence
 
@@ -18,39 +21,52 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import Metric, Outcome, Specialness, SweepSettings
+    from intruscope.sweep.records import AdviceOutcome, Metric, Specialness
     from intruscope.sweep.statistics import Sample
 
 
-FEWEST_TO_TELL = 6
-"""Sequences of a half. Five all fall to one side by chance in 3% of cases, more than the 2.5% that a side of
-a 95% interval allows, and their bootstrap would call it sure."""
+FEWEST_SEQUENCES = 6
+"""Sequences that the evaluation half needs for a verdict. With five, all fall on one side by chance in 3% of
+cases, more than the 2.5% per side that a 95% interval allows, and their bootstrap would call it certain."""
 
 
 def choose(
-    measured: Measured, settings: SweepSettings, halves: tuple[Sample, Sample]
-) -> tuple[tuple[Choice, ...], tuple[Recommendation, ...]]:
+    measured: Measured,
+    settings: SweepSettings,
+    *,
+    everything: Sample,
+    choosing: Sample,
+    evaluation: Sample,
+    models: Sequence[str] = (),
+) -> tuple[tuple[ChosenStrength, ...], tuple[Recommendation, ...]]:
     """Apply the rule to every series of the grid, and say what follows for the intruders.
 
-    The rule: of the strengths below 1 whose task costs at most ``max_task_cost`` on the first half, the one
-    with the least forgetting there, if that is less than the tuned model's; of equals, the weakest edit.
+    The rule: of the strengths below 1 whose task costs at most ``max_task_cost`` on the choosing half, take
+        the
+    one with the least forgetting there, if that is less than the tuned model's; of equals, the weakest edit.
 
     Args:
         measured: All measurements.
         settings: Of the sweep.
-        halves: To choose on, and to report on.
+        everything: All the data.
+        choosing: The half to choose on.
+        evaluation: The half to report on.
+        models: The models as a command names them; empty where no command can.
 
     Returns:
-        The choice for every series, in the order of the grid, and a recommendation for each choice of
+        The choice for every series, in the order of the grid, and a recommendation for each selection of
         intruders.
     """
     series = list(dict.fromkeys((cell.control, cell.which) for cell in measured.cells))
-    choices = tuple(_choice(measured, settings, halves, control, which) for control, which in series)
-    shrink = next((choice for choice in choices if choice.control == "uniform"), None)
+    choices = tuple(
+        _choice(measured, settings, choosing, evaluation, control, which) for control, which in series
+    )
+    shrink = next((choice for choice in choices if INTERVENTIONS[choice.control].role == "shrink"), None)
+    forgetting = forgetting_of(measured, everything)
     recommendations = tuple(
-        _recommendation(measured, settings, halves[1], choice, shrink)
+        _recommendation(measured, settings, evaluation, choice, shrink, forgetting, models)
         for choice in choices
-        if choice.control == "intruders"
+        if INTERVENTIONS[choice.control].role == "edit"
     )
     return choices, recommendations
 
@@ -58,54 +74,59 @@ def choose(
 def _choice(
     measured: Measured,
     settings: SweepSettings,
-    halves: tuple[Sample, Sample],
+    choosing: Sample,
+    evaluation: Sample,
     control: str,
     which: str | None,
-) -> Choice:
-    first, second = halves
+) -> ChosenStrength:
     cells = [cell for cell in measured.cells if (cell.control, cell.which) == (control, which)]
     beside = which or settings.which[0]
     best: tuple[float, float] | None = None
-    taken: Cell | None = None
+    taken: SweepCell | None = None
     for cell in cells:
         if cell.strength >= 1.0 or not cell.change_norm:
             continue
-        found = cell_report(measured, cell, beside, first)
+        found = cell_report(measured, cell, beside, choosing)
         change = found.forgetting_change.estimate
         if change < 0.0 and _cost(found.task_change, measured.metric) <= settings.max_task_cost:
             rank = (change, -cell.strength)
             if best is None or rank < best:
                 best, taken = rank, cell
-    return Choice(
+    return ChosenStrength(
         control=control,
         which=which,
         strength=None if taken is None else taken.strength,
-        report=None if taken is None else cell_report(measured, taken, beside, second),
+        report=None if taken is None else cell_report(measured, taken, beside, evaluation),
     )
 
 
 def _recommendation(
-    measured: Measured, settings: SweepSettings, half: Sample, choice: Choice, shrink: Choice | None
+    measured: Measured,
+    settings: SweepSettings,
+    evaluation: Sample,
+    choice: ChosenStrength,
+    shrink: ChosenStrength | None,
+    forgetting: Interval,
+    models: Sequence[str],
 ) -> Recommendation:
     assert choice.which is not None
-    edited = [
-        cell
-        for cell in measured.cells
-        if (cell.control, cell.which) == ("intruders", choice.which) and cell.change_norm
-    ]
+    num_sequences = len(evaluation.text_items)
     matched: tuple[CellReport, ...] = ()
     intruders: Specialness | None = None
     if choice.report is not None:
         strength = choice.report.cell.strength
         matched = tuple(
-            cell_report(measured, cell, choice.which, half)
+            cell_report(measured, cell, choice.which, evaluation)
             for cell in measured.cells
-            if cell.control in MATCHED and cell.which == choice.which and cell.strength == strength
+            if INTERVENTIONS[cell.control].role == "matched"
+            and cell.which == choice.which
+            and cell.strength == strength
         )
         if matched:
-            enough = len(half.text_items) >= FEWEST_TO_TELL
+            enough = num_sequences >= FEWEST_SEQUENCES
             intruders = specialness(matched, measured.metric) if enough else "not-special"
-    outcome = _outcome(measured, settings, half, choice, is_anything_edited=bool(edited))
+    outcome = _outcome(measured, settings, choice, forgetting, num_sequences)
+    is_outdone = outcome == "recommended" and intruders == "worse" and shrink is not None
     return Recommendation(
         which=choice.which,
         outcome=outcome,
@@ -122,23 +143,64 @@ def _recommendation(
             shrink=None if shrink is None else shrink.report,
             metric=measured.metric,
             max_task_cost=settings.max_task_cost,
-            too_few=len(half.text_items) if len(half.text_items) < FEWEST_TO_TELL else None,
-            forgetting=half.interval(half.losses(measured.tuned) - half.losses(measured.base_text)),
+            too_few=num_sequences if num_sequences < FEWEST_SEQUENCES else None,
+            forgetting=forgetting,
         ),
+        command=repair_command(models, choice, settings) if outcome == "recommended" else None,
+        shrink_command=repair_command(models, shrink, settings) if is_outdone and shrink else None,
     )
 
 
+def repair_command(models: Sequence[str], choice: ChosenStrength, settings: SweepSettings) -> str | None:
+    """The shell command that writes the model of a choice, with every option that is not a default.
+
+    Args:
+        models: As the user named them: base and tuned model, or an adapter alone.
+        choice: The intervention and its strength.
+        settings: Of the sweep.
+
+    Returns:
+        None where there is nothing to name or to apply.
+    """
+    if not models or choice.strength is None:
+        return None
+    defaults = SweepSettings()
+    # The last part of a name such as org/name@revision or base+adapter.
+    stem = models[-1].rpartition("+")[2].rstrip("/").rpartition("/")[2].partition("@")[0]
+    options: list[tuple[str, object, object]] = [
+        ("--control", choice.control, "intruders"),
+        ("--which", choice.which or "top", "top"),
+        ("--k", settings.k, defaults.k),
+        ("--epsilon", settings.epsilon, defaults.epsilon),
+        ("--seed", settings.seed, defaults.seed),
+    ]
+    ending = "repaired" if INTERVENTIONS[choice.control].role == "edit" else choice.control
+    words = ["intruscope", "repair", *models, "-o", f"{stem or 'model'}-{ending}"]
+    words += ["--strength", f"{choice.strength:g}"]
+    for option, value, default in options:
+        words += [option, str(value)] if value != default else []
+    return shlex.join(words)
+
+
 def _outcome(
-    measured: Measured, settings: SweepSettings, half: Sample, choice: Choice, *, is_anything_edited: bool
-) -> Outcome:
-    if not is_anything_edited:
+    measured: Measured,
+    settings: SweepSettings,
+    choice: ChosenStrength,
+    forgetting: Interval,
+    num_sequences: int,
+) -> AdviceOutcome:
+    if not any(
+        cell.change_norm
+        for cell in measured.cells
+        if (cell.control, cell.which) == (choice.control, choice.which)
+    ):
         return "nothing-to-edit"
-    if half.interval(half.losses(measured.tuned) - half.losses(measured.base_text)).low <= 0.0:
+    if forgetting.low <= 0.0:
         return "no-forgetting"
     if choice.report is None:
         return "no-gain"
     is_cheap = _cost(choice.report.task_change, measured.metric) <= settings.max_task_cost
-    is_less = choice.report.forgetting_change.high < 0.0 and len(half.text_items) >= FEWEST_TO_TELL
+    is_less = choice.report.forgetting_change.high < 0.0 and num_sequences >= FEWEST_SEQUENCES
     return "recommended" if is_cheap and is_less else "not-confirmed"
 
 
@@ -146,7 +208,7 @@ def specialness(matched: Sequence[CellReport], metric: Metric) -> Specialness:
     """Whether the intruder edit does what no mere shrink of its size does, by interval.
 
     Args:
-        matched: The shrinks, with their differences from the edit (shrink less edit).
+        matched: The shrinks, with their differences from the edit (shrink minus edit).
         metric: Of the task.
     """
     better = [
@@ -175,7 +237,7 @@ def _is_below(interval: Interval | None) -> bool:
 
 
 def _is_better(task: Interval | None, metric: Metric) -> bool:
-    """The control's task is better than the edit's."""
+    """Whether the control's task is better than the edit's."""
     return _is_above(task) if metric == "accuracy" else _is_below(task)
 
 

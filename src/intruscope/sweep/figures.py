@@ -1,11 +1,12 @@
-"""Measurements to figures of cells: each against the tuned model, and against the edit it controls for."""
+"""From measurements to the figures of cells: relative to the tuned model, and to the intruder edit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intruscope.sweep.records import Cell, CellReport, cell_key
+from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.sweep.records import CellReport, SweepCell, cell_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,35 +22,35 @@ class Measured:
 
     Attributes:
         metric: Of the task.
-        protocol: Of the losses on the text.
+        protocol: How losses on the text are computed.
         base_text: The base on the text; it has no head for the task.
         tuned: The tuned model, strength 1.
-        cells: The grid in order.
-        by_key: Measurement of each cell.
+        cells: The grid, in order.
+        by_key: The measurement of each cell, by its key.
     """
 
     metric: Metric
     protocol: str
     base_text: Measurement
     tuned: Measurement
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepCell, ...]
     by_key: Mapping[str, Measurement]
 
-    def edit_beside(self, cell: Cell, which: str) -> Measurement | None:
-        """The intruder edit of the same strength."""
-        if cell.control == "intruders":
+    def edit_beside(self, cell: SweepCell, which: str) -> Measurement | None:
+        """The intruder edit at the same strength; None for that edit itself."""
+        if INTERVENTIONS[cell.control].role == "edit":
             return None
         return self.by_key.get(cell_key("intruders", which, cell.strength))
 
 
-def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> CellReport:
-    """Figures of one cell.
+def cell_report(measured: Measured, cell: SweepCell, which: str, sample: Sample) -> CellReport:
+    """The figures of one cell.
 
     Args:
         measured: All measurements.
         cell: Of the grid.
-        which: The intruders whose edit it is set beside, where the cell itself does not say.
-        sample: The items to take.
+        which: The selection of intruders whose edit it is compared with, where the cell has none.
+        sample: The items to use.
     """
     here = measured.by_key[cell.key]
     losses = sample.losses(here)
@@ -59,6 +60,7 @@ def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> C
     edit = measured.edit_beside(cell, cell.which or which)
     return CellReport(
         cell=cell,
+        data=sample.data,
         forgetting=sample.interval(change + forgetting),
         forgetting_change=sample.interval(change),
         forgetting_share=sample.share(change, forgetting),
@@ -70,6 +72,11 @@ def cell_report(measured: Measured, cell: Cell, which: str, sample: Sample) -> C
     )
 
 
+def forgetting_of(measured: Measured, sample: Sample) -> Interval:
+    """Loss of the tuned model on the text minus the base's, in nats per token."""
+    return sample.interval(sample.losses(measured.tuned) - sample.losses(measured.base_text))
+
+
 def task_score(measurement: Measurement, metric: Metric, sample: Sample) -> Interval:
     """Score of one model."""
     return (
@@ -78,12 +85,12 @@ def task_score(measurement: Measurement, metric: Metric, sample: Sample) -> Inte
 
 
 def task_difference(first: Measurement, second: Measurement, metric: Metric, sample: Sample) -> Interval:
-    """Score of the first less that of the second, over the same examples."""
+    """Score of the first minus that of the second, over the same examples."""
     if metric == "accuracy":
         return sample.accuracy_difference(first, second)
     return sample.interval(sample.scores(first) - sample.scores(second))
 
 
 def grid_reports(measured: Measured, which: Sequence[str], sample: Sample) -> tuple[CellReport, ...]:
-    """Figures of the grid; what does not go by the intruders is set beside the first choice of them."""
+    """The figures of the grid; a control without a selection is compared with the first selection's edit."""
     return tuple(cell_report(measured, cell, which[0], sample) for cell in measured.cells)

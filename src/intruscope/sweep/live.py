@@ -1,4 +1,4 @@
-"""The bench of a sweep on a live pair: one load, weights switched in memory, nothing written to disk."""
+"""A sweep's bench on a live pair: loaded once, weights switched in memory, nothing written to disk."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class LiveBench:
     """Measures the states of a live pair on one text and one task.
 
     Args:
-        pair: Loaded.
-        sequences: Of the text.
-        protocol: Of the losses on it.
-        task: What is scored.
-        seed: Of the fast protocol's masks.
-        batch_tokens: Positions per batch.
-        max_tokens: Examples of a classification are cut to so many.
+        pair: A loaded pair.
+        sequences: Sequences of the text.
+        protocol: How losses on the text are computed.
+        task: The task to score.
+        seed: Random seed of the fast protocol's masks.
+        batch_tokens: Maximum number of token positions per batch.
+        max_tokens: Truncate the examples of a classification to this many tokens.
+        max_sequences: Maximum number of sequences of held-out text as a task, sampled evenly.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LiveBench:
         seed: int = 0,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         max_tokens: int | None = None,
+        max_sequences: int | None = None,
     ) -> None:
         self._pair = pair
         self._sequences = sequences
@@ -52,6 +54,7 @@ class LiveBench:
         self._seed = seed
         self._batch_tokens = batch_tokens
         self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
 
     @property
     def metric(self) -> Metric:
@@ -60,11 +63,11 @@ class LiveBench:
 
     @property
     def protocol(self) -> str:
-        """Of the losses on the text, with its version."""
+        """How losses on the text are computed, with a version."""
         return PROTOCOLS[self._protocol]
 
     def base_text(self) -> Measurement:
-        """The base on the text; its head knows nothing of the task.
+        """The base on the text; it has no head for the task.
 
         Raises:
             IntruscopeError: there is no language-model head, or a loss is not finite.
@@ -77,13 +80,13 @@ class LiveBench:
         """The tuned model with these edits.
 
         Raises:
-            IntruscopeError: a matrix that the live model does not hold, or a loss that is not finite.
+            IntruscopeError: the live model lacks an edited matrix, or a loss is not finite.
         """
         with self._pair.with_edits(edits):
             return self._measurement()
 
     def interpolated(self, fraction: float) -> Measurement:
-        """Everything that the fine-tune changed, at base + fraction (tuned - base).
+        """The model with everything that the fine-tune changed at base + fraction (tuned - base).
 
         Raises:
             IntruscopeError: a loss is not finite.
@@ -102,7 +105,13 @@ class LiveBench:
 
     def _measurement(self) -> Measurement:
         losses = self._losses()
-        scored = score(self._pair, self._task, batch_tokens=self._batch_tokens, max_tokens=self._max_tokens)
+        scored = score(
+            self._pair,
+            self._task,
+            batch_tokens=self._batch_tokens,
+            max_tokens=self._max_tokens,
+            max_sequences=self._max_sequences,
+        )
         scores = scored.nats_N if scored.right_N is None else scored.right_N
         return Measurement(
             **_text(losses),
@@ -114,17 +123,19 @@ class LiveBench:
 
 
 def num_examples(task: Task) -> int | None:
-    """Examples of a task; None for held-out text, whose sequences depend on the model."""
+    """Number of examples of a task; None for held-out text, whose sequences depend on the model."""
     if isinstance(task, ClassificationTask):
         return len(task.labels)
     return len(task.choices) if isinstance(task, ChoiceTask) else None
 
 
 def limited(task: Task, max_examples: int | None) -> Task:
-    """At most so many examples of a task, spread evenly; held-out text is left whole.
+    """A task with at most ``max_examples`` examples, sampled evenly.
+
+    Held-out text has no examples before it is cut into sequences: scoring it takes ``max_sequences`` instead.
 
     Args:
-        task: Loaded.
+        task: A loaded task.
         max_examples: None for all of them.
     """
     if max_examples is None:

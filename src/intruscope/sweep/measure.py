@@ -1,4 +1,4 @@
-"""A whole sweep: a survey, a live pair, the grid, the report."""
+"""A whole sweep: a live pair, a survey, the grid, the report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.adapters.opening import open_pair
 from intruscope.errors import OutputConflict, UsageError
+from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, environment, open_journal, plan
+from intruscope.spectra.scan import (
+    RunOptions,
+    check_outputs,
+    environment,
+    open_journal,
+)
 from intruscope.sweep.assemble import assemble
-from intruscope.sweep.records import Source, SweepReport, SweepSettings
+from intruscope.sweep.records import DataSource, SweepReport, SweepSettings
 from intruscope.sweep.run import checked_settings, run_grid
 from intruscope.sweep.statistics import check_counts
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from intruscope.adapters.live import LivePair
+    from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
     from intruscope.forgetting.models import DType
     from intruscope.forgetting.tasks import Task
@@ -37,14 +45,15 @@ class MeasureOptions:
         protocol: ``causal``, ``fast`` or ``exact``; by default ``causal``, or ``fast`` for a masked model.
         unit: What a sequence of the text is: ``line`` or ``running``; by default as in ``forget``.
         context: Longest input in tokens.
-        stride: Of a causal model.
-        max_sequences: Of the text, spread evenly; all by default.
-        max_examples: Of the task, spread evenly; all by default.
-        max_tokens: Examples of a classification are cut to so many.
-        batch_tokens: Positions per batch.
-        device: ``auto``, ``cpu``, ``cuda``.
+        stride: How far each window of a causal model moves on, in tokens.
+        max_sequences: Maximum number of sequences of the text, sampled evenly; all by default.
+        max_examples: Maximum number of examples of the task (sequences, where the task is held-out text),
+            sampled evenly; all by default.
+        max_tokens: Truncate the examples of a classification to this many tokens.
+        batch_tokens: Maximum number of token positions per batch.
+        device: ``auto``, ``cpu``, ``cuda`` or a torch device.
         dtype: Of weights and computation.
-        tokenizer: Folder of one; that beside the base by default.
+        tokenizer: Folder of the tokenizer; by default the one beside the base.
     """
 
     protocol: str | None = None
@@ -57,12 +66,12 @@ class MeasureOptions:
     batch_tokens: int = 4096
     device: str = "auto"
     dtype: DType = "float32"
-    tokenizer: str | None = None
+    tokenizer: str | Path | None = None
 
 
 def sweep(
-    base: str,
-    tuned: str | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
     task: Task,
     text: str | Path | Sequence[str | Path],
@@ -76,19 +85,19 @@ def sweep(
     on_cell: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> SweepReport:
-    """Measure every strength of every control on a text and a task, and say which is worth it.
+    """Measure every strength of every control on a text and a task, and say which one is worth it.
 
     Args:
-        base: Model before, see :func:`intruscope.spectra.scan.plan`.
-        tuned: Model after, see there.
+        base: The base model, see :func:`intruscope.spectra.scan.plan`.
+        tuned: The tuned model, likewise.
         task: From :func:`intruscope.forgetting.tasks.load_task`.
-        text: Files, patterns, or datasets of the hub (``hf:org/name:split``).
-        field: Column of tables that holds the text.
-        settings: Grid, intruders, statistics.
-        measuring: How models are loaded and measured.
+        text: Files, patterns, or datasets on the hub (``hf:org/name:split``).
+        field: Column that holds the text, in tables.
+        settings: The grid, what counts as an intruder, and the statistics.
+        measuring: How the models are loaded and measured.
         options: How the survey runs, and the folder of both journals.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        outputs: Where the caller will write; refused now if that is an input.
+        outputs: Paths that the caller will write; refused at once where one is an input.
         on_survey: Called for every matrix.
         on_cell: Called for every cell.
         on_notice: Called with sentences that the user should see at once.
@@ -102,8 +111,8 @@ def sweep(
     settings, measuring = checked_settings(settings or SweepSettings()), measuring or MeasureOptions()
     if measuring.max_examples is not None and measuring.max_examples < 1:
         raise UsageError(
-            f"got at most {measuring.max_examples} examples, expected 1 or more",
-            remedy="leave --max-examples out, or raise it",
+            f"--max-examples is {measuring.max_examples}, but at least 1 is needed",
+            remedy="raise --max-examples, or leave it out",
         )
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
@@ -112,41 +121,33 @@ def sweep(
 
     corpus = read_texts([text] if isinstance(text, (str, Path)) else text, field=field)
     work = options.work_dir
-    check_outputs(plan(base, tuned, allow_pickle=allow_pickle), [*outputs, *([work] if work else [])])
+    opened = open_pair(base, tuned, allow_pickle=allow_pickle)
+    check_outputs(opened.pairing, [*outputs, *([work] if work else [])])
     if work is not None:
         try:
             work.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputConflict(
-                f"the folder could not be made ({error.strerror}), expected a place that may be written",
+                f"cannot make this folder ({error.strerror})",
                 remedy="choose another --work",
                 file=work,
             ) from error
-    # Before the survey, which takes longer: whatever cannot be measured is said at once.
-    pair = load_pair(
-        base,
-        tuned,
-        device=measuring.device,
-        dtype=measuring.dtype,
-        tokenizer=measuring.tokenizer,
-        allow_pickle=allow_pickle,
-    )
+    # Before the survey, which takes longer: whatever cannot be measured is refused at once.
+    pair = load_pair(opened, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer)
     pair.language_model()
     check_task(pair, task)
-    needs_updates = "tail" in settings.controls
+    needs_updates = any(INTERVENTIONS[control].needs_update_vectors for control in settings.controls)
     found = survey_pair(
-        base,
-        tuned,
+        opened,
         settings=ScanSettings(k=settings.k, epsilon=settings.epsilon, seed=settings.seed),
         options=_within(options, "survey-with-updates" if needs_updates else "survey"),
         update_spectra=needs_updates,
-        allow_pickle=allow_pickle,
         on_progress=on_survey,
         on_notice=on_notice,
     )
     if found.unreadable:
         on_notice(
-            f"{len(found.unreadable)} matrices could not be decomposed and are left as they are, such as "
+            f"{len(found.unreadable)} matrices could not be decomposed and stay as they are, for example "
             f"{found.unreadable[0].name}"
         )
     measured = measure_pair(
@@ -162,19 +163,19 @@ def sweep(
     )
     num_cut, num_examples = measured.tuned.num_cut, len(measured.tuned.task_scores)
     if num_cut:
-        on_notice(f"{num_cut} of {num_examples} examples are longer than the limit and were cut")
+        on_notice(f"{num_cut} of {num_examples} examples are longer than the limit and were truncated")
     return assemble(
         measured,
         settings,
         base=found.pairing.base,
         tuned=found.pairing.tuned,
-        text=Source(
+        text=DataSource(
             name=", ".join(source.name for source in corpus.sources),
             sha256=corpus.sha256,
             num_items=len(measured.tuned.text_nats),
             protocol=measured.protocol,
         ),
-        task=Source(
+        task=DataSource(
             name=task.name,
             sha256=task.sha256,
             num_items=num_examples,
@@ -184,6 +185,7 @@ def sweep(
         num_intruders=sum(len(matrix.intruders) for matrix in found.matrices),
         num_matrices=len(found.matrices),
         environment=_environment(measuring, str(pair.language_model().model.device)),
+        models=() if opened.in_memory else (opened.base.name, opened.tuned.name),
     )
 
 
@@ -199,16 +201,16 @@ def measure_pair(
     on_cell: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> Measured:
-    """Measure the grid of a pair that is surveyed and loaded; for the arguments see :func:`sweep`.
+    """Measure the grid of a pair that is already surveyed and loaded.
 
     Args:
-        survey: Of the pair.
-        pair: Loaded.
-        task: Loaded.
-        text: Read.
+        survey: A survey of the pair.
+        pair: The loaded pair.
+        task: The loaded task.
+        text: The text, read.
         settings: Of the grid.
         measuring: How it is measured.
-        options: Where the journal lies.
+        options: Where the journal is.
         on_cell: Called for every cell.
         on_notice: Called with sentences that the user should see at once.
 
@@ -220,7 +222,7 @@ def measure_pair(
     from intruscope.sweep.live import LiveBench, limited, num_examples
 
     language = pair.language_model()
-    # Exact takes one pass per token, and a grid has dozens of cells.
+    # The exact protocol takes one pass per token, and a grid has dozens of cells.
     asked = measuring.protocol or ("fast" if language.kind == "masked" else None)
     protocol = choose_protocol(language.kind, asked)
     sequences = cut(
@@ -233,7 +235,9 @@ def measure_pair(
     )
     chosen = limited(task, measuring.max_examples)
     known = num_examples(chosen)
-    check_counts(sequences.num_sequences, sequences.num_sequences if known is None else known)
+    if known is None:  # held-out text: as many as its sequences
+        known = sequences.num_sequences if measuring.max_examples is None else measuring.max_examples
+    check_counts(sequences.num_sequences, known)
     bench = LiveBench(
         pair,
         sequences,
@@ -242,25 +246,31 @@ def measure_pair(
         seed=settings.seed,
         batch_tokens=measuring.batch_tokens,
         max_tokens=measuring.max_tokens,
+        max_sequences=measuring.max_examples,
     )
     device = str(language.model.device)
-    # Strengths, controls and choices of intruders are no part of it: a wider grid goes on in this journal.
+    # Without strengths, controls and selections of intruders: a wider grid continues this journal.
     identity = {
         "purpose": "sweep",
         "version": version("intruscope"),
         "intruders": [settings.k, settings.epsilon, settings.seed],
-        # A GPU rounds otherwise: its cells and a CPU's are never in one journal.
-        "measuring": asdict(measuring if device == "cpu" else replace(measuring, device=device)),
+        # A GPU rounds differently: its cells and a CPU's never share a journal.
+        "measuring": {**asdict(measuring), "tokenizer": _named(measuring.tokenizer)}
+        | ({} if device == "cpu" else {"device": device}),
         "inputs": list(survey.pairing.inputs),
         "text": text.sha256,
         "task": task.sha256,
     }
-    journal = open_journal(identity, options, on_notice)
+    journal = None if survey.pairing.in_memory else open_journal(identity, options, on_notice)
     try:
         return run_grid(survey, bench, settings, journal=journal, on_progress=on_cell)
     finally:
         if journal is not None:
             journal.close()
+
+
+def _named(tokenizer: str | Path | None) -> str | None:
+    return None if tokenizer is None else str(tokenizer)
 
 
 def _within(options: RunOptions, name: str) -> RunOptions:

@@ -1,6 +1,6 @@
 """What a sweep reports. Frozen records; the report package writes them as ``intruscope.sweep/1``.
 
-A figure that does not exist (a share of a forgetting that is not there) is None, never NaN.
+A figure that does not exist (a share of the forgetting where nothing was forgotten) is None, never NaN.
 """
 
 from __future__ import annotations
@@ -9,37 +9,37 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from intruscope.forgetting.intervals import NUM_RESAMPLES, Interval
-from intruscope.repair.interventions import KINDS
+from intruscope.repair.interventions import INTERVENTIONS
 
 SCHEMA = "intruscope.sweep/1"
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The strengths of the paper's table 3 (arXiv 2410.21228v3)."""
-MATCHED = ("matched_change", "matched_result")
-"""Shrinks of the whole update that are as large as the edit: what the intruders must beat to be special."""
 
 Metric = Literal["accuracy", "loss"]
-Outcome = Literal["recommended", "nothing-to-edit", "no-forgetting", "no-gain", "not-confirmed"]
+AdviceOutcome = Literal["recommended", "nothing-to-edit", "no-forgetting", "no-gain", "not-confirmed"]
 Specialness = Literal["special", "not-special", "worse"]
+DataPart = Literal["all", "choosing half", "evaluation half"]
+"""Which sequences and examples a figure is computed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """What is swept, and how its figures are made.
+    """What is swept, and how its figures are computed.
 
     Attributes:
-        strengths: Retained fractions; 1 is the tuned model itself and needs no cell.
-        controls: Kinds of :func:`intruscope.repair.interventions.intervene`, the edit itself among them.
-        which: Intruders that are edited: ``top``, ``all`` or a selection; each is a series of its own.
-        k: Leading vectors of a matrix that may be intruders.
-        epsilon: Alignment below which one is.
-        seed: Of the random control, the halves and the resampling.
-        max_task_cost: What a strength may cost: a share of accuracy, or nats per token of a task's loss.
-        num_resamples: Of the bootstrap.
-        confidence: Of every interval.
+        strengths: Fractions to keep; 1 is the tuned model itself, which is always measured.
+        controls: Names in :data:`intruscope.repair.interventions.INTERVENTIONS`, the edit itself among them.
+        which: Intruders to edit: ``top``, ``all`` or a selection; each is a series of its own.
+        k: Number of leading vectors per matrix that may be intruders.
+        epsilon: Alignment below which a vector is an intruder.
+        seed: Random seed of the random control, of the split into halves and of the resampling.
+        max_task_cost: Largest acceptable cost: a share of accuracy, or nats per token of a task's loss.
+        num_resamples: Number of bootstrap resamples.
+        confidence: Level of every interval.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
-    controls: tuple[str, ...] = KINDS
+    controls: tuple[str, ...] = field(default_factory=lambda: tuple(INTERVENTIONS))
     which: tuple[str, ...] = ("top",)
     k: int = 10
     epsilon: float = 0.5
@@ -51,15 +51,15 @@ class SweepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One model measured, item by item, so that two of them can be compared pair by pair.
+    """One model measured item by item, so that two models can be compared pair by pair.
 
     Attributes:
         text_nats: Loss of each sequence of the text, summed over its tokens.
-        text_tokens: Tokens of each sequence that were scored.
-        task_scores: Of each example: 1 or 0 for right or wrong, or its summed loss in nats.
-        task_weights: What a score is a sum over: 1, or the example's scored tokens.
+        text_tokens: Number of scored tokens of each sequence.
+        task_scores: For each example, 1 or 0 for right or wrong, or its summed loss in nats.
+        task_weights: What each score is a sum over: 1, or the example's scored tokens.
         task_nats: Loss of each example's right answer; the score itself where that is a loss.
-        num_cut: Examples that were too long and were cut.
+        num_cut: Number of examples that were too long and were truncated.
     """
 
     text_nats: tuple[float, ...]
@@ -71,14 +71,14 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One place of the grid.
+class SweepCell:
+    """One cell of the grid: an intervention at a strength.
 
     Attributes:
-        control: A kind of intervention.
-        which: Intruders that it goes by; None for what does not depend on them.
-        strength: Retained fraction.
-        num_matrices: Matrices that it changes.
+        control: Name of the intervention.
+        which: The intruders it depends on; None where it does not depend on them.
+        strength: Fraction that is kept.
+        num_matrices: Number of matrices that change.
         change_norm: ‖W' − W_tuned‖_F over all of them.
     """
 
@@ -90,34 +90,36 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Unique within a sweep; names the measurement in the journal."""
+        """Unique within a sweep; the measurement's key in the journal."""
         return cell_key(self.control, self.which, self.strength)
 
 
 def cell_key(control: str, which: str | None, strength: float) -> str:
-    """Name of a cell, from what it is."""
+    """The key of the cell with these coordinates."""
     return "/".join([control, *([which] if which else []), repr(float(strength))])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellReport:
-    """A cell's figures on all the data; every change is against the tuned model, paired.
+    """The figures of a cell on one part of the data; every change is relative to the tuned model, paired.
 
     Attributes:
         cell: The cell.
-        forgetting: Against the base, nats per token.
-        forgetting_change: Nats per token; negative is less forgetting.
-        forgetting_share: That change as a share of the tuned model's forgetting; None without forgetting.
-        task: Score.
+        data: The part of the data that all figures here are computed on.
+        forgetting: Relative to the base, in nats per token.
+        forgetting_change: In nats per token; negative is less forgetting.
+        forgetting_share: The same as a share of the tuned model's forgetting; None without forgetting.
+        task: Score on the task.
         task_change: Positive is better for accuracy, worse for loss.
-        task_loss_change: Loss of the right answers, nats per example (per token where the score is a loss):
-            finer than accuracy, which only sees what crosses a border.
-        forgetting_difference: Forgetting of this cell less that of the intruder edit of the same strength
-            (and choice of intruders); positive where the intruder edit forgets less. None for that edit.
-        task_difference: The same of the task's score.
+        task_loss_change: Loss of the right answers, nats per example (per token where the score is a loss).
+            Finer than accuracy, which only sees answers that flip.
+        forgetting_difference: Forgetting of this cell minus that of the intruder edit at the same strength
+            (and selection); positive where the intruder edit forgets less. None for that edit itself.
+        task_difference: The same for the task's score.
     """
 
-    cell: Cell
+    cell: SweepCell
+    data: DataPart
     forgetting: Interval
     forgetting_change: Interval
     forgetting_share: Interval | None
@@ -129,14 +131,14 @@ class CellReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The strength that a rule takes on one half of the data, and what the other half says of it.
+class ChosenStrength:
+    """The strength that the rule chose on one half of the data, with its figures on the other half.
 
     Attributes:
-        control: Whose strengths it chose among.
+        control: The intervention whose strengths were compared.
         which: As in the cell.
-        strength: None where no strength lowers forgetting at a cost within the settings.
-        report: Figures on the half that had no part in the choice; None without a strength.
+        strength: None where no strength lowers forgetting at an acceptable cost.
+        report: Figures on the evaluation half; None without a strength.
     """
 
     control: str
@@ -147,38 +149,64 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What the sweep advises, all of it from the half that had no part in the choice.
+    """What the sweep advises for one selection of intruders.
+
+    The strength was chosen on one half of the data; all figures are of the other half.
 
     Attributes:
-        which: The intruders that it is about.
-        outcome: ``recommended``, or why not.
-        strength: That was chosen, also where the other half did not confirm it.
+        which: The selection of intruders.
+        outcome: ``recommended``, or the reason why no strength is.
+        strength: The chosen strength, also where the evaluation half did not confirm it.
         report: Its figures.
         matched: Figures of the matched shrinks at that strength.
-        intruders: ``special`` where the edit forgets less than every matched shrink and the task is none the
-            worse, by interval; ``worse`` where a matched shrink does better; else ``not-special``.
+        intruders: ``special`` where the edit forgets less than every matched shrink and the task is no worse,
+            by interval; ``worse`` where a matched shrink does better; otherwise ``not-special``.
         sentence: All of this in words.
+        command: The shell command that writes the recommended model; None without a recommendation, or for
+            models that have no name.
+        shrink_command: The same for shrinking the whole update, where a mere shrink does better.
     """
 
     which: str
-    outcome: Outcome
+    outcome: AdviceOutcome
     strength: float | None
     report: CellReport | None
     matched: tuple[CellReport, ...]
     intruders: Specialness | None
     sentence: str
+    command: str | None = None
+    shrink_command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A text or a task: what it was, so that a figure can be made again.
+class DataHalf:
+    """One half of the data, and the tuned model on it.
 
     Attributes:
-        name: As it was given.
-        sha256: Of its contents.
-        num_items: Sequences, or examples.
-        protocol: Of the losses, or the metric.
-        num_cut: Examples that were longer than the model takes, or than was asked for, and were cut.
+        data: Which half.
+        num_sequences: Sequences of the text in it.
+        num_examples: Examples of the task in it.
+        forgetting: Tuned minus base, in nats per token.
+        task_score: Score of the tuned model.
+    """
+
+    data: DataPart
+    num_sequences: int
+    num_examples: int
+    forgetting: Interval
+    task_score: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A text or a task, described so that a figure can be reproduced.
+
+    Attributes:
+        name: As given.
+        sha256: Hash of its contents.
+        num_items: Number of sequences, or of examples.
+        protocol: How losses are computed, or the metric.
+        num_cut: Number of examples truncated to the model's longest input, or to the requested limit.
     """
 
     name: str
@@ -190,24 +218,25 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """A whole sweep.
+    """A whole sweep. Figures are of all the data, except where a record says otherwise.
 
     Attributes:
-        base: Name of the model before.
-        tuned: Name of the model after.
-        settings: See there.
+        base: Name of the base model.
+        tuned: Name of the tuned model.
+        settings: What was swept, and how.
         metric: Of the task.
         text: What forgetting was measured on.
         task: What the task's score was measured on.
-        num_intruders: Vectors with the verdict, over all matrices.
-        num_matrices: Matrices that were surveyed.
-        base_loss: Nats per token on the text.
-        tuned_loss: Of the tuned model, strength 1.
-        forgetting: Their paired difference.
-        task_score: Of the tuned model.
-        cells: The grid, in the order of the settings.
-        choices: The same rule for every control, for comparison.
-        recommendations: One for each choice of intruders.
+        num_intruders: Number of intruders over all matrices.
+        num_matrices: Number of surveyed matrices.
+        base_loss: Loss of the base on the text, in nats per token, on all the data.
+        tuned_loss: The same for the tuned model.
+        forgetting: Their paired difference, on all the data.
+        task_score: Score of the tuned model, on all the data.
+        halves: The half that chooses strengths, and the half that evaluates them.
+        cells: The grid on all the data, in the order of the settings.
+        choices: The same rule applied to every control, for comparison; figures of the evaluation half.
+        recommendations: One for each selection of intruders; figures of the evaluation half.
         environment: Versions that a figure depends on.
     """
 
@@ -215,15 +244,16 @@ class SweepReport:
     tuned: str
     settings: SweepSettings
     metric: Metric
-    text: Source
-    task: Source
+    text: DataSource
+    task: DataSource
     num_intruders: int
     num_matrices: int
     base_loss: float
     tuned_loss: float
     forgetting: Interval
     task_score: Interval
+    halves: tuple[DataHalf, DataHalf]
     cells: tuple[CellReport, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[ChosenStrength, ...]
     recommendations: tuple[Recommendation, ...]
     environment: dict[str, Any] = field(default_factory=dict)

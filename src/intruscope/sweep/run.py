@@ -1,6 +1,7 @@
-"""The grid, cell by cell: each measurement is journaled before the next one begins.
+"""The grid, cell by cell: each measurement is journaled before the next one starts.
 
-Knows no model: whatever can measure an edit (a live pair, a simulation in a test) is a :class:`Bench`.
+This module knows no model: whatever can measure an edit (a live pair, a simulation in a test) is a
+:class:`Bench`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from intruscope.engine.tasks import Progress
 from intruscope.errors import UsageError, printable
-from intruscope.repair.interventions import KINDS, change_norm, checked_strength, intervene
+from intruscope.repair.interventions import (
+    INTERVENTIONS,
+    change_norm,
+    checked_strength,
+    find_intervention,
+    intervene,
+)
 from intruscope.sweep.figures import Measured
-from intruscope.sweep.records import Cell, Measurement
+from intruscope.sweep.records import Measurement, SweepCell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +30,11 @@ if TYPE_CHECKING:
     from intruscope.repair.survey import Survey
     from intruscope.sweep.records import Metric, SweepSettings
 
-WITHOUT_INTRUDERS = ("uniform", "interpolation")
-"""Controls that are the same whichever intruders are edited."""
 _BASE, _TUNED = "base", "tuned"
 
 
 class Bench(Protocol):
-    """What can measure a pair of models, in any state of its weights."""
+    """Something that can measure a pair of models in any state of its weights."""
 
     @property
     def metric(self) -> Metric:
@@ -37,7 +42,7 @@ class Bench(Protocol):
 
     @property
     def protocol(self) -> str:
-        """Of the losses on the text, with its version."""
+        """How losses on the text are computed, with a version."""
 
     def base_text(self) -> Measurement:
         """The base on the text; it has no task scores."""
@@ -46,15 +51,15 @@ class Bench(Protocol):
         """The tuned model with these edits, on text and task."""
 
     def interpolated(self, fraction: float) -> Measurement:
-        """Everything that the fine-tune changed, moved towards the base."""
+        """The model with everything that the fine-tune changed moved towards the base."""
 
 
 def checked_settings(settings: SweepSettings) -> SweepSettings:
-    """The settings, if they mean something.
+    """Return the settings if they are valid.
 
     Raises:
-        UsageError: a strength that is negative or not finite or named twice, an unknown or doubled control,
-            no intruder edit among them, or figures of the statistics out of range.
+        UsageError: a strength that is negative, not finite or given twice; an unknown control or one given
+            twice; no intruder edit among the controls; or a negative cost.
     """
     for strength in settings.strengths:
         checked_strength(strength)
@@ -65,27 +70,26 @@ def checked_settings(settings: SweepSettings) -> SweepSettings:
     ):
         if not values or len(set(values)) != len(values):
             raise UsageError(
-                f"got {name} {', '.join(map(str, values)) or 'without a value'}, expected at least one, "
-                "each once",
-                remedy=f"name every one of --{name} once",
+                f"{name} has a value twice: {_listed(values)}" if values else f"{name} is empty",
+                remedy=f"give {name} at least one value, and each value once",
             )
-    unknown = [control for control in settings.controls if control not in KINDS]
-    if unknown:
-        raise UsageError(
-            f"got the control {printable(unknown[0])}, expected some of {', '.join(KINDS)}",
-            remedy="choose from these",
-        )
+    for control in settings.controls:
+        find_intervention(control)
     if "intruders" not in settings.controls:
         raise UsageError(
-            "got controls without 'intruders', expected it: the others are there to be compared with it",
-            remedy="add intruders to --controls",
+            "the controls lack 'intruders', the edit that they are compared with",
+            remedy="add intruders to the controls",
         )
     if not settings.max_task_cost >= 0.0:
         raise UsageError(
-            f"got a largest cost of {settings.max_task_cost:g}, expected 0 or more",
-            remedy="write for example --max-cost 0.01",
+            f"the largest cost is {settings.max_task_cost:g}, but it must be 0 or more",
+            remedy="use for example --max-cost 0.01",
         )
     return settings
+
+
+def _listed(values: Sequence[object]) -> str:
+    return printable(", ".join(map(str, values)))
 
 
 def run_grid(
@@ -96,21 +100,22 @@ def run_grid(
     journal: Journal | None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Measured:
-    """Measure the base, the tuned model and every cell, or take from the journal what it holds.
+    """Measure the base, the tuned model and every cell, reusing what the journal already holds.
 
-    Cells that change the same weights by the same (nothing, where a model has no intruders; a shrink of
-    everything, where only the surveyed matrices changed) are measured once.
+    Cells that change the same weights by the same amount (nothing, where a model has no intruders; a shrink
+    of everything, where only the surveyed matrices changed) are measured once.
 
     Args:
         survey: Of the pair.
         bench: Of the same pair.
-        settings: See there.
-        journal: Open; None to keep nothing. A later sweep with more strengths or controls may go on in it.
-        on_progress: Called before the first cell with what was resumed, and after each cell.
+        settings: Of the grid.
+        journal: An open journal, or None to keep nothing. A later sweep with more strengths or controls can
+            continue it.
+        on_progress: Called before the first cell with what was resumed, and before and after each cell.
 
     Raises:
         UsageError: see :func:`checked_settings`.
-        IntruscopeError: whatever the bench raised; what was journaled before is kept.
+        IntruscopeError: whatever the bench raised; everything journaled before is kept.
     """
     checked_settings(settings)
     found: dict[str, Measurement] = {}
@@ -160,19 +165,19 @@ def run_grid(
     )
 
 
-def _cell(survey: Survey, bench: Bench, settings: SweepSettings, cell: Cell) -> Measurement:
-    if cell.control == "interpolation":
+def _cell(survey: Survey, bench: Bench, settings: SweepSettings, cell: SweepCell) -> Measurement:
+    if INTERVENTIONS[cell.control].moves_everything:
         return bench.interpolated(cell.strength)
     return bench.edited(_edits(survey, settings, cell.control, cell.which, cell.strength))
 
 
-def _planned(survey: Survey, settings: SweepSettings) -> Iterator[tuple[Cell, str]]:
-    """Every cell with a digest of what it does to the weights; edits themselves are not kept."""
+def _planned(survey: Survey, settings: SweepSettings) -> Iterator[tuple[SweepCell, str]]:
+    """Every cell with a digest of what it does to the weights; the edits themselves are not kept."""
     for control in settings.controls:
-        for which in (None,) if control in WITHOUT_INTRUDERS else settings.which:
+        for which in settings.which if INTERVENTIONS[control].uses_selection else (None,):
             for strength in settings.strengths:
                 edits = _edits(survey, settings, control, which, strength)
-                cell = Cell(
+                cell = SweepCell(
                     control=control,
                     which=which,
                     strength=float(strength),
@@ -187,7 +192,7 @@ def _edits(
 ) -> tuple[MatrixEdit, ...]:
     return intervene(
         survey,
-        kind=control,  # type: ignore[arg-type]  # one of the kinds: checked_settings
+        kind=control,
         strength=strength,
         which=which or settings.which[0],
         seed=settings.seed,

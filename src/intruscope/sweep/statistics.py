@@ -1,8 +1,8 @@
-"""Paired figures over measurements: every model scored the same items, so differences are taken item by item.
+"""Paired figures: every model was measured on the same items, so differences are taken item by item.
 
 All intervals of a sweep come from one set of bootstrap resamples of the items (sequences of the text,
-examples of the task), drawn once: two cells that differ little then have a narrow interval of their
-difference, however wide their own are.
+examples of the task), drawn once. Two similar cells then have a narrow interval of their difference, however
+wide their own intervals are.
 
 Shape suffixes: B resamples, N items.
 """
@@ -22,28 +22,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from intruscope.sweep.records import Measurement, Metric, SweepSettings
+    from intruscope.sweep.records import DataPart, Measurement, Metric, SweepSettings
 
     Array = NDArray[np.float64]
 
 _FEWEST = 4
-"""Sequences and examples: two in each half, the least that can be resampled."""
+"""Fewest sequences or examples: two in each half, the least that can be resampled."""
 _RATIO_NEEDS = 0.01
-"""Share of resamples in which the forgetting may be zero or less before a share of it means nothing."""
+"""A share of the forgetting is reported where at most this share of resamples has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Items, and the resamples of them that every figure shares.
+    """A part of the data, and the resamples of it that every figure shares.
 
     Attributes:
+        data: Which part.
         text_items: Indices of sequences.
         task_items: Indices of examples.
-        text_counts_BN: How often each resample holds each sequence; its first row is one of each.
-        task_counts_BN: The same of the examples.
-        confidence: Of intervals.
+        text_counts_BN: How often each resample holds each sequence; the first row is the sample itself.
+        task_counts_BN: The same for the examples.
+        confidence: Level of the intervals.
     """
 
+    data: DataPart
     text_items: NDArray[np.intp]
     task_items: NDArray[np.intp]
     text_counts_BN: Array
@@ -51,37 +53,37 @@ class Sample:
     confidence: float
 
     def losses(self, measured: Measurement) -> Array:
-        """Nats per token on the text: of the sample (first) and of each resample; shape (1 + B,)."""
+        """Nats per token on the text, for the sample itself and for each resample; shape (1 + B,)."""
         return _means(self.text_counts_BN, self.text_items, measured.text_nats, measured.text_tokens)
 
     def scores(self, measured: Measurement) -> Array:
-        """The task's score likewise."""
+        """The task's score, likewise."""
         return _means(self.task_counts_BN, self.task_items, measured.task_scores, measured.task_weights)
 
     def task_losses(self, measured: Measurement) -> Array:
-        """Loss of the right answers likewise."""
+        """Loss of the right answers, likewise."""
         return _means(self.task_counts_BN, self.task_items, measured.task_nats, measured.task_weights)
 
     def interval(self, values: Array) -> Interval:
-        """Estimate and percentile interval of values that began as resamples.
+        """Estimate and percentile interval.
 
         Args:
-            values: Of the sample (first) and of each resample; shape (1 + B,).
+            values: For the sample itself and for each resample; shape (1 + B,).
         """
         return percentile_interval(values[1:], float(values[0]), level=self.confidence)
 
     def accuracy(self, measured: Measurement) -> Interval:
-        """Share of right examples."""
+        """Share of examples answered right."""
         right = np.asarray(measured.task_scores)[self.task_items]
         return wilson(int(right.sum()), len(right), level=self.confidence)
 
     def accuracy_difference(self, first: Measurement, second: Measurement) -> Interval:
-        """Accuracy of the first less that of the second, over the same examples."""
+        """Accuracy of the first minus that of the second, over the same examples."""
         after, before = (np.asarray(each.task_scores)[self.task_items] > 0.5 for each in (first, second))
         return accuracy_difference(before, after, level=self.confidence)
 
     def share(self, change: Array, forgetting: Array) -> Interval | None:
-        """A change as a share of the forgetting, resampled together; None where there is none to speak of."""
+        """A change as a share of the forgetting, resampled together; None without measurable forgetting."""
         if forgetting[0] <= 0.0 or np.mean(forgetting[1:] <= 0.0) > _RATIO_NEEDS:
             return None
         usable = forgetting > 0.0
@@ -89,12 +91,12 @@ class Sample:
 
 
 def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> tuple[Sample, Sample, Sample]:
-    """All items; the half that a strength is chosen on; the half that it is reported on.
+    """All the data, the half that strengths are chosen on, and the half that they are evaluated on.
 
     Args:
         num_sequences: Of the text.
         num_examples: Of the task.
-        settings: Its seed splits and resamples.
+        settings: Its seed decides the split and the resamples.
 
     Raises:
         UsageError: fewer than four of either.
@@ -104,14 +106,14 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
     text_first, text_second = _halves(num_sequences, generator)
     task_first, task_second = _halves(num_examples, generator)
     return (
-        _sample(np.arange(num_sequences), np.arange(num_examples), settings, generator),
-        _sample(text_first, task_first, settings, generator),
-        _sample(text_second, task_second, settings, generator),
+        _sample("all", np.arange(num_sequences), np.arange(num_examples), settings, generator),
+        _sample("choosing half", text_first, task_first, settings, generator),
+        _sample("evaluation half", text_second, task_second, settings, generator),
     )
 
 
 def check_counts(num_sequences: int, num_examples: int) -> None:
-    """Refuse what cannot be halved and resampled.
+    """Refuse data that cannot be split into halves and resampled.
 
     Raises:
         UsageError: fewer than four of either.
@@ -119,14 +121,14 @@ def check_counts(num_sequences: int, num_examples: int) -> None:
     for what, num in (("sequences", num_sequences), ("examples", num_examples)):
         if num < _FEWEST:
             raise UsageError(
-                f"got {num} {what}, expected at least {_FEWEST}: one half chooses a strength and the other "
-                "tells what it does",
+                f"a sweep needs at least {_FEWEST} {what}, this one has {num}: one half chooses a strength "
+                "and the other evaluates it",
                 remedy="give more text" if what == "sequences" else "give more examples",
             )
 
 
 def gain(metric: Metric) -> Callable[[float], float]:
-    """A change of the task's score so that more is better, whatever the metric."""
+    """Turns a change of the task's score into a gain: more is better, whatever the metric."""
     return (lambda change: change) if metric == "accuracy" else (lambda change: -change)
 
 
@@ -136,9 +138,14 @@ def _halves(num_items: int, generator: np.random.Generator) -> tuple[NDArray[np.
 
 
 def _sample(
-    text: NDArray[np.intp], task: NDArray[np.intp], settings: SweepSettings, generator: np.random.Generator
+    data: DataPart,
+    text: NDArray[np.intp],
+    task: NDArray[np.intp],
+    settings: SweepSettings,
+    generator: np.random.Generator,
 ) -> Sample:
     return Sample(
+        data=data,
         text_items=text,
         task_items=task,
         text_counts_BN=_counts(len(text), settings.num_resamples, generator),

@@ -1,45 +1,34 @@
-"""A sweep in plain sentences: no more than it measured, and the controls in the same breath."""
+"""A sweep in plain sentences: no more than it measured, always beside its controls."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.repair.interventions import INTERVENTIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import CellReport, Metric, Outcome, Specialness
-
-CONTROL_NAMES = {
-    "intruders": "intruders turned down",
-    "matched_change": "update shrunk, same change",
-    "matched_result": "update shrunk, same result",
-    "uniform": "whole update shrunk",
-    "random": "random directions, same size",
-    "neighbour_above": "neighbour above turned down",
-    "neighbour_below": "neighbour below turned down",
-    "tail": "tail of the update cut, same change",
-    "interpolation": "everything moved to the base",
-}
-"""How each control is called where people read."""
+    from intruscope.sweep.records import AdviceOutcome, CellReport, Metric, Specialness
 
 _CONCLUSIONS = {
     "special": "the intruders are special here, beyond their size",
     "not-special": "the intruders are not special here",
-    "worse": "the intruders are not special here, and the mere shrink does better",
+    "worse": "the intruders are not special here, and merely shrinking the update does better",
 }
 
 
 def series_name(control: str, which: str | None, *, is_several: bool = False) -> str:
-    """What a series is called; it says which intruders where there are several choices of them."""
-    name = CONTROL_NAMES[control]
+    """The title of a series; it names the selection of intruders where the sweep has several."""
+    name = INTERVENTIONS[control].title
     return f"{name} ({which})" if is_several and which is not None else name
 
 
 def recommendation_sentence(
     *,
     which: str,
-    outcome: Outcome,
+    outcome: AdviceOutcome,
     report: CellReport | None,
     matched: Sequence[CellReport],
     intruders: Specialness | None,
@@ -53,45 +42,49 @@ def recommendation_sentence(
 
     Args:
         which: ``top``, ``all`` or a selection.
-        outcome: See :class:`intruscope.sweep.records.Recommendation`, as with the others.
-        report: Figures of the chosen strength.
+        outcome: See :class:`intruscope.sweep.records.Recommendation`, as for the other arguments.
+        report: Figures of the chosen strength, on the evaluation half.
         matched: Figures of the shrinks of the same size.
-        intruders: The verdict on them.
-        shrink: What the same rule takes of the whole update's shrinks; said where a mere shrink does better.
+        intruders: The verdict on the intruders.
+        shrink: What the same rule chooses for shrinking the whole update; mentioned where that does better.
         metric: Of the task.
-        max_task_cost: What a strength may cost.
-        forgetting: Of the tuned model, on the same half.
-        too_few: Sequences of that half, where they are too few to tell anything for sure.
+        max_task_cost: Largest acceptable cost.
+        forgetting: Of the tuned model, on all the data.
+        too_few: Number of sequences in the evaluation half, where they are too few for a verdict.
     """
     them = {"top": "the top intruders", "all": "all intruders"}.get(which, "the selected vectors")
     if outcome == "nothing-to-edit":
         return "No matrix has an intruder, so there is nothing to turn down."
     if outcome == "no-forgetting":
         return (
-            f"The tuned model did not measurably forget: {nats(forgetting)}, so there is nothing for a "
-            "repair to win back."
+            f"The tuned model did not measurably forget: {nats(forgetting)} on all the data. There is "
+            "nothing for a repair to win back."
         )
     if report is None:
         return (
-            f"No strength of {them} is worth it: none that was tried lowers forgetting at a cost of at most "
-            f"{_limit(max_task_cost, metric)}."
+            f"No strength of {them} is worth it: on the choosing half of the data, none lowers forgetting at "
+            f"a cost of at most {_limit(max_task_cost, metric)}."
         )
     strength = f"{report.cell.strength:g}"
     if too_few is not None:
         return (
-            f"No strength of {them} can be advised: {strength} looked best on one half of the data, but the "
-            f"other holds {too_few} sequences, too few to tell an effect from chance; give more text."
+            f"No strength of {them} can be recommended: {strength} looks best on the choosing half of the "
+            f"data, but the evaluation half has only {too_few} sequences, too few to tell an effect from "
+            "chance. Give more text."
         )
     control = _control(matched, intruders, metric)
     if outcome == "recommended":
-        said = f"Turning {them} to {strength} {effect(report, metric)}{'; ' + control if control else ''}."
+        said = (
+            f"On the evaluation half of the data, turning {them} to {strength} {effect(report, metric)}"
+            f"{'; ' + control if control else ''}."
+        )
         if intruders != "worse" or shrink is None:
             return said
-        instead = f"shrinking the whole update to {shrink.cell.strength:g} {effect(shrink, metric)}"
-        return f"{said} By the same rule, {instead}."
+        instead = f"{INTERVENTIONS[shrink.cell.control].action} to {shrink.cell.strength:g}"
+        return f"{said} By the same rule, {instead} {effect(shrink, metric)}."
     return (
-        f"No strength of {them} is worth it: {strength} looked best on one half of the data, but on the "
-        f"other it {effect(report, metric)}{'; ' + control if control else ''}."
+        f"No strength of {them} is worth it: {strength} looks best on the choosing half of the data, but on "
+        f"the evaluation half it {effect(report, metric)}{'; ' + control if control else ''}."
     )
 
 
@@ -108,8 +101,15 @@ def effect(report: CellReport, metric: Metric) -> str:
 
 
 def nats(value: Interval) -> str:
-    """A loss difference with its sign and interval."""
+    """A difference of losses with its sign and interval."""
     return interval_text(value, 3, unit=" nats/token", is_signed=True)
+
+
+def score_text(value: Interval, metric: Metric) -> str:
+    """A task's score with its interval."""
+    if metric == "accuracy":
+        return interval_text(value, 1, scale=100.0, unit="%")
+    return interval_text(value, 3, unit=" nats/token")
 
 
 def interval_text(
@@ -138,8 +138,8 @@ def _control(matched: Sequence[CellReport], intruders: Specialness | None, metri
     if intruders is None:
         return ""
     best = min(matched, key=lambda report: report.forgetting_change.estimate)
-    how = "by the same norm" if best.cell.control == "matched_change" else "to the same norm"
-    return f"shrinking the whole update {how} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
+    action = INTERVENTIONS[best.cell.control].action
+    return f"{action} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
 
 
 def _limit(max_task_cost: float, metric: Metric) -> str:
@@ -153,6 +153,6 @@ def _range(value: float, low: float, high: float, digits: int, *, unit: str = ""
 
 
 def _number(value: float, digits: int) -> str:
-    """Rounded, without a minus before a zero."""
+    """Rounded, without a minus sign before zero."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0.0 else text.replace("-", "−")

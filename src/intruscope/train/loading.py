@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from intruscope.adapters.live_merge import Head
+    from intruscope.adapters.live_merge import TaskHead
     from intruscope.forgetting.texts import Corpus
     from intruscope.weights.source import ModelSource
 
@@ -115,7 +115,7 @@ def _class_for(
     return _with_head("choices", config, source), "choices"
 
 
-def _with_head(head: Head, config: Any, source: ModelSource) -> type[torch.nn.Module]:
+def _with_head(head: TaskHead, config: Any, source: ModelSource) -> type[torch.nn.Module]:
     found = head_class(head, config)
     if found is not None:
         return found

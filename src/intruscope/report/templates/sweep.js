@@ -6,7 +6,22 @@ function sample(index) {
     shape("path", { class: "line" + (mark.isDashed ? " dashed" : ""), d: "M0 7H26" }), markAt(13, 7, mark));
 }
 
-// Switches for the series; `changed` gets the indices of those that are on.
+// A figure and its interval, which may break between the two but nowhere else.
+function split(text) {
+  const at = text.indexOf(" (");
+  return at < 0 ? text : [element("span", { class: "whole" }, text.slice(0, at)), " ", element("span", { class: "whole" }, text.slice(at + 1))];
+}
+
+const capital = text => text[0].toUpperCase() + text.slice(1);
+
+// Rows of { cells, class }; the first cell of each is its heading, the others are numbers.
+function table(names, rows) {
+  return element("table", { class: "list" },
+    element("thead", {}, element("tr", {}, names.map((name, place) => element("th", { scope: "col", class: place ? "number" : null }, capital(name))))),
+    element("tbody", {}, rows.map(row => element("tr", { class: row.class }, row.cells.map((cell, place) => element(place ? "td" : "th", place ? { class: "number" } : { scope: "row" }, cell))))));
+}
+
+// Checkboxes that show and hide series; `changed` gets the indices of the visible ones.
 function switches(indices, isOn, changed) {
   const boxes = indices.map(index => element("input", { type: "checkbox", checked: isOn(index), change: () => changed(indices.filter((_, i) => boxes[i].checked)) }));
   return element("fieldset", { class: "switches" }, element("legend", {}, "Shown"), indices.map((index, i) =>
@@ -18,7 +33,10 @@ function glance(section) {
     element("p", { class: "pills" },
       element("span", { class: advice.isRecommended ? "pill good" : "pill" }, advice.isRecommended || advice.isOutdone ? `${advice.outcome}: strength ${advice.strength}` : advice.outcome),
       advice.verdict ? element("span", { class: "pill plain" }, "intruders: " + advice.verdict) : null),
-    element("p", { class: "advice" }, advice.sentence))), facts(DATA.facts));
+    element("p", { class: "advice" }, advice.sentence),
+    advice.commands.map(([lead, command]) => [element("p", { class: "lead" }, lead), element("pre", { class: "command", tabindex: 0 }, command)]))),
+  facts(DATA.facts),
+  element("div", { class: "scroll" }, table(["The tuned model on", "Sequences", "Examples", "Forgetting", isAccuracy ? "Accuracy" : "Task loss"], DATA.parts.map(row => ({ cells: row.map((text, place) => place === 3 || place === 4 ? split(text) : text) })))));
 }
 
 function reading(series, cell) {
@@ -26,13 +44,13 @@ function reading(series, cell) {
   if (cell.share) pairs.push(["Forgetting won back", told(FORGETTING.share.gain(cell), FORGETTING.share)]);
   pairs.push(
     ["The same in nats/token", told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" })],
-    ["Forgetting that is left", told(cell.forgetting, { digits: 3, unit: "" })],
+    ["Remaining forgetting", told(cell.forgetting, { digits: 3, unit: "" })],
     [isAccuracy ? "Accuracy" : "Task loss", isAccuracy ? told(times(100, cell.task), { digits: 1, unit: "%" }) : told(cell.task, { digits: 3, unit: "" })],
-    [isAccuracy ? "Accuracy gained" : "Fall of the task’s loss", told(TASK.gain(cell), TASK)]);
-  if (isAccuracy) pairs.push(["Loss of the right answers, change", told(cell.taskLoss, { digits: 3, unit: "" })]);
+    [isAccuracy ? "Accuracy gained" : "Task loss reduced", told(TASK.gain(cell), TASK)]);
+  if (isAccuracy) pairs.push(["Change in the loss of the right answers", told(cell.taskLoss, { digits: 3, unit: "" })]);
   if (cell.difference) {
     pairs.push(["The edit forgets less by", told(cell.difference, { digits: 3, unit: "" })],
-      [isAccuracy ? "and is more accurate by" : "and its task loss is less by", told(minus(TASK.difference(cell)), TASK)]);
+      [isAccuracy ? "and is more accurate by" : "and its task loss is lower by", told(minus(TASK.difference(cell)), TASK)]);
   }
   pairs.push(["Matrices changed", String(cell.matrices)], ["Norm of the change", figure(cell.norm)]);
   return [element("h3", {}, series.name), facts(pairs)];
@@ -43,7 +61,7 @@ function tradeoff(section) {
   let shown = all.filter(index => DATA.series[index].isShown);
   let forgetting = hasShare ? FORGETTING.share : FORGETTING.nats;
   let picked = null;
-  const side = element("aside", { class: "reading", "aria-live": "polite" }, element("p", { class: "hint" }, "Point at a mark for its figures, or choose one to keep them here. With the keyboard: Tab to the chart, then the arrows."));
+  const side = element("aside", { class: "reading", "aria-live": "polite" }, element("p", { class: "hint" }, "Point at a mark for its figures, or click one to keep them here. With the keyboard: Tab to the chart, then use the arrow keys."));
   const box = element("div", {});
   const chosen = (index, cell) => {
     picked = { series: index, strength: cell.strength };
@@ -55,7 +73,7 @@ function tradeoff(section) {
   };
   const chart = responsive(box, width => tradeChart(shown, forgetting, picked, chosen, width));
   section.append(
-    element("p", { class: "lead" }, "Each line leaves the tuned model and follows one edit as its strength falls. Up: forgetting won back. Right: the task gains. A line that runs above the others wins back more at the same price."),
+    element("p", { class: "lead" }, "All the data. Each line starts at the tuned model and follows one edit as its strength falls. Up: forgetting won back. Right: the task improves. A line above the others wins back more at the same cost."),
     element("div", { class: "controls" }, hasShare ? choice("Forgetting in", Object.entries(FORGETTING).map(([id, each]) => [id, each.name]), "share", id => { forgetting = FORGETTING[id]; chart.refresh(); }) : null),
     switches(all, index => shown.includes(index), now => { shown = now; chart.refresh(); }),
     element("div", { class: "card with-detail" }, chart.node, side));
@@ -70,33 +88,30 @@ function beside(section) {
     [isAccuracy ? "accuracy, points" : "task loss, nats/token", cell => cell.taskDifference && minus(TASK.difference(cell)), TASK],
   ].map(([title, get, axis]) => responsive(element("div", {}), width => besideChart(shown, title, get, axis, width)));
   section.append(
-    element("p", { class: "lead" }, "Each control less the intruder edit of the same strength, item by item. Where the line through a mark crosses zero, the two cannot be told apart."),
+    element("p", { class: "lead" }, "All the data. Each control minus the intruder edit at the same strength, item by item. Where the line through a mark crosses zero, the two cannot be told apart."),
     switches(all, index => shown.includes(index), now => { shown = now; charts.forEach(chart => chart.refresh()); }),
     element("div", { class: "row" }, charts.map(chart => element("div", { class: "card" }, chart.node))));
 }
 
 function chosenTable(section) {
   section.append(
-    element("p", { class: "lead" }, "For each, the strength below 1 with the least forgetting whose task stays within the largest cost on one half of the data; the figures are of the other half."),
-    element("div", { class: "scroll" }, element("table", { class: "list" },
-      element("thead", {}, element("tr", {}, ["Edit or control", "Strength", hasShare ? "Forgetting won back, %" : "Forgetting won back, nats/token", TASK.title].map((name, place) => element("th", { scope: "col", class: place ? "number" : null }, name)))),
-      element("tbody", {}, DATA.choices.map(each => {
-        const forgetting = each.figures && (each.figures.share ? told(FORGETTING.share.gain(each.figures), { digits: 0, unit: "" }) : told(FORGETTING.nats.gain(each.figures), { digits: 3, unit: "" }));
-        return element("tr", {}, element("th", { scope: "row" }, each.name),
-          element("td", { class: "number" }, each.strength === null ? "none" : String(each.strength)),
-          element("td", { class: "number" }, forgetting || "–"),
-          element("td", { class: "number" }, each.figures ? told(TASK.gain(each.figures), { ...TASK, unit: "" }) : "–"));
-      })))));
+    element("p", { class: "lead" }, "For each control, the strength below 1 with the least forgetting among those within the largest acceptable cost, chosen on one half of the data. The figures are of the other half, the evaluation half."),
+    element("div", { class: "scroll" }, table(["Edit or control", "Strength", hasShare ? FORGETTING.share.title : FORGETTING.nats.title, TASK.title], DATA.choices.map(each => {
+      const forgetting = each.figures && (each.figures.share ? told(FORGETTING.share.gain(each.figures), { digits: 0, unit: "" }) : told(FORGETTING.nats.gain(each.figures), { digits: 3, unit: "" }));
+      return { cells: [each.name, each.strength === null ? "none" : String(each.strength), forgetting ? split(forgetting) : "–", each.figures ? split(told(TASK.gain(each.figures), { ...TASK, unit: "" })) : "–"] };
+    }))));
 }
 
 function numbers(section) {
-  const columns = ["Edit or control", "Strength", "Won back, nats/token", ...(hasShare ? ["Won back, %"] : []), TASK.title, "The edit forgets less by", "Norm of the change"];
-  section.append(element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Every cell" }, element("table", { class: "list" },
-    element("thead", {}, element("tr", {}, columns.map((name, place) => element("th", { scope: "col", class: place ? "number" : null }, name)))),
-    element("tbody", {}, DATA.series.flatMap(series => series.cells.map(cell => element("tr", { class: series.control === "intruders" ? "best" : null },
-      element("th", { scope: "row" }, series.name),
-      [String(cell.strength), told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" }), ...(hasShare ? [cell.share ? told(FORGETTING.share.gain(cell), { digits: 1, unit: "" }) : "–"] : []),
-        told(TASK.gain(cell), { ...TASK, unit: "" }), told(cell.difference, { digits: 3, unit: "" }), figure(cell.norm)].map(text => element("td", { class: "number" }, text)))))))));
+  const columns = ["Edit or control", "Strength", "Won back, nats/token", ...(hasShare ? ["Won back, %"] : []), TASK.title, "The edit forgets less by, nats/token", "Norm of the change"];
+  section.append(
+    element("p", { class: "lead" }, "All the data, relative to the tuned model."),
+    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All measurements" }, table(columns, DATA.series.flatMap(series => series.cells.map(cell => ({
+      class: series.control === "intruders" ? "best" : null,
+      cells: [series.name, String(cell.strength), ...[
+        told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" }), ...(hasShare ? [cell.share ? told(FORGETTING.share.gain(cell), { digits: 1, unit: "" }) : "–"] : []),
+        told(TASK.gain(cell), { ...TASK, unit: "" }), told(cell.difference, { digits: 3, unit: "" })].map(split), figure(cell.norm)],
+    }))))));
 }
 
 function build() {

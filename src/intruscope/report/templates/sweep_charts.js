@@ -1,4 +1,4 @@
-// The charts of a sweep. Gains are drawn upwards and to the right, so that better is always the same corner.
+// The charts of a sweep. Gains are drawn upwards and to the right, so that the top right corner is always better.
 
 const isAccuracy = DATA.metric === "accuracy";
 const hasShare = DATA.series.some(each => each.cells.some(cell => cell.share));
@@ -9,14 +9,14 @@ const times = (factor, three) => three.map(value => factor * value);
 const TASK = {
   gain: cell => isAccuracy ? times(100, cell.taskChange) : minus(cell.taskChange),
   difference: cell => cell.taskDifference && (isAccuracy ? times(100, cell.taskDifference) : minus(cell.taskDifference)),
-  title: isAccuracy ? "accuracy gained, points" : "fall of the task’s loss, nats/token", digits: isAccuracy ? 1 : 3, unit: isAccuracy ? " points" : " nats/token",
+  title: isAccuracy ? "accuracy gained, points" : "task loss reduced, nats/token", digits: isAccuracy ? 1 : 3, unit: isAccuracy ? " points" : " nats/token",
 };
 const FORGETTING = {
   share: { name: "% of the forgetting", gain: cell => cell.share && times(100, minus(cell.share)), title: "forgetting won back, %", digits: 0, unit: "%" },
   nats: { name: "nats/token", gain: cell => minus(cell.change), title: "forgetting won back, nats/token", digits: 3, unit: " nats/token" },
 };
 
-// More series than the six colours and marks: from the seventh on the lines are dashed, the marks other ones.
+// There are six colours and marks: from the seventh series on, lines are dashed and marks shifted.
 function look(index) {
   const round = Math.floor(index / 6);
   return { colour: "c" + [1, 0, 2, 5, 3, 4][(index + round) % 6], path: MARK_PATHS[(index + 3 * round) % 6], isDashed: round > 0 };
@@ -34,10 +34,10 @@ function told(three, { digits, unit }) {
 }
 
 function tradeTip(series, cell, forgetting) {
-  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "fall of the task’s loss"}: ${told(TASK.gain(cell), TASK)}`;
+  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "task loss reduced"}: ${told(TASK.gain(cell), TASK)}`;
 }
 
-// Bounds that hold the values and zero, with room around; an interval may run out of the frame.
+// Bounds that contain the values and zero, with a margin; an interval may leave the frame.
 function around(values) {
   const [lo, hi] = [Math.min(0, ...values), Math.max(0, ...values)];
   const room = (hi - lo || 1) * 0.09;
@@ -62,7 +62,7 @@ function dot(place, mark, parts, attributes) {
     shape("circle", { class: "ring", cx: px, cy: py, r: 10 }), markAt(px, py, mark, 1.25));
 }
 
-// Every shown series from the tuned model outwards; `chosen` gets a series and one of its cells.
+// Every visible series from the tuned model outwards; `chosen` gets a series and one of its cells.
 function tradeChart(shown, forgetting, picked, chosen, width) {
   const drawn = shown.map(index => ({ index, series: DATA.series[index], cells: DATA.series[index].cells.filter(cell => forgetting.gain(cell)) }));
   const cells = drawn.flatMap(each => each.cells);
@@ -80,7 +80,7 @@ function tradeChart(shown, forgetting, picked, chosen, width) {
     shape("text", { class: "corner", x: right - 4, y: margin.top + 12, "text-anchor": "end" }, "better ↗"));
   const isLate = right - sx(0) < 90;
   const grid = [];
-  // The edit last, on top of what it is compared with.
+  // The edit last, on top of its controls.
   for (const { index, series, cells: each } of [...drawn].sort((a, b) => (a.series.control === "intruders") - (b.series.control === "intruders"))) {
     const mark = look(index);
     const ordered = [...each].sort((a, b) => b.strength - a.strength);
@@ -107,7 +107,7 @@ function tradeChart(shown, forgetting, picked, chosen, width) {
   return svg;
 }
 
-// The difference of each control from the edit of the same strength; above zero the edit is the better.
+// The difference of each control from the edit at the same strength; above zero, the edit is better.
 function besideChart(shown, title, get, axis, width) {
   const drawn = shown.map(index => ({ index, series: DATA.series[index], cells: DATA.series[index].cells.filter(cell => get(cell)) })).filter(each => each.cells.length);
   const strengths = [...new Set(drawn.flatMap(each => each.cells.map(cell => cell.strength)))].sort((a, b) => a - b);
