@@ -27,6 +27,13 @@ def product(found, rank):
     return (up @ down).numpy()
 
 
+@pytest.fixture
+def small_is_large(monkeypatch):
+    """The paths of large matrices on small ones, which numpy decomposes in no time."""
+    monkeypatch.setattr(truncated, "DENSE_LIMIT", 200)
+    monkeypatch.setattr(truncated, "_FACTOR_OF_DENSE", 8)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, 30),
@@ -54,7 +61,17 @@ def test_small_matrices_are_those_of_numpy(rows, columns, rank, seed, as_factors
     assert high <= rest + 1e-9 * values[0]
 
 
-@pytest.mark.parametrize("shape", [(1100, 1500), (1500, 1100)])
+def test_a_matrix_above_the_limit_takes_krylov_products():
+    matrix = falling(1030, 1040, dtype=torch.float32)
+    found = leading(matrix, 3, seed=0)
+    assert not found.complete
+    assert found.certificate == "probabilistic"
+    expected = torch.arange(1, 4, dtype=torch.float64) ** -0.8
+    torch.testing.assert_close(found.values_K[:3], expected, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("shape", [(300, 420), (420, 300)])
 @pytest.mark.parametrize("path", ["krylov", "gram"])
 def test_large_matrices_are_those_of_numpy(shape, path, monkeypatch):
     if path == "gram":
@@ -114,8 +131,9 @@ def test_the_smallest_rank_is_the_first_that_suffices(values, fraction):
         assert left[rank - 1] > fraction * total - 1e-12 * total
 
 
+@pytest.mark.usefixtures("small_is_large")
 def test_a_planted_rank_is_found_on_every_path():
-    for shape, dtype in (((60, 40), torch.float64), ((1200, 1300), torch.float32)):
+    for shape, dtype in (((60, 40), torch.float64), ((260, 300), torch.float32)):
         matrix = (falling(shape[0], 3) @ falling(3, shape[1], seed=1)).to(dtype)
         found, rank = within(matrix, 1e-8, seed=0)
         assert rank == 3
@@ -125,12 +143,13 @@ def test_a_planted_rank_is_found_on_every_path():
     assert within(factors, 0.0, seed=0)[1] == 3
 
 
+@pytest.mark.usefixtures("small_is_large")
 def test_a_share_that_needs_many_directions_ends_dense():
     """A flat spectrum: the doubling goes on to all of them and no further."""
-    matrix = torch.randn(1040, 1060, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(240, 260, generator=torch.Generator().manual_seed(0))
     found, rank = within(matrix, 0.5, seed=0)
     values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
     shares = (values**2).cumsum() / (values**2).sum()
     assert rank == int(np.argmax(shares >= 0.5)) + 1
     assert found.certificate == "dense"
-    assert within(matrix, 0.0, seed=0)[1] == 1040
+    assert within(matrix, 0.0, seed=0)[1] == 240

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from intruscope.adapters.folder import open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import UnsupportedFormat
-from intruscope.repair.plan import repair
+from intruscope.repair.plan import plan_repair, repair
+from intruscope.repair.survey import survey
 from intruscope.spectra.scan import RunOptions
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import DenseUpdate
@@ -98,9 +100,15 @@ def made(tmp_path_factory):
     return get
 
 
+@cache
+def survey_of(folder, names):
+    """Of a case, once: many plans are made from it."""
+    return survey(str(folder / "base"), str(folder / "adapter"), names=names, options=INLINE)
+
+
 def plan_for(folder, **options):
     options = {"strength": STRENGTH, "which": "*:0+1", **options}
-    return repair(str(folder / "base"), str(folder / "adapter"), options=INLINE, **options)
+    return plan_repair(survey_of(folder, None if options["which"] == "top" else ("*",)), **options)
 
 
 @pytest.mark.parametrize("case", CASES)

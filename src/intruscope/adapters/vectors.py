@@ -40,7 +40,8 @@ def trained_vectors(adapter: AdapterSource, base: ModelSource) -> tuple[TrainedV
         IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
     """
     modules, skipped = sort_keys(adapter)
-    named = {key: _plain_name(key) for key in skipped}
+    # What is skipped and no vector is a further copy of a matrix that all modules share.
+    named = {key: _plain_name(key) for key in skipped if len(adapter.tensors[key].shape) < 2}
     base_prefix, adapter_prefix = find_prefixes(
         [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")], list(modules)
     )

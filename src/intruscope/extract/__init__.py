@@ -1,8 +1,7 @@
-"""A full fine-tune as a low-rank adapter: ranks chosen per matrix, the error stated, written as PEFT does.
+"""A full fine-tune as a low-rank adapter of PEFT, with ranks chosen per matrix and its error stated.
 
-``from intruscope.extract import extract`` is the command's twin for notebooks: ``extract(base, tuned,
-rank=16)`` gives a plan, ``plan.apply(folder)`` writes it. Reads files and solves; runs no model, and prints
-nothing.
+In a notebook, ``from intruscope.extract import extract``: ``extract(base, tuned, rank=16)`` returns a plan,
+and ``plan.apply(folder)`` writes it. Runs no model and prints nothing.
 """
 
 from __future__ import annotations

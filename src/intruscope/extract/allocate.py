@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """What a choice of ranks needs to know of one matrix.
+    """What choosing ranks requires of one matrix.
 
     Attributes:
-        squares: σ², falling; those that are known.
+        squares: The known σ², in descending order.
         total: ‖ΔW‖_F².
         left: ‖ΔW − ΔW_r‖_F² for r = 0 .. len(squares).
-        cost: Numbers that one direction takes.
-        bound: The highest rank there is.
-        complete: All directions are known.
+        cost: Parameters per direction.
+        bound: Maximum rank.
+        complete: Whether all directions are known.
     """
 
     squares: Sequence[float]
@@ -52,13 +52,13 @@ class Spectrum:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """Ranks for a number of parameters.
+    """Ranks for a budget of parameters.
 
     Attributes:
-        ranks: Of each matrix.
-        num_parameters: Spent.
-        gap: What the squared error may at most be above the optimum's, as a share of the total.
-        open: Matrices whose known directions were all taken while there may be further ones.
+        ranks: Rank of each matrix.
+        num_parameters: Parameters used.
+        gap: Upper bound on the excess of the squared error over the optimum, as a share of the total.
+        open: Indices of matrices whose known directions are used up although there may be more.
     """
 
     ranks: tuple[int, ...]
@@ -68,11 +68,11 @@ class Allocation:
 
 
 def allocate(spectra: Sequence[Spectrum], budget: int) -> Allocation:
-    """Spend a number of parameters; see the module for what is claimed.
+    """Spend a budget of parameters; the module docstring says how good the result is.
 
     Args:
-        spectra: Of the matrices.
-        budget: Numbers in all factors together.
+        spectra: One per matrix.
+        budget: Parameters in all factors together.
     """
     ranks = [0] * len(spectra)
     spent, kept = 0, 0.0
@@ -101,7 +101,7 @@ def allocate(spectra: Sequence[Spectrum], budget: int) -> Allocation:
 
 
 def uniform_error(spectra: Sequence[Spectrum], rank: int) -> float | None:
-    """Relative error of all matrices together at one rank; None where a spectrum is not known that far."""
+    """Relative error over all matrices at one rank; None if a spectrum is not known that far."""
     left = [spectrum.left_at(rank) for spectrum in spectra]
     total = sum(spectrum.total for spectrum in spectra)
     if any(each is None for each in left) or not total:
@@ -110,7 +110,7 @@ def uniform_error(spectra: Sequence[Spectrum], rank: int) -> float | None:
 
 
 def uniform_parameters(spectra: Sequence[Spectrum], rank: int) -> int:
-    """Numbers in the factors at one rank, where no matrix takes more than it has directions."""
+    """Parameters in the factors at one rank, capped at each matrix's maximum."""
     return sum(min(rank, spectrum.bound) * spectrum.cost for spectrum in spectra)
 
 

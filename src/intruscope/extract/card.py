@@ -1,4 +1,4 @@
-"""The model card of an extracted adapter: what was done, and what it costs."""
+"""The model card of an extracted adapter: how it was made, and its error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def card(plan: ExtractRecord, manifest: str) -> bytes:
     """The whole card.
 
     Args:
-        plan: Not empty.
+        plan: A plan that is not empty.
         manifest: Name of the file with the details.
     """
     base, tuned = shown_name(plan.pairing.base), shown_name(plan.pairing.tuned)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def spectrum_of(module: TargetModule, found: Directions) -> Spectrum:
-    """What a choice of ranks needs to know of a module."""
+    """What choosing ranks requires of a module."""
     from intruscope.linalg.truncated import left_squares
 
     known = found.found
@@ -71,7 +71,7 @@ def error_curve(spectra: Sequence[Spectrum], also: int | None) -> tuple[CurvePoi
 
 
 def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[CurvePoint, ...]:
-    """The least error with at most so many numbers, each matrix having the rank that serves best.
+    """The smallest error for each budget of parameters, with the best rank for every matrix.
 
     Only directions that are certainly next are counted: none whose price is below that of the last known one
     of a matrix that has more.

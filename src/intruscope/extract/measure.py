@@ -1,4 +1,4 @@
-"""The two passes over the modules, in workers and durably: their directions, then what a cut made of them."""
+"""The two passes over the modules, in resumable workers: decompose updates, then check the factors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _BYTES_PER_FACTOR = 40
 
 
 class Runner:
-    """Runs a function over modules of one plan.
+    """Runs a function over the modules of one plan.
 
     Args:
-        pairing: The plan.
-        settings: Of the scan: seed, k, epsilon, threads.
-        options: How it runs.
-        on_progress: Called with the stage, how many matrices are done, and how many there are.
-        on_notice: Called with sentences that the user should see at once.
+        pairing: The paired matrices.
+        settings: Seed, k, epsilon and threads of the scan.
+        options: How to run: workers, memory, journal.
+        on_progress: Called with the stage, the number of finished matrices, and their total number.
+        on_notice: Called with messages that the user should see at once.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Runner:
         """The leading directions of all modules that changed, and ‖ΔW‖_F of all.
 
         Args:
-            modules: That may get factors.
-            others: Of which the norm alone is asked.
-            choice: How many directions.
+            modules: Modules that may get factors.
+            others: Modules of which only the norm is needed.
+            choice: How ranks are chosen.
 
         Returns:
             By name.
 
         Raises:
-            MalformedInput: numbers that are not finite, or a file that changed.
-            ResourceExhausted: a deadline, or memory.
+            MalformedInput: NaN or infinite values, or a file that changed.
+            ResourceExhausted: a deadline or too little memory.
         """
         from intruscope.extract.decompose import Wanted, directions_from_plain
 

@@ -1,4 +1,4 @@
-"""``extract``: decompose, choose ranks, check; the plan says what is written, and ``apply`` writes it."""
+"""``extract``: decompose, choose ranks, check. The plan describes the adapter, and ``apply`` writes it."""
 
 from __future__ import annotations
 
@@ -76,34 +76,34 @@ def extract(
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ExtractPlan:
-    """Plan a low-rank adapter that does to the base what a fine-tune did, as nearly as its ranks allow.
+    """Approximate a fine-tune by a low-rank adapter of its base, as closely as the ranks allow.
 
     Exactly one of ``rank``, ``energy``, ``error`` and ``parameters`` chooses the ranks.
 
     Args:
         base: Model before, see :func:`intruscope.spectra.scan.plan`.
         tuned: Model after: a full checkpoint or an adapter, of any kind that PEFT merges.
-        rank: One for all matrices.
-        energy: Share of ‖ΔW‖_F² that each matrix keeps at least, above 0 and up to 1.
-        error: Relative Frobenius error that each matrix has at most, from 0 and below 1.
-        parameters: Numbers in all factors together, spent where they lower the error most; see
+        rank: One rank for all matrices.
+        energy: Share of ‖ΔW‖_F² to keep per matrix, in (0, 1].
+        error: Maximum relative Frobenius error per matrix, in [0, 1).
+        parameters: Budget of parameters for all factors, spent where it lowers the error most; see
             :mod:`intruscope.extract.allocate`.
-        which: ``linear`` (linear layers of the blocks), ``all`` that PEFT can adapt, or names divided by
-            commas, ``*`` standing for anything.
-        compact: Each module keeps its own rank (``rank_pattern``, which some servers ignore); otherwise all
-            are filled up with zeros to the largest.
-        save_rest: Save biases, norms, heads and whatever else changed, as far as PEFT can.
-        dtype: Of the factors in the file.
+        which: ``linear`` (linear layers of the blocks), ``all`` (everything that PEFT can adapt), or names
+            separated by commas, with ``*`` as a wildcard.
+        compact: Let each module keep its own rank (``rank_pattern``, which some servers ignore). By default
+            factors are padded with zeros to the largest rank.
+        save_rest: Save biases, norms, heads and everything else that changed, as far as PEFT can hold it.
+        dtype: Dtype of the stored factors.
         settings: k, epsilon and seed of the scan that counts intruders.
-        options: How it runs.
-        allow_pickle: Also read PyTorch files, restricted to tensors.
+        options: How to run: workers, memory, journal.
+        allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
-        out: Where the plan will be applied; refused now if it cannot be.
-        on_progress: Called with the stage, how many matrices are done, and how many there are.
-        on_notice: Called with sentences that the user should see at once.
+        out: Where the plan will be applied; checked now.
+        on_progress: Called with the stage, the number of finished matrices, and their total number.
+        on_notice: Called with messages that the user should see at once.
 
     Raises:
-        UsageError: none or several ways to choose, or a value without meaning.
+        UsageError: none or several of the options that choose ranks, or an invalid value.
         UnsupportedFormat: a quantised model, or a format that is not read, by name.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """

@@ -1,4 +1,4 @@
-"""What an extraction says of itself: in the plan, in the manifest beside the weights, and to the reader.
+"""Records of an extraction, as in the plan, the manifest beside the weights, and the terminal.
 
 A value that does not exist is None; no field is ever NaN or infinite.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import torch
 
@@ -34,10 +34,10 @@ class RankChoice:
     """How ranks are chosen.
 
     Attributes:
-        kind: ``rank``: one for all. ``energy``: the smallest of each matrix that keeps this share of ‖ΔW‖_F².
-            ``error``: the smallest whose relative Frobenius error is at most this. ``parameters``: so many
-            numbers for all matrices together, where they lower the error most.
-        value: Of it.
+        kind: ``rank``: one rank for all matrices. ``energy``: per matrix, the smallest rank that keeps this
+            share of ‖ΔW‖_F². ``error``: per matrix, the smallest rank whose relative Frobenius error is at
+            most this. ``parameters``: a budget for all matrices, spent where it lowers the error most.
+        value: The rank, share, error or budget.
     """
 
     kind: ChoiceKind
@@ -45,7 +45,7 @@ class RankChoice:
 
     @property
     def left_fraction(self) -> float | None:
-        """Share of ‖ΔW‖_F² that each matrix may lose; None where something else decides."""
+        """Share of ‖ΔW‖_F² that each matrix may lose; None for ``rank`` and ``parameters``."""
         if self.kind == "energy":
             return 1.0 - self.value
         return self.value**2 if self.kind == "error" else None
@@ -56,12 +56,12 @@ class KeptIntruders:
     """What became of a matrix's intruders when its update was cut to the rank.
 
     Attributes:
-        name: Of the matrix, as a scan names it (a part of a fused one has its own).
+        name: Name of the matrix in a scan (each part of a fused matrix has its own).
         tuned: Intruders of the tuned model, as a scan counts them.
         extracted: Intruders of the base with the adapter.
         kept: Of the tuned ones, those whose direction lies in the span of the extracted ones with more than
             half of its squared length.
-        undecided: Vectors of either whose verdict is open (borderline, degenerate).
+        undecided: Vectors of either model whose verdict is borderline or degenerate.
     """
 
     name: str
@@ -76,24 +76,23 @@ class ExtractedMatrix:
     """One module that gets factors.
 
     Attributes:
-        name: Of the module, as the base stores it.
-        module: As the adapter names it.
+        name: Name of the module in the base's files.
+        module: Its name in the adapter.
         shape: (out, in).
-        rank: Of its factors, without padding; 0 where the budget reached none.
+        rank: Rank of its factors, without padding; 0 if the budget left it none.
         rank_bound: No update of this kind can have a higher rank: the smaller side, or that of the factors
             it was read from.
         update_norm: ‖ΔW‖_F.
         relative_error: ‖ΔW − B A‖_F / ‖ΔW‖_F of the factors as they are written.
-        optimal_error: The least that any matrix of this rank reaches.
-        spectral_low, spectral_high: Between which values ‖ΔW − B A‖₂ lies; no matrix of this rank is below
-            the low one.
+        optimal_error: The smallest relative error possible at this rank.
+        spectral_low, spectral_high: Bounds on ‖ΔW − B A‖₂; no matrix of this rank goes below the lower one.
         certificate: How it is known that no larger singular value was missed.
-        failure_probability: Of that knowledge.
+        failure_probability: Probability that one was.
         energy: Share of ‖ΔW‖_F² that is kept.
-        effective_rank: Of ΔW.
-        rounding_fraction: Share of ‖ΔW‖_F² that storing the tuned weights in their dtype makes on average,
-            at most one; None where the update was stored as factors.
-        intruders: Per matrix of a scan in it; empty outside the paper's scope.
+        effective_rank: Effective rank of ΔW.
+        rounding_fraction: Expected share of ‖ΔW‖_F² that is rounding noise from storing the tuned weights, at
+            most 1; None if the update was stored as factors.
+        intruders: One entry per matrix of a scan; empty outside the paper's scope.
     """
 
     name: str
@@ -115,7 +114,7 @@ class ExtractedMatrix:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in its factors, without padding."""
+        """Parameters in its factors, without padding."""
         return self.rank * sum(self.shape)
 
 
@@ -124,9 +123,9 @@ class CurvePoint:
     """The error of all matrices together at one size.
 
     Attributes:
-        rank: One for all; None where each has its own.
-        num_parameters: Numbers in the factors.
-        relative_error: √(Σ‖ΔW − B A‖_F² / Σ‖ΔW‖_F²), the least there is.
+        rank: The rank of all matrices; None if each has its own.
+        num_parameters: Parameters in the factors.
+        relative_error: √(Σ‖ΔW − B A‖_F² / Σ‖ΔW‖_F²), the smallest possible.
     """
 
     rank: int | None
@@ -139,14 +138,14 @@ class ExtractTotals:
     """All matrices together.
 
     Attributes:
-        num_matrices: With factors.
-        num_parameters: In them, without padding.
-        stored_parameters: In the file's factors, zeros of the padding included.
+        num_matrices: Matrices with factors.
+        num_parameters: Parameters in these factors, without padding.
+        stored_parameters: The same as stored, with padding.
         relative_error: √(Σ‖ΔW − B A‖_F² / Σ‖ΔW‖_F²).
-        relative_error_with_rest: The same with everything else that changed and is not saved: the distance of
-            the base with the adapter from the tuned model over that of the base.
+        relative_error_with_rest: The same including everything else that changed: the distance from the
+            tuned model of the base with the adapter, over that of the base alone.
         energy: Share of Σ‖ΔW‖_F² that is kept.
-        tuned_intruders, extracted_intruders, kept_intruders, undecided: Sums over the scan's matrices.
+        tuned_intruders, extracted_intruders, kept_intruders, undecided: Sums over all matrices of a scan.
     """
 
     num_matrices: int
@@ -161,36 +160,6 @@ class ExtractTotals:
     undecided: int
 
 
-def totals(
-    matrices: Sequence[ExtractedMatrix], rest: Sequence[Rest], *, padded_rank: int | None
-) -> ExtractTotals:
-    """Sum up.
-
-    Args:
-        matrices: All that changed and were chosen, also those of rank 0.
-        rest: Everything else.
-        padded_rank: To which all factors are filled up; None where each keeps its own.
-    """
-    change = sum(matrix.update_norm**2 for matrix in matrices)
-    lost = sum((matrix.relative_error * matrix.update_norm) ** 2 for matrix in matrices)
-    beside = sum(r.change_norm**2 for r in rest if r.change_norm is not None)
-    beside_lost = sum(r.change_norm**2 for r in rest if r.change_norm is not None and r.status != "saved")
-    used = [matrix for matrix in matrices if matrix.rank]
-    intruders = [each for matrix in matrices for each in matrix.intruders]
-    return ExtractTotals(
-        num_matrices=len(used),
-        num_parameters=sum(matrix.num_parameters for matrix in used),
-        stored_parameters=sum((padded_rank or matrix.rank) * sum(matrix.shape) for matrix in used),
-        relative_error=_root(lost, change),
-        relative_error_with_rest=_root(lost + beside_lost, change + beside),
-        energy=1.0 - min(1.0, lost / change) if change else 1.0,
-        tuned_intruders=sum(each.tuned for each in intruders),
-        extracted_intruders=sum(each.extracted for each in intruders),
-        kept_intruders=sum(each.kept for each in intruders),
-        undecided=sum(each.undecided for each in intruders),
-    )
-
-
 def _root(part: float, whole: float) -> float:
     return math.sqrt(part / whole) if whole else 0.0
 
@@ -200,25 +169,25 @@ class ExtractRecord:
     """What an extraction computed: an adapter that is not written yet.
 
     Attributes:
-        base: Opened.
-        tuned: Opened.
-        pairing: Of both.
-        choice: Of the ranks.
-        which: Modules that were asked for.
+        base: The opened base.
+        tuned: The opened tuned model.
+        pairing: Their matrices, paired.
+        choice: How ranks are chosen.
+        which: The selection of modules.
         compact: Each module keeps its own rank (``rank_pattern``).
-        dtype: Of the factors in the file.
-        save_rest: Whatever else changed is saved where PEFT can.
-        names: Of the model's modules.
-        modules: Those with factors, in the order of the base.
-        others: Names of all further modules that hold matrices, as the model calls them.
-        factors: B (out, rank) and A (rank, in) of each, by its name, without padding.
-        matrices: The same, described, and those that were chosen and changed and have rank 0.
+        dtype: Dtype of the stored factors.
+        save_rest: Whether to save everything else that changed, as far as PEFT can hold it.
+        names: How the model names its modules.
+        modules: The modules with factors, in the order of the base.
+        others: Names (in the model) of all other modules that hold matrices.
+        factors: B (out, rank) and A (rank, in) by module name, without padding.
+        matrices: A description of each, including selected matrices that changed but got rank 0.
         rest: Everything else that changed.
-        saved: What of it goes into the adapter.
-        curve: Error at one rank for all.
-        best: Least error at the same sizes where each matrix has its own rank.
-        allocation: How a number of parameters was spent; None where ranks were chosen otherwise.
-        findings: What the reader must know.
+        saved: The part of it that goes into the adapter.
+        curve: Error at one rank for all matrices.
+        best: Smallest error at the same sizes if each matrix has its own rank.
+        allocation: How a budget of parameters was spent; None for other choices.
+        findings: Findings.
     """
 
     base: ModelSource
@@ -243,12 +212,12 @@ class ExtractRecord:
 
     @property
     def is_empty(self) -> bool:
-        """No chosen matrix changed: there is no adapter to write."""
+        """Whether no selected matrix changed, so that there is no adapter to write."""
         return not self.modules
 
     @property
     def stored_rank(self) -> int | None:
-        """The one rank of all factors in the file; None where they differ, or where there are none."""
+        """The rank of all factors in the file; None if they differ, or there are none."""
         ranks = {up.shape[1] for up, _ in self.factors.values()}
         if not ranks or (self.compact and len(ranks) > 1):
             return None
@@ -257,4 +226,22 @@ class ExtractRecord:
     @property
     def totals(self) -> ExtractTotals:
         """All matrices together."""
-        return totals(self.matrices, self.rest, padded_rank=self.stored_rank)
+        change = sum(matrix.update_norm**2 for matrix in self.matrices)
+        lost = sum((matrix.relative_error * matrix.update_norm) ** 2 for matrix in self.matrices)
+        rest = [(r.change_norm**2, r.status == "saved") for r in self.rest if r.change_norm is not None]
+        beside = sum(square for square, _ in rest)
+        beside_lost = sum(square for square, is_saved in rest if not is_saved)
+        used = [matrix for matrix in self.matrices if matrix.rank]
+        intruders = [each for matrix in self.matrices for each in matrix.intruders]
+        return ExtractTotals(
+            num_matrices=len(used),
+            num_parameters=sum(matrix.num_parameters for matrix in used),
+            stored_parameters=sum((self.stored_rank or matrix.rank) * sum(matrix.shape) for matrix in used),
+            relative_error=_root(lost, change),
+            relative_error_with_rest=_root(lost + beside_lost, change + beside),
+            energy=1.0 - min(1.0, lost / change) if change else 1.0,
+            tuned_intruders=sum(each.tuned for each in intruders),
+            extracted_intruders=sum(each.extracted for each in intruders),
+            kept_intruders=sum(each.kept for each in intruders),
+            undecided=sum(each.undecided for each in intruders),
+        )

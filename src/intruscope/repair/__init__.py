@@ -1,8 +1,7 @@
-"""Turning intruder dimensions down: plan, check, apply, and the controls that a repair is shown beside.
+"""Turning intruder dimensions down, and the controls that a repair is compared with: plan, check, apply.
 
-``from intruscope.repair import repair`` is the command's twin for notebooks: ``repair(base, tuned,
-strength=0.7)`` gives a plan, ``plan.apply(folder)`` writes it. Knows files through weights and adapters and
-verdicts through spectra; runs no model, prints nothing.
+In a notebook, ``from intruscope.repair import repair``: ``repair(base, tuned, strength=0.7)`` returns a plan,
+and ``plan.apply(folder)`` writes it. Runs no model and prints nothing.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ class MatrixEdit:
     """W' = W₀ + update_scale (W − W₀) + left diag(change) rightᵀ.
 
     Attributes:
-        name: Of the matrix, as a scan names it; or the stored name of a tensor that is no matrix (a bias, a
-            norm's weight), which only ``update_scale`` can change: its directions are then empty.
-        update_scale: Retained share of the update; 1 leaves it.
+        name: Name of the matrix in a scan; or the stored name of a tensor that is not a matrix (a bias, a
+            norm's weight), which only ``update_scale`` can change.
+        update_scale: Factor on the update; 1 keeps it.
         left_OK: Unit columns in output space, float64.
         change_K: What is added along each direction: (strength − 1) σ for an intruder; float64.
         right_IK: Unit columns in input space, float64.
@@ -33,7 +33,7 @@ class MatrixEdit:
 
     @property
     def num_directions(self) -> int:
-        """How many directions are changed one by one."""
+        """Number of directions that are changed one by one."""
         return len(self.change_K)
 
     def applied(self, base_OI: torch.Tensor, tuned_OI: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class MatrixEdit:
 
 
 def scaled_update(name: str, update_scale: float) -> MatrixEdit:
-    """An edit that only shrinks or grows a whole update."""
+    """An edit that only scales a whole update."""
     import torch
 
     nothing = torch.zeros((0, 0), dtype=torch.float64)

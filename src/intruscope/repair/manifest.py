@@ -1,4 +1,4 @@
-"""What lies beside repaired weights: the manifest for machines, a section of the model card for people."""
+"""The files beside repaired weights: the manifest, and a section of the model card."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def check_mergeable(found: Survey) -> None:
 
     targets = {vector.tensor.name: vector.target for vector in trained_vectors(adapter, base)}
     for entry in found.pairing.coverage:
-        if entry.origin == "adapter" and entry.status != "compared" and targets.get(entry.tensor) is None:
+        lost = entry.gap or entry.head is not None or targets.get(entry.tensor, "") is None
+        if entry.origin == "adapter" and lost:
             raise refuse(entry.tensor, "a tensor that the base does not store (of a new head?)")
     for pair in found.pairing.pairs:
         view, update = pair.base, pair.update

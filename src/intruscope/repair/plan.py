@@ -1,4 +1,4 @@
-"""``repair``: survey, choose, check; the plan says what will be written, and ``apply`` writes it."""
+"""``repair``: survey, select, check. The plan describes the repaired model, and ``apply`` writes it."""
 
 from __future__ import annotations
 
@@ -74,31 +74,31 @@ def repair(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> RepairPlan:
-    """Plan a repaired model: the intruders turned down, everything else as it is.
+    """Plan a repaired model: its intruders turned down, and nothing else changed.
 
     Args:
         base: Model before, see :func:`intruscope.spectra.scan.plan`.
         tuned: Model after: a full checkpoint or an adapter.
-        strength: λ, the retained fraction of a singular value; 1 leaves it, 0 removes it, above 1 grows it.
+        strength: λ, the fraction of each singular value to keep: 1 keeps it, 0 removes it, above 1 amplifies.
         which: ``top`` (the highest intruder of each matrix, as the paper), ``all``, or names with indices;
             see :func:`intruscope.repair.naming.parse_which`. Names may also mean embeddings and heads.
         control: Its name in :data:`intruscope.repair.interventions.INTERVENTIONS`.
-        rank: Of a written adapter. ``exact``: one rank for all modules, large enough for every edit, scaling
-            one, no patterns. ``same``: each module keeps its rank (the best approximation; its error is in
-            the plan). A number: that rank for all.
-        compact: With ``exact``: only edited modules grow (``rank_pattern``, which some servers ignore).
-        merged: Write a full checkpoint where an adapter was given.
-        seed: Of random directions.
+        rank: Rank of a written adapter. ``exact``: one rank for all modules, large enough for every edit,
+            with a scaling of 1 and no patterns. ``same``: each module keeps its rank (the best approximation;
+            its error is in the plan). A number: that rank for all modules.
+        compact: With ``exact``, let only edited modules grow (``rank_pattern``, which some servers ignore).
+        merged: Merge a given adapter and write a full checkpoint.
+        seed: Random seed.
         settings: k, epsilon, and how verdicts are found.
         options: How the survey runs.
-        allow_pickle: Also read PyTorch files, restricted to tensors.
+        allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
-        out: Where the plan will be applied; refused now if it cannot be.
+        out: Where the plan will be applied; checked now.
         on_progress: Called for every event of the survey.
-        on_notice: Called with sentences that the user should see at once.
+        on_notice: Called with messages that the user should see at once.
 
     Raises:
-        UsageError: a strength, selection or rank without meaning.
+        UsageError: an invalid strength, selection or rank.
         UnsupportedFormat: a quantised base, or a format that is read but not written, by name.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
@@ -143,7 +143,7 @@ def plan_repair(
     merged: bool = False,
     seed: int = 0,
 ) -> RepairPlan:
-    """Plan from a survey that is there already; arguments and errors as :func:`repair`."""
+    """Plan from an existing survey. Arguments and errors as in :func:`repair`."""
     _check_rank(rank, compact=compact)
     _check_inputs(found)
     is_adapter = not isinstance(found.tuned, ModelSource)

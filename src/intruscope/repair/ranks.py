@@ -30,17 +30,17 @@ def module_ranks(
     *,
     compact: bool,
 ) -> tuple[ModuleRank, ...]:
-    """Decide the rank of every module, and say what a cut would lose.
+    """Decide the rank of every module, and compute what a lower rank loses.
 
     Args:
         found: The survey.
-        adapter: Of format ``peft``.
+        adapter: A LoRA of PEFT.
         changed: Edits by matrix.
-        rank: As asked for.
-        compact: Only edited modules grow.
+        rank: The requested rank.
+        compact: Let only edited modules grow.
 
     Raises:
-        UnsupportedFormat: a format that is read but not written, by name.
+        UnsupportedFormat: an edit that the factors cannot hold; see ``factors``.
         MalformedInput: a file changed since planning.
     """
     modules = low_rank_modules(found.base, adapter, found.pairing)

@@ -1,4 +1,4 @@
-"""What a repair says of itself: in the plan, in the manifest beside the weights, and to the reader."""
+"""Records of a repair, as in the plan, the manifest beside the weights, and the terminal."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Rank = Literal["exact", "same"] | int
 
 @dataclass(frozen=True, kw_only=True)
 class EditedVector:
-    """One singular vector that was turned down or up.
+    """One singular vector whose singular value is scaled.
 
     Attributes:
         index: By falling singular value of the tuned matrix, from 0.
-        verdict: Of the vector before; its direction does not change, so neither does its alignment.
+        verdict: Its verdict; the edit does not change its direction, and so not its alignment.
         certificate: How the verdict is known.
-        before: Its singular value.
-        after: Its new one.
-        still_counted: An intruder that is still one of the top k, so that a scan finds it again.
+        before: Its singular value before the edit.
+        after: Its singular value after it.
+        still_counted: Whether it remains an intruder among the top k, so that a scan finds it again.
     """
 
     index: int
@@ -44,9 +44,9 @@ class EditedVector:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Squared Frobenius norms before and after an edit, and what of them lies in the intruders' directions.
+    """Squared Frobenius norms before and after an edit, and their parts in the intruders' directions.
 
-    The directions are the intruders' of before, whether edited or not; an edit does not turn them.
+    The directions are those of all intruders before the edit, edited or not; an edit does not turn them.
     """
 
     before: float
@@ -60,17 +60,17 @@ class EditedMatrix:
     """What happens to one matrix.
 
     Attributes:
-        name: Of the matrix.
+        name: Name of the matrix.
         shape: (out, in).
-        update_scale: Retained share of the whole update.
-        num_directions: How many directions are changed one by one.
+        update_scale: Factor on the whole update.
+        num_directions: Number of directions that are changed one by one.
         change_norm: ‖W' − W‖_F.
         update_norm: ‖ΔW‖_F before the edit.
         update_norm_after: ‖ΔW‖_F after it; None for a control along directions whose share in a full update
             is not known.
-        vectors: The edited ones, for an intruder edit; empty for the controls.
-        tuned: ‖W‖_F² and the part of it in the intruders' directions; None for the controls.
-        update: ‖ΔW‖_F² and the part of it inside these directions; None for the controls.
+        vectors: The edited vectors of an intruder edit; empty for controls.
+        tuned: ‖W‖_F² and its part in the intruders' directions; None for controls.
+        update: ‖ΔW‖_F² and its part in these directions; None for controls.
     """
 
     name: str
@@ -90,14 +90,14 @@ class ModuleRank:
     """How one module of an adapter is stored.
 
     Attributes:
-        name: Of the module.
-        before: Its rank; 0 if the original does not store LoRA factors.
+        name: Name of the module.
+        before: Its rank in the original; 0 if the original does not store LoRA factors.
         exact: The rank at which the edited update is stored without loss.
         after: The rank at which it is stored.
-        touched: False: its tensors keep their bytes.
-        frobenius_error: Norm of what a cut to ``after`` loses; 0 where nothing is cut.
+        touched: Whether its tensors are rewritten; otherwise they keep their bytes.
+        frobenius_error: Frobenius norm of what the rank ``after`` loses; 0 if it is exact.
         spectral_error: The same in the spectral norm.
-        change_norm: ‖W' − W‖_F that was asked for, to compare the error with.
+        change_norm: ‖W' − W‖_F of the edit, to compare the error with.
     """
 
     name: str
@@ -114,8 +114,8 @@ def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, 
     """Describe an edit.
 
     Args:
-        edit: Of the matrix.
-        matrix: What is known of it.
+        edit: The edit of the matrix.
+        matrix: The surveyed matrix.
         indices: The vectors that an intruder edit scales; None for a control.
     """
     change = math.hypot((1.0 - edit.update_scale) * matrix.update_norm, float(edit.change_K.norm()))
@@ -202,13 +202,13 @@ class RepairTotals:
     """An edit summed over the matrices that it changes.
 
     Attributes:
-        num_matrices: Edited.
-        num_vectors: Edited.
-        num_still_counted: Of these, how many a scan will find again, at least.
-        change_norm: ‖W' − W‖_F over all matrices, of controls too.
+        num_matrices: Number of edited matrices.
+        num_vectors: Number of edited vectors.
+        num_still_counted: How many of these a scan will still count, at least.
+        change_norm: ‖W' − W‖_F over all matrices.
         update_norm: ‖ΔW‖_F over the edited matrices before the edit.
         update_norm_after: The same after it: the distance from the base. None where it is not known.
-        tuned_before: Share of Σ‖W‖_F² in the intruders' directions; None where there is none to tell.
+        tuned_before: Share of Σ‖W‖_F² in the intruders' directions; None for controls.
         tuned_after: After the edit.
         update_before: Share of Σ‖ΔW‖_F² inside them.
         update_after: After the edit.
@@ -256,20 +256,20 @@ class RepairRecord:
     """What a repair will change; nothing is written yet.
 
     Attributes:
-        survey: What it is based on.
-        control: The intervention.
+        survey: The survey it is based on.
+        control: Name of the intervention.
         strength: λ.
-        which: Of the vectors.
-        seed: Of random directions.
-        rank: As asked for.
-        compact: Ranks differ by module (``rank_pattern``).
-        writes: ``adapter``, or ``checkpoint``: a full one, with the adapter merged where one was given.
-        edits: Everything that changes; empty when there is nothing to repair.
-        matrices: The same, described.
-        modules: How the adapter's modules are stored; empty for a checkpoint and for a copy.
+        which: The selection of vectors.
+        seed: Random seed.
+        rank: The requested rank.
+        compact: Whether ranks may differ by module (``rank_pattern``).
+        writes: ``adapter`` or ``checkpoint``; a given adapter is then merged into the checkpoint.
+        edits: Everything that changes; empty if there is nothing to repair.
+        matrices: A description of each edited matrix.
+        modules: How each module of the adapter is stored; empty for a checkpoint or a copy.
         lora: The adapter to write, if the original cannot hold the edits in its own form; else None.
-        num_left: Vectors whose verdict is open (borderline, degenerate) and which are left alone.
-        findings: What the reader must know.
+        num_left: Number of undecided vectors (borderline, degenerate), which are left alone.
+        findings: Findings.
     """
 
     survey: Survey
@@ -289,12 +289,12 @@ class RepairRecord:
 
     @property
     def is_copy(self) -> bool:
-        """Nothing is edited, and the output is the tuned model byte for byte."""
+        """Whether nothing is edited, so that the output is the tuned model byte for byte."""
         return not self.edits and not self.merges
 
     @property
     def merges(self) -> bool:
-        """An adapter goes into a full checkpoint."""
+        """Whether an adapter is merged into a full checkpoint."""
         return self.writes == "checkpoint" and not isinstance(self.survey.tuned, ModelSource)
 
     @property
@@ -304,11 +304,11 @@ class RepairRecord:
 
     @property
     def changed(self) -> Mapping[str, MatrixEdit]:
-        """The edits by name."""
+        """The edits by matrix or tensor name."""
         return {edit.name: edit for edit in self.edits}
 
     @property
     def stored_rank(self) -> int | None:
-        """The one rank of an adapter whose modules all have it, else None."""
+        """The rank of the adapter if all its modules have the same, else None."""
         ranks = {module.after for module in self.modules}
         return ranks.pop() if len(ranks) == 1 else None

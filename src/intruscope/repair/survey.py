@@ -1,4 +1,4 @@
-"""Everything that interventions need of a model, found in one pass: the top vectors and their verdicts.
+"""Everything that interventions need to know about a model: the top vectors and their verdicts, in one pass.
 
 The expensive part of a repair and of a sweep, done once. Verdicts are those of a scan, with their
 certificates; nothing is decided again here. What a worker finds is plain data in the journal, so that an
@@ -97,10 +97,9 @@ class Survey:
         settings: That the verdicts depend on.
         matrices: Those whose vectors are known: by default the linear layers of the blocks (the paper's
             scope), in the order of the base.
-        unreadable: Reports of matrices that were to be surveyed and have no figures (non-finite numbers, a
-            deadline); nothing can be done to these.
-        others: Names of the further matrices that the fine-tune may have changed (embeddings, heads); only
-            interpolation touches them.
+        unreadable: Reports of matrices that could not be surveyed (non-finite values, a deadline).
+        others: Names of all other matrices that the fine-tune may have changed (embeddings, heads); only
+            interpolation changes them.
     """
 
     base: ModelSource
@@ -139,16 +138,16 @@ def survey(
         settings: k, epsilon, seed, prove and threads count; interventions act on left vectors, as the paper's
             do, so the side is always ``left``.
         options: How it runs.
-        names: Matrices to survey, ``*`` standing for anything; the paper's scope by default.
+        names: Matrices to survey, with ``*`` as a wildcard; the paper's scope by default.
         update_spectra: Also decompose updates that are not low-rank (dense: minutes for large matrices).
-        allow_pickle: Also read PyTorch files, restricted to tensors.
+        allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
-        outputs: Where the caller will write; refused now if that is an input.
+        outputs: Where the caller will write; refused now if it is an input.
         on_progress: Called for every event of the engine.
-        on_notice: Called with sentences that the user should see at once.
+        on_notice: Called with messages that the user should see at once.
 
     Raises:
-        UsageError: a name that no matrix has, or a setting without meaning here.
+        UsageError: an unknown matrix, or a setting that a survey does not support.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
     settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)

@@ -51,7 +51,7 @@ def write_adapter(plan: RepairRecord, adapter: AdapterSource, target: OutputFold
     if plan.is_copy:
         _copy(adapter, target)
         return
-    replaced = _new_saved(plan, adapter)
+    replaced = {**_new_factors(plan, adapter), **_new_saved(plan, adapter)}
     _move_vectors(plan, adapter, replaced)
     if plan.lora is not None:
         tensors = plan.lora.tensors()
@@ -59,7 +59,6 @@ def write_adapter(plan: RepairRecord, adapter: AdapterSource, target: OutputFold
             tensors[key] = replaced.get(tensor.name, tensor)
         write_lora(converted_config(plan.lora, adapter), tensors, target)
         return
-    replaced |= _new_factors(plan, adapter)
     target.write(WEIGHTS_NAME, lambda file: write_adapter_weights(file, adapter, replaced))
     config = _new_config(plan, adapter)
     if config is not None:
@@ -92,6 +91,8 @@ def check_adapter(plan: RepairRecord, folder: Path) -> None:
 
 
 def _new_factors(plan: RepairRecord, adapter: AdapterSource) -> dict[str, torch.Tensor]:
+    if plan.lora is not None:
+        return {}
     ranks = {rank.name: rank for rank in plan.modules}
     plain = is_plain(plan.modules, plan.rank, compact=plan.compact)
     replaced: dict[str, torch.Tensor] = {}

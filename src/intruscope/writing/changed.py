@@ -1,4 +1,4 @@
-"""Tensors that a fine-tune changed and that are no matrices: biases, norms."""
+"""Tensors that a fine-tune changed and that are not matrices: biases, norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def changed_tensors(
     base: ModelSource, tuned: ModelSource | AdapterSource, pairing: Pairing
 ) -> tuple[str, ...]:
-    """Stored names, on the base's side, of the tensors that differ and are in no matrix pair.
+    """Stored names, in the base, of the tensors that differ and are not in a matrix pair.
 
     Args:
         base: Opened.
@@ -36,7 +36,7 @@ def changed_tensors(
 
 
 def tensor_twins(base: ModelSource, tuned: ModelSource, pairing: Pairing) -> dict[str, StoredTensor]:
-    """Tensors of the base that are no matrices, and what the tuned checkpoint holds under the same name."""
+    """Tensors of the base that are not matrices, with their counterparts in the tuned checkpoint."""
     before, after = [], []
     for pair in pairing.pairs:
         if isinstance(pair.update, CheckpointUpdate):

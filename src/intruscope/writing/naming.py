@@ -1,8 +1,8 @@
-"""Names in the adapter: what the tuned model's class calls its modules, and which of them PEFT is to wrap.
+"""Module names in the adapter: those of the model in memory, and which of them PEFT must wrap.
 
 Files and models do not always agree: GPT-2 on the hub is stored without its ``transformer.``, GPT-NeoX's
 ``embed_out`` is ``lm_head`` in memory. Where transformers is installed and knows the class, its own rules for
-loading are asked, on a model without numbers (PyTorch's meta device).
+loading are asked, on a model on PyTorch's meta device.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class AdapterNames:
     """How the model that the adapter goes on names its parts.
 
     Attributes:
-        task: PEFT's ``task_type``; None where it has none.
-        is_known: The names are those of the model in memory, not only of its files.
-        modules: All of its modules; empty where they are not known.
-        aliases: Parameters that are one: each to all of its names.
+        task: PEFT's ``task_type``; None if there is none.
+        is_known: Whether the names are those of the model in memory, not just of its files.
+        modules: All of its modules; empty if they are unknown.
+        aliases: For each parameter with several names (tied weights), all of them.
     """
 
     task: str | None
@@ -57,7 +57,7 @@ class AdapterNames:
         return self._in_model.get(stored, stored)
 
     def why_missing(self, stored: str) -> str:
-        """Why a stored tensor is no parameter of its own in the model; empty where it is one."""
+        """Why a stored tensor is not a parameter of its own in the model; empty if it is one."""
         if stored in self._merged:
             return "transformers joins it with others in memory"
         if self.modules and self.of(stored).rpartition(".")[0] not in self.modules:
@@ -66,7 +66,7 @@ class AdapterNames:
 
 
 def adapter_names(base: ModelSource, tuned: ModelSource | AdapterSource) -> AdapterNames:
-    """Read them off the configs and, where it is installed, transformers."""
+    """Find the names from the configs and, if it is installed, transformers."""
     if not isinstance(tuned, ModelSource):
         # An adapter's keys are the names in memory.
         return AdapterNames(task=None if tuned.config is None else tuned.config.task, is_known=True)
@@ -95,7 +95,7 @@ def adapter_names(base: ModelSource, tuned: ModelSource | AdapterSource) -> Adap
 
 
 def _skeleton(name: str, source: ModelSource) -> Any:
-    """A model of a class of transformers, without numbers; None where there is none of that name."""
+    """A transformers model on the meta device; None if there is no class of that name."""
     from importlib.util import find_spec
 
     if not name.isidentifier() or find_spec("transformers") is None:
@@ -114,7 +114,7 @@ def _skeleton(name: str, source: ModelSource) -> Any:
             model = cls(config)
             model.tie_weights()
     except (IntruscopeError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError):
-        return None  # a config that the class does not take: names are then as stored
+        return None  # the class does not accept the config: names are then as stored
     return model
 
 

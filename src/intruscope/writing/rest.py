@@ -1,4 +1,4 @@
-"""What the fine-tune changed and that gets no factors: norms, biases, new heads, matrices not chosen.
+"""What the fine-tune changed and that gets no factors: norms, biases, new heads, unselected matrices.
 
 PEFT can store a module whole (``modules_to_save``) if it is a module by itself, and the bias of a module with
 factors (``bias``). Anything else is named as lost.
@@ -37,9 +37,9 @@ class Rest:
     """Something that the fine-tune changed and that gets no factors.
 
     Attributes:
-        name: As the base stores it, or the tuned model where the base has none.
-        change_norm: ‖tuned − base‖_F; None for what the base does not have.
-        status: ``saved`` whole with the adapter, ``left out``, or ``lost``: asked for, and PEFT cannot.
+        name: Name in the base's files, or in the tuned model's if the base has none.
+        change_norm: ‖tuned − base‖_F; None if the base does not have it.
+        status: ``saved`` whole with the adapter, ``left out``, or ``lost``: PEFT cannot store it.
         reason: One clause.
     """
 
@@ -51,11 +51,11 @@ class Rest:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What goes into the adapter as it is.
+    """What goes into the adapter unchanged.
 
     Attributes:
-        modules: For ``modules_to_save``.
-        biases: Whether biases of modules with factors are among the tensors.
+        modules: Entries of ``modules_to_save``.
+        biases: Whether biases are among the tensors.
         tensors: Key to the stored tensor.
     """
 
@@ -86,17 +86,17 @@ def find_rest(
     names: AdapterNames,
     save: bool,
 ) -> tuple[tuple[Rest, ...], Saved]:
-    """Everything that changed besides the modules with factors.
+    """Find everything that changed outside of the modules with factors.
 
     Args:
         base: Opened.
         tuned: Opened.
         pairing: Of both.
-        modules: All with matrices on both sides.
-        adapted: Those with factors, as the adapter names them.
-        norms: ‖ΔW‖_F by the base's name of each module.
+        modules: Modules without factors that have matrices on both sides.
+        adapted: Names (in the adapter) of the modules with factors.
+        norms: ‖ΔW‖_F by module name in the base.
         names: How the model names its modules.
-        save: Whether it is to be saved.
+        save: Whether to save what changed.
 
     Raises:
         MalformedInput: a file changed since planning.
