@@ -19,7 +19,7 @@ from intruscope.adapters.keys import AdaptedModule, sort_keys
 from intruscope.adapters.updates import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import Body, SharedWords, head_findings
-from intruscope.weights.layout import MatrixListing, base_matrices
+from intruscope.weights.layout import WEIGHT_NORM, MatrixListing, base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
     Finding,
@@ -96,7 +96,9 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     plan.coverage.extend(listing.skipped)
     for key, reason in skipped.items():
         plan.coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
-    num_gaps = len(listing.gaps) + plan.num_gaps
+    # No adapter changes a weight-normalised convolution; one that tried to would be a gap of its own.
+    untouched = sum(entry.reason == WEIGHT_NORM for entry in listing.skipped)
+    num_gaps = len(listing.gaps) - untouched + plan.num_gaps
     findings = (
         *base.findings,
         *adapter.findings,
@@ -219,13 +221,12 @@ class Match:
         stored_of = {name.removesuffix(".weight"): name for name in matrices}
         # The head that a task adds never matches; it must not decide on the prefix.
         trained = [name for name, module in modules.items() if "saved" not in module.roles] or list(modules)
-        found = match_names(
-            [*stored_of, *dict.fromkeys(name.rpartition(".")[0] for name in fused)],
-            trained,
-            fits=lambda one, other: (
-                one not in stored_of or _fits(matrices[stored_of[one]][0], modules[other])
-            ),
-        )
+
+        def fits(name: str, module: str) -> bool:
+            return name not in stored_of or _fits(matrices[stored_of[name]][0], modules[module])
+
+        wrapped = dict.fromkeys(name.rpartition(".")[0] for name in fused)
+        found = match_names([*stored_of, *wrapped], trained, fits=fits)
         check_one_place(found, tuned="adapter", file=adapter.path)
         base_prefix, adapter_prefix = found.base, found.tuned
         bare = {name: name.removeprefix(adapter_prefix) for name in modules}

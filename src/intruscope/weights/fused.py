@@ -58,7 +58,8 @@ class Config:
             module: Its name: ``decoder.transformer.h.0.attn.c_attn`` lies in the tower ``decoder``.
         """
         words = module.split(".")
-        raw, outer = self._levels[0], ()
+        raw = self._levels[0]
+        outer: tuple[str, ...] = ()
         found: list[dict[str, Any]] = []
         while True:
             nested = _nested_of(raw, words)

@@ -63,6 +63,12 @@ _SCALES = (
 )
 
 
+# The direction of torch's weight norm, by its new and its old name; its magnitude is a vector.
+_WEIGHT_NORM = (".parametrizations.weight.original1", ".weight_v")
+WEIGHT_NORM = "a weight-normalised convolution, stored as a magnitude and a direction, which is not read"
+"""Why the tensors of such a layer are left out."""
+
+
 class MatrixListing(NamedTuple):
     """What a model holds.
 
@@ -142,6 +148,8 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
         return "a scalar, not a matrix" if not tensor.shape else "a vector, not a matrix", False
     if name.endswith("bias") and not name.endswith("relative_attention_bias"):
         return "biases, not a matrix", False
+    if name.endswith(_WEIGHT_NORM) and len(tensor.shape) > 2:
+        return WEIGHT_NORM, True
     if len(tensor.shape) > 2 and not name.endswith(".weight") and ".experts." not in name:
         # In a block it may be a projection in a form unknown here (XLNet's are); elsewhere a token or table.
         return f"a parameter of {len(tensor.shape)} axes, not a matrix", block_index(name)[1]
