@@ -1,11 +1,11 @@
 """Claim: of 200 odd but valid models, none gets a silent wrong answer.
 
-Each model is a tiny config of transformers whose matrices are stored in an unusual way (``Conv1D``, fused, tied
-or nested parts, an unknown model type, no config), fine-tuned in full and with LoRA. The scan's plan is compared
-with the model in memory, module by module: which matrix each name stands for, which rows a fused part has, the
-tuned matrix, and the intruders by dense float64 decompositions (``tests/weights/odd_models.py``). A model is
-*right* where everything agrees and nothing is missing, *warned* where what is given agrees and the plan names what
-is missing, *refused* where it ends in an error, and *silently wrong* otherwise.
+Each model is a tiny config of transformers whose matrices are stored in an unusual way (``Conv1D``, fused,
+tied or nested parts, an unknown model type, no config), fine-tuned in full and with LoRA. The scan's plan is
+held against the model in memory, module by module: which matrix each name stands for, which rows a fused part
+has, the tuned matrix, and the intruders by dense float64 decompositions (``tests/weights/odd_models.py``). A
+model is *right* where everything agrees and nothing is missing, *warned* where all that is given agrees and
+the plan names what is missing, *refused* where it ends in an error, and *silently wrong* otherwise.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_a_config_without_meaning_is_refused(config, says, write_adapter, adapte
         (_factors(out=4, num_in=6), {}, "q_proj"),
         (_factors(rank=3), {}, "rank 3"),
         ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "both factors"),
-        (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key that matches"),
+        (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key matches"),
         (_factors(), {"use_dora": True}, "DoRA"),
         (_factors(key="base_model.model.model.layers.0.attn.base_layer.out_proj"), {}, "MultiheadAttention"),
         (_factors(), {"rank_pattern": {"(q_proj": 2}}, "regular expression"),

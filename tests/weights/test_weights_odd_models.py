@@ -19,9 +19,10 @@ _SHOWN = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case", [Case(family=f, square=s, method=m) for f, s, m in _SHOWN], ids=lambda c: c.name
-)
+_CASES = [Case(family=family, square=square, method=method) for family, square, method in _SHOWN]
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
 def test_a_scan_finds_what_the_model_in_memory_computes(case, tmp_path):
     outcome = run_case(case, tmp_path)
     assert (outcome.verdict, outcome.notes) == ("right", [])

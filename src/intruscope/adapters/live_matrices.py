@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.config import moves_the_base
 from intruscope.errors import UnsupportedFormat
+from intruscope.weights.architecture import module_classes
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.source import ModelSource
 from intruscope.weights.stored import FileStamp, StoredTensor
@@ -119,7 +120,8 @@ def live_matrices(model: nn.Module) -> list[LiveMatrix]:
         parameters[path], around[path] = parameter, layer
     configs = getattr(model, "peft_config", {}).values()
     moves_base = any(_moves_base(config) for config in configs)
-    listing = base_matrices(_as_source(parameters, inner.config.to_dict()))
+    source = _as_source(parameters, inner.config.to_dict())
+    listing = base_matrices(source, classes=module_classes(inner))
     found = []
     for stored, views in listing.matrices.items():
         layer = around[stored]
