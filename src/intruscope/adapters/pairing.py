@@ -217,6 +217,7 @@ class Match:
         parameters: Module to the fused experts that it wraps.
         tied: A head or embedding of words that the base does not store, with the matrix that it shares.
         key_of: Module to the name by which PEFT looks its rank and alpha up.
+        prefixes: What was taken off the names of each side.
         findings: What had to be assumed.
     """
 
@@ -272,6 +273,7 @@ class Match:
         known = self.stored.keys() | self.parameters.keys() | self.tied.keys()
         if not any(name in known or bare[name] in self._unknown for name in trained):
             raise _no_match(trained, list(stored_of), base, adapter)
+        self.prefixes = found
         self.findings = prefix_findings(found, tuned="adapter")
 
     def is_unknown(self, module: AdaptedModule) -> bool:

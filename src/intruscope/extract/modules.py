@@ -81,7 +81,8 @@ def modules_of(
     grouped: dict[tuple[str, int | None], list[MatrixPair]] = {}
     for pair in pairing.pairs:
         assert isinstance(pair.base, TensorView)
-        grouped.setdefault((pair.base.tensor.name, pair.base.expert), []).append(pair)
+        # Not by the tensor: an embedding and a head may share one.
+        grouped.setdefault((pair.name.partition("[")[0], pair.base.expert), []).append(pair)
     return tuple(_module(pairs, base, tuned, names) for pairs in grouped.values())
 
 
@@ -115,7 +116,7 @@ def _module(
 ) -> Module:
     view = pairs[0].base
     assert isinstance(view, TensorView)
-    name = view.tensor.name.removesuffix(".weight")
+    name = pairs[0].name.partition("[")[0]
     update = _whole_update(pairs[0].update)
     whole_view = replace(view, name=name, rows=None)
     whole = replace(
@@ -130,9 +131,12 @@ def _module(
     missing = names.why_missing(f"{stored}.weight")
     tied = names.aliases.get(f"{called}.weight", ())
     is_cut = _is_cut(view, update, base, tuned)
+    shared = isinstance(update, CheckpointUpdate) and update.tuned.is_stand_in
     kind, reason = _kind(view, update)
     if kind is not None and missing:
         kind, reason = None, missing
+    elif shared:
+        kind, reason = None, f"the tuned model shares its matrix with {stored}, which is stored once"
     elif kind is not None and is_cut:
         kind, reason = None, "a resized vocabulary, which factors of the base's size cannot hold"
     elif kind is not None and tied:
@@ -143,7 +147,7 @@ def _module(
         module=called,
         kind=kind,
         reason=reason,
-        can_be_whole=not (missing or is_cut or _is_part(view)),
+        can_be_whole=not (missing or is_cut or shared or _is_part(view)),
         kernel=view.tensor.shape[1:] if kind == "conv" else (),
         whole=whole,
         pairs=tuple(pairs),

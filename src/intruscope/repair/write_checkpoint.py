@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.vectors import trained_vectors
+from intruscope.errors import UnsupportedFormat, printable
 from intruscope.repair.changed import tensor_twins
 from intruscope.repair.dense import edited_whole, merged_whole
 from intruscope.repair.factors import low_rank_modules
@@ -78,6 +79,14 @@ def _renewed_tensors(plan: RepairPlan, source: ModelSource) -> dict[str, Callabl
             if pair.name in changed and isinstance(pair.update, CheckpointUpdate):
                 places.setdefault(pair.update.tuned.tensor.name, []).append((pair.update.tuned, pair))
         for name, found in places.items():
+            shared = next((view.name for view, _ in found if view.is_stand_in), None)
+            if shared is not None:
+                raise UnsupportedFormat(
+                    f"{printable(shared)} shares its matrix with another module and cannot be repaired alone",
+                    remedy="leave it out with --which, or untie the two before",
+                    file=source.path,
+                    tensor=name,
+                )
             renew[name] = _later(edited_whole, source.tensors[name], found, changed)
         twins = tensor_twins(plan.survey.base, source, plan.survey.pairing)
         for name, twin in twins.items():
