@@ -43,7 +43,7 @@ def write_adapter(tmp_path):
 
 @pytest.fixture
 def adapter_refused(tmp_path):
-    """Run a call that must be refused; check the code, the four parts, and that no input was written."""
+    """Run a call that must be refused; check code and message, and that no input was written."""
 
     def hashes() -> dict[str, str]:
         files = (f for f in sorted(tmp_path.rglob("*")) if f.is_file())

@@ -96,10 +96,16 @@ def test_a_config_without_meaning_is_refused(config, says, write_adapter, adapte
         (_factors(out=4, num_in=6), {}, "q_proj"),
         (_factors(rank=3), {}, "rank 3"),
         ({f"{_KEY}.lora_A.weight": torch.randn(2, 4)}, {}, "down without up"),
-        (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key that matches"),
+        (_factors(key="base_model.model.vision.blocks.0.mixer"), {}, "no adapter key matches"),
         (_factors(), {"use_dora": True}, "DoRA"),
         (_factors(key="base_model.model.model.layers.0.attn.base_layer.out_proj"), {}, "MultiheadAttention"),
         (_factors(), {"rank_pattern": {"(q_proj": 2}}, "regular expression"),
+        # A second copy beside the module's own name is PEFT's; two copies are of two adapters.
+        (
+            {f"{_KEY}.modules_to_save.{name}.weight": torch.randn(6, 4) for name in ("one", "two")},
+            {},
+            "two tensors for saved",
+        ),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(tensors, config, says, base, write_adapter, adapter_refused):

@@ -129,7 +129,7 @@ def test_refusals(models, tmp_path, options, code, says):
 def test_models_of_other_shapes_are_refused(models, tmp_path):
     other = write_model(tmp_path / "other", matrices(COUNT, shape=(40, 40)))
     done = invoke("extract", models[0], other, "--rank", "1", "-o", tmp_path / "out")
-    assert_message(done, 4, "got the shape [40, 40], expected [48, 40] as in the base")
+    assert_message(done, 4, "the tensor has shape [40, 40], but [48, 40] in the base")
     assert not (tmp_path / "out").exists()
 
 

@@ -141,7 +141,7 @@ def test_a_head_of_another_size_is_new_and_the_old_one_dropped(model):
 def test_a_heads_name_in_the_body_does_not_excuse_another_size(model, refused):
     name = "model.layers.decoder.project.weight"  # "decoder" is a head's name where it stands alone
     base, tuned = model("base", {**MODEL, name: (4, 4)}), model("tuned", {**MODEL, name: (5, 4)})
-    refused(lambda: pair_checkpoints(base, tuned), 4, says="got the shape [5, 4]", tensor=name)
+    refused(lambda: pair_checkpoints(base, tuned), 4, says="has shape [5, 4]", tensor=name)
 
 
 def test_many_heads_take_one_line(model):

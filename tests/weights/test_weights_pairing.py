@@ -64,7 +64,7 @@ def test_one_prefix_of_a_side_is_taken_off_and_said(model, base_prefix, tuned_pr
 def test_nothing_in_common_shows_the_names_of_both(model, refused):
     base = model("base", _prefixed("model."))
     tuned = model("tuned", {"vision.blocks.0.proj.weight": (4, 4)})
-    error = refused(lambda: pair_checkpoints(base, tuned), 4, says="no tensor name in common")
+    error = refused(lambda: pair_checkpoints(base, tuned), 4, says="no tensor name matches the base")
     assert "vision.blocks" in error.fact
     assert "model.layers" in error.fact
 
@@ -75,7 +75,7 @@ def test_another_shape_names_the_pair(model, refused):
     refused(
         lambda: pair_checkpoints(base, tuned),
         4,
-        says="got the shape [6, 4], expected [4, 6]",
+        says="the tensor has shape [6, 4], but [4, 6] in the base",
         tensor="layers.0.mlp.down_proj.weight",
     )
 

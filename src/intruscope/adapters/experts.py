@@ -1,13 +1,13 @@
 """PEFT's ``target_parameters``: one pair of factors for all experts of a fused parameter.
 
-PEFT (``ParamWrapper`` in peft/tuners/lora/layer.py) keeps A of shape (experts x r, in) and B of shape
-(out, r x experts), expert e in rows e r ... e r + r - 1 of A and in every experts-th column of B from e.
-Which axis of the stored parameter it calls "in" has changed between its versions, so the shapes decide here,
+PEFT (``ParamWrapper`` in peft/tuners/lora/layer.py) stores A with shape (experts x r, in) and B with shape
+(out, r x experts). Expert e has rows e r to e r + r - 1 of A, and every experts-th column of B from column e.
+Which axis of the stored parameter counts as "in" has changed between PEFT's versions, so the shapes decide,
 and a square parameter is refused. transformers fuses the experts of most models only in memory: the base may
-store them fused or each apart.
+store them fused or separately.
 
-Wrappers of several parameters of one module are nested, and their keys then say ``base_layer`` once more for
-each level, never the parameter. The shapes decide that too.
+Wrappers of several parameters of one module are nested. Their keys then contain ``base_layer`` once per level
+and never name the parameter, so the shapes decide that too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import StoredTensor
     from intruscope.weights.views import TensorView
 
-# Experts stored apart, as transformers' conversion_mapping.py fuses them: leaf to parameter, in its order.
+# Experts stored separately, as conversion_mapping.py of transformers fuses them.
 _APART = re.compile(
     r"(.+\.)(mlp|block_sparse_moe|feed_forward)\.experts\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)"
 )
@@ -43,7 +43,7 @@ _PART_OF_LEAF = {"w1": "gate", "gate_proj": "gate", "w3": "up", "up_proj": "up"}
 
 
 class ExpertPlace(NamedTuple):
-    """Where one base matrix lies in a fused parameter: its expert, and its rows of the (out, in) expert."""
+    """Which part of a fused parameter one base matrix is: its expert, and its rows of that expert."""
 
     view: TensorView
     expert: int
@@ -54,8 +54,8 @@ class FusedParameter(NamedTuple):
     """A fused parameter as transformers has it in memory.
 
     Attributes:
-        places: Its matrices in the base, complete.
-        num_experts: On its first axis.
+        places: All of its matrices in the base.
+        num_experts: Size of its first axis.
         shape: (out, in) of one expert.
     """
 
@@ -78,7 +78,7 @@ class ExpertUpdate(StoredUpdate):
 
     @property
     def estimated_bytes(self) -> int:
-        """Peak memory of :meth:`load`, twice this expert's factors and one piece of B."""
+        """Peak memory of :meth:`load`: twice this expert's factors, and one piece of B."""
         num_experts = self.up.shape[1] // self.rank
         return 2 * (self.down.num_bytes + self.up.num_bytes) // num_experts + _PIECE_BYTES
 
@@ -103,7 +103,7 @@ class ExpertUpdate(StoredUpdate):
 def _every(tensor: StoredTensor, first: int, step: int) -> torch.Tensor:
     """Columns ``first``, ``first + step`` ... of a stored matrix, read in pieces.
 
-    The columns of one expert lie on every page of the file, but not all pages need be in memory together.
+    The columns of one expert are spread over the whole file, but it need not be in memory all at once.
     """
     import torch
 
@@ -142,7 +142,7 @@ def fused_parameters(matrices: Mapping[str, tuple[TensorView, ...]]) -> dict[str
 
 
 def _fuse(experts: dict[int, dict[str, TensorView]]) -> FusedParameter | None:
-    """Experts stored apart as one parameter: gate above up. None where they are not all there and alike."""
+    """Separately stored experts as one parameter, gate above up; None where some are missing or differ."""
     first = next(iter(experts.values()))
     parts = tuple(part for part in ("gate", "up", "down") if part in first)
     shapes = {part: first[part].shape for part in parts}
@@ -203,13 +203,13 @@ def name_parameters(
         fitting = [name for name in by_path[path] if _fits(down, up, fused[name])]
         if not fitting:
             expected = ", ".join(f"{n.rpartition('.')[2]} {list(fused[n].shape)}" for n in by_path[path])
-            fact = f"got factors {list(down.shape)} and {list(up.shape)}"
-            fact += f", expected those of (out x in) {printable(expected)}"
+            fact = f"the factors have shapes {list(down.shape)} and {list(up.shape)}, which fit none of the "
+            fact += f"parameters that the config names (out x in): {printable(expected)}"
             raise ShapeMismatch(fact, remedy=OTHER_BASE_REMEDY, file=adapter.path, tensor=down.name)
         if len(fitting) > 1 or fused[fitting[0]].shape[0] == fused[fitting[0]].shape[1]:
             raise UnsupportedFormat(
-                f"got factors that fit {printable(' and '.join(fitting))} in more than one way, "
-                "expected shapes that tell which is meant",
+                f"the factors fit {printable(' and '.join(fitting))} in more than one way, and nothing says "
+                "which one is meant",
                 remedy="merge it with PEFT's merge_and_unload and scan that checkpoint",
                 file=adapter.path,
                 tensor=down.name,

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import StoredTensor
 
 PEFT_PREFIX = "base_model.model."
+SECOND_COPY = "a second copy that PEFT stores beside the module, and does not load"
+ORIGINAL = "the base's own weight, which PEFT stores beside the trained one and does not load"
 _TINKER_HEAD = "unembed_tokens"
 """Tinker's name for the head, whatever the model calls it (tinker_cookbook.weights)."""
 
@@ -39,25 +41,25 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
             skipped[key] = "biases, not a matrix"
             continue
         if role == "original":
-            skipped[key] = "the base's own weight, which PEFT stores beside the trained one and does not load"
+            skipped[key] = ORIGINAL
             continue
         if role == "saved" and len(tensor.shape) < 2:
             skipped[key] = "a vector, not a matrix"
             continue
         module = modules.setdefault(module_name, AdaptedModule(name=module_name))
-        # Of a resized vocabulary PEFT stores the trained module twice, and loads the plain name.
-        copy = next((k for k in (key, *_key_of(module, role)) if _is_second_copy(k)), None)
-        if role in module.roles and copy is not None:
-            skipped[copy] = "a second copy that PEFT stores beside the module, and does not load"
-            if copy == key:
+        if role in module.roles:
+            # For a resized vocabulary PEFT stores the trained module twice, and loads the plain name.
+            copies = [k for k in (module.roles[role].name, key) if ".modules_to_save." in k]
+            if len(copies) != 1:
+                raise MalformedInput(
+                    f"there are two tensors for {role} of {printable(module_name)}, as from two adapters",
+                    remedy="save each adapter to its own folder",
+                    file=adapter.path,
+                    tensor=key,
+                )
+            skipped[copies[0]] = SECOND_COPY
+            if copies[0] == key:
                 continue
-        elif role in module.roles:
-            raise MalformedInput(
-                f"{printable(module_name)} has two tensors for {role}, so the file holds two adapters",
-                remedy="save each adapter to its own folder",
-                file=adapter.path,
-                tensor=key,
-            )
         module.roles[role] = tensor
         module.is_embedding |= is_embedding
     for module in modules.values():
@@ -65,17 +67,9 @@ def sort_keys(adapter: AdapterSource) -> tuple[dict[str, AdaptedModule], dict[st
             module.roles = {**shared, **module.roles}
         _check_roles(module, adapter)
     used = {tensor.name for module in modules.values() for tensor in module.roles.values()}
-    copies = "shared by all modules, and stored once more with each"
-    skipped |= {tensor.name: copies for tensor in shared.values() if tensor.name not in used}
+    once_more = "shared by all modules, and stored once more with each"
+    skipped |= {tensor.name: once_more for tensor in shared.values() if tensor.name not in used}
     return modules, skipped
-
-
-def _key_of(module: AdaptedModule, role: str) -> tuple[str, ...]:
-    return (module.roles[role].name,) if role in module.roles else ()
-
-
-def _is_second_copy(key: str) -> bool:
-    return ".modules_to_save." in key
 
 
 def _check_roles(module: AdaptedModule, adapter: AdapterSource) -> None:

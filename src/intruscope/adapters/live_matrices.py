@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.kinds.lora import moves_the_base
 from intruscope.errors import UnsupportedFormat
+from intruscope.weights.architecture import module_classes
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.memory import memory_source
 
@@ -106,7 +107,10 @@ def live_matrices(model: nn.Module) -> list[LiveMatrix]:
         parameters[path], around[path] = parameter, layer
     configs = getattr(model, "peft_config", {}).values()
     moves_base = any(_moves_base(config) for config in configs)
-    listing = base_matrices(memory_source(parameters, config=inner.config.to_dict(), name="live"))
+    source = memory_source(
+        parameters, config=inner.config.to_dict(), name="live", classes=module_classes(inner)
+    )
+    listing = base_matrices(source)
     found = []
     for stored, views in listing.matrices.items():
         layer = around[stored]

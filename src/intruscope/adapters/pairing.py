@@ -21,7 +21,7 @@ from intruscope.adapters.kind import OTHER_BASE_REMEDY
 from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import Body, SharedWords, head_findings
-from intruscope.weights.layout import MatrixListing, base_matrices
+from intruscope.weights.layout import WEIGHT_NORM, MatrixListing, base_matrices
 from intruscope.weights.matrices import (
     CoverageEntry,
     Finding,
@@ -34,6 +34,8 @@ from intruscope.weights.pairing import check_one_place, prefix_findings
 from intruscope.weights.prefixes import match_names
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from intruscope.adapters.config import ModuleScale
     from intruscope.adapters.folder import AdapterSource
     from intruscope.adapters.kind import AdaptedModule
@@ -46,7 +48,7 @@ _FLOAT32_BYTES = 4
 
 
 def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
-    """Plan the scan of a base with an adapter on it, from headers (and the factors' bytes: are all 0?).
+    """Plan the scan of a base with an adapter on it, from headers; factors are read to see if all are zero.
 
     Args:
         base: The model that the adapter was trained on.
@@ -54,16 +56,18 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
 
     Returns:
         The plan. ``complete`` is False when the adapter trained a matrix that the base does not store and
-        that is no head which its config explains, or the base holds weights that cannot be decoded.
+        that is no head which its config explains, or when the base holds weights that cannot be decoded.
 
     Raises:
-        MalformedInput: no key matches the base, a factor is missing, or ranks contradict the config.
+        MalformedInput: no key matches the base, keys fit more than one part of it, a factor is missing, or
+            ranks contradict the config.
         ShapeMismatch: factors do not fit their base matrix.
         UnsupportedFormat: a spelling that is not read.
     """
     modules, skipped = sort_keys(adapter)
     listing = adapted_matrices(base, adapter)
-    match = Match(modules, listing.matrices, base, adapter)
+    unknown = [entry.tensor for entry in listing.skipped if entry.reason == UNKNOWN]
+    match = Match(modules, listing.matrices, base, adapter, unknown=unknown)
     scales = match.scales(modules, adapter)
     plan = _Plan()
     for name, parameter in match.parameters.items():
@@ -88,7 +92,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
         if name not in match.stored and name not in match.parameters and name not in match.tied:
             why = match.why_new(module, adapter)
             missing = f"the base is {base.unreadable}" if base.unreadable is not None else _NOT_STORED
-            missing = UNKNOWN if match.is_unknown(module, listing) else missing
+            missing = UNKNOWN if match.is_unknown(module) else missing
             plan.skip(module, why or missing, is_head=why is not None)
             if why is not None and module.has_factors:
                 plan.findings.append(unsaved_finding(name))
@@ -98,7 +102,9 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     plan.coverage.extend(listing.skipped)
     for key, reason in skipped.items():
         plan.coverage.append(CoverageEntry(tensor=key, origin="adapter", status="skipped", reason=reason))
-    num_gaps = len(listing.gaps) + plan.num_gaps
+    # No adapter changes a weight-normalised convolution; one that tried to would be a gap of its own.
+    untouched = sum(entry.reason == WEIGHT_NORM for entry in listing.skipped)
+    num_gaps = len(listing.gaps) - untouched + plan.num_gaps
     findings = (
         *base.findings,
         *adapter.findings,
@@ -145,7 +151,7 @@ def adapted_matrices(base: ModelSource, adapter: AdapterSource) -> MatrixListing
 
 
 class _Plan:
-    """The lines of a plan while it grows; pairs come out in the order of the base."""
+    """The pairs and ledger lines found so far; pairs come out in the order of the base."""
 
     def __init__(self) -> None:
         self.pairs: list[MatrixPair] = []
@@ -177,7 +183,7 @@ class _Plan:
             )
 
     def skip(self, module: AdaptedModule, reason: str, *, is_head: bool) -> None:
-        """A gap, unless it is a head that the base has not, or has in another size."""
+        """A gap, unless it is a head that the base does not have, or has in another size."""
         self.num_gaps += not is_head
         self.coverage.extend(
             CoverageEntry(
@@ -211,11 +217,19 @@ class Match:
 
     Names agree up to one prefix that a whole side carries.
 
+    Args:
+        modules: Of the adapter.
+        matrices: Of the base.
+        base: Named in errors.
+        adapter: Named in errors, with its config.
+        unknown: Tensors of the base whose orientation is not known.
+
     Attributes:
         stored: Module to stored base tensor.
         parameters: Module to the fused experts that it wraps.
         tied: A head or embedding of words that the base does not store, with the matrix that it shares.
         key_of: Module to the name by which PEFT looks its rank and alpha up.
+        prefixes: What was taken off the names of each side.
         findings: What had to be assumed.
     """
 
@@ -225,19 +239,21 @@ class Match:
         matrices: dict[str, tuple[TensorView, ...]],
         base: ModelSource,
         adapter: AdapterSource,
+        *,
+        unknown: Collection[str] = (),
     ) -> None:
         targets = adapter.config.target_parameters if adapter.config is not None else ()
         fused = fused_parameters(matrices) if targets else {}
         stored_of = {name.removesuffix(".weight"): name for name in matrices}
         # The head that a task adds never matches; it must not decide on the prefix.
         trained = [name for name, module in modules.items() if "saved" not in module.roles] or list(modules)
-        found = match_names(
-            [*stored_of, *dict.fromkeys(name.rpartition(".")[0] for name in fused)],
-            trained,
-            fits=lambda one, other: (
-                one not in stored_of or _fits(matrices[stored_of[one]][0], modules[other])
-            ),
-        )
+
+        def fits(name: str, module: str) -> bool:
+            return name not in stored_of or _fits(matrices[stored_of[name]][0], modules[module])
+
+        wrapped = dict.fromkeys(name.rpartition(".")[0] for name in fused)
+        unread = [name.removesuffix(".weight") for name in unknown]
+        found = match_names([*stored_of, *wrapped, *unread], trained, fits=fits)
         check_one_place(found, tuned="adapter", file=adapter.path)
         base_prefix, adapter_prefix = found.base, found.tuned
         bare = {name: name.removeprefix(adapter_prefix) for name in modules}
@@ -265,15 +281,16 @@ class Match:
             for view in [shared_matrix(bare[name], module, self._shared)]
             if view is not None
         }
-        if not any(name in self.stored or name in self.parameters or name in self.tied for name in trained):
+        self._unknown = frozenset(name.removeprefix(base_prefix) for name in unread)
+        known = self.stored.keys() | self.parameters.keys() | self.tied.keys()
+        if not any(name in known or bare[name] in self._unknown for name in trained):
             raise _no_match(trained, list(stored_of), base, adapter)
+        self.prefixes = found
         self.findings = prefix_findings(found, tuned="adapter")
-        self._base_prefix = base_prefix
 
-    def is_unknown(self, module: AdaptedModule, listing: MatrixListing) -> bool:
+    def is_unknown(self, module: AdaptedModule) -> bool:
         """Whether the base stores the module, but its orientation is not known."""
-        stored = f"{self._base_prefix}{self._bare[module.name]}.weight"
-        return any(entry.tensor == stored and entry.reason == UNKNOWN for entry in listing.skipped)
+        return self._bare[module.name] in self._unknown
 
     def sharing_findings(self, modules: dict[str, AdaptedModule], listing: MatrixListing) -> list[Finding]:
         """Where a merge does not compute what PEFT runs, because modules share one matrix of words."""
@@ -312,8 +329,7 @@ def _no_match(
 ) -> MalformedInput:
     if base.unreadable is not None:
         return UnsupportedFormat(
-            f"got a base {base.unreadable}, which holds no matrix that the adapter changes, "
-            "expected float64, float32, float16 or bfloat16",
+            f"the base is {base.unreadable}, so no matrix that the adapter changes can be read",
             remedy="give the unquantised model that this base was made from",
             file=base.path,
         )
@@ -326,7 +342,7 @@ def _no_match(
         for names in (trained, stored)
     ]
     return MalformedInput(
-        f"got no adapter key that matches the base: it has {shown[0]}, expected the base's {shown[1]}",
+        f"no adapter key matches the base: the adapter has {shown[0]}; the base has {shown[1]}",
         remedy=f"{OTHER_BASE_REMEDY}; `intruscope layers {printable(base.name)}` lists its matrices",
         file=adapter.path,
     )
@@ -351,16 +367,18 @@ def _pair(view: TensorView, update: StoredUpdate, tensors: tuple[StoredTensor, .
 
 
 def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Finding]:
-    told = adapter.base_name
-    if told is None or base.path is None:
+    stated = adapter.base_name
+    if stated is None or base.path is None:
         return []
 
     def last(name: str) -> str:
         return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
 
-    if last(told) in (last(base.name), last(str(base.path))):
+    if last(stated) in (last(base.name), last(str(base.path))):
         return []
-    message = f"the adapter names the base '{printable(told)}', and was put on '{printable(base.name)}'"
+    message = (
+        f"the adapter was trained on '{printable(stated)}', but the base here is '{printable(base.name)}'"
+    )
     return [Finding(code="other-base", severity="warning", message=message)]
 
 
@@ -373,7 +391,7 @@ def _content_findings(
         findings.append(Finding(code="incomplete-coverage", severity="warning", message=message))
     biased = sum(key.endswith(".bias") and ".lora_" in key for key in skipped)
     if biased:
-        message = f"{biased} low-rank layers also carry a bias (lora_bias); it changes no matrix"
+        message = f"{biased} low-rank layers also have a bias (lora_bias), which changes no matrix"
         findings.append(Finding(code="lora-bias", severity="info", message=message))
     plain = [module.roles for module in modules.values() if module.roles.keys() == {"down", "up"}]
     # B begins at zero, except where A does (MiCA).

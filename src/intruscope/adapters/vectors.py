@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
-from intruscope.weights.prefixes import find_prefixes
+from intruscope.adapters.keys import ORIGINAL, PEFT_PREFIX, SECOND_COPY, sort_keys
+from intruscope.adapters.pairing import Match, adapted_matrices
 
 if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
@@ -34,21 +34,24 @@ class TrainedVector:
 
 
 def trained_vectors(adapter: AdapterSource, base: ModelSource) -> tuple[TrainedVector, ...]:
-    """Every tensor of an adapter that is in no matrix.
+    """Every tensor that an adapter trained and that is in no matrix.
 
     Raises:
         IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
     """
     modules, skipped = sort_keys(adapter)
-    # What is skipped and no vector is a further copy of a matrix that all modules share.
-    named = {key: _plain_name(key) for key in skipped if len(adapter.tensors[key].shape) < 2}
-    base_prefix, adapter_prefix = find_prefixes(
-        [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")], list(modules)
-    )
-    stored = {name.removeprefix(base_prefix): name for name in base.tensors}
+    # What else is skipped and no vector is a further copy of a matrix that all modules share.
+    vectors = [
+        key
+        for key, reason in skipped.items()
+        if reason not in (SECOND_COPY, ORIGINAL) and len(adapter.tensors[key].shape) < 2
+    ]
+    named = {key: _plain_name(key) for key in vectors}
+    prefixes = Match(modules, adapted_matrices(base, adapter).matrices, base, adapter).prefixes
+    stored = {name.removeprefix(prefixes.base): name for name in base.tensors}
     found = []
     for key, (name, module) in named.items():
-        target = stored.get(name.removeprefix(adapter_prefix))
+        target = stored.get(name.removeprefix(prefixes.tuned))
         found.append(TrainedVector(tensor=adapter.tensors[key], target=target, module=module))
     return tuple(found)
 

@@ -50,6 +50,14 @@ def new_checkpoint_tensors(plan: RepairRecord, source: ModelSource) -> NewTensor
             if pair.name in changed and isinstance(pair.update, CheckpointUpdate):
                 places.setdefault(pair.update.tuned.tensor.name, []).append((pair.update.tuned, pair))
         for name, found in places.items():
+            shared = next((view.name for view, _ in found if view.is_stand_in), None)
+            if shared is not None:
+                raise UnsupportedFormat(
+                    f"{printable(shared)} shares its matrix with another module and cannot be repaired alone",
+                    remedy="leave it out with --which, or untie the two before",
+                    file=source.path,
+                    tensor=name,
+                )
             renew[name] = partial(edited_whole, source.tensors[name], found, changed)
         twins = tensor_twins(plan.survey.base, source, plan.survey.pairing)
         for name, twin in twins.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ModuleClass = Literal["linear", "conv1d", "embedding"]
 """``torch.nn.Linear``, transformers' ``Conv1D`` (stored (in, out)), ``torch.nn.Embedding``."""
 
-TIME_LIMIT_SECONDS = 60.0
+TIME_LIMIT_SECONDS = 120.0
 _MEMORY_LIMIT_BYTES = 16 << 30
 _MAX_CONFIG_CHARS = 1_000_000
 _COUNT_KEY = re.compile(r"(layers?|depths?|blocks?)$")
@@ -32,7 +32,10 @@ _DROPPED = re.compile(r"attn_implementation|auto_map|quantization|pretrained|ker
 
 
 def module_classes(model: nn.Module) -> dict[str, ModuleClass]:
-    """Class of every linear layer and embedding of a model in memory, by module name."""
+    """Class of every linear layer and embedding of a model in memory, by module name.
+
+    A layer inside a wrapper of PEFT goes by the wrapper's name, as in the model that was wrapped.
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -42,7 +45,7 @@ def module_classes(model: nn.Module) -> dict[str, ModuleClass]:
         (nn.Embedding, "embedding"),
     )
     return {
-        name: kind
+        name.replace(".base_layer", ""): kind
         for name, module in model.named_modules(remove_duplicate=False)
         for cls, kind in known
         if isinstance(module, cls)
@@ -78,7 +81,8 @@ def _cleaned(value: Any, num_tensors: int) -> Any:
     for key, item in value.items():
         if _DROPPED.search(key):
             continue
-        if isinstance(item, int) and _COUNT_KEY.search(key) and item > num_tensors:
+        counts = item if isinstance(item, list) else [item]
+        if _COUNT_KEY.search(key) and any(isinstance(n, int) and n > num_tensors for n in counts):
             return None
         kept[key] = _cleaned(item, num_tensors)
         if kept[key] is None and item is not None:

@@ -1,8 +1,8 @@
 """Which rows of a fused projection are the query, key, value, gate and up.
 
-Rows are those of the (out, in) matrix. Every rule follows the code that uses the tensor (the model's
-``modeling_*.py`` in transformers 5, or the repository code for baichuan, chatglm, internlm2 and qwen), is
-chosen by ``model_type``, and must explain every row; otherwise the tensor stays one matrix, with the reason.
+Rows are those of the (out, in) matrix. Every rule follows the code that uses the tensor (``modeling_*.py`` in
+transformers 5, or the code in the model's repository for baichuan, chatglm, internlm2 and qwen). Rules are
+chosen by ``model_type`` and must account for every row; otherwise the tensor stays one matrix, with a note.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Config:
 
     @property
     def num_heads(self) -> int | None:
-        """Attention heads, by any of its names."""
+        """Number of attention heads, under any of its names."""
         return self.size("num_attention_heads", "n_head", "n_heads", "num_heads")
 
 
@@ -218,18 +218,18 @@ def fused_parts(tensor: str, leaf: str, num_rows: int, config: Config) -> Parts 
     """Cut a projection into its parts.
 
     Args:
-        tensor: The stored name, for its surroundings (cross attention has no query in ``c_attn``).
+        tensor: The stored name, for its context (cross-attention has no query in ``c_attn``).
         leaf: Last word of the module's name.
         num_rows: Rows of the (out, in) matrix.
         config: Sizes of the model.
 
     Returns:
-        The parts; a reason why a fused tensor stays whole; None when it is not fused.
+        The parts; the reason why a fused tensor stays whole; None when it is not fused.
     """
     if leaf in GATE_UP_LEAVES:
         if num_rows % 2 == 0 and _GATE_THEN_UP.intersection(config.model_types):
             return _consecutive(("gate", num_rows // 2), ("up", num_rows // 2))
-        return "fused gate and up, not split: its order is not known for this model type"
+        return "fused gate and up, not split: their order is not known for this model type"
     if leaf not in QKV_LEAVES:
         return None
     if leaf == "c_attn" and ".crossattention." in tensor:
@@ -242,4 +242,4 @@ def fused_parts(tensor: str, leaf: str, num_rows: int, config: Config) -> Parts 
         if parts is not None:
             return parts
     shown = " / ".join(config.model_types) or "absent"
-    return f"fused query, key and value, not split: model_type {shown} does not explain {num_rows} rows"
+    return f"fused query, key and value, not split: no rule for model_type {shown} and {num_rows} rows"

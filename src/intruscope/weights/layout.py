@@ -1,4 +1,4 @@
-"""Stored tensors to named matrices of the (out, in) convention, by the model's type and the tensors' names.
+"""Cuts stored tensors into named (out, in) matrices, by the config and the tensors' names and shapes.
 
 Embeddings are stored (vocabulary, width). An embedding maps a one-hot word to a vector, so its matrix here
 is (width, vocabulary): transposed. Convolutions (out, in, *kernel) are flattened to (out, in x kernel).
@@ -61,13 +61,19 @@ _SCALES = (
 )
 
 
+# The direction of torch's weight norm, by its new and its old name; its magnitude is a vector.
+_WEIGHT_NORM = (".parametrizations.weight.original1", ".weight_v")
+WEIGHT_NORM = "a weight-normalised convolution, stored as a magnitude and a direction, which is not read"
+"""Why the tensors of such a layer are left out."""
+
+
 class MatrixListing(NamedTuple):
-    """What a model holds.
+    """The matrices of a model, and why its other tensors hold none.
 
     Attributes:
-        matrices: Stored tensor name to its matrices; one, or several for fused tensors.
+        matrices: Stored tensor name to its matrices: one, or several for fused tensors.
         skipped: Ledger lines of all other tensors.
-        gaps: Names among the skipped that are weights: the scan cannot be complete without them.
+        gaps: Skipped tensors that hold weights: a scan without them is incomplete.
         notes: Stored tensor name to a remark on how it was read (a fused tensor left whole).
     """
 
@@ -91,7 +97,7 @@ def base_matrices(
         fan_in_fan_out: Of an adapter's config, for matrices whose orientation nothing else tells.
 
     Returns:
-        The listing; every stored tensor is either in ``matrices`` or in ``skipped``.
+        The listing. Every stored tensor is either in ``matrices`` or in ``skipped``.
     """
     config = Config(source.config)
     orientations = Orientations(source, config, classes=source.classes, fan_in_fan_out=fan_in_fan_out)
@@ -111,7 +117,7 @@ def base_matrices(
                     notes[name] = reason
                 continue
             is_gap = True
-            reason = reason or "its name without .weight is that of another tensor"
+            reason = reason or "without .weight, its name is that of another tensor"
         skipped.append(CoverageEntry(tensor=name, origin=origin, status="skipped", reason=reason, gap=is_gap))
         if is_gap:
             gaps.add(name)
@@ -119,18 +125,18 @@ def base_matrices(
 
 
 def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | None, bool]:
-    """Why a tensor is no matrix (None when it is one), and whether it is a weight all the same."""
+    """Why a tensor is not read as a matrix (None when it is), and whether it holds weights all the same."""
     name = tensor.name
     if not tensor.decodable:
         packed = tensor.dtype.startswith(("F8_", "F4", "F6_")) or unreadable is not None
         is_weight = packed and not name.endswith(_SCALES) and len(tensor.shape) > 1
         if is_weight:
             return (
-                f"{unreadable or 'quantised'}: {tensor.dtype} numbers mean nothing without their scale",
+                f"{unreadable or 'quantised'}: {tensor.dtype} numbers cannot be read without their scale",
                 True,
             )
-        if name.endswith(".weight") and len(tensor.shape) > 1:  # packed in a way that nothing tells of
-            return f"{tensor.dtype} numbers under a weight's name: packed, perhaps, and not read", True
+        if name.endswith(".weight") and len(tensor.shape) > 1:  # packed in an unknown way
+            return f"{tensor.dtype} numbers under a weight's name, perhaps packed: not read", True
         return f"{tensor.dtype} numbers, not floating-point weights", False
     if unreadable is not None and name.endswith(_SCALES):
         return "scales of quantised weights", False
@@ -138,8 +144,10 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
         return "a scalar, not a matrix" if not tensor.shape else "a vector, not a matrix", False
     if name.endswith("bias") and not name.endswith("relative_attention_bias"):
         return "biases, not a matrix", False
+    if name.endswith(_WEIGHT_NORM) and len(tensor.shape) > 2:
+        return WEIGHT_NORM, True
     if len(tensor.shape) > 2 and not name.endswith(".weight") and ".experts." not in name:
-        # In a block it may be a projection in a form unknown here (XLNet's are); elsewhere a token or table.
+        # In a block: perhaps a projection in an unknown form, as XLNet's are; elsewhere a token or a table.
         return f"a parameter of {len(tensor.shape)} axes, not a matrix", block_index(name)[1]
     return None, False
 
@@ -147,7 +155,7 @@ def _not_a_matrix(tensor: StoredTensor, unreadable: str | None) -> tuple[str | N
 def _views(
     tensor: StoredTensor, whole: Config, orientations: Orientations
 ) -> tuple[tuple[TensorView, ...], str | None]:
-    """The matrices of one tensor and a remark; or none and the reason."""
+    """The matrices of one tensor and a remark; or no matrix and the reason."""
     module = tensor.name.removesuffix(".weight")
     leaf = module.rpartition(".")[2]
     layer, in_block = block_index(module)
@@ -198,13 +206,13 @@ def _views(
 def _expert_views(
     tensor: StoredTensor, module: str, leaf: str, layer: int | None, config: Config
 ) -> tuple[tuple[TensorView, ...], str | None]:
-    """Each expert its own matrix; a fused gate_up_proj gives two for each."""
+    """One matrix per expert; two where gate and up are fused."""
     num_experts, first, second = tensor.shape
     if num_experts > _MAX_EXPERTS:
         return (), f"{num_experts} experts, more than the {_MAX_EXPERTS} that are read"
     transposed = _experts_transposed(leaf, first, second, config)
     if transposed is None:
-        return (), f"fused experts of shape {tensor.shape}: the config does not say which axis is the output"
+        return (), f"fused experts of shape {tensor.shape}: it is not known which axis is the output"
     num_out = second if transposed else first
     parts: Parts = ()
     in_attention = "attention" in module or "attn" in module  # JetMoE's experts of query and output
@@ -264,7 +272,7 @@ def block_index(module: str) -> tuple[int | None, bool]:
 
 
 def matrix_kind(module: str, *, in_block: bool) -> str:
-    """The kind of a linear layer or embedding, from its name alone."""
+    """The kind of a linear layer or embedding, by its name alone."""
     words = module.split(".")
     leaf = words[-1]
     if EMBEDDING_NAME.search(module) or _EMBEDDING.search(module):

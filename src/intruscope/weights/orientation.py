@@ -39,7 +39,9 @@ EMBEDDING_NAME = re.compile(
     r"([a-z_]+_)?(word|token|position|token_type|distance|lang|task_type)_embeddings?)$"
 )
 """Names that in transformers are those of ``nn.Embedding`` alone."""
-_LINEAR_NAME = re.compile(r"proj|linear|dense|(^|_)fc|head|mapping|classif|transform|mlp|gate|router")
+_LINEAR_NAME = re.compile(
+    r"proj|linear|dense|(^|_)fc|head|mapping|classif|transform|mlp|gate|router|embed_out"
+)
 _PERHAPS_EMBEDDING = re.compile(r"(^|_)(emb|embed|embeds|embedding|embeddings|embedder|codebook)(_|$)")
 
 UNKNOWN = (
@@ -145,7 +147,7 @@ class Orientations:
         if EMBEDDING_NAME.search(module):
             return "embedding"
         perhaps = _PERHAPS_EMBEDDING.search(leaf) is not None
-        if is_head or _LINEAR_NAME.search(leaf) or (in_block and not perhaps):
+        if _LINEAR_NAME.search(leaf) or ((in_block or is_head) and not perhaps):
             return "linear"
         asked = self._ask(module)
         if asked is not None or not perhaps:

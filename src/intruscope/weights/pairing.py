@@ -57,11 +57,12 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         tuned: The model after. Where only one of both has a config, it is used for both.
 
     Returns:
-        The plan. ``complete`` is False when weights cannot be decoded, or exist on one side only and are no
-        head that the files explain (see :mod:`intruscope.weights.heads`).
+        The plan. ``complete`` is False when weights cannot be decoded, when their orientation is unknown, or
+        when they exist on one side only and are no head that the files explain (see
+        :mod:`intruscope.weights.heads`).
 
     Raises:
-        MalformedInput: nothing matches.
+        MalformedInput: nothing matches, or the names fit more than one part of the base.
         ShapeMismatch: a matrix has another shape on the other side and is neither embedding nor head.
     """
     base_listing = base_matrices(base if base.config else replace(base, config=tuned.config))
@@ -159,9 +160,9 @@ def _stand_in(name: str, view: TensorView, shared: SharedWords, own: SharedWords
 class _Heads:
     """Which matrices are heads that one side has and the other need not have.
 
-    What only the tuned model has must be explained: it could be anything. What only the base has leaves
-    nothing of the tuned model unseen, so that of a head other than the words' (the pooler, say, that goes
-    when a language model is saved anew) its absence is enough.
+    What only the tuned model has must be explained: it could be anything. What only the base has leaves no
+    part of the tuned model unseen, so a head that is gone needs no other reason (such as the pooler, which is
+    dropped when a language model is saved again). A head of words does: it may have been lost.
 
     Attributes:
         body: What both have in common that is no head.
@@ -279,21 +280,21 @@ class _Plan:
         *,
         is_head: bool,
     ) -> None:
-        """Pair the parts of two tensors of one name; a head may be of another size, and is then skipped."""
+        """Pair the parts of two tensors of one name; a head of another size is skipped."""
         base_shape, tuned_shape = base_views[0].tensor.shape, tuned_views[0].tensor.shape
         reason = "; ".join(dict.fromkeys(note for note in notes if note))
         if base_shape != tuned_shape:
             kind = base_views[0].kind
             if kind != "embedding" and not is_head:
                 raise ShapeMismatch(
-                    f"got the shape {list(tuned_shape)}, expected {list(base_shape)} as in the base",
+                    f"the tensor has shape {list(tuned_shape)}, but {list(base_shape)} in the base",
                     remedy="check that the tuned model was made from this base",
                     file=tuned_views[0].tensor.path,
                     tensor=tuned_name,
                 )
             if not is_word_matrix(base_views[0]) or len(base_shape) != 2 or base_shape[1:] != tuned_shape[1:]:
                 sizes = f"{list(base_shape)} in the base, {list(tuned_shape)} in the tuned model"
-                reason = f"the {kind} is of another size: {sizes}"
+                reason = f"the {kind} has another size: {sizes}"
                 self.skip(base_name, "base", reason, is_head=is_head)
                 self.skip(tuned_name, "tuned", reason, is_head=is_head)
                 return
@@ -306,7 +307,7 @@ class _Plan:
             )
         if [v.shape for v in base_views] != [v.shape for v in tuned_views]:
             raise ShapeMismatch(
-                f"got {len(tuned_views)} matrices in this tensor, expected {len(base_views)} as in the base",
+                f"the tensor holds {len(tuned_views)} matrices, but {len(base_views)} in the base",
                 remedy="check that both config.json are of the same model type and head counts",
                 file=tuned_views[0].tensor.path,
                 tensor=tuned_name,
@@ -359,7 +360,7 @@ def check_one_place(found: NameMatch, *, tuned: str, file: Path | None) -> None:
     if found.rivals:
         places = " and ".join(f"'{printable(place)}'" for place in (found.base, *found.rivals))
         raise MalformedInput(
-            f"the names of the {tuned} fit more than one part of the base ({places}), expected exactly one",
+            f"the names of the {tuned} fit more than one part of the base ({places})",
             remedy=f"give as the base the part that the {tuned} was made from",
             file=file,
         )
@@ -372,7 +373,7 @@ def _no_match(base: ModelSource, tuned: ModelSource) -> MalformedInput:
         return shown or "no tensors"
 
     return MalformedInput(
-        f"got no tensor name in common: tuned has {common(tuned)}, expected the base's {common(base)}",
+        f"no tensor name matches the base: the tuned model has {common(tuned)}; the base has {common(base)}",
         remedy="check that the tuned model was made from this base",
         file=tuned.path,
     )

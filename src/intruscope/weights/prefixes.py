@@ -110,11 +110,13 @@ def match_names(
         moved = sum(place.get(other, one) != one for one, other in twins(found))
         return 2 * moved > len(place)
 
-    rivals = []
+    rivals: dict[frozenset[tuple[str, str]], str] = {}
     if best.base or best.tuned:  # names that agree as they are leave no doubt
-        rivals = [t.base for t in tries if scores[t] == scores[best] and is_elsewhere(t)]
+        for found in tries:
+            if scores[found] == scores[best] and is_elsewhere(found):
+                rivals.setdefault(frozenset(twins(found)), found.base)
     return NameMatch(
-        base=best.base, tuned=best.tuned, towers=best.towers, rivals=tuple(dict.fromkeys(rivals))
+        base=best.base, tuned=best.tuned, towers=best.towers, rivals=tuple(dict.fromkeys(rivals.values()))
     )
 
 

@@ -100,6 +100,11 @@ class TensorView:
     rows: RowSelection | None = None
 
     @property
+    def is_stand_in(self) -> bool:
+        """Whether this is the matrix of a module that is not stored, but shares this tensor with another."""
+        return self.name.partition("[")[0] != self.tensor.name.removesuffix(".weight")
+
+    @property
     def whole_shape(self) -> tuple[int, int]:
         """(out, in) before ``rows`` are chosen: of the fused matrix, of one expert."""
         axes = self.tensor.shape if self.expert is None else self.tensor.shape[1:]

@@ -186,9 +186,12 @@ def _module(
     missing = names.why_missing(f"{stored}.weight")
     tied = names.aliases.get(f"{called}.weight", ())
     is_cut = _is_cut(view, update, base, tuned)
+    shared = isinstance(update, CheckpointUpdate) and update.tuned.is_stand_in
     kind, reason = _kind(view, update)
     if kind is not None and missing:
         kind, reason = None, missing
+    elif shared:
+        kind, reason = None, f"the tuned model shares its matrix with {stored}, which is stored once"
     elif kind is not None and is_cut:
         kind, reason = None, "a resized vocabulary, which factors of the base's size cannot hold"
     elif kind is not None and tied:
@@ -199,7 +202,7 @@ def _module(
         module=called,
         kind=kind,
         reason=reason,
-        can_be_whole=not (missing or is_cut or _is_part(view)),
+        can_be_whole=not (missing or is_cut or shared or _is_part(view)),
         kernel=view.tensor.shape[1:] if kind == "conv" else (),
         whole=whole,
         pairs=tuple(pairs),
