@@ -11,9 +11,9 @@ import intruscope
 
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
-    ("linalg", "engine"), ("weights",), ("adapters",), ("spectra",), ("plots",), ("repair",), ("extract",),
-    ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",),
-    ("report",), ("demo",), ("cli",),
+    ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("spectra",), ("plots",), ("repair",),
+    ("extract",), ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"),
+    ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
 FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from intruscope.errors import printable
 from intruscope.forgetting.records import SCHEMA
-from intruscope.report.json_report import plain
+from intruscope.records.plain import plain
 from intruscope.report.words import percent
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.report.json_report import plain
-from intruscope.report.tables import write_rows
+from intruscope.records.plain import plain
+from intruscope.records.tables import write_parquet
 from intruscope.sweep.records import SCHEMA
 from intruscope.sweep.words import interval_text, nats, series_name
 from intruscope.weights.output import write_json_file
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.report.tables import Cell
+    from intruscope.records.tables import Cell
     from intruscope.sweep.records import CellReport, Choice, Recommendation, SweepReport
 
 _FIGURES = (
@@ -85,7 +85,7 @@ def write_sweep_parquet(report: SweepReport, path: Path) -> None:
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
-    write_rows(COLUMNS, sweep_rows(report), path)
+    write_parquet(COLUMNS, sweep_rows(report), path)
 
 
 def sweep_rows(report: SweepReport) -> Iterator[tuple[Cell, ...]]:
