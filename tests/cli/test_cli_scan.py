@@ -154,7 +154,7 @@ def test_gates_exit_with_one_and_say_why(scanned):
     done = invoke(*scanned.again, "-q", "--fail-on", f"intruders>={found}")
     assert (done.returncode, done.stderr) == (
         1,
-        f"gate intruders>={found} tripped: intruders is {found}\n",
+        f"gate intruders>={found} tripped: the value is {found}\n",
     )
     assert invoke(*scanned.again, "-q", "--fail-on", f"intruders>{found}").returncode == 0
     either = invoke(*scanned.again, "-q", "--fail-on", f"intruders>{found},matrices==3")

@@ -265,6 +265,7 @@ def test_gates_read_and_trip():
     (gate,) = parse_gates(" intruders >= 2 ")
     assert (gate.metric, gate.comparison, gate.bound) == ("intruders", ">=", 2.0)
     assert len(parse_gates("intruders>0,energy>0.01")) == 2
+    assert parse_gates("excess_over_chance>-2")[0].bound == -2.0
     for wrong in ("intruders", "intruders>", "x>1", "intruders>0;rm", "__import__>1", ""):
         with pytest.raises(UsageError, match=", ".join(METRICS)):
             parse_gates(wrong)

@@ -1,22 +1,27 @@
 """Turning intruder dimensions down: plan, check, apply, and the controls that a repair is shown beside.
 
-``from intruscope.repair import repair`` is the command's twin for notebooks: ``repair(base, tuned,
-strength=0.7)`` gives a plan, ``plan.apply(folder)`` writes it. Knows files through weights and adapters and
-verdicts through spectra; runs no model, prints nothing.
+``intruscope.repair(base, tuned, strength=0.7)`` gives a plan, ``plan.apply(folder)`` writes it. Knows files
+through weights and adapters and verdicts through spectra; runs no model, prints nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intruscope.lazy import callable_like_its_verb, lazy_names
 
 if TYPE_CHECKING:
     from intruscope.repair.plan import RepairPlan, repair
 
-__all__ = ["RepairPlan", "repair"]
+__all__ = [
+    "RepairPlan",
+    "repair",
+]
 
+_HOMES = {
+    "RepairPlan": "intruscope.repair.plan",
+    "repair": "intruscope.repair.plan",
+}
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("intruscope.repair.plan"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+callable_like_its_verb(__name__)
