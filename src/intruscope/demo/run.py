@@ -406,7 +406,6 @@ def _write_report(building: Path, result: DemoResult) -> None:
         building / "report.html",
         title="Full fine-tuning and LoRA of the same small model",
         notes=notes(result),
-        sources=sources(result),
     )
 
 
@@ -416,7 +415,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def notes(result: DemoResult) -> list[tuple[str, str]]:
-    """What the page says above the scans: what was seen, and what it does not show."""
+    """What the page says above the scans: what was seen, on which texts, and what it does not show."""
     lines = [
         ("Seen", result.sentence()),
         (
@@ -434,6 +433,14 @@ def notes(result: DemoResult) -> list[tuple[str, str]]:
         )
         for run in result.runs
     )
+    lines.extend(
+        (
+            text.name,
+            f"Of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
+            f"SHA-256 {text.sha256}.",
+        )
+        for text in result.texts
+    )
     lines.append(
         (
             "Not shown",
@@ -442,18 +449,6 @@ def notes(result: DemoResult) -> list[tuple[str, str]]:
         )
     )
     return lines
-
-
-def sources(result: DemoResult) -> list[tuple[str, str]]:
-    """What the page says below the scans: the texts, by hash."""
-    return [
-        (
-            text.name,
-            f"From Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
-            f"SHA-256 {text.sha256}.",
-        )
-        for text in result.texts
-    ]
 
 
 @contextmanager

@@ -69,10 +69,10 @@ def side_by_side(*blocks: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
-    """A small table; numbers are set to the right."""
+    """A small table; numbers and percentages are set to the right."""
     if not rows:
         return ""
-    is_number = [not any(isinstance(row[place], str) for row in rows) for place in range(len(columns))]
+    is_number = [all(_is_figure(row[place]) for row in rows) for place in range(len(columns))]
     kinds = [' class="n"' if number else "" for number in is_number]
     head = "".join(f"<th{kind}>{text(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
     body = "".join(
@@ -126,6 +126,10 @@ def heat_map(
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" {label}>'
         f"{''.join(parts)}</svg>"
     )
+
+
+def _is_figure(cell: str | int | float | None) -> bool:
+    return not isinstance(cell, str) or cell.endswith("%") or cell[:1] in "+−-0123456789"
 
 
 def _cell(value: str | int | float | None) -> str:

@@ -32,7 +32,6 @@ def write_html(
     *,
     title: str,
     notes: Sequence[tuple[str, str]] = (),
-    sources: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write one page that works from ``file://`` and sends nothing anywhere.
 
@@ -41,7 +40,6 @@ def write_html(
         path: The page.
         title: Its heading.
         notes: Heading and text of what stands above the scans.
-        sources: The same of what stands below them: where the figures come from.
 
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
@@ -53,14 +51,9 @@ def write_html(
         scripts=_SCRIPTS,
         data=page_data(reports),
         title=printable_text(title),
-        notes=_printable(notes),
-        sources=_printable(sources),
+        notes=[(printable_text(heading), printable_text(text)) for heading, text in notes],
     )
     write_page(page, path)
-
-
-def _printable(lines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(printable_text(heading), printable_text(text)) for heading, text in lines]
 
 
 def write_page(page: str, path: Path) -> None:

@@ -30,7 +30,7 @@ def scan_pieces(report: ScanReport) -> Sequence[str]:
     return [
         notebook.line(f"{report.base} → {report.tuned}", "top"),
         notebook.headline(
-            f"{totals.num_intruders} intruders",
+            f"{totals.num_intruders} {'intruder' if totals.num_intruders == 1 else 'intruders'}",
             f"of {totals.num_vectors} leading singular vectors, in {totals.matrices_with_intruders} of "
             f"{totals.num_measured} matrices{expected}",
         ),
@@ -74,7 +74,7 @@ def _map(report: ScanReport) -> str:
     if any(matrix.layer is None for matrix in report.measured):
         columns.append("–")
     kinds = in_order({matrix.kind for matrix in report.measured})
-    return notebook.heat_map("Intruders by kind and layer", kinds, columns, counts)
+    return notebook.heat_map("Intruders by kind (down) and layer (across)", kinds, columns, counts)
 
 
 def _layer(matrix: MatrixReport) -> str:

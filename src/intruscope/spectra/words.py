@@ -77,11 +77,13 @@ def update_size(overall: float | None, single: Spread | None) -> str | None:
     """Size of the update beside the base, over all matrices and by matrix; None where the base is zero."""
     if overall is None or single is None:
         return None
-    return f"{percent(overall)} of ‖W‖; by matrix {percent(single.low)} to {percent(single.high)}"
+    low, high = percent(single.low), percent(single.high)
+    return f"{percent(overall)} of ‖W‖" + ("" if low == high else f"; by matrix {low} to {high}")
 
 
 def rank_range(ranks: Spread | None) -> str | None:
     """Effective ranks over the matrices; None where there are none."""
     if ranks is None:
         return None
-    return f"median {ranks.median:.3g}; by matrix {ranks.low:.3g} to {ranks.high:.3g}"
+    low, high = f"{ranks.low:.3g}", f"{ranks.high:.3g}"
+    return low if low == high else f"median {ranks.median:.3g}; by matrix {low} to {high}"
