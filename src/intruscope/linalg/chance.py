@@ -14,7 +14,7 @@ Shape suffixes: M rows (the smaller side), N columns, R rank of the update, B bl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from intruscope.linalg.rotation import FastRotation, haar_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from intruscope.linalg.operators import Operator
 
@@ -37,8 +39,8 @@ _HAAR_RANK = 128
 
 
 def intruders_by_chance(
-    base_values_M: Tensor,
-    update_values_R: Tensor,
+    base_values_M: Tensor | NDArray[Any],
+    update_values_R: Tensor | NDArray[Any],
     shape: tuple[int, int],
     *,
     k: int,
@@ -50,7 +52,8 @@ def intruders_by_chance(
     """Count the intruders among the top k when the update's directions are random.
 
     Args:
-        base_values_M: Singular values of the base, descending; missing small ones count as zero.
+        base_values_M: Singular values of the base, descending, as a tensor or an array; missing small ones
+            count as zero.
         update_values_R: Singular values of the update, in the same units.
         shape: (out, in) of the matrix.
         k: Number of leading vectors that are counted.
@@ -74,12 +77,13 @@ def intruders_by_chance(
     if direct and rows > DENSE_LIMIT:
         return None
     values_M = torch.zeros(rows, dtype=torch.float64)
-    values_M[: len(base_values_M)] = base_values_M.double()[:rows]
+    values_M[: len(base_values_M)] = torch.as_tensor(base_values_M, dtype=torch.float64)[:rows]
+    update_values_R = torch.as_tensor(update_values_R, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     counts: dict[Literal["left", "right"], list[int]] = {side: [] for side in sides}
     flipped = shape[0] > shape[1]
     for _ in range(trials):
-        tuned = _Tuned(values_M, update_values_R.double(), columns, generator)
+        tuned = _Tuned(values_M, update_values_R, columns, generator)
         short_MK, long_NK = (
             tuned.densely(k) if direct else _top(tuned.times, tuned.transposed_times, rows, k, generator)[1:]
         )
