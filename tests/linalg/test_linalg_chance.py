@@ -6,7 +6,7 @@ import torch
 
 from intruscope.linalg.chance import intruders_by_chance, modelled_values
 from intruscope.linalg.operators import Operator
-from intruscope.linalg.rotation import FastRotation, rotate_dense
+from intruscope.linalg.rotation import rotate_dense
 
 K, EPSILON, TRIALS = 10, 0.5, 12
 
@@ -111,12 +111,3 @@ def test_modelled_values_keep_the_leading_ones_and_the_energy():
         for each in (values, found)
     )
     assert modelled == pytest.approx(exact, abs=1.0)
-
-
-def test_a_fast_rotation_is_orthogonal_and_goes_back():
-    rotation = FastRotation(40, torch.Generator().manual_seed(2))
-    columns = torch.randn(40, 7, dtype=torch.float64)
-    turned = rotation.times(columns)
-    torch.testing.assert_close(turned.T @ turned, columns.T @ columns)
-    torch.testing.assert_close(rotation.back(turned), columns)
-    assert not torch.allclose(turned, columns)

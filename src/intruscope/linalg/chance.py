@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from intruscope.linalg.limits import DENSE_LIMIT
-from intruscope.linalg.rotation import FastRotation, haar_columns
+from intruscope.linalg.rotation import haar_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ _STEPS = 6
 """Block Krylov steps: the leading values of a spectrum of weights are found to about 1%, which changes
 their count by less than the spread between trials."""
 _LEADING = 20
-_HAAR_RANK = 128
-"""Up to this rank the directions of an update are drawn one by one; fast transforms rotate longer spectra."""
+_DIRECTIONS = 48
+"""Leading directions of an update that are drawn one by one."""
 
 
 def intruders_by_chance(
@@ -96,40 +96,34 @@ def intruders_by_chance(
 
 
 class _Tuned:
-    """diag(s) + X diag(t) Yᵀ, (M, N) with M <= N, through its products."""
+    """diag(s) + X diag(t) Yᵀ, (M, N) with M <= N, through its products.
+
+    Of a long spectrum t the leading values have directions; the energy of the others raises every s as noise
+    of that size would.
+    """
 
     def __init__(
         self, values_M: Tensor, update_values_R: Tensor, columns: int, generator: torch.Generator
     ) -> None:
-        self._values_M, self._columns = values_M, columns
-        rows, rank = len(values_M), len(update_values_R)
-        self._factors: tuple[Tensor, Tensor] | None = None
-        if rank <= _HAAR_RANK:
-            left_MR = haar_columns(rows, rank, generator) * update_values_R
-            self._factors = (left_MR, haar_columns(columns, rank, generator))
-        else:
-            self._padded = torch.zeros((rows, 1), dtype=torch.float64)
-            self._padded[:rank, 0] = update_values_R[:rows]
-            self._short, self._long = FastRotation(rows, generator), FastRotation(columns, generator)
+        rows, tail = len(values_M), update_values_R[_DIRECTIONS:]
+        self._values_M = (values_M.square() + tail.square().sum() / rows).sqrt()
+        self._columns = columns
+        leading = update_values_R[:_DIRECTIONS]
+        self._left_MR = haar_columns(rows, len(leading), generator) * leading
+        self._right_NR = haar_columns(columns, len(leading), generator)
 
     def times(self, block_NB: Tensor) -> Tensor:
         """The product with a block, (M, B)."""
         rows = len(self._values_M)
         product = self._values_M.unsqueeze(1) * block_NB[:rows]
-        if self._factors is not None:
-            return product + self._factors[0] @ (self._factors[1].T @ block_NB)
-        return product + self._short.times(self._padded * self._long.back(block_NB)[:rows])
+        return product + self._left_MR @ (self._right_NR.T @ block_NB)
 
     def transposed_times(self, block_MB: Tensor) -> Tensor:
         """The product of the transpose with a block, (N, B)."""
         rows = len(self._values_M)
         product = torch.zeros((self._columns, block_MB.shape[1]), dtype=torch.float64)
         product[:rows] = self._values_M.unsqueeze(1) * block_MB
-        if self._factors is not None:
-            return product + self._factors[1] @ (self._factors[0].T @ block_MB)
-        inner = torch.zeros_like(product)
-        inner[:rows] = self._padded * self._short.back(block_MB)
-        return product + self._long.times(inner)
+        return product + self._right_NR @ (self._left_MR.T @ block_MB)
 
     def densely(self, k: int) -> tuple[Tensor, Tensor]:
         """The k leading left (M, K) and right (N, K) vectors, from a dense decomposition."""
@@ -188,7 +182,7 @@ def _top(
         block = torch.linalg.qr(block)[0]
         space.append(block)
         block = times(transposed_times(block))
-    basis = torch.linalg.qr(torch.cat(space, dim=1))[0]
+    basis = torch.cat(space, dim=1)
     image = transposed_times(basis)
     squares, rotation = torch.linalg.eigh(image.T @ image)
     values = squares[-k:].clamp(min=1e-300).sqrt().flip(0)

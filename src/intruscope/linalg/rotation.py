@@ -34,44 +34,13 @@ def rotate_dense(update_OI: Tensor, *, seed: int) -> Tensor:
     Source: the fast Johnson-Lindenstrauss construction of Ailon & Chazelle 2009, used as a rotation.
     """
     generator = torch.Generator().manual_seed(seed)
-    rotated = FastRotation(update_OI.shape[0], generator).times(update_OI)
-    return FastRotation(update_OI.shape[1], generator).times(rotated.T).T.contiguous()
-
-
-class FastRotation:
-    """An orthogonal map Q of a space that takes O(n log n) to apply: see :func:`rotate_dense`.
-
-    Args:
-        size: n, the dimension of the space.
-        generator: Of the signs and permutations.
-    """
-
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self._rounds = [
-            (
-                torch.randint(0, 2, (size, 1), generator=generator) * 2 - 1,
-                torch.randperm(size, generator=generator),
-            )
-            for _ in range(2)
-        ]
-
-    def times(self, columns_NB: Tensor) -> Tensor:
-        """Q times columns (n, B), in their dtype."""
-        from scipy.fft import dct
-
-        for signs, order in self._rounds:
-            mixed = dct((columns_NB * signs.to(columns_NB.dtype)).numpy(), axis=0, norm="ortho")
-            columns_NB = torch.from_numpy(mixed)[order]
-        return columns_NB
-
-    def back(self, columns_NB: Tensor) -> Tensor:
-        """The inverse: Qᵀ times columns (n, B)."""
-        from scipy.fft import idct
-
-        for signs, order in reversed(self._rounds):
-            unmixed = idct(columns_NB[torch.argsort(order)].numpy(), axis=0, norm="ortho")
-            columns_NB = torch.from_numpy(unmixed) * signs.to(columns_NB.dtype)
-        return columns_NB
+    rotated = update_OI
+    for _ in range(2):
+        rotated = _mix_rows(rotated, generator)
+    rotated = rotated.T
+    for _ in range(2):
+        rotated = _mix_rows(rotated, generator)
+    return rotated.T.contiguous()
 
 
 def haar_columns(size: int, count: int, generator: torch.Generator) -> Tensor:
@@ -81,3 +50,12 @@ def haar_columns(size: int, count: int, generator: torch.Generator) -> Tensor:
     # Without the signs the QR of a Gaussian is not Haar (Mezzadri 2007).
     rotated: Tensor = basis * upper.diagonal().sign()
     return rotated
+
+
+def _mix_rows(matrix: Tensor, generator: torch.Generator) -> Tensor:
+    from scipy.fft import dct
+
+    size = matrix.shape[0]
+    signs = torch.randint(0, 2, (size, 1), generator=generator).to(matrix.dtype) * 2 - 1
+    mixed = torch.from_numpy(dct((matrix * signs).numpy(), axis=0, norm="ortho"))
+    return mixed[torch.randperm(size, generator=generator)]

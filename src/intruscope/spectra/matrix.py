@@ -317,7 +317,7 @@ def _chance(
         k=settings.k,
         epsilon=settings.epsilon,
         sides=_sides(settings),
-        # A long spectrum takes three times as long to rotate as a short one.
+        # A long spectrum takes three times as long to sample as a short one.
         trials=settings.chance_trials if change.low_rank else -(-settings.chance_trials // 2),
         seed=seed,
     )
