@@ -66,16 +66,12 @@ def result_table(result: DemoResult) -> Table:
         title="One small model, fine-tuned twice (losses in nats per token)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("model", no_wrap=True)
-    for heading in (
-        "task\nloss",
-        "held-out\nsource loss",
-        "\nforgetting",
-        "\nintruders",
-        "by\nchance",
-        "\nseconds",
-    ):
+    headings = ("\ntask\nloss", "held-out\nsource\nloss", "\n\nforgetting", "\n\nintruders", "\nby\nchance")
+    for heading in (*headings, "\n\nseconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("base", f"{result.base.task:.3f}", f"{result.base.source:.3f}", "", "", "", "")
     for run in result.runs:
