@@ -30,8 +30,8 @@ from intruscope.forgetting.intervals import wilson
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, Task, load_task
 from intruscope.forgetting.texts import Corpus, read_texts
+from intruscope.records.plain import plain
 from intruscope.repair.survey import survey
-from intruscope.report.json_report import plain
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.measure import MeasureOptions, measure_pair

@@ -8,9 +8,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, environment
+from intruscope.records.plain import plain
+from intruscope.records.tables import write_parquet
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.report.json_report import plain
-from intruscope.report.tables import write_rows
 from intruscope.sweep.figures import Measured, cell_report
 from intruscope.sweep.records import CellReport, Measurement, SweepCell, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
@@ -153,7 +153,7 @@ def publish(work: Path) -> None:
                 comparisons.append(_comparison(group, report, measured.metric))
         prices += _prices(group, reports)
     RESULTS.mkdir(exist_ok=True)
-    write_rows(COLUMNS, rows, RESULTS / "interventions.parquet")
+    write_parquet(COLUMNS, rows, RESULTS / "interventions.parquet")
     record = {
         "environment": environment(),
         "command": "python -m benchmarks.interventions, see its docstring",

@@ -52,7 +52,7 @@ from intruscope.forgetting.intervals import paired_difference
 from intruscope.forgetting.tasks import ClassificationTask, load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
-from intruscope.report.json_report import plain
+from intruscope.records.plain import plain
 from intruscope.spectra.scan import RunOptions, scan
 from intruscope.sweep.live import limited
 from intruscope.train.loading import load_for

@@ -1,48 +1,103 @@
-"""Intruscope: see what a fine-tune did to a model's weights.
+"""Intruscope: what a fine-tune did to a model's weights, how much the model forgot, and what to do about it.
 
-``intruscope.scan(base, tuned)`` is the command's twin for notebooks. Nothing heavy is imported here;
-names are resolved when they are first used.
+Every command is a function here: ``intruscope.scan(base, tuned)`` compares two models, ``intruscope.forget``
+measures forgetting, ``intruscope.repair`` turns intruders down. :mod:`intruscope.linalg` works on single
+matrices. Names are imported when they are first used, so ``import intruscope`` is quick and loads no torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from intruscope import linalg
     from intruscope.errors import IntruscopeError
+    from intruscope.extract import extract
+    from intruscope.extract.plan import ExtractPlan
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.profiling.profile import profile
+    from intruscope.profiling.records import ProfileReport, ProfileSettings
+    from intruscope.repair import repair
+    from intruscope.repair.plan import RepairPlan
+    from intruscope.sequence.chain import chain
+    from intruscope.sequence.records import ChainReport, ChainSettings
     from intruscope.spectra.records import ScanReport, ScanSettings
     from intruscope.spectra.scan import RunOptions, plan, scan
+    from intruscope.spectra.totals import ScanTotals
+    from intruscope.sweep import sweep
+    from intruscope.sweep.measure import MeasureOptions
+    from intruscope.sweep.records import SweepReport, SweepSettings
+    from intruscope.train.settings import TuneReport, TuneSettings
+    from intruscope.train.tune import tune
+    from intruscope.train.watch import IntruderWatch
 
 __all__ = [
+    "ChainReport",
+    "ChainSettings",
+    "ExtractPlan",
     "ForgettingReport",
+    "IntruderWatch",
     "IntruscopeError",
+    "MeasureOptions",
+    "ProfileReport",
+    "ProfileSettings",
+    "RepairPlan",
     "RunOptions",
     "ScanReport",
     "ScanSettings",
+    "ScanTotals",
+    "SweepReport",
+    "SweepSettings",
+    "TuneReport",
+    "TuneSettings",
+    "chain",
+    "extract",
     "forget",
+    "linalg",
     "load_task",
     "plan",
+    "profile",
+    "repair",
     "scan",
+    "sweep",
+    "tune",
 ]
 
 _HOMES = {
+    "ChainReport": "intruscope.sequence.records",
+    "ChainSettings": "intruscope.sequence.records",
+    "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
-    "forget": "intruscope.forgetting.forget",
-    "load_task": "intruscope.forgetting.tasks",
+    "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
+    "MeasureOptions": "intruscope.sweep.measure",
+    "ProfileReport": "intruscope.profiling.records",
+    "ProfileSettings": "intruscope.profiling.records",
+    "RepairPlan": "intruscope.repair.plan",
     "RunOptions": "intruscope.spectra.scan",
     "ScanReport": "intruscope.spectra.records",
     "ScanSettings": "intruscope.spectra.records",
+    "ScanTotals": "intruscope.spectra.totals",
+    "SweepReport": "intruscope.sweep.records",
+    "SweepSettings": "intruscope.sweep.records",
+    "TuneReport": "intruscope.train.settings",
+    "TuneSettings": "intruscope.train.settings",
+    "chain": "intruscope.sequence.chain",
+    "extract": "",
+    "forget": "intruscope.forgetting.forget",
+    "linalg": "",
+    "load_task": "intruscope.forgetting.tasks",
+    "on_disk": "intruscope.adapters.on_disk",
     "plan": "intruscope.spectra.scan",
+    "profile": "intruscope.profiling.profile",
+    "repair": "",
     "scan": "intruscope.spectra.scan",
+    "sweep": "",
+    "tune": "intruscope.train.tune",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -28,6 +28,13 @@ def printable(text: object) -> str:
     return shown if len(shown) <= _MAX_NAME_CHARS else shown[: _MAX_NAME_CHARS - 1] + "…"
 
 
+def printable_text(text: str) -> str:
+    """Escape what does not print, without the cut that names get: sentences may be long."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def nearest(name: str, known: Iterable[str], *, what: str) -> str | None:
     """The closest known names, as a remedy; None if nothing is similar."""
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)

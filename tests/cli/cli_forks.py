@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import intruscope.report.tables
+import intruscope.records.tables
 import intruscope.spectra.matrix  # noqa: F401 - brings torch
 import intruscope.spectra.scan as scanning
 from forks import serve

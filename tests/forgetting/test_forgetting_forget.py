@@ -22,7 +22,7 @@ from intruscope.forgetting.losses import positions_per_sequence
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut, spread
-from intruscope.report.forgetting import forgetting_json, forgetting_sentence
+from intruscope.report.forgetting import forgetting_sentence
 from intruscope.weights.output import json_text
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -229,7 +229,7 @@ def test_a_task_whose_head_is_missing_leaves_the_forgetting(masked, tmp_path):
     assert (finding.code, finding.severity) == ("task-not-scored", "error")
     assert "task.csv was not scored" in finding.message
     assert "classifier" in finding.message
-    assert forgetting_json(report)["findings"][0]["message"] == finding.message
+    assert report.to_json()["findings"][0]["message"] == finding.message
     assert whole.findings == ()
 
 
@@ -308,8 +308,15 @@ def test_the_contract_of_the_json(causal):
     folder, _ = causal
     options = {"text": folder / "text.txt", "context": 32}
     report = intruscope.forget(folder / "base", folder / "lora", **options)
-    data = json.loads(json_text(forgetting_json(report)))
-    assert data == forgetting_json(report)
+    report.save(folder / "forget.json")
+    assert intruscope.ForgettingReport.load(folder / "forget.json") == report
+    with pytest.raises(IntruscopeError, match=r"schema intruscope.forget/1; ScanReport reads"):
+        intruscope.ScanReport.load(folder / "forget.json")
+    frame = report.to_pandas().set_index(["figure", "model", "unit"])
+    found = frame.loc[("forgetting", "tuned - base", "nats/token")]
+    assert (found.estimate, found.low) == (report.forgetting.estimate, report.forgetting.low)
+    assert f'<div class="big">{report.forgetting.estimate:+.3f} ' in report._repr_html_()
+    data = json.loads(json_text(report.to_json()))
     assert data["schema"] == "intruscope.forget/1"
     assert data["forgetting"]["unit"] == "nats/token"
     gap = data["tuned"]["loss"] - data["base"]["loss"]

@@ -11,7 +11,8 @@ import intruscope
 
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
-    ("linalg", "engine"), ("weights",), ("adapters",), ("writing",), ("spectra",), ("plots",), ("repair",),
+    ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
+    ("repair",),
     ("extract",), ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"),
     ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip

@@ -115,11 +115,11 @@ def test_the_curve_shows_shares_for_every_k(report):
 def test_chance_stands_at_its_threshold(report):
     axes = styled(draw.curve_figure, [("a", report)]).axes[0]
     (bar,) = axes.containers
-    trials = [sum(trial) for trial in zip(*(m.sides[0].null.counts for m in report.matrices), strict=True)]
+    chance = report.totals.chance
     (place,), (mean,) = bar.lines[0].get_xdata(), bar.lines[0].get_ydata()
-    assert (place, mean) == (0.5, pytest.approx(100 * sum(trials) / 20 / 40))
+    assert (place, mean) == (0.5, pytest.approx(100 * chance.expected / 40))
     ((low, high),) = [[y for _, y in segment] for segment in bar.lines[2][0].get_segments()]
-    assert [low, high] == pytest.approx([100 * min(trials) / 40, 100 * max(trials) / 40])
+    assert [low, high] == pytest.approx([100 * chance.low / 40, 100 * chance.high / 40])
     without = cases.scan(41, layers=1)
     assert not styled(draw.curve_figure, [("a", without)]).axes[0].containers
 

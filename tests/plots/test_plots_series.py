@@ -1,12 +1,11 @@
 """The sums that pictures and pages show."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import report_cases as cases
 
-from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order, measured, null_total
+from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order
 from intruscope.spectra.records import EPSILON_GRID
 
 
@@ -28,7 +27,7 @@ def report():
 
 
 def test_measured_are_the_papers_matrices_with_a_result(report):
-    assert [m.name for m in measured(report)] == [m.name for m in report.matrices[:-2]]
+    assert [m.name for m in report.measured] == [m.name for m in report.matrices[:-2]]
 
 
 def test_kinds_follow_the_flow_through_a_block():
@@ -60,7 +59,7 @@ def test_curves_recount_from_the_bounds(report):
         for point in points:
             pairs = [
                 (low, high)
-                for m in measured(report)
+                for m in report.measured
                 for low, high in list(
                     zip(m.sides[0].alignment_lower, m.sides[0].alignment_upper, strict=True)
                 )[:cut]
@@ -76,22 +75,6 @@ def test_a_small_matrix_counts_all_it_has():
     report = cases.scan(6, layers=1, kinds={"k": "k_proj"}, k=10, extra=tiny.matrices)
     candidates = {cut: points[0].num_candidates for cut, points in curves(report).items()}
     assert candidates == {1: 2, 2: 4, 3: 5, 5: 8, 10: 13}
-
-
-def test_chance_adds_up_trial_by_trial(report):
-    null = null_total(report)
-    trials = [sum(m.sides[0].null.counts[i] for m in measured(report)) for i in range(20)]
-    assert (null.low, null.high) == (min(trials), max(trials))
-    assert null.mean == pytest.approx(sum(trials) / 20)
-    assert null.num_candidates == 210
-
-
-def test_chance_is_not_told_where_trials_are_missing(report):
-    first = report.matrices[0]
-    left = replace(first.sides[0], null=None)
-    assert null_total(replace(report, matrices=(replace(first, sides=(left,)), *report.matrices[1:]))) is None
-    assert null_total(cases.scan(layers=1)) is None
-    assert null_total(cases.scan(layers=0)) is None
 
 
 def test_effective_ranks_of_one_matrix_are_its_own_and_of_experts_span_them():

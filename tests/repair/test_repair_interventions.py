@@ -61,7 +61,8 @@ def test_the_case_has_what_the_tests_need(truths):
     counts = [len(t[-1]) for t in truths.values()]
     assert max(counts) > 1  # top and all differ
     assert min(counts) == 0  # one matrix is left alone
-    assert any(0 in t[-1] for t in truths.values()) or any(i > 0 for t in truths.values() for i in t[-1])
+    assert any(0 < i < 9 for t in truths.values() for i in t[-1])  # neighbours above and below exist
+    assert any(i != j for t in truths.values() for j, i in enumerate(t[-1]))  # not just the leading ones
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

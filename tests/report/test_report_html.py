@@ -176,7 +176,8 @@ def test_figures_on_the_page_are_those_of_the_records():
     found = sum(m.sides[0].num_intruders for m in report.matrices)
     touched = sum(m.sides[0].num_intruders > 0 for m in report.matrices)
     assert shown["headline"] == {
-        "intruders": found, "candidates": 140, "touched": touched, "matrices": 14
+        "intruders": found, "candidates": 140, "touched": touched, "matrices": 14,
+        "chance": f"{report.totals.chance.expected:.1f}",
     }  # fmt: skip
     for given, matrix in zip(shown["matrices"], report.matrices, strict=True):
         for side, told in zip(matrix.sides, given["sides"], strict=True):
@@ -193,8 +194,9 @@ def test_figures_on_the_page_are_those_of_the_records():
     top = dict(shown["curves"])[10]
     at_half = next(point for point in top if point[0] == 0.5)
     assert at_half[1:] == [found, 0, 140]
-    totals = [sum(trial) for trial in zip(*(m.sides[0].null.counts for m in report.matrices), strict=True)]
-    assert shown["null"] == [sum(totals) / 20, min(totals), max(totals), 140]
+    chance = report.totals.chance
+    assert shown["null"] == [chance.expected, chance.low, chance.high, 140]
+    assert chance.expected == pytest.approx(sum(m.sides[0].null.mean for m in report.matrices))
 
 
 def test_certificates_have_their_letters():

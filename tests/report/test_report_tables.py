@@ -2,13 +2,16 @@
 
 import csv
 import random
+import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import report_cases as cases
 
-from intruscope.report.tables import COLUMNS, rows, write_csv, write_parquet
+from intruscope.errors import UsageError
+from intruscope.records import tables
+from intruscope.spectra.vectors import COLUMNS
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)"]
 CONTROLS = {"\t=1": "\\t=1", "\r=1": "\\r=1", "a\nb": "a\\nb", "a\x00b": "a\\x00b", 'a"b,c': 'a"b,c'}
@@ -22,6 +25,18 @@ def report():
         for i, name in enumerate([*FORMULAS, *CONTROLS])
     ]
     return cases.scan(4, layers=2, side="both", extra=(*named, cases.refused()))
+
+
+def rows(report):
+    return list(report.rows())
+
+
+def write_csv(report, path):
+    tables.write_csv(report.columns, report.rows(), path)
+
+
+def write_parquet(report, path):
+    tables.write_parquet(report.columns, report.rows(), path)
 
 
 def read_csv(path):
@@ -51,6 +66,7 @@ def test_csv_holds_every_number_exactly(report, tmp_path):
         assert line["certificate"] == side.certificates[i]
         assert line["alignment_certificate"] == side.alignment_certificates[i]
         match = side.matches[i]
+        assert line["base_rank"] == ("" if match is None else str(match.base_index + 1))
         assert line["base_index"] == ("" if match is None else str(match.base_index))
         assert line["relative_change"] == ("" if match is None else repr(match.relative_change))
 
@@ -71,6 +87,22 @@ def test_parquet_reads_back_equal(report, tmp_path):
     table = pq.read_table(tmp_path / "r.parquet")
     assert {field.name: str(field.type).replace("double", "float64") for field in table.schema} == COLUMNS
     assert [tuple(row.values()) for row in table.to_pylist()] == list(rows(report))
+
+
+def test_data_frames_hold_the_same_rows(report):
+    assert [tuple(row.values()) for row in report.to_arrow().to_pylist()] == rows(report)
+    frame = report.to_pandas()
+    assert list(frame) == list(COLUMNS)
+    assert len(frame) == len(rows(report))
+    assert frame["singular_value"].tolist() == [row[6] for row in rows(report)]
+    intruders = frame[(frame.verdict == "intruder") & (frame.scope == "paper") & (frame.side == "left")]
+    assert len(intruders) == report.totals.num_intruders
+
+
+def test_without_pandas_the_error_names_the_way_out(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match="pip install pandas, or use to_arrow"):
+        report.to_pandas()
 
 
 def test_lone_surrogates_do_not_stop_the_tables(report, tmp_path):

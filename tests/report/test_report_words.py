@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import report_cases as cases
 
-from intruscope.report.words import percent, printable_text, sentence
+from intruscope.errors import printable_text
+from intruscope.spectra.records import NullCount
+from intruscope.spectra.words import percent, sentence
 
 
 def with_verdicts(counts, *, layers=1):
@@ -25,6 +27,19 @@ def test_counts_of_vectors_and_matrices():
     assert said == (
         "5 of 40 leading singular vectors (12%) are intruders, in 2 of 4 matrices. They have no counterpart "
         "in the base (alignment below 0.5)."
+    )
+
+
+def test_chance_stands_beside_the_count():
+    report = with_verdicts([3, 0, 2, 0])
+    given = NullCount(trials=4, mean=1.25, low=1.0, high=2.0, counts=(1, 1, 1, 2), method="spectra")
+    beside = replace(
+        report,
+        matrices=tuple(replace(m, sides=(replace(m.sides[0], chance=given),)) for m in report.matrices),
+    )
+    assert sentence(beside) == sentence(report) + (
+        " By chance one would expect 5.0 (2.8 to 7.2): random directions with the same singular values, "
+        "sampled from the spectra of base and update."
     )
 
 

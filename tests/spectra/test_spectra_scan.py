@@ -12,10 +12,10 @@ from spectra_models import base_matrix, plant, write_model
 
 from intruscope import RunOptions, ScanSettings, plan, scan
 from intruscope.errors import UsageError
-from intruscope.spectra.codec import matrix_report_from_dict
+from intruscope.records.plain import decode, plain
 from intruscope.spectra.gates import METRICS, parse_gates
 from intruscope.spectra.matrix import analyse_pair
-from intruscope.spectra.records import EPSILON_GRID
+from intruscope.spectra.records import EPSILON_GRID, MatrixReport
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,10 @@ def test_all_verdicts_and_the_grid_agree_with_two_dense_decompositions(planted):
                     assert count.num_undecided == 0
                     assert count.num_intruders == (truth[: count.k] < count.epsilon).sum()
             assert {count.epsilon for count in side.grid} == set(EPSILON_GRID)
-            assert naive_alignment(base.numpy(), tuned.numpy(), 10) is not None
+            oracle = naive_alignment(base.numpy(), tuned.numpy(), 10)
+            np.testing.assert_allclose(oracle.alignment, truth, rtol=0, atol=1e-9)
+            assert (np.array(side.alignment_lower) <= oracle.supremum + oracle.error).all()
+            assert (oracle.attained - oracle.error <= np.array(side.alignment_upper)).all()
 
 
 def test_transposing_the_models_swaps_the_sides(planted, tmp_path):
@@ -224,10 +227,10 @@ def test_results_do_not_depend_on_workers_or_order(planted, tmp_path):
 def test_records_survive_the_journal(planted):
     pairing = plan(str(planted[0]), str(planted[1]))
     record = analyse_pair((pairing.pairs[1], ScanSettings(maps=4, null_trials=1, side="both")))
-    assert dataclasses.asdict(matrix_report_from_dict(json.loads(json.dumps(record)))) == {
-        **record,
-        "shape": tuple(record["shape"]),
-    }
+    report = decode(MatrixReport, json.loads(json.dumps(record)))
+    assert plain(report) == record
+    assert report.shape == pairing.pairs[1].base.shape
+    assert len(report.sides[1].similarity.levels) == 16
 
 
 def test_a_model_alone_is_not_enough(planted):
@@ -262,6 +265,7 @@ def test_gates_read_and_trip():
     (gate,) = parse_gates(" intruders >= 2 ")
     assert (gate.metric, gate.comparison, gate.bound) == ("intruders", ">=", 2.0)
     assert len(parse_gates("intruders>0,energy>0.01")) == 2
+    assert parse_gates("excess_over_chance>-2")[0].bound == -2.0
     for wrong in ("intruders", "intruders>", "x>1", "intruders>0;rm", "__import__>1", ""):
         with pytest.raises(UsageError, match=", ".join(METRICS)):
             parse_gates(wrong)

@@ -79,7 +79,7 @@ def forget(
     targets = Targets(json=json, csv=None, parquet=None, html=None, plots=None, with_maps=False)
     targets.check([base, tuned], files=[*text, *(task or [])])
     from intruscope.forgetting.forget import forget as run_forget
-    from intruscope.report.forgetting import forgetting_json, forgetting_summary
+    from intruscope.report.forgetting import forgetting_summary
 
     tasks = [task_of(name, fields=task_fields, labels=labels, data=data) for name in task or []]
     with stage_progress(quiet=quiet) as on_progress:
@@ -105,7 +105,7 @@ def forget(
             on_progress=on_progress,
             on_notice=note,
         )
-    write_record(forgetting_json(report), json)
+    write_record(report.to_json(), json)
     if not quiet and json != "-":
         show(forgetting_summary(report))
     if report.findings:

@@ -113,8 +113,6 @@ class Targets:
             OutputConflict: a target is not writable.
             ResourceExhausted: there is no space for one.
         """
-        from intruscope.report import json_report, tables
-
         compact = report
         if self.maps_file is not None:
             from intruscope.report.maps import move_large_maps
@@ -125,13 +123,17 @@ class Targets:
         if self.json == "-":
             import json
 
-            emit(json.dumps(json_report.to_json(report), allow_nan=False) + "\n")
+            emit(json.dumps(report.to_json(), allow_nan=False) + "\n")
         elif self.json_file is not None:
-            json_report.write_json(compact, self.json_file)
+            compact.save(self.json_file)
         if self.csv is not None:
-            tables.write_csv(report, self.csv)
+            from intruscope.records.tables import write_csv
+
+            write_csv(report.columns, report.rows(), self.csv)
         if self.parquet is not None:
-            tables.write_parquet(report, self.parquet)
+            from intruscope.records.tables import write_parquet
+
+            write_parquet(report.columns, report.rows(), self.parquet)
         if self.html is not None:
             from intruscope.report.html import write_html
 

@@ -32,7 +32,6 @@ from intruscope.cli.screen import matrix_progress, note, show
 from intruscope.errors import IncompleteResult
 
 if TYPE_CHECKING:
-    from intruscope.spectra.gates import Gate
     from intruscope.spectra.records import ScanReport
 
 
@@ -57,6 +56,9 @@ def scan(
     html: Html = None,
     plots: Plots = None,
     fail_on: Annotated[str | None, typer.Option(help="Exit with 1 if e.g. intruders>0 (comma: any).")] = None,
+    ignore: Annotated[
+        str | None, typer.Option(help="Codes of findings that --fail-on does not count as warnings.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, read no weights.")] = False,
     work: Work = None,
     fresh: Fresh = False,
@@ -77,7 +79,7 @@ def scan(
 
     BASE TUNED compares two models; a single adapter names its base itself.
     """
-    from intruscope.spectra.gates import parse_gates
+    from intruscope.spectra.gates import checked, parse_gates
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
     from intruscope.spectra.scan import plan as make_plan
@@ -123,18 +125,20 @@ def scan(
             on_notice=note,
             **sources,
         )
+    report = checked(report, gates, ignore=[code.strip() for code in (ignore or "").split(",")])
     targets.write(report, on_notice=note)
     if not quiet and json != "-":
         from intruscope.report.terminal import summary
 
         show(summary(report))
-    _leave(report, gates)
+    _leave(report)
 
 
-def _leave(report: ScanReport, gates: tuple[Gate, ...]) -> None:
-    tripped = [(gate, value) for gate in gates if (value := gate.trips(report)) is not None]
-    for gate, value in tripped:
-        print(f"gate {gate.text} tripped: {gate.metric} is {value:g}", file=sys.stderr)
+def _leave(report: ScanReport) -> None:
+    tripped = [gate for gate in report.gates if gate.tripped]
+    for gate in tripped:
+        value = "unknown" if gate.value is None else f"{gate.value:g}"
+        print(f"gate {gate.gate} tripped: the value is {value}", file=sys.stderr)
     if not report.complete:
         missing = sum(matrix.status != "done" for matrix in report.matrices)
         got = f"got {len(report.matrices) - missing} of {len(report.matrices)} matrices"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from intruscope.demo.folder import SCHEMA, replaced_whole
 from intruscope.demo.texts import digest, language_reference, library_texts
 from intruscope.errors import UsageError
+from intruscope.spectra.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from intruscope.demo.finetune import Precision
-    from intruscope.spectra.records import ScanReport, SideReport
+    from intruscope.spectra.records import ScanReport
+    from intruscope.spectra.totals import ScanTotals
 
 MODEL = Path(__file__).parent / "model"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
@@ -76,7 +78,9 @@ class FineTune:
     Attributes:
         name: ``full`` or ``lora``; also the folder it was saved in.
         forgetting: Source loss after minus before, in nats per token.
-        num_vectors: How many tuned singular vectors were examined.
+        num_vectors: Number of tuned singular vectors that were examined.
+        expected_by_chance: Intruders to expect of an update with the same singular values in random
+            directions.
     """
 
     name: Literal["full", "lora"]
@@ -88,6 +92,7 @@ class FineTune:
     forgetting: float
     num_intruders: int
     num_vectors: int
+    expected_by_chance: float | None
     seconds: float
 
 
@@ -127,10 +132,15 @@ class DemoResult:
         noun = "dimension" if full.num_intruders == 1 else "dimensions"
         return (
             f"At task losses of {full.losses.task:.2f} (full) and {lora.losses.task:.2f} (LoRA), full "
-            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} top "
-            f"singular vectors and LoRA {lora.num_intruders}; held-out source loss moved by "
-            f"{full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
+            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} top singular "
+            f"vectors{_beside_chance(full)} and LoRA {lora.num_intruders}{_beside_chance(lora)}; held-out "
+            f"source loss moved by {full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
         )
+
+
+def _beside_chance(run: FineTune) -> str:
+    """What random directions would give, in brackets."""
+    return "" if run.expected_by_chance is None else f" (by chance {count(run.expected_by_chance)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +215,7 @@ def _run(
     for name in names:
         run = _fine_tune(name, building / name, out, material, base_losses, tell)
         report = _scan(building, name, tell)
-        runs.append(replace(run, num_intruders=_num_intruders(report), num_vectors=_num_vectors(report)))
+        runs.append(_counted(run, report.totals))
         reports.append(report)
     result = DemoResult(
         out=out,
@@ -337,6 +347,7 @@ def _fine_tune(
         forgetting=losses.source - base.source,
         num_intruders=0,
         num_vectors=0,
+        expected_by_chance=None,
         seconds=time.perf_counter() - start,
     )
 
@@ -373,34 +384,22 @@ def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanRepor
     return replace(report, base="base", tuned=name)
 
 
-def _num_intruders(report: ScanReport) -> int:
-    """Left intruders in the paper's scope."""
-    return sum(side.num_intruders for side in _left_sides(report))
-
-
-def _num_vectors(report: ScanReport) -> int:
-    """Tuned left singular vectors examined in the paper's scope."""
-    return sum(len(side.verdicts) for side in _left_sides(report))
-
-
-def _left_sides(report: ScanReport) -> Iterator[SideReport]:
-    """The left side of each linear layer of the blocks."""
-    return (
-        side
-        for matrix in report.matrices
-        if matrix.scope == "paper"
-        for side in matrix.sides
-        if side.side == "left"
+def _counted(run: FineTune, totals: ScanTotals) -> FineTune:
+    """The fine-tune with what its scan counted."""
+    return replace(
+        run,
+        num_intruders=totals.num_intruders,
+        num_vectors=totals.num_vectors,
+        expected_by_chance=None if totals.chance is None else totals.chance.expected,
     )
 
 
 def _write_report(building: Path, result: DemoResult) -> None:
     """The page, one JSON file per scan, and the figures."""
     from intruscope.report.html import write_html
-    from intruscope.report.json_report import write_json
 
     for run, report in zip(result.runs, result.reports, strict=True):
-        write_json(report, building / f"scan-{run.name}.json")
+        report.save(building / f"scan-{run.name}.json")
     _write_json(building / "figures.json", result.to_json())
     write_html(
         [(run.method, report) for run, report in zip(result.runs, result.reports, strict=True)],

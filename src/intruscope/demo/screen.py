@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from intruscope.spectra.words import count
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -64,11 +66,14 @@ def result_table(result: DemoResult) -> Table:
         title="One small model, fine-tuned twice (losses in nats per token)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("model", no_wrap=True)
-    for heading in ("task\nloss", "held-out\nsource loss", "\nforgetting", "\nintruders", "\nseconds"):
+    headings = ("\ntask\nloss", "held-out\nsource\nloss", "\n\nforgetting", "\n\nintruders", "\nby\nchance")
+    for heading in (*headings, "\n\nseconds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row("base", f"{result.base.task:.3f}", f"{result.base.source:.3f}", "", "", "")
+    table.add_row("base", f"{result.base.task:.3f}", f"{result.base.source:.3f}", "", "", "", "")
     for run in result.runs:
         table.add_row(
             run.method,
@@ -76,6 +81,7 @@ def result_table(result: DemoResult) -> Table:
             f"{run.losses.source:.3f}",
             f"{run.forgetting:+.3f}",
             f"{run.num_intruders} of {run.num_vectors}",
+            "" if run.expected_by_chance is None else count(run.expected_by_chance),
             f"{run.seconds:.0f}",
         )
     return table

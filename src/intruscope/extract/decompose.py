@@ -184,7 +184,7 @@ def _effective_rank(
     base_norm: float,
     settings: ScanSettings,
 ) -> dict[str, Any] | None:
-    report, _ = update_report(
+    report, *_ = update_report(
         update,
         shape=module.shape,
         base_frobenius_norm=base_norm,

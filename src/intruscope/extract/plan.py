@@ -108,7 +108,7 @@ def extract(
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
     choice = checked_choice(rank=rank, energy=energy, error=error, parameters=parameters)
-    settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
+    settings = replace(settings or ScanSettings(), side="left", null_trials=0, chance_trials=0, maps=0)
     options = runs_here(options or RunOptions(), base, tuned)
     if out is not None:
         check_new_folder(out)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from intruscope.errors import ShapeMismatch
 from intruscope.linalg.alignment import Alignments, align, aligned_with_itself
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.limits import DENSE_LIMIT
@@ -22,6 +24,8 @@ from intruscope.linalg.topk import RANDOM_COLUMNS, TopTriplets, dense_triplets, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 Side = Literal["left", "right"]
 
 _DOUBLE_ENTRIES = 1536 * 1536
@@ -30,23 +34,31 @@ _DOUBLE_ENTRIES = 1536 * 1536
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Everything the notions of the paper are made of, for one matrix.
+    """Everything that the notions of the paper are made of, for one matrix.
 
     Attributes:
-        spectrum: Top of the tuned matrix; ``left_MK`` lives in output space, ``right_NK`` in input space.
-        sides: Alignments per side that was asked for.
+        spectrum: The K leading singular triplets of the tuned matrix: ``singular_values`` (K,), descending,
+            in the units of the weights; ``left_MK`` in output space (O, K) and ``right_NK`` in input space
+            (I, K), unit columns. float64.
+        sides: For each side that was asked for, bounds on the alignment of the K tuned vectors with the base:
+            ``lower`` and ``upper`` (K,) in [0, 1], dimensionless; see
+            :class:`intruscope.linalg.alignment.Alignments`.
     """
 
     spectrum: TopTriplets
     sides: dict[Side, Alignments]
 
+    def is_intruder(self, epsilon: float = 0.5, side: Side = "left") -> Tensor:
+        """Which of the K tuned vectors are intruders for certain: alignment below epsilon, (K,) of bool."""
+        return self.sides[side].upper < epsilon
+
 
 def analyse(
-    base_OI: Tensor,
+    base_OI: Tensor | NDArray[Any],
     *,
-    left_OR: Tensor | None = None,
-    right_RI: Tensor | None = None,
-    tuned_OI: Tensor | None = None,
+    left_OR: Tensor | NDArray[Any] | None = None,
+    right_RI: Tensor | NDArray[Any] | None = None,
+    tuned_OI: Tensor | NDArray[Any] | None = None,
     k: int | None = 10,
     sides: Sequence[Side] = ("left",),
     thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
@@ -55,29 +67,60 @@ def analyse(
     dense: bool = False,
     shared: DenseSides | None = None,
 ) -> Analysis:
-    """Find the top of the tuned matrix and bound its alignment with the base.
+    """Find the leading singular vectors of a tuned matrix and bound their alignment with its base.
+
+    The alignment of a tuned left singular vector y is ``max_i |u_i . y|`` over all left singular vectors u_i
+    of the base (thin SVD). A vector is an *intruder* if its alignment is below epsilon.
+
+    >>> import numpy as np
+    >>> import intruscope
+    >>> rng = np.random.default_rng(0)
+    >>> base = rng.normal(size=(64, 48)).astype("float32")
+    >>> tuned = base + 30 * np.outer(rng.normal(size=64), rng.normal(size=48)).astype("float32") / 48
+    >>> found = intruscope.linalg.analyse(base, tuned_OI=tuned, k=5)
+    >>> found.is_intruder(0.5).tolist()
+    [True, False, False, False, False]
+    >>> bool((found.sides["left"].upper - found.sides["left"].lower < 1e-6).all())
+    True
 
     Args:
-        base_OI: float32 or float64, finite.
-        left_OR: With ``right_RI`` a low-rank update: W_tuned = base + left @ right.
-        right_RI: See ``left_OR``.
-        tuned_OI: Or the tuned matrix itself. Exactly one of the two forms is given.
-        k: Tuned vectors to analyse; None for all (dense).
-        sides: Output space (left), input space (right) or both.
-        thresholds: Values of epsilon that the bounds should separate.
-        deciding: The epsilon of the verdict.
-        seed: Of every random block; equal inputs and seed give equal results on one machine.
-        dense: Decompose in float64 outright.
+        base_OI: The base matrix (out, in), finite: a torch tensor or a NumPy array. float32 and float64 are
+            kept; everything else is converted to float32.
+        left_OR: Left factor (out, R) of a low-rank update; with ``right_RI``, W_tuned = base + left @ right,
+            which is never formed.
+        right_RI: Right factor (R, in).
+        tuned_OI: The tuned matrix itself (out, in), instead of factors.
+        k: Number of leading tuned vectors to analyse; None for all, which takes a dense decomposition.
+        sides: Output space (``left``), input space (``right``), or both.
+        thresholds: Values of epsilon that the bounds should separate: bounds are tightened until none of
+            these lies between them, within a budget.
+        deciding: The epsilon of the verdict. Bounds that still enclose it lead to a dense decomposition.
+        seed: Random seed of every random block; equal inputs and seed give equal results on one machine.
+        dense: Decompose in float64 at once.
         shared: Dense decompositions of this same base, kept from one update to the next.
 
-    Raises:
-        ValueError: neither or both forms of update, or an empty matrix.
+    Returns:
+        The tuned spectrum and, for each side, lower and upper bounds on every alignment with how they are
+        known.
 
-    Numerics: float32 products for large float32 inputs, float64 otherwise; all small matrices float64.
-        Both inputs are scaled by one power of two, so tiny and huge weights lose nothing.
+    Raises:
+        ValueError: neither or both forms of update were given, or a matrix is empty or not finite.
+        ShapeMismatch: the matrices do not fit together.
+
+    Numerics: float32 products for float32 inputs above 1,536 x 1,536, float64 otherwise; all small matrices
+        are float64. Both inputs are scaled by one power of two, so tiny and huge weights lose nothing. Where
+        the smaller side is at most 1,024, everything comes from dense float64 decompositions. Above that, the
+        bounds hold with the probability that ``failure_probability`` states.
+    Cost: dense, O(out in min(out, in)). Else about 20 products of either matrix with k + 22 columns, and more
+        where vectors are close to a threshold.
+    Source: arXiv 2410.21228v3, Algorithm 1, which computes two full SVDs; the bounds are described in
+        docs/certificates.md.
     """
-    if (tuned_OI is None) == (left_OR is None or right_RI is None) or 0 in base_OI.shape:
-        raise ValueError("give either tuned_OI or both factors, and a matrix that is not empty")
+    base_OI = _tensor(base_OI)
+    left_OR, right_RI, tuned_OI = (
+        None if given is None else _tensor(given) for given in (left_OR, right_RI, tuned_OI)
+    )
+    _check(base_OI, left_OR, right_RI, tuned_OI)
     scale = _power_of_two(base_OI, tuned_OI)
     base, tuned = _operators(base_OI, left_OR, right_RI, tuned_OI, scale)
     if shared is None or scale != 1.0:  # the scale depends on the update
@@ -110,6 +153,37 @@ def analyse(
     )
 
 
+def _tensor(given: Tensor | NDArray[Any]) -> Tensor:
+    """A tensor in a working precision; arrays that may be written are not copied."""
+    if not isinstance(given, Tensor):
+        array = np.ascontiguousarray(given)
+        if array.dtype not in (np.float32, np.float64):
+            array = array.astype(np.float32)
+        given = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return given if given.dtype in (torch.float32, torch.float64) else given.to(torch.float32)
+
+
+def _check(base_OI: Tensor, left_OR: Tensor | None, right_RI: Tensor | None, tuned_OI: Tensor | None) -> None:
+    """Refuse what has no answer; see :func:`analyse`."""
+    if (tuned_OI is None) == (left_OR is None or right_RI is None):
+        raise ValueError("give either tuned_OI or both left_OR and right_RI")
+    if base_OI.ndim != 2 or 0 in base_OI.shape:
+        raise ValueError(f"base_OI has the shape {tuple(base_OI.shape)}; give a matrix that is not empty")
+    if tuned_OI is not None:
+        tuned_shape = tuple(tuned_OI.shape)
+    else:
+        assert left_OR is not None
+        assert right_RI is not None
+        fits = left_OR.ndim == right_RI.ndim == 2 and left_OR.shape[1] == right_RI.shape[0]
+        tuned_shape = (left_OR.shape[0], right_RI.shape[1]) if fits else ()
+    if tuned_shape != tuple(base_OI.shape):
+        given = [tuple(t.shape) for t in (tuned_OI, left_OR, right_RI) if t is not None]
+        raise ShapeMismatch(
+            f"the base is {tuple(base_OI.shape)}, the update {' and '.join(map(str, given))}",
+            remedy="all matrices are (out, in); factors are (out, rank) and (rank, in)",
+        )
+
+
 def _operators(
     base_OI: Tensor, left_OR: Tensor | None, right_RI: Tensor | None, tuned_OI: Tensor | None, scale: float
 ) -> tuple[Operator, Operator]:
@@ -136,6 +210,8 @@ def _operators(
 def _power_of_two(base_OI: Tensor, tuned_OI: Tensor | None) -> float:
     """A power of two that brings extreme weights near one; 1 for ordinary ones, which are not copied."""
     ends = [end for t in (base_OI, tuned_OI) if t is not None for end in torch.aminmax(t)]
+    if not all(bool(torch.isfinite(end)) for end in ends):
+        raise ValueError("a matrix holds NaN or infinite entries; give finite ones")
     largest = max(abs(float(end)) for end in ends)
     if largest == 0.0 or 1e-8 < largest < 1e8:
         return 1.0

@@ -62,6 +62,12 @@ class DenseSides:
     def __init__(self) -> None:
         self._made: dict[Literal["left", "right"], BaseVectors] = {}
 
+    @property
+    def values(self) -> Tensor | None:
+        """Singular values of the matrix that count, descending; None before it was decomposed."""
+        made = next(iter(self._made.values()), None)
+        return None if made is None else made.values
+
     def of(self, base: Operator, side: Literal["left", "right"], *, both: bool = False) -> BaseVectors:
         """Vectors in the row space of ``base``, which is transposed for the right side already.
 

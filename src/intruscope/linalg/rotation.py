@@ -20,8 +20,8 @@ def rotate_low_rank(left_OR: Tensor, right_RI: Tensor, *, seed: int) -> tuple[Te
     """
     generator = torch.Generator().manual_seed(seed)
     _, values, _ = low_rank_svd(left_OR, right_RI)
-    left = _haar(left_OR.shape[0], len(values), generator)
-    right = _haar(right_RI.shape[1], len(values), generator)
+    left = haar_columns(left_OR.shape[0], len(values), generator)
+    right = haar_columns(right_RI.shape[1], len(values), generator)
     return (left * values).to(left_OR.dtype), right.T.to(right_RI.dtype)
 
 
@@ -43,7 +43,8 @@ def rotate_dense(update_OI: Tensor, *, seed: int) -> Tensor:
     return rotated.T.contiguous()
 
 
-def _haar(size: int, count: int, generator: torch.Generator) -> Tensor:
+def haar_columns(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Uniformly random orthonormal columns, (size, min(size, count)), float64."""
     gaussian = torch.randn((size, count), generator=generator, dtype=torch.float64)
     basis, upper = torch.linalg.qr(gaussian)
     # Without the signs the QR of a Gaussian is not Haar (Mezzadri 2007).

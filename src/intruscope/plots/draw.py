@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order, measured, null_total
+from intruscope.plots.series import cell_counts, curves, effective_ranks, kinds_in_order
 from intruscope.plots.style import INK, MARKERS, MISSING, SEQUENTIAL, SERIES, SOFT, VERDICTS, drawable
+from intruscope.spectra import words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,10 +71,10 @@ def heat_map_figure(reports: Reports) -> Any:
 
 
 def _headline(report: ScanReport) -> str:
-    sides = [matrix.sides[0] for matrix in measured(report)]
-    found = sum(side.num_intruders for side in sides)
-    total = sum(len(side.verdicts) for side in sides)
-    return f"{found} of {total} leading {sides[0].side} vectors are intruders"
+    totals = report.totals
+    side = report.measured[0].sides[0].side
+    chance = "" if totals.chance is None else f"; by chance {words.count(totals.chance.expected)}"
+    return f"{totals.num_intruders} of {totals.num_vectors} leading {side} vectors are intruders{chance}"
 
 
 def _write_counts(axes: Any, grid: list[list[float]], top: int) -> None:
@@ -130,10 +131,13 @@ def _curve(axes: Any, points: Sequence[CurvePoint], label: str, colour: str, mar
 
 def _chance(axes: Any, report: ScanReport, colour: str, *, label: str) -> None:
     """What random directions give, at the threshold for which it was counted."""
-    null = null_total(report)
-    if null is None:
+    totals = report.totals
+    chance = totals.chance
+    if chance is None:
         return
-    mean, low, high = (_percent(count, null.num_candidates) for count in (null.mean, null.low, null.high))
+    mean, low, high = (
+        _percent(number, totals.num_vectors) for number in (chance.expected, chance.low, chance.high)
+    )
     axes.errorbar(
         [report.settings.epsilon],
         [mean],
@@ -151,7 +155,7 @@ def _chance(axes: Any, report: ScanReport, colour: str, *, label: str) -> None:
 
 def alignment_figure(reports: Reports) -> Any:
     """Bounds of every leading vector in the order of the model, a panel per scan; None if none."""
-    drawn = [(label, report, measured(report)) for label, report in reports]
+    drawn = [(label, report, report.measured) for label, report in reports]
     drawn = [each for each in drawn if each[2]]
     if not drawn:
         return None

@@ -6,11 +6,10 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from intruscope.spectra.records import Estimate, MatrixReport, ScanReport, SideReport
+from intruscope.spectra.kinds import in_order
 
-KINDS = ("q", "k", "v", "kv", "qkv", "o", "gate", "up", "down")
-"""Kinds as data flows through a block; others come after, by name."""
+if TYPE_CHECKING:
+    from intruscope.spectra.records import Estimate, ScanReport, SideReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +23,6 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullTotal:
-    """Intruders of all matrices together when directions are random: mean and range over trials."""
-
-    mean: float
-    low: float
-    high: float
-    num_candidates: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerRank:
     """Effective rank of one kind in one layer: the median of its matrices, and the range they span."""
 
@@ -43,22 +32,15 @@ class LayerRank:
     high: float
 
 
-def measured(report: ScanReport) -> list[MatrixReport]:
-    """Matrices of the paper's scope that have a result."""
-    return [matrix for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
-
-
 def kinds_in_order(reports: list[ScanReport]) -> list[str]:
     """The kinds that any of the reports has measured."""
-    present = {matrix.kind for report in reports for matrix in measured(report)}
-    known = [kind for kind in KINDS if kind in present]
-    return known + sorted(present - set(known))
+    return in_order(matrix.kind for report in reports for matrix in report.measured)
 
 
 def cell_counts(report: ScanReport) -> dict[tuple[str, int | None], int]:
     """Intruders by kind and layer; a layer with several matrices of a kind (experts) counts them together."""
     counts: dict[tuple[str, int | None], int] = {}
-    for matrix in measured(report):
+    for matrix in report.measured:
         place = (matrix.kind, matrix.layer)
         counts[place] = counts.get(place, 0) + matrix.sides[0].num_intruders
     return counts
@@ -67,7 +49,7 @@ def cell_counts(report: ScanReport) -> dict[tuple[str, int | None], int]:
 def effective_ranks(report: ScanReport, kind: str) -> list[LayerRank]:
     """Effective ranks of a kind over the layers; one matrix gives its interval, several (experts) theirs."""
     layers: dict[int, list[Estimate]] = {}
-    for matrix in measured(report):
+    for matrix in report.measured:
         if matrix.kind == kind and matrix.layer is not None and matrix.update is not None:
             rank = matrix.update.effective_rank
             if rank is not None:
@@ -85,26 +67,9 @@ def effective_ranks(report: ScanReport, kind: str) -> list[LayerRank]:
 
 def curves(report: ScanReport) -> dict[int, list[CurvePoint]]:
     """Intruders over epsilon for every k of the grid; matrices with fewer vectors count all theirs."""
-    sides = [matrix.sides[0] for matrix in measured(report)]
+    sides = [matrix.sides[0] for matrix in report.measured]
     cuts = sorted({count.k for side in sides for count in side.grid})
     return {cut: _curve(sides, cut) for cut in cuts}
-
-
-def null_total(report: ScanReport) -> NullTotal | None:
-    """Chance over the whole model; None when no null was asked for or trials are missing somewhere."""
-    sides = [matrix.sides[0] for matrix in measured(report)]
-    nulls = [side.null for side in sides if side.null is not None]
-    if not nulls or len(nulls) != len(sides) or len({len(null.counts) for null in nulls}) != 1:
-        return None
-    totals = [sum(trial) for trial in zip(*(null.counts for null in nulls), strict=True)]
-    if not totals:
-        return None
-    return NullTotal(
-        mean=sum(totals) / len(totals),
-        low=min(totals),
-        high=max(totals),
-        num_candidates=sum(len(side.verdicts) for side in sides),
-    )
 
 
 def _curve(sides: list[SideReport], cut: int) -> list[CurvePoint]:

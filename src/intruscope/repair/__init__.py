@@ -1,21 +1,27 @@
 """Turning intruder dimensions down, and the controls that a repair is compared with: plan, check, apply.
 
-In a notebook, ``from intruscope.repair import repair``: ``repair(base, tuned, strength=0.7)`` returns a plan,
-and ``plan.apply(folder)`` writes it. Runs no model and prints nothing.
+``intruscope.repair(base, tuned, strength=0.7)`` returns a plan, and ``plan.apply(folder)`` writes it. Runs
+no model and prints nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intruscope.lazy import callable_like_its_verb, lazy_names
 
 if TYPE_CHECKING:
     from intruscope.repair.plan import RepairPlan, repair
 
-__all__ = ["RepairPlan", "repair"]
+__all__ = [
+    "RepairPlan",
+    "repair",
+]
 
+_HOMES = {
+    "RepairPlan": "intruscope.repair.plan",
+    "repair": "intruscope.repair.plan",
+}
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("intruscope.repair.plan"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+callable_like_its_verb(__name__)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
-from intruscope.spectra.codec import matrix_report_from_dict, pack_tensor, unpack_tensor
+from intruscope.records.plain import decode
+from intruscope.spectra.codec import pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
 from intruscope.spectra.scan import (
     RunOptions,
@@ -150,7 +151,7 @@ def survey(
         UsageError: an unknown matrix, or a setting that a survey does not support.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
-    settings = replace(settings or ScanSettings(), side="left", null_trials=0, maps=0)
+    settings = replace(settings or ScanSettings(), side="left", null_trials=0, chance_trials=0, maps=0)
     if settings.k == "all":
         raise UsageError(
             "k must be a number here: an intruder is one of the top k", remedy="use for example k=10"
@@ -181,7 +182,7 @@ def survey(
         if data is not None and data["vectors"] is not None:
             found.append(_from_plain(data))
         elif data is not None:
-            unreadable.append(matrix_report_from_dict(data["report"]))
+            unreadable.append(decode(MatrixReport, data["report"]))
         else:
             unreadable.append(matrix_report(pair, outcome))
     surveyed = {pair.name for pair in chosen}
@@ -272,7 +273,7 @@ def _from_plain(data: dict[str, Any]) -> SurveyedMatrix:
     vectors = data["vectors"]
     update_svd = vectors["update_svd"]
     return SurveyedMatrix(
-        report=matrix_report_from_dict(data["report"]),
+        report=decode(MatrixReport, data["report"]),
         left_OK=unpack_tensor(vectors["left"]),
         values_K=unpack_tensor(vectors["values"]),
         right_IK=unpack_tensor(vectors["right"]),

@@ -1,73 +1,23 @@
-"""A forgetting measurement as JSON, as a short table, and as one plain sentence."""
+"""A forgetting measurement as a short table, and as one plain sentence."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.forgetting.records import SCHEMA
-from intruscope.report.json_report import plain
 from intruscope.report.words import percent, printable_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.forgetting.records import ForgettingReport, LossFigures, TaskFigures
+    from intruscope.forgetting.records import ForgettingReport, TaskFigures
 
 _MAX_SOURCES = 8
-
-
-def forgetting_json(report: ForgettingReport) -> dict[str, Any]:
-    """The object of the schema ``intruscope.forget/1``.
-
-    Args:
-        report: The measurement.
-
-    Returns:
-        Plain data. ``loss`` is in nats per token, as ``forgetting`` is.
-    """
-    forgetting = {**plain(report.forgetting), "unit": "nats/token"}
-    per_byte = {**plain(report.forgetting_per_byte), "unit": "nats/byte"}
-    return {
-        "schema": SCHEMA,
-        "base": _side(report.base, report.base_loss),
-        "tuned": _side(report.tuned, report.tuned_loss),
-        "forgetting": forgetting,
-        "forgetting_per_byte": per_byte,
-        "fast_error": None if report.fast_error is None else plain(report.fast_error),
-        "num_checked": report.num_checked,
-        "num_tokens": report.num_tokens,
-        "num_bytes": report.num_bytes,
-        "num_sequences": report.num_sequences,
-        "num_left_out": report.num_left_out,
-        "protocol": report.settings.protocol,
-        "kind": report.kind,
-        "settings": plain(report.settings),
-        "text_sha256": report.text_sha256,
-        "texts": plain(report.texts),
-        "tasks": plain(report.tasks),
-        "findings": plain(report.findings),
-        "environment": plain(report.environment),
-    }
-
-
-def _side(name: str, loss: LossFigures) -> dict[str, Any]:
-    interval = loss.nats_per_token
-    return {
-        "name": name,
-        "loss": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "unit": "nats/token",
-        "nats_per_byte": loss.nats_per_byte,
-        "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
-    }
 
 
 def forgetting_sentence(report: ForgettingReport) -> str:

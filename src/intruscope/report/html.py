@@ -13,8 +13,8 @@ import json
 from importlib.resources import files
 from typing import IO, TYPE_CHECKING
 
+from intruscope.errors import printable_text
 from intruscope.report.page_data import page_data
-from intruscope.report.words import printable_text
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ import base64
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.series import KINDS, curves, measured, null_total
-from intruscope.report.words import percent, printable_text, sentence
+from intruscope.errors import printable_text
+from intruscope.plots.series import curves
+from intruscope.spectra.kinds import KINDS
+from intruscope.spectra.words import count, percent, rank_range, sentence, update_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +44,8 @@ def page_data(reports: Sequence[tuple[str, ScanReport]]) -> dict[str, Any]:
 
 
 def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
-    null = null_total(report)
+    totals = report.totals
+    chance = totals.chance
     return {
         "label": printable_text(label),
         "sentence": sentence(report),
@@ -50,7 +53,13 @@ def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
         "tuned": printable_text(report.tuned),
         "complete": report.complete,
         "epsilon": report.settings.epsilon,
-        "headline": _headline(report),
+        "headline": {
+            "intruders": totals.num_intruders,
+            "candidates": totals.num_vectors,
+            "touched": totals.matrices_with_intruders,
+            "matrices": totals.num_measured,
+            "chance": None if chance is None else count(chance.expected),
+        },
         "figures": _figures(report),
         "findings": [_finding(finding) for finding in report.findings],
         "matrices": [_matrix(matrix, room) for matrix in report.matrices],
@@ -58,9 +67,9 @@ def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
             [k, [[p.epsilon, p.num_intruders, p.num_undecided, p.num_candidates] for p in points]]
             for k, points in curves(report).items()
         ],
-        "null": None if null is None else [null.mean, null.low, null.high, null.num_candidates],
+        "null": None if chance is None else [chance.expected, chance.low, chance.high, totals.num_vectors],
         "coverage": _coverage(report.coverage),
-        "settings": [[name, _told(value)] for name, value in asdict(report.settings).items()],
+        "settings": [[name, _written(value)] for name, value in asdict(report.settings).items()],
         "environment": [
             [printable_text(str(name)), printable_text(str(value))]
             for name, value in report.environment.items()
@@ -68,49 +77,33 @@ def _report(label: str, report: ScanReport, room: list[int]) -> dict[str, Any]:
     }
 
 
-def _told(value: object) -> str:
+def _written(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _headline(report: ScanReport) -> dict[str, int]:
-    sides = [matrix.sides[0] for matrix in measured(report)]
-    return {
-        "intruders": sum(side.num_intruders for side in sides),
-        "candidates": sum(len(side.verdicts) for side in sides),
-        "touched": sum(side.num_intruders > 0 for side in sides),
-        "matrices": len(sides),
-    }
 
 
 def _figures(report: ScanReport) -> list[list[str]]:
     """Name and value of what stands under the headline count."""
-    matrices = measured(report)
-    sides = [matrix.sides[0] for matrix in matrices]
-    verdicts = [verdict for side in sides for verdict in side.verdicts]
-    lines = [["Undecided", str(sum(verdict in ("borderline", "degenerate") for verdict in verdicts))]]
-    null = null_total(report)
-    if null is not None:
-        lines.append(["By chance alone", f"{null.mean:.1f} ({null.low:g} to {null.high:g})"])
-    shares = [side.tuned_energy_fraction for side in sides if side.tuned_energy_fraction is not None]
-    if shares:
-        lines.append(["Largest energy share in W", percent(max(shares))])
-    shares = [side.update_energy_fraction for side in sides if side.update_energy_fraction is not None]
-    if shares:
-        lines.append(["Largest energy share in ΔW", percent(max(shares))])
-    ranks = [m.update.effective_rank.value for m in matrices if m.update and m.update.effective_rank]
-    if ranks:
-        lines.append(["Effective rank of ΔW", f"{min(ranks):.3g} to {max(ranks):.3g}"])
-    norms = [
-        m.update.relative_frobenius_norm
-        for m in matrices
-        if m.update and m.update.relative_frobenius_norm is not None
-    ]
-    if norms:
-        lines.append(["‖ΔW‖ relative to ‖W‖", f"{percent(min(norms))} to {percent(max(norms))}"])
-    certificates = [certificate for side in sides for certificate in side.certificates]
-    counts = {name: certificates.count(name) for name in ("proved", "probabilistic", "dense")}
-    lines.append(["Certificates", ", ".join(f"{count} {name}" for name, count in counts.items() if count)])
-    return lines
+    totals = report.totals
+    chance = totals.chance
+    lines = (
+        (
+            "By chance",
+            None
+            if chance is None
+            else f"{count(chance.expected)} ({count(chance.low)} to {count(chance.high)})",
+        ),
+        ("Size of ΔW", update_size(totals.relative_update_norm, totals.relative_update_norms)),
+        ("Effective rank of ΔW", rank_range(totals.effective_ranks)),
+        ("Largest energy share in W", _share(totals.max_tuned_energy_fraction)),
+        ("Largest energy share in ΔW", _share(totals.max_update_energy_fraction)),
+        ("Undecided", str(totals.num_undecided)),
+        ("Certificates", ", ".join(f"{number} {name}" for name, number in totals.certificates.items())),
+    )
+    return [[name, value] for name, value in lines if value is not None]
+
+
+def _share(fraction: float | None) -> str | None:
+    return None if fraction is None else percent(fraction)
 
 
 def _finding(finding: Finding) -> list[str | None]:
@@ -142,7 +135,7 @@ def _matrix(matrix: MatrixReport, room: list[int]) -> dict[str, Any]:
 
 
 def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
-    null = side.null
+    null = side.null or side.chance
     return {
         "side": side.side,
         "num": len(side.verdicts),

@@ -13,7 +13,7 @@ from intruscope.plots.figures import write_figures
 from intruscope.plots.profile import Bar, Panel, profile_figure
 from intruscope.profiling.records import FULL, PHASES, SCHEMA, Shape
 from intruscope.profiling.words import MEMORY_HOLDS, spread
-from intruscope.report.json_report import plain
+from intruscope.records.plain import plain
 from intruscope.report.words import percent, printable_text
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from intruscope.errors import printable
+from intruscope.errors import printable, printable_text
+from intruscope.records.plain import plain
+from intruscope.records.tables import write_parquet
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.report.json_report import plain
-from intruscope.report.tables import write_rows
-from intruscope.report.words import printable_text
 from intruscope.sweep.records import SCHEMA
 from intruscope.sweep.words import interval_text, series_name
 from intruscope.weights.output import write_json_file
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.report.tables import Cell
+    from intruscope.records.tables import Cell
     from intruscope.sweep.records import CellReport, ChosenStrength, Recommendation, SweepReport
 
 _FIGURES = (
@@ -88,7 +87,7 @@ def write_sweep_parquet(report: SweepReport, path: Path) -> None:
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
     """
-    write_rows(COLUMNS, sweep_rows(report), path)
+    write_parquet(COLUMNS, sweep_rows(report), path)
 
 
 def sweep_rows(report: SweepReport) -> Iterator[tuple[Cell, ...]]:

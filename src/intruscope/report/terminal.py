@@ -9,16 +9,19 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from intruscope.errors import printable
-from intruscope.plots.series import kinds_in_order, measured
-from intruscope.report.words import percent, printable_text, sentence
+from intruscope.errors import printable, printable_text
+from intruscope.plots.series import kinds_in_order
+from intruscope.spectra import words
+from intruscope.spectra.totals import total
+from intruscope.spectra.words import percent, rank_range, sentence, update_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import RenderableType
 
-    from intruscope.spectra.records import MatrixReport, ScanReport, SideReport
+    from intruscope.spectra.records import MatrixReport, ScanReport
+    from intruscope.spectra.totals import ScanTotals
     from intruscope.weights.matrices import CoverageEntry, Finding, Pairing
 
 _WIDTH = 80
@@ -38,10 +41,9 @@ def summary(report: ScanReport) -> list[RenderableType]:
         Renderables for ``rich``: the sentence, a table of intruders by kind and layer, key figures,
         findings and coverage. Names from files are escaped and never read as markup.
     """
-    matrices = measured(report)
     parts: list[RenderableType] = [Text(sentence(report), style="bold"), Text()]
-    if matrices:
-        parts += [_intruders(matrices, report), _figures(matrices, report)]
+    if report.measured:
+        parts += [_intruders(report.measured, report), _figures(report)]
     parts += finding_lines([*report.findings, *(f for matrix in report.matrices for f in matrix.findings)])
     parts.append(_coverage(report.coverage))
     return parts
@@ -88,6 +90,9 @@ def _intruders(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
     for label, _ in groups:
         table.add_column(label, justify="right", no_wrap=True)
     table.add_column("all", justify="right", style="bold", no_wrap=True)
+    has_chance = report.totals.chance is not None
+    if has_chance:
+        table.add_column("chance", justify="right", no_wrap=True)
     kinds = kinds_in_order([report])
     named, rest = (
         (kinds, []) if len(kinds) <= _MAX_KINDS else (kinds[: _MAX_KINDS - 1], kinds[_MAX_KINDS - 1 :])
@@ -96,27 +101,31 @@ def _intruders(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
     for label, members in lines:
         of_kind = [matrix for matrix in matrices if matrix.kind in members]
         cells = [_cell(matrix for matrix in of_kind if matrix.layer in layers) for _, layers in groups]
-        table.add_row(Text(label), *cells, _cell(of_kind))
+        table.add_row(Text(label), *cells, _cell(of_kind), *([_by_chance(of_kind)] if has_chance else []))
     table.add_section()
     totals = [_cell(matrix for matrix in matrices if matrix.layer in layers) for _, layers in groups]
-    table.add_row(Text("all"), *totals, _cell(matrices))
+    table.add_row(Text("all"), *totals, _cell(matrices), *([_by_chance(matrices)] if has_chance else []))
     return table
 
 
 def _cell(matrices: Iterable[MatrixReport]) -> Text:
-    sides = [matrix.sides[0] for matrix in matrices]
-    candidates = sum(len(side.verdicts) for side in sides)
-    found = sum(side.num_intruders for side in sides)
-    if not candidates:
+    totals = total(matrices)
+    if not totals.num_vectors:
         return Text("·", style="dim")
-    return Text(f"{found}/{candidates}", style="bold magenta" if found else "dim")
+    style = "bold magenta" if totals.num_intruders else "dim"
+    return Text(f"{totals.num_intruders}/{totals.num_vectors}", style=style)
+
+
+def _by_chance(matrices: Iterable[MatrixReport]) -> Text:
+    chance = total(matrices).chance
+    return Text("" if chance is None else words.count(chance.expected), style="dim")
 
 
 def _layer_groups(matrices: Sequence[MatrixReport]) -> list[tuple[str, set[int | None]]]:
     """Equal runs of layers (the last may be shorter), as many as fit; what has no layer comes last."""
     layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
     widest = 2 * len(str(sum(len(matrix.sides[0].verdicts) for matrix in matrices))) + 3
-    count = min(len(layers), _MAX_GROUPS, max(1, (_WIDTH - 18) // widest - 2))
+    count = min(len(layers), _MAX_GROUPS, max(1, (_WIDTH - 18 - 8) // widest - 2))
     size = -(-len(layers) // max(count, 1))
     groups: list[tuple[str, set[int | None]]] = []
     for first in range(0, len(layers), max(size, 1)):
@@ -128,70 +137,50 @@ def _layer_groups(matrices: Sequence[MatrixReport]) -> list[tuple[str, set[int |
     return groups
 
 
-def _figures(matrices: Sequence[MatrixReport], report: ScanReport) -> Table:
+def _figures(report: ScanReport) -> Table:
     """Key figures over the paper's scope."""
-    sides = [matrix.sides[0] for matrix in matrices]
+    totals = report.totals
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("verdicts", _listed(verdict for side in sides for verdict in side.verdicts))
-    table.add_row("certified", _listed(certificate for side in sides for certificate in side.certificates))
-    for line in (
-        _energy(sides),
-        _null(sides),
-        _effective_rank(matrices),
-        _other_side(matrices),
-        _other(report),
+    for name, text in (
+        ("size of ΔW", update_size(totals.relative_update_norm, totals.relative_update_norms)),
+        ("effective rank of ΔW", rank_range(totals.effective_ranks)),
+        ("energy in intruders", _energy(totals)),
+        ("verdicts", _listed(totals.verdicts)),
+        ("certified", _listed(totals.certificates)),
+        _other_side(report.measured),
+        ("outside the scope", _other(report.other_totals)),
     ):
-        if line:
-            table.add_row(*line)
+        if text:
+            table.add_row(name, text)
     return table
 
 
-def _energy(sides: Sequence[SideReport]) -> tuple[str, str] | None:
-    tuned = [side.tuned_energy_fraction for side in sides if side.tuned_energy_fraction is not None]
-    update = [side.update_energy_fraction for side in sides if side.update_energy_fraction is not None]
-    if not any(side.num_intruders for side in sides) or not tuned:
+def _energy(totals: ScanTotals) -> str | None:
+    tuned, update = totals.max_tuned_energy_fraction, totals.max_update_energy_fraction
+    if not totals.num_intruders or tuned is None:
         return None
-    shares = f"up to {percent(max(tuned))} of a tuned matrix"
-    return "energy in intruders", shares + (f", {percent(max(update))} of an update" if update else "")
+    shares = f"up to {percent(tuned)} of a tuned matrix"
+    return shares + (f", {percent(update)} of an update" if update is not None else "")
 
 
-def _null(sides: Sequence[SideReport]) -> tuple[str, str] | None:
-    nulls = [side.null for side in sides if side.null is not None]
-    if not nulls:
-        return None
-    mean = sum(null.mean for null in nulls)
-    return "by chance alone", f"{mean:.1f} intruders (same update spectrum, random directions)"
-
-
-def _effective_rank(matrices: Sequence[MatrixReport]) -> tuple[str, str] | None:
-    ranks = [m.update.effective_rank for m in matrices if m.update and m.update.effective_rank]
-    if not ranks:
-        return None
-    lowest, highest = min(ranks, key=lambda r: r.value), max(ranks, key=lambda r: r.value)
-    return "effective rank of ΔW", f"{lowest.value:.3g} to {highest.value:.3g}"
-
-
-def _other_side(matrices: Sequence[MatrixReport]) -> tuple[str, str] | None:
+def _other_side(matrices: Sequence[MatrixReport]) -> tuple[str, str | None]:
     second = [side for matrix in matrices for side in matrix.sides[1:]]
     if not second:
-        return None
+        return "", None
     found = sum(side.num_intruders for side in second)
     return f"{second[0].side} vectors", f"{found}/{sum(len(side.verdicts) for side in second)} intruders"
 
 
-def _other(report: ScanReport) -> tuple[str, str] | None:
-    others = [matrix for matrix in report.matrices if matrix.scope == "other" and matrix.sides]
-    if not others:
+def _other(totals: ScanTotals) -> str | None:
+    if not totals.num_measured:
         return None
-    found = sum(matrix.sides[0].num_intruders for matrix in others)
-    candidates = sum(len(matrix.sides[0].verdicts) for matrix in others)
-    return "outside the scope", f"{found}/{candidates} in embeddings, head, router, convolutions"
+    return f"{totals.num_intruders}/{totals.num_vectors} in embeddings, head, router, convolutions"
 
 
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {word}" for word, number in counts.items())
 
 
 def finding_lines(findings: Sequence[Finding]) -> list[RenderableType]:
@@ -215,7 +204,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[RenderableType]:
         text = Text(f"{severity} [{printable(code)}] ", style=_STYLE[severity])
         lines.append(text.append(f"{place}{printable_text(first.message)}{more}", style="default"))
     hidden = len(lines) - _MAX_FINDINGS
-    return lines if hidden <= 0 else [*lines[:_MAX_FINDINGS], Text(f"and {hidden} kinds of findings more")]
+    return lines if hidden <= 0 else [*lines[:_MAX_FINDINGS], Text(f"and {hidden} more kinds of findings")]
 
 
 def _coverage(ledger: Sequence[CoverageEntry]) -> Text:

@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.series import measured
 from intruscope.sequence.records import MatrixFigures, WeightFigures
 from intruscope.spectra.records import ScanReport, ScanSettings, SimilarityMap
 from intruscope.spectra.scan import RunOptions, scan
@@ -56,7 +55,7 @@ def look(
     found = asdict(summary(report))
     found["maps"] = {
         matrix.name: list(matrix.sides[0].similarity.levels)
-        for matrix in measured(report)
+        for matrix in report.measured
         if matrix.sides[0].similarity is not None
     }
     return found
@@ -64,28 +63,26 @@ def look(
 
 def summary(report: ScanReport) -> WeightFigures:
     """A scan in few figures, over the matrices of the paper's scope."""
-    matrices = measured(report)
-    sides = [matrix.sides[0] for matrix in matrices]
-    updates = [matrix.update for matrix in matrices]
-    norm = math.sqrt(sum(u.frobenius_norm**2 for u in updates if u is not None))
-    base_norm = math.sqrt(sum((matrix.base_frobenius_norm or 0.0) ** 2 for matrix in matrices))
+    totals = report.totals
     found = tuple(
         MatrixFigures(
             name=matrix.name,
             num_intruders=matrix.sides[0].num_intruders,
-            update_norm=update.frobenius_norm if update is not None else 0.0,
-            effective_rank=update.effective_rank.value if update and update.effective_rank else None,
+            update_norm=matrix.update.frobenius_norm if matrix.update is not None else 0.0,
+            effective_rank=matrix.update.effective_rank.value
+            if matrix.update and matrix.update.effective_rank
+            else None,
         )
-        for matrix, update in zip(matrices, updates, strict=True)
+        for matrix in report.measured
     )
     ranks = [each.effective_rank for each in found if each.effective_rank is not None]
     return WeightFigures(
-        num_intruders=sum(side.num_intruders for side in sides),
-        num_undecided=sum(v in ("borderline", "degenerate") for side in sides for v in side.verdicts),
-        num_candidates=sum(len(side.verdicts) for side in sides),
-        num_hosts=sum(side.num_intruders > 0 for side in sides),
-        update_norm=norm,
-        relative_update_norm=norm / base_norm if base_norm > 0.0 else 0.0,
+        num_intruders=totals.num_intruders,
+        num_undecided=totals.num_undecided,
+        num_candidates=totals.num_vectors,
+        num_hosts=totals.matrices_with_intruders,
+        update_norm=totals.update_norm,
+        relative_update_norm=totals.relative_update_norm or 0.0,
         effective_rank=sum(ranks) / len(ranks) if ranks else None,
         complete=report.complete,
         matrices=found,

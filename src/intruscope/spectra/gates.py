@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError, printable
+from intruscope.spectra.records import GateOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Sequence
 
-    from intruscope.spectra.records import ScanReport, SideReport
+    from intruscope.spectra.records import ScanReport
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -21,45 +22,44 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_FORM = re.compile(r"\s*([a-z_]+)\s*(>=|<=|==|>|<)\s*([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)\s*")
+_FORM = re.compile(r"\s*([a-z_]+)\s*(>=|<=|==|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)\s*")
 
 
-def _sides(report: ScanReport) -> list[SideReport]:
-    """The first side of every matrix in the paper's scope: what the totals of a report count."""
-    return [matrix.sides[0] for matrix in report.matrices if matrix.scope == "paper" and matrix.sides]
+def num_warnings(report: ScanReport, ignore: Collection[str] = ()) -> int:
+    """Findings of severity warning or error, except those whose code is ignored."""
+    findings = (*report.findings, *(finding for matrix in report.matrices for finding in matrix.findings))
+    return sum(finding.severity != "info" and finding.code not in ignore for finding in findings)
 
 
-def _undecided(report: ScanReport) -> float:
-    verdicts = (verdict for side in _sides(report) for verdict in side.verdicts)
-    return sum(verdict in {"borderline", "degenerate"} for verdict in verdicts)
-
-
-METRICS: dict[str, tuple[str, Callable[[ScanReport], float]]] = {
+METRICS: dict[str, tuple[str, Callable[[ScanReport, Collection[str]], float | None]]] = {
     "intruders": (
         "intruders over all matrices in the paper's scope",
-        lambda report: sum(side.num_intruders for side in _sides(report)),
+        lambda report, _: report.totals.num_intruders,
+    ),
+    "excess_over_chance": (
+        "intruders beyond what random directions give",
+        lambda report, _: report.totals.excess_over_chance,
     ),
     "matrices": (
         "matrices with at least one intruder",
-        lambda report: sum(side.num_intruders > 0 for side in _sides(report)),
+        lambda report, _: report.totals.matrices_with_intruders,
     ),
-    "undecided": ("borderline and degenerate vectors", _undecided),
+    "undecided": ("borderline and degenerate vectors", lambda report, _: report.totals.num_undecided),
+    "update_size": (
+        "size of the update, ‖ΔW‖_F / ‖W‖_F over all matrices together",
+        lambda report, _: report.totals.relative_update_norm,
+    ),
     "energy": (
         "largest share of a tuned matrix's energy in its intruders",
-        lambda report: max((side.tuned_energy_fraction or 0.0 for side in _sides(report)), default=0.0),
+        lambda report, _: report.totals.max_tuned_energy_fraction or 0.0,
     ),
     "update_energy": (
         "largest share of an update's energy in the intruders",
-        lambda report: max((side.update_energy_fraction or 0.0 for side in _sides(report)), default=0.0),
+        lambda report, _: report.totals.max_update_energy_fraction or 0.0,
     ),
-    "warnings": (
-        "findings of severity warning or error",
-        lambda report: sum(
-            finding.severity != "info"
-            for finding in (*report.findings, *(f for m in report.matrices for f in m.findings))
-        ),
-    ),
+    "warnings": ("findings of severity warning or error, except ignored ones", num_warnings),
 }
+"""Name of each metric, with what it is and how it is read off a report; None where the report cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,30 @@ class Gate:
     comparison: str
     bound: float
 
-    def trips(self, report: ScanReport) -> float | None:
-        """The metric's value if it meets the condition, else None."""
-        value = float(METRICS[self.metric][1](report))
-        return value if _COMPARE[self.comparison](value, self.bound) else None
+    def outcome(self, report: ScanReport, *, ignore: Collection[str] = ()) -> GateOutcome:
+        """Whether a report meets the condition.
+
+        Args:
+            report: The scan.
+            ignore: Codes of findings that do not count as warnings.
+
+        Returns:
+            The metric's value and the answer. A gate whose metric the report cannot tell counts as tripped.
+        """
+        value = METRICS[self.metric][1](report, ignore)
+        tripped = value is None or _COMPARE[self.comparison](value, self.bound)
+        return GateOutcome(gate=self.text, value=None if value is None else float(value), tripped=tripped)
+
+
+def checked(report: ScanReport, gates: Sequence[Gate], *, ignore: Collection[str] = ()) -> ScanReport:
+    """The report with the outcome of each gate in ``gates``, as its JSON will have it.
+
+    Args:
+        report: The scan.
+        gates: What :func:`parse_gates` read.
+        ignore: Codes of findings that do not count as warnings, as ``other-base``.
+    """
+    return replace(report, gates=tuple(gate.outcome(report, ignore=ignore) for gate in gates))
 
 
 def parse_gates(text: str) -> tuple[Gate, ...]:
@@ -89,8 +109,9 @@ def parse_gates(text: str) -> tuple[Gate, ...]:
         if match is None or match[1] not in METRICS:
             known = ", ".join(METRICS)
             raise UsageError(
-                f"the gate {printable(part)!r} is not METRIC OP NUMBER with a known metric",
-                remedy=f"write for example intruders>0; metrics are {known}; operators > >= < <= ==",
+                f"cannot read the gate {printable(part)!r}",
+                remedy=f"write a metric, an operator and a number, as in intruders>0; metrics are {known}; "
+                "operators > >= < <= ==",
             )
         gates.append(Gate(text=part.strip(), metric=match[1], comparison=match[2], bound=float(match[3])))
     return tuple(gates)

@@ -12,20 +12,23 @@ import hashlib
 import math
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from intruscope.linalg.analysis import Analysis, analyse
+from intruscope.linalg.chance import intruders_by_chance, modelled_values
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.linalg.topk import TopTriplets, dense_triplets, frobenius_norm, top_triplets
+from intruscope.records.plain import plain
 from intruscope.spectra.findings import without_figures
 from intruscope.spectra.records import (
     EPSILON_GRID,
+    ChanceMethod,
     MatrixReport,
     NullCount,
     ScanSettings,
@@ -72,7 +75,7 @@ def analyse_pair(payload: tuple[MatrixPair, ScanSettings]) -> dict[str, Any]:
         IntruscopeError: the files no longer hold what was planned.
     """
     with exact_arithmetic(payload[1].threads):
-        return asdict(examine(*payload).report)
+        return plain(examine(*payload).report)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -156,6 +159,19 @@ def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
     null = _null_counts(change, pair, settings)
     maps = _similarity_maps(change, result.spectrum, pair, settings)
     tuned_norm = frobenius_norm(change.tuned_operator)
+    base_norm = frobenius_norm(Operator.viewing(base))
+    spectral = next(iter(result.sides.values())).base_norm
+    facts, noise, values = update_report(
+        change.for_share,
+        shape=(base.shape[0], base.shape[1]),
+        base_frobenius_norm=base_norm,
+        base_spectral_norm=spectral,
+        stored_dtype=None if change.low_rank else loaded.stored,
+        exact=settings.exact_effective_rank,
+        seed=seed_for(settings, pair.name, "rank"),
+        name=pair.name,
+    )
+    chance = _chance(change, values, base_norm, facts.frobenius_norm, pair, settings)
     sides = tuple(
         side_report(
             side,
@@ -165,21 +181,10 @@ def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
             tuned_frobenius_norm=tuned_norm,
             update=change.for_share,
             null=null.get(side),
+            chance=chance.get(side),
             similarity=maps.get(side),
         )
         for side, alignments in result.sides.items()
-    )
-    base_norm = frobenius_norm(Operator.viewing(base))
-    spectral = next(iter(result.sides.values())).base_norm
-    facts, noise = update_report(
-        change.for_share,
-        shape=(base.shape[0], base.shape[1]),
-        base_frobenius_norm=base_norm,
-        base_spectral_norm=spectral,
-        stored_dtype=None if change.low_rank else loaded.stored,
-        exact=settings.exact_effective_rank,
-        seed=seed_for(settings, pair.name, "rank"),
-        name=pair.name,
     )
     report = MatrixReport(
         name=pair.name,
@@ -271,19 +276,56 @@ def _null_counts(change: Change, pair: MatrixPair, settings: ScanSettings) -> di
         rotated = change.rotated(seed_for(settings, pair.name, purpose))
         for side, alignments in _analyse(rotated, pair, settings, purpose).sides.items():
             counts[side].append(int((alignments.upper < settings.epsilon).sum()))
-    if not settings.null_trials:
+    return {side: _null_count(tuple(seen), "rotated") for side, seen in counts.items() if seen}
+
+
+def _null_count(counts: tuple[int, ...], method: ChanceMethod) -> NullCount:
+    drawn = torch.tensor(counts, dtype=torch.float64)
+    return NullCount(
+        trials=len(counts),
+        mean=float(drawn.mean()),
+        low=float(drawn.quantile(0.025)),
+        high=float(drawn.quantile(0.975)),
+        counts=counts,
+        method=method,
+    )
+
+
+def _chance(
+    change: Change,
+    update_values: Tensor | None,
+    base_norm: float,
+    update_norm: float,
+    pair: MatrixPair,
+    settings: ScanSettings,
+) -> dict[Side, NullCount]:
+    """Intruders in random directions, from what is known of both spectra: cheap enough for every scan."""
+    if not settings.chance_trials or settings.k == "all":
         return {}
-    result: dict[Side, NullCount] = {}
-    for side, seen in counts.items():
-        ordered = torch.tensor(seen, dtype=torch.float64)
-        result[side] = NullCount(
-            trials=settings.null_trials,
-            mean=float(ordered.mean()),
-            low=float(ordered.quantile(0.025)),
-            high=float(ordered.quantile(0.975)),
-            counts=tuple(seen),
-        )
-    return result
+    if update_norm == 0.0:
+        return {side: _null_count((0,), "spectra") for side in _sides(settings)}
+    seed = seed_for(settings, pair.name, "chance")
+    base_values = change.shared.values
+    modelled = base_values is None or update_values is None
+    if base_values is None:
+        base_values = modelled_values(Operator.viewing(change.base_OI), base_norm, seed=seed)
+    if update_values is None:
+        assert isinstance(change.for_share, Tensor)
+        update_values = modelled_values(Operator.viewing(change.for_share), update_norm, seed=seed)
+    rows, columns = change.base_OI.shape
+    found = intruders_by_chance(
+        base_values,
+        update_values,
+        (rows, columns),
+        k=settings.k,
+        epsilon=settings.epsilon,
+        sides=_sides(settings),
+        # A long spectrum takes three times as long to sample as a short one.
+        trials=settings.chance_trials if change.low_rank else -(-settings.chance_trials // 2),
+        seed=seed,
+    )
+    method: ChanceMethod = "modelled-spectra" if modelled else "spectra"
+    return {side: _null_count(counts, method) for side, counts in (found or {}).items()}
 
 
 def _similarity_maps(

@@ -1,4 +1,4 @@
-"""What a scan reports. Frozen records; ``to_json`` of the report package writes them as the public schema.
+"""What a scan reports, as frozen records; :meth:`ScanReport.save` writes them as the public JSON schema.
 
 A numerical outcome (borderline, degenerate, unfinished) is data here, not an exception. No field is
 ever NaN or infinite: a value that does not exist is None.
@@ -7,10 +7,23 @@ ever NaN or infinite: a value that does not exist is None.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.records.plain import BASE64, plain
+from intruscope.records.report import Report
+from intruscope.spectra.totals import ScanTotals, total
+from intruscope.spectra.vectors import COLUMNS, vector_rows
+from intruscope.weights.matrices import (  # noqa: TC001 - decoding reads the hints when it runs
+    CoverageEntry,
+    Finding,
+    Scope,
+)
+
 if TYPE_CHECKING:
-    from intruscope.weights.matrices import CoverageEntry, Finding, Scope
+    from collections.abc import Iterator, Sequence
+
+    from intruscope.records.tables import Cell
 
 Verdict = Literal["intruder", "aligned", "borderline", "degenerate"]
 Certificate = Literal["proved", "probabilistic", "dense"]
@@ -31,6 +44,7 @@ class ScanSettings:
     side: Literal["left", "right", "both"] = "left"
     seed: int = 0
     null_trials: int = 0
+    chance_trials: int = 4
     maps: int = 0
     exact_effective_rank: bool = False
     prove: bool = False
@@ -66,15 +80,30 @@ class GridCount:
     num_undecided: int
 
 
+ChanceMethod = Literal["rotated", "spectra", "modelled-spectra"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class NullCount:
-    """Intruders that the same update spectrum makes in random directions, over ``trials`` draws."""
+    """Number of intruders when the update keeps its singular values and its directions are random.
+
+    Attributes:
+        trials: Number of random draws.
+        mean: Mean count.
+        low, high: 2.5% and 97.5% quantiles over the draws.
+        counts: The count of each draw.
+        method: ``rotated``: the update itself was rotated and every tuned vector analysed like the real ones.
+            ``spectra``: sampled from the singular values of base and update alone, which gives the same law
+            (:mod:`intruscope.linalg.chance`). ``modelled-spectra``: the same, where only the leading values
+            and the norm are known and the others follow a power law.
+    """
 
     trials: int
     mean: float
     low: float
     high: float
     counts: tuple[int, ...]
+    method: ChanceMethod = "rotated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +112,7 @@ class SimilarityMap:
 
     num_base: int
     num_tuned: int
-    levels: tuple[int, ...]
+    levels: tuple[int, ...] = field(metadata=BASE64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +136,7 @@ class SideReport:
     tuned_energy_fraction: float | None
     update_energy_fraction: float | None
     null: NullCount | None = None
+    chance: NullCount | None = None
     similarity: SimilarityMap | None = None
     alignment_failure_probability: float = 0.0
 
@@ -149,8 +179,40 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanReport:
-    """The whole scan."""
+class GateOutcome:
+    """One condition that a scan was checked against; see :mod:`intruscope.spectra.gates`.
+
+    Attributes:
+        gate: The condition, as ``intruders>0``.
+        value: Of its metric; None where the scan cannot tell it.
+        tripped: The condition is met, so the scan fails.
+    """
+
+    gate: str
+    value: float | None
+    tripped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport(Report):
+    """A whole scan.
+
+    It can be saved and loaded (:meth:`save`, :meth:`load`), turned into a table with one row per tuned
+    vector (:meth:`to_pandas`, :meth:`to_arrow`), and shown in a notebook.
+
+    Attributes:
+        base, tuned: The models, as they were named.
+        settings: What was computed.
+        matrices: One report per matrix, in the order of the model.
+        coverage: What was done with each stored tensor.
+        findings: What the reader must know about the model as a whole.
+        complete: False when something that should have been compared could not be.
+        environment: Versions that a figure depends on.
+        gates: Outcome of the conditions that the scan was checked against, if any.
+    """
+
+    schema = SCHEMA
+    columns = COLUMNS
 
     base: str
     tuned: str
@@ -160,3 +222,54 @@ class ScanReport:
     findings: tuple[Finding, ...]
     complete: bool
     environment: dict[str, Any] = field(default_factory=dict)
+    gates: tuple[GateOutcome, ...] = ()
+
+    @cached_property
+    def measured(self) -> tuple[MatrixReport, ...]:
+        """Matrices of the ``paper`` scope that have a result."""
+        return tuple(matrix for matrix in self.matrices if matrix.scope == "paper" and matrix.sides)
+
+    @cached_property
+    def totals(self) -> ScanTotals:
+        """Sums over the ``paper`` scope: the linear layers of the blocks."""
+        return total(matrix for matrix in self.matrices if matrix.scope == "paper")
+
+    @cached_property
+    def other_totals(self) -> ScanTotals:
+        """Sums over everything else: embeddings, head, router, convolutions."""
+        return total(matrix for matrix in self.matrices if matrix.scope == "other")
+
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
+        """One row per matrix, side and tuned vector; matrices without a result have none."""
+        return vector_rows(self.matrices)
+
+    def notebook(self) -> Sequence[str]:
+        """The headline beside chance, the size of the update, a map of layers and kinds, the top matrices."""
+        from intruscope.spectra.notebook import scan_pieces
+
+        return scan_pieces(self)
+
+    def _arranged(self, laid_out: dict[str, Any]) -> dict[str, Any]:
+        for given, matrix in zip(laid_out["matrices"], self.matrices, strict=True):
+            side = given["sides"][0] if given["sides"] else None
+            given |= {name: [] if side is None else side[name] for name in _FIRST_SIDE}
+            given["num_intruders"] = matrix.sides[0].num_intruders if matrix.sides else 0
+        first = ("base", "tuned", "complete", "settings")
+        return {
+            **{name: laid_out.pop(name) for name in first},
+            "totals": {**plain(self.totals), "other": plain(self.other_totals)},
+            **laid_out,
+        }
+
+    @classmethod
+    def _fields(cls, data: dict[str, Any]) -> dict[str, Any]:
+        derived = {*_FIRST_SIDE, "num_intruders"}
+        matrices = [
+            {name: item for name, item in matrix.items() if name not in derived}
+            for matrix in data["matrices"]
+        ]
+        return {**{name: item for name, item in data.items() if name != "totals"}, "matrices": matrices}
+
+
+_FIRST_SIDE = ("alignment_lower", "alignment_upper", "verdicts", "certificates")
+"""What a matrix of the JSON object repeats of its first side, for readers who do not care about sides."""

@@ -20,7 +20,7 @@ from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
 from intruscope.errors import OutputConflict, ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
-from intruscope.spectra.codec import matrix_report_from_dict
+from intruscope.records.plain import decode
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
 from intruscope.weights.matrices import CoverageEntry, Finding, MatrixPair, Pairing
@@ -339,7 +339,7 @@ def open_journal(
 def matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
     """The report of one pair, also where its worker gave none."""
     if outcome.record is not None:
-        return matrix_report_from_dict(outcome.record)
+        return decode(MatrixReport, outcome.record)
     assert outcome.status != "done"
     finding = Finding(
         code=outcome.status, severity="error", message=outcome.reason or "no result", matrix=pair.name

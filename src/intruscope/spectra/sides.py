@@ -37,6 +37,7 @@ def side_report(
     tuned_frobenius_norm: float,
     update: Tensor | tuple[Tensor, Tensor],
     null: NullCount | None,
+    chance: NullCount | None,
     similarity: SimilarityMap | None,
 ) -> SideReport:
     """Turn certified alignments into verdicts, counts and energy shares.
@@ -48,7 +49,8 @@ def side_report(
         settings: For epsilon.
         tuned_frobenius_norm: ‖W_tuned‖_F.
         update: ΔW (O, I) or its factors.
-        null: Counts of the rotated update, if asked for.
+        null: Counts for the rotated update, if asked for.
+        chance: Counts for random directions, sampled from spectra.
         similarity: The map, if asked for.
     """
     count = len(spectrum.singular_values)
@@ -76,6 +78,7 @@ def side_report(
             spectrum.left_MK[:, intruders], spectrum.right_NK[:, intruders], update=update
         ),
         null=null,
+        chance=chance,
         similarity=similarity,
         alignment_failure_probability=found.failure_probability,
     )

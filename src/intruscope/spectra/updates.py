@@ -32,7 +32,7 @@ def update_report(
     exact: bool,
     seed: int,
     name: str,
-) -> tuple[UpdateReport, Sequence[Finding]]:
+) -> tuple[UpdateReport, Sequence[Finding], Tensor | None]:
     """Norms, ranks and the storage-noise finding of one update.
 
     Args:
@@ -44,7 +44,11 @@ def update_report(
         exact: Take the effective rank of a large full update from all singular values.
         seed: Of the estimate otherwise.
         name: The matrix, for the finding.
+
+    Returns:
+        The report, the findings, and all singular values of the update where they were computed.
     """
+    values: Tensor | None
     if isinstance(update, tuple):
         values = low_rank_svd(*update)[1]
         rank_bound = min(update[0].shape[1], *shape)
@@ -53,7 +57,7 @@ def update_report(
     else:
         rank_bound = min(shape)
         frobenius = float(torch.linalg.vector_norm(update.double()))
-        spectral, rank = _dense_facts(update, exact=exact, seed=seed)
+        spectral, rank, values = _dense_facts(update, exact=exact, seed=seed)
     report = UpdateReport(
         frobenius_norm=frobenius,
         spectral_norm=spectral,
@@ -63,7 +67,7 @@ def update_report(
         effective_rank=rank if frobenius > 0 else None,
         rank_bound=rank_bound,
     )
-    return report, _noise(frobenius, base_frobenius_norm, stored_dtype, name)
+    return report, _noise(frobenius, base_frobenius_norm, stored_dtype, name), values
 
 
 def _exact(values: Tensor, method: str) -> Estimate:
@@ -71,19 +75,19 @@ def _exact(values: Tensor, method: str) -> Estimate:
     return Estimate(value=value, low=value, high=value, method=method)
 
 
-def _dense_facts(update: Tensor, *, exact: bool, seed: int) -> tuple[float, Estimate | None]:
+def _dense_facts(update: Tensor, *, exact: bool, seed: int) -> tuple[float, Estimate | None, Tensor | None]:
+    """Spectral norm, effective rank, and all singular values where they were computed."""
     if float(update.abs().max()) == 0.0:
-        return 0.0, None
+        return 0.0, None, update.new_zeros(1)
     operator = Operator.of(update)
     if exact or min(update.shape) <= DENSE_LIMIT:
         values: Tensor = torch.linalg.svdvals(update.double())
-        return float(values[0]), _exact(values, "exact, from all singular values in float64")
+        return float(values[0]), _exact(values, "exact, from all singular values in float64"), values
     found = top_triplets(operator, 1, seed=seed)
     top = found if found is not None else dense_triplets(operator, 1)
     estimate = estimate_effective_rank(operator, seed=seed)
-    return float(top.singular_values[0]), Estimate(
-        value=estimate.value, low=estimate.low, high=estimate.high, method=estimate.method
-    )
+    rank = Estimate(value=estimate.value, low=estimate.low, high=estimate.high, method=estimate.method)
+    return float(top.singular_values[0]), rank, None
 
 
 def rounding_norm(dtype: torch.dtype, frobenius_norm: float) -> float:
@@ -98,7 +102,7 @@ def _noise(frobenius: float, base: float, dtype: torch.dtype | None, name: str) 
     if frobenius > 2.0 * noise:
         return ()
     message = (
-        f"the update ({frobenius:.3g}) is hardly larger than what rounding to "
-        f"{str(dtype).removeprefix('torch.')} makes ({noise:.3g}): its directions are mostly storage noise"
+        f"the update ({frobenius:.3g}) is hardly larger than the error of rounding to "
+        f"{str(dtype).removeprefix('torch.')} ({noise:.3g}), so its directions are mostly storage noise"
     )
     return (Finding(code="storage-noise", severity="warning", message=message, matrix=name),)

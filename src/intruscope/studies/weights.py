@@ -7,7 +7,6 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from intruscope.plots.series import measured
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions, plan, scan
 from intruscope.studies.prediction import threshold
@@ -49,11 +48,11 @@ def weight_figures(base: str, tuned: str, *, work: Path, is_large: bool = False)
     """
     work.mkdir(exist_ok=True)
     whole = _scanned(base, tuned, ScanSettings(k=K if is_large else "all"), work / "whole")
-    matrices = measured(whole)
+    matrices = whole.measured
     found = {**_counts(matrices), **_update(matrices)}
     if is_large:
         return found
-    null = measured(_scanned(base, tuned, ScanSettings(k=K, null_trials=1), work / "null"))
+    null = _scanned(base, tuned, ScanSettings(k=K, null_trials=1, chance_trials=0), work / "null").measured
     limits = thresholds(base)
     return {
         **found,

@@ -18,10 +18,10 @@ function findingsList(findings) {
 
 function glance(section) {
   section.append(element("div", { class: "row" }, DATA.reports.map((report, index) => {
-    const { intruders, candidates } = report.headline;
+    const { intruders, candidates, chance } = report.headline;
     const findings = [...report.findings, ...report.matrices.flatMap(matrix => matrix.findings)];
     return element("article", { class: "card" }, heading(index, report),
-      element("p", { class: "big" }, intruders.toLocaleString("en"), element("small", {}, ` of ${candidates.toLocaleString("en")} leading vectors`)),
+      element("p", { class: "big" }, intruders.toLocaleString("en"), element("small", {}, ` of ${candidates.toLocaleString("en")} leading vectors` + (chance === null ? "" : `; by chance ${chance}`))),
       element("p", { class: "said" }, report.sentence),
       facts([["Base", report.base], ["Tuned", report.tuned], ...report.figures]),
       findingsList(findings));
@@ -68,7 +68,7 @@ function curve(section) {
       curvePoints(report, cut).map(([, found, undecided, total]) => element("td", { class: "number" }, `${found}/${total}${undecided ? ` +${undecided}?` : ""}`)))))));
   const hasNull = DATA.reports.some(report => report.null);
   section.append(
-    element("p", { class: "lead" }, "How many leading vectors have no base vector closer than the threshold. A shaded band holds the undecided ones.", hasNull ? " The dashed bar is chance: the same update spectrum in random directions, with the range over its draws." : ""),
+    element("p", { class: "lead" }, "How many leading vectors have no base vector closer than the threshold. A shaded band holds the undecided ones.", hasNull ? " The dashed bar is chance: an update with the same singular values in random directions, with the range of 95% of draws." : ""),
     element("div", { class: "controls" }, cuts.length > 1 ? choice("Vectors per matrix", cuts.map(k => [k, "top " + k]), cut, value => { cut = value; chart.refresh(); tabulate(); }) : null),
     element("div", { class: "card" }, DATA.reports.length > 1 ? legend(DATA.reports.map((report, index) => [series(index).colour, series(index).mark, report.label])) : null, chart.node,
       element("details", { class: "numbers" }, element("summary", {}, "The numbers"), numbers)));
