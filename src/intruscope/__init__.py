@@ -91,7 +91,6 @@ _HOMES = {
     "forget": "intruscope.forgetting.forget",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
-    "on_disk": "intruscope.adapters.on_disk",
     "plan": "intruscope.spectra.scan",
     "profile": "intruscope.profiling.profile",
     "repair": "",

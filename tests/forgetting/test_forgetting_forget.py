@@ -102,7 +102,7 @@ def test_models_in_memory_give_the_same_and_stay_as_they_are(causal):
     assert got.forgetting == named.forgetting
     assert got.forgetting == intruscope.forget(folder / "base", full, **options).forgetting
     assert all(torch.equal(value, before[key]) for key, value in full.state_dict().items())
-    with pytest.raises(IntruscopeError, match="base is in memory and the tuned model is given by name"):
+    with pytest.raises(IntruscopeError, match="one model is in memory and the other is given by name"):
         intruscope.forget(base, folder / "full", **options)
 
 
