@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(<!-- (names|fields|columns|metrics)(?:: ([\w.]+))? -->\n)
 
 def first_sentence(thing):
     text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:])\s", text + " ")[0].rstrip(":. ")
+    sentence = re.split(r"(?<=[.])\s", text + " ")[0].rstrip(":. ")
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", sentence).replace("``", "`").replace("|", "\\|")
 
 

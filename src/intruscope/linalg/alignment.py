@@ -60,7 +60,7 @@ class Alignments:
         degenerate: The truth depends on the choice of basis inside a cluster, which the bounds then
             cover (K,).
         certificates: How the bounds of each vector are known.
-        failure_probability: Of everything probabilistic among them together; 0 for ``dense``.
+        failure_probability: Probability that any probabilistic bound is wrong; 0 for ``dense``.
         best_index: Index of the base vector that attains the alignment, −1 where unknown (K,).
         best_value: Its singular value, 0 where unknown (K,).
         base_norm: Largest singular value of the base.
@@ -100,7 +100,7 @@ def align(
         error_K: Sine of the angle by which each of them may be off.
         thresholds: Values that the bounds should separate wherever the truth allows.
         deciding: The threshold of the verdict: undecided here always goes to the dense path.
-        seed: Of the Gaussian columns.
+        seed: Random seed of the Gaussian columns.
         dense: Skip the Krylov path.
         decompose: Gives the dense vectors of ``base``, when it comes to that.
     """
@@ -114,7 +114,7 @@ def aligned_with_itself(spectrum: TopTriplets, shape: tuple[int, int]) -> Alignm
     """The alignments of a matrix that equals its base: one, by definition, without any work.
 
     Args:
-        spectrum: Of the matrix.
+        spectrum: Singular values of the matrix.
         shape: (rows, columns), rows on the side of the vectors.
 
     Returns:
@@ -365,7 +365,7 @@ def _grown_alone(
         start_MF: The vectors.
         target: What the bounds should reach.
         cut: Singular values above it are not meant.
-        generator: Of the error sample.
+        generator: Draws the rows on which the error is measured.
     """
     most = min(_MAX_STEPS, int(0.8 * min(work.shape)) // start_MF.shape[1])
     process = GolubKahan(work, start_MF, max_steps=most)

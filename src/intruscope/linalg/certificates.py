@@ -253,7 +253,7 @@ class TopAccount:
             cluster (count,).
         cluster: Index of the cluster each belongs to (count,); vectors of one cluster cannot be told
             apart at this precision.
-        failure_probability: Of the whole account.
+        failure_probability: Probability that the account is wrong.
     """
 
     values: Tensor

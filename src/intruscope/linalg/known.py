@@ -46,7 +46,7 @@ class KnownSpectrum:
             well-known, base vectors (K,).
         best_index: Of the accounted vector that attains the alignment, −1 where unknown (K,).
         limit: Upper bounds on the alignments that are known already (K,).
-        failure_probability: Of all of this together.
+        failure_probability: Probability that any of this is wrong.
     """
 
     def __init__(self, work: Operator, tuned_left_MK: Tensor, *, ceiling: float, tall: bool) -> None:

@@ -45,8 +45,8 @@ class TopTriplets:
         degenerate: True where a vector shares its cluster, with kept or with further vectors (K,).
         open_cluster: The cluster that goes on past the kept vectors, −1 if none does.
         residual_ratio: max ‖A v − σ u‖, ‖Aᵀu − σ v‖ over ‖A‖ max(M, N) ulp, the form of LAPACK's tests.
-        certificate: How it is known that none was missed.
-        failure_probability: Of that knowledge; 0 for ``dense``.
+        certificate: How it is known that no larger value was missed.
+        failure_probability: Probability that one was missed; 0 for ``dense``.
     """
 
     singular_values: Tensor
@@ -68,7 +68,7 @@ def top_triplets(operator: Operator, k: int, *, seed: int) -> TopTriplets | None
     Args:
         operator: A (M x N), finite.
         k: How many; far below min(M, N).
-        seed: Of the Gaussian block.
+        seed: Random seed of the Gaussian block.
 
     Returns:
         The triplets, or None when the step budget did not suffice (the caller then goes dense).

@@ -4,11 +4,13 @@ However the leading vectors were found, they are polished by one Rayleigh-Ritz s
 residual is measured in float64. The error of the result is then known from the result itself:
 
 - ‖A − A V Vᵀ‖_F² = ‖A‖_F² − Σ σ̂², exactly, for any orthonormal V;
-- in the bases of the found vectors and of what is orthogonal to them, A is [[Σ̂, Rᵀ], [0, M]], R = Aᵀ U − V Σ̂.
+- in the bases of the found vectors and of what is orthogonal to them, A is [[Σ̂, Rᵀ], [0, M]], R = Aᵀ U − V
+Σ̂.
   By Weyl, singular values move by at most ‖R‖ from those of diag(Σ̂, M), so that the spectral norm of what is
   left lies between σ̂_{r+1} (interlacing) and hypot(‖R_r‖, σ̂_{r+1} + ‖R_{r+1}‖ + ‖R_r‖).
 
-The second needs that no singular value was missed, which ``certificate`` tells as everywhere in this package.
+The second needs that no singular value was missed, which ``certificate`` states, as everywhere in this
+package.
 
 Shape suffixes: M rows, N columns, R rank of given factors, K known triplets.
 """
@@ -48,7 +50,7 @@ class Truncation:
         total_square: ‖A‖_F².
         complete: A has no further singular value but zero.
         certificate: How it is known that none above the last was missed.
-        failure_probability: Of that knowledge.
+        failure_probability: Probability that one was missed.
     """
 
     values_K: Tensor
@@ -61,7 +63,7 @@ class Truncation:
     failure_probability: float
 
     def cut(self, count: int) -> Truncation:
-        """Only the first so many triplets."""
+        """The leading triplets only."""
         return replace(
             self,
             values_K=self.values_K[:count],
@@ -97,8 +99,8 @@ def smallest_rank(values_K: Tensor, total_square: float, fraction: float, *, com
     Args:
         values_K: Known singular values, descending.
         total_square: ‖A‖_F².
-        fraction: Of the squared norm that may be left out, in [0, 1]. For 0 it is the numerical rank: values
-            below K ulp (float64) of the largest count as zero.
+        fraction: Share of the squared norm that may be left out, in [0, 1]. For 0 it is the numerical rank:
+            values below K ulp (float64) of the largest count as zero.
         complete: There are no further values.
 
     Returns:
@@ -119,11 +121,11 @@ def leading(
     Args:
         matrix: A (M, N), float32 or float64, finite; or two factors (M, R), (R, N) of it.
         count: How many; more than the smaller side means all.
-        seed: Of random blocks.
+        seed: Random seed of the blocks.
         dense: Decompose in float64 outright.
 
-    Numerics: float64 for factors, for small matrices and for everything that the error is told from; float32
-        Krylov products for large float32 matrices, polished.
+    Numerics: float64 for factors, for small matrices and for everything that the error is computed from;
+        float32 Krylov products for large float32 matrices, polished.
     Cost: about 20 products with count + 22 columns, or one dense decomposition where that does not suffice.
     """
     if isinstance(matrix, tuple):
@@ -161,8 +163,8 @@ def within(
 
     Args:
         matrix: As in :func:`leading`, not zero.
-        fraction: Of the squared norm, in [0, 1].
-        seed: Of random blocks.
+        fraction: Share of the squared norm, in [0, 1].
+        seed: Random seed of the blocks.
         dense: Decompose in float64 outright.
 
     Returns:

@@ -83,7 +83,7 @@ def start_from(left_MK: Tensor, right_NK: Tensor, *, k: int, seed: int) -> Tenso
         left_MK: Leading left vectors; more than k are a help.
         right_NK: The right ones.
         k: How many are wanted.
-        seed: Of random columns where there are not enough.
+        seed: Random seed of the columns that are added where there are not enough.
     """
     known_SK = right_NK if left_MK.shape[0] >= right_NK.shape[0] else left_MK
     generator = torch.Generator().manual_seed(seed)
@@ -181,7 +181,7 @@ class _Errors(NamedTuple):
     """How far Ritz vectors may be off.
 
     Attributes:
-        sine: Of each vector's angle, on the side of the Gram matrix.
+        sine: Sine of each vector's angle, on the side of the Gram matrix.
         far_sine: On the other side: through A an error along a larger value's vector grows by the ratio.
         label: Number of the run of values that cannot be told apart.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_MAPS = 12
 """Similarity maps in one picture: those with the most intruders."""
-CHANCE = "by chance: random directions, same spectrum"
+CHANCE = "by chance: random directions, same singular values"
 _MAX_NUMBERED_LAYERS = 48
 _LOG_RATIO = 30.0
 _PANELS_PER_ROW = 4
@@ -111,7 +111,7 @@ def curve_figure(reports: Reports) -> Any:
             _chance(axes, report, colour, label=CHANCE if index == drawn[0][0] else "_nolegend_")
     for epsilon in sorted({report.settings.epsilon for _, _, report, _ in drawn}):
         axes.axvline(epsilon, color=SOFT, linestyle=":", linewidth=1.2, zorder=1)
-    axes.set_title("Intruders over the threshold")
+    axes.set_title("Intruders by threshold")
     axes.set_xlabel("threshold epsilon (cosine)")
     axes.set_ylabel("leading vectors below the threshold (%)")
     axes.set_ylim(bottom=0)
@@ -282,7 +282,7 @@ def similarity_figure(label: str, report: ScanReport) -> Any:
     which = shown[0][0].sides[0].side
     some = "" if len(shown) == len(mapped) else f": the {len(shown)} of {len(mapped)} with most intruders"
     figure.suptitle(f"{drawable(label)}{some}", fontweight="bold", fontsize=13)
-    figure.supxlabel(f"tuned {which} vectors, by falling singular value", color=INK)
+    figure.supxlabel(f"tuned {which} vectors, by descending singular value", color=INK)
     figure.supylabel(f"base {which} vectors", color=INK)
     map_bar(figure, image, panels)
     return figure
@@ -309,7 +309,7 @@ def map_bar(figure: Any, image: Any, panels: Any) -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches that lays itself out."""
+    """An empty figure of the given size in inches that lays itself out."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -175,7 +175,7 @@ def _map(similarity: SimilarityMap | None, room: list[int]) -> dict[str, Any] | 
 def _coverage(ledger: Sequence[CoverageEntry]) -> dict[str, Any]:
     """The ledger with its few reasons said once; a line is tensor, origin, status, number of reason.
 
-    Of what is skipped, gaps are ``missed`` and heads of one side ``head``.
+    Skipped tensors that should have been compared are ``missed``, heads of one side ``head``.
     """
     reasons: dict[str, int] = {}
     lines = [

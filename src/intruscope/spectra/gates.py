@@ -59,7 +59,8 @@ METRICS: dict[str, tuple[str, Callable[[ScanReport, Collection[str]], float | No
     ),
     "warnings": ("findings of severity warning or error, except ignored ones", num_warnings),
 }
-"""Name of each metric, with what it is and how it is read off a report; None where the report cannot tell."""
+"""Name of each metric, with what it is and how it is read off a report; None where the report does not
+say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Gate:
             ignore: Codes of findings that do not count as warnings.
 
         Returns:
-            The metric's value and the answer. A gate whose metric the report cannot tell counts as tripped.
+            The metric's value and the answer. A gate whose metric is unknown counts as tripped.
         """
         value = METRICS[self.metric][1](report, ignore)
         tripped = value is None or _COMPARE[self.comparison](value, self.bound)

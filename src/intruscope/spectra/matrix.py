@@ -415,12 +415,10 @@ def _unchanged(pair: MatrixPair, base: Tensor, form: tuple[Tensor, Tensor] | Ten
     if isinstance(form, tuple):
         if bool((form[0] == 0).all()) or bool((form[1] == 0).all()):
             return (
-                _info(
-                    "never-trained", "the adapter changes nothing here: one of its factors is all zero", pair
-                ),
+                _info("never-trained", "the adapter changes nothing here: one of its factors is zero", pair),
             )
     elif torch.equal(form, base):
-        return (_info("unchanged", "tuned and base are equal", pair),)
+        return (_info("unchanged", "base and tuned matrix are equal", pair),)
     return ()
 
 

@@ -53,7 +53,7 @@ class ScanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with the interval it is known to lie in, and how that is known."""
+    """An estimated figure, the interval that it lies in, and the method."""
 
     value: float
     low: float
@@ -63,7 +63,13 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """The base vector that a tuned vector matches best, when it could be named."""
+    """The base vector that a tuned vector matches, where one holds more than half of its squared length.
+
+    Attributes:
+        base_index: Index of the base vector, from 0 for the largest singular value.
+        base_singular_value: Its singular value.
+        relative_change: Tuned singular value over that, minus 1.
+    """
 
     base_index: int
     base_singular_value: float
@@ -108,7 +114,7 @@ class NullCount:
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityMap:
-    """|U0ᵀU| of the top vectors: rows base, columns tuned, both by falling singular value, in 1/255 steps."""
+    """|U0ᵀU| of the leading vectors in steps of 1/255: rows base, columns tuned, row by row."""
 
     num_base: int
     num_tuned: int
@@ -117,10 +123,26 @@ class SimilarityMap:
 
 @dataclass(frozen=True, kw_only=True)
 class SideReport:
-    """One side of one matrix; all tuples have one entry per tuned vector, by falling singular value.
+    """One side of one matrix; tuples have one entry per tuned vector, by descending singular value.
 
-    ``alignment_failure_probability`` is that of everything probabilistic among the bounds together (the
-    completeness of the tuned top has its own, ``top_k_failure_probability`` of the matrix).
+    Attributes:
+        side: ``left`` (output space) or ``right`` (input space).
+        alignment_lower, alignment_upper: Bounds on the alignment, in [0, 1].
+        verdicts: ``intruder``, ``aligned``, ``borderline`` or ``degenerate``; see docs/certificates.md.
+        certificates: How each verdict is known.
+        alignment_certificates: How each alignment is known, given the tuned vector.
+        outside_column_space: Share of the squared length outside the base's column space; None where that is
+            the whole space.
+        matches: The base vector that each one matches, if any.
+        num_intruders: Number of intruders among the verdicts.
+        grid: Counts at other thresholds and other k.
+        tuned_energy_fraction: Share of ‖W_tuned‖_F² in the intruders; None for a matrix of zeros.
+        update_energy_fraction: Share of ‖ΔW‖_F² in the intruders' directions.
+        null: Intruders of the rotated update, if asked for.
+        chance: Intruders by chance, sampled from spectra; None where that was switched off or is too dear.
+        similarity: The similarity map, if asked for.
+        alignment_failure_probability: Probability that any probabilistic bound is wrong; the completeness of
+            the tuned vectors has its own, ``top_k_failure_probability`` of the matrix.
     """
 
     side: Side
@@ -143,7 +165,16 @@ class SideReport:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateReport:
-    """Size and shape of ΔW."""
+    """Size and shape of the update ΔW.
+
+    Attributes:
+        frobenius_norm, spectral_norm: ‖ΔW‖_F and ‖ΔW‖₂, in the units of the weights.
+        relative_frobenius_norm, relative_spectral_norm: The same over the norm of the base; None for a base
+            of zeros.
+        stable_rank: ‖ΔW‖_F² / ‖ΔW‖₂²; None for no update.
+        effective_rank: exp of the entropy of the normalised singular values; None for no update.
+        rank_bound: No update of this form can have a higher rank.
+    """
 
     frobenius_norm: float
     spectral_norm: float
@@ -156,9 +187,23 @@ class UpdateReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixReport:
-    """Everything said of one matrix.
+    """Everything that a scan found about one matrix.
 
-    ``status``: ``done``, ``unfinished`` (deadline), ``refused`` (a finding forbids it) or ``failed``.
+    Attributes:
+        name: Name of the module; parts of fused tensors carry a suffix.
+        shape: (out, in).
+        kind: What the matrix does in its block: ``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` ...
+        layer: Index of the block; None outside the blocks.
+        scope: ``paper`` for linear layers of the blocks, which the totals count; else ``other``.
+        status: ``done``, ``unfinished`` (deadline), ``refused`` (a finding says why) or ``failed``.
+        singular_values: The leading ones of the tuned matrix, descending.
+        residual_ratio: Largest residual of these, in units of rounding.
+        top_k_failure_probability: Probability that a larger singular value was missed.
+        sides: One report for each side that was asked for; empty without a result.
+        update: Size and shape of the update.
+        base_frobenius_norm, base_spectral_norm: ‖W_base‖_F and ‖W_base‖₂.
+        findings: What the reader must know about this matrix.
+        seconds: Time that it took.
     """
 
     name: str
@@ -184,7 +229,7 @@ class GateOutcome:
 
     Attributes:
         gate: The condition, as ``intruders>0``.
-        value: Of its metric; None where the scan cannot tell it.
+        value: Value of the metric; None where the scan does not have it.
         tripped: The condition is met, so the scan fails.
     """
 

@@ -37,12 +37,12 @@ def update_report(
 
     Args:
         update: ΔW (O, I), or its factors.
-        shape: Of the matrix.
+        shape: (out, in) of the matrix.
         base_frobenius_norm: ‖W_base‖_F.
         base_spectral_norm: ‖W_base‖_2.
-        stored_dtype: Of the checkpoint when the update is a difference of stored numbers, else None.
+        stored_dtype: Dtype of the checkpoint when the update is a difference of stored numbers, else None.
         exact: Take the effective rank of a large full update from all singular values.
-        seed: Of the estimate otherwise.
+        seed: Random seed of the estimate otherwise.
         name: The matrix, for the finding.
 
     Returns:
