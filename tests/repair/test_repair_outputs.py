@@ -66,7 +66,7 @@ def test_a_disk_that_refuses_leaves_nothing_and_the_inputs_whole(models, tmp_pat
 
 def test_too_little_room_is_said_before_writing(models, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(ResourceExhausted, match="are free there"):
+    with pytest.raises(ResourceExhausted, match="are free"):
         plan_of(models).apply(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
