@@ -137,11 +137,16 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     models = ("repair", planted / "base", planted / "tuned")
-    for out in (planted / "tuned", planted / "base" / "out", tmp_path / "full", tmp_path / "none" / "out"):
-        assert_message(invoke(*models, "-o", out, "--workers", 1), 7, "expected")
+    for out, says in (
+        (planted / "tuned", "not empty"),
+        (planted / "base" / "out", "lies in"),
+        (tmp_path / "full", "not empty"),
+        (tmp_path / "none" / "out", "does not exist"),
+    ):
+        assert_message(invoke(*models, "-o", out, "--workers", 1), 7, says)
     assert_message(invoke(*models), 2, "-o OUT")
     out = tmp_path / "out"
-    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "expected")
+    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "the output folder")
     assert_message(invoke(*models, "-o", out, "--json", planted / "base" / "x.json"), 7, "lies in")
     assert fingerprint(planted) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]

@@ -39,6 +39,9 @@ def test_an_edit_is_told_in_energy_and_not_only_in_counts(models):
     assert f"{100 * sums.update_before:.0f}% of the edited updates before" in shown
     assert f"{100 * sums.update_after:.0f}% after" in shown
     assert f"(before: {RANK})" in shown
+    for matrix in plan.matrices:
+        indices = [f"#{vector.index}" for vector in matrix.vectors]
+        assert any(", ".join(indices) in line for line in shown.splitlines() if indices[0] in line)
     assert sums.update_after < sums.update_before
     assert sums.tuned_after < sums.tuned_before
 

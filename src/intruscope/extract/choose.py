@@ -39,9 +39,9 @@ def chosen_ranks(
     """The rank of each module that changed, and how a number of parameters was spent.
 
     Args:
-        choice: Of the ranks.
-        found: Of each module.
-        spectra: The same, in this order.
+        choice: How ranks are chosen.
+        found: The directions of each module.
+        spectra: Their spectra, in the same order.
     """
     if choice.kind == "parameters":
         spent = allocate(spectra, int(choice.value))

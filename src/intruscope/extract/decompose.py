@@ -1,4 +1,4 @@
-"""What a worker does with one module: the leading directions of its update, then what a cut made of it.
+"""The work on one module, in a worker: decompose its update, then check the factors that were made of it.
 
 Both functions take and give plain data, so that an interrupted extraction resumes.
 
@@ -33,11 +33,11 @@ _CHUNK_ROWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """How many directions of an update are looked for.
+    """How many directions of an update to compute.
 
     Attributes:
-        rank: So many; 0 for the norm of the update alone.
-        left_fraction: Or as many as leave at most this share of ‖ΔW‖_F² out.
+        rank: Their number; 0 computes only the norm of the update.
+        left_fraction: Or as many as are needed to leave out at most this share of ‖ΔW‖_F².
     """
 
     rank: int = 0

@@ -95,7 +95,7 @@ class Runner:
             spectra = [spectrum_of(module, found[module.name]) for module in changed]
             spent = allocate(spectra, int(choice.value))
             more = [changed[index] for index in spent.open]
-            # Of the others the directions that were taken are needed too, not only their values.
+            # The other modules need the directions that were taken, not just their values.
             more += [
                 module
                 for module, taken in zip(changed, spent.ranks, strict=True)

@@ -59,8 +59,8 @@ class KeptIntruders:
         name: Name of the matrix in a scan (each part of a fused matrix has its own).
         tuned: Intruders of the tuned model, as a scan counts them.
         extracted: Intruders of the base with the adapter.
-        kept: Of the tuned ones, those whose direction lies in the span of the extracted ones with more than
-            half of its squared length.
+        kept: Intruders of the tuned model of whose direction more than half (squared length) lies in the span
+            of the extracted ones.
         undecided: Vectors of either model whose verdict is borderline or degenerate.
     """
 

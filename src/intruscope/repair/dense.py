@@ -136,7 +136,7 @@ def _merged_whole(
 
     Args:
         stored: The base's tensor.
-        pairs: Of its matrices.
+        pairs: The pairs of its matrices.
         edits: By matrix.
 
     Raises:

@@ -143,7 +143,7 @@ def new_factors(
 
     Args:
         module: What is stored now.
-        adapter: That it is part of.
+        adapter: The adapter that it belongs to.
         changes: Edits by matrix; those of other modules are ignored.
         rank: R of the new factors.
         scaling: That the new config will give this module.

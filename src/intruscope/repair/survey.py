@@ -92,8 +92,8 @@ class Survey:
     """What is known of a base and what was trained from it.
 
     Attributes:
-        base: Opened.
-        tuned: Opened: a whole model, or an adapter.
+        base: The opened base.
+        tuned: The opened tuned model, or an adapter.
         pairing: All matrices that both have, and the ledger.
         settings: That the verdicts depend on.
         matrices: Those whose vectors are known: by default the linear layers of the blocks (the paper's

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 
 def write_adapter(plan: RepairRecord, adapter: AdapterSource, target: OutputFolder) -> None:
-    """Write weights and, where it changes, the config.
+    """Write the weights and, if it changes, the config.
 
     Args:
-        plan: Of an adapter.
+        plan: The plan of an adapter.
         adapter: The original.
-        target: Where to.
+        target: Where to write.
 
     Raises:
-        UnsupportedFormat: an edit that the adapter's form cannot hold.
+        UnsupportedFormat: the adapter cannot hold an edit in its own form.
         MalformedInput: an input changed since planning.
-        OSError: no room.
+        OSError: there is no room.
     """
     if plan.is_copy:
         _copy(adapter, target)

@@ -122,7 +122,7 @@ def _matrices(plan: RepairPlan) -> Table:
 
 def _vectors(matrix: EditedMatrix) -> str:
     if matrix.vectors:
-        return ", ".join(str(vector.index) for vector in matrix.vectors)
+        return ", ".join(f"#{vector.index}" for vector in matrix.vectors)  # a bare 0 reads as a count
     if matrix.num_directions:
         return f"{matrix.num_directions} others"
     return f"all x {matrix.update_scale:.3g}"

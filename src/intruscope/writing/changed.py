@@ -21,9 +21,9 @@ def changed_tensors(
     """Stored names, in the base, of the tensors that differ and are not in a matrix pair.
 
     Args:
-        base: Opened.
-        tuned: Opened.
-        pairing: Their plan.
+        base: The opened base.
+        tuned: The opened tuned model.
+        pairing: Their paired matrices.
 
     Raises:
         MalformedInput: a file changed since planning.

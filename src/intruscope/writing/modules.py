@@ -1,4 +1,4 @@
-"""Which modules get factors: those that PEFT can put a LoRA on, whole, under the names that it looks for.
+"""Which modules can get LoRA factors, and the names under which PEFT looks for them.
 
 A fused projection is one module and one pair of factors, whatever a scan calls its parts.
 
@@ -116,10 +116,10 @@ def modules_of(
     """All modules with matrices on both sides, in the order of the base.
 
     Args:
-        pairing: Of both.
-        base: Opened.
-        tuned: Opened.
-        names: What the model calls them.
+        pairing: Their paired matrices.
+        base: The opened base.
+        tuned: The opened tuned model.
+        names: How the model names its modules.
     """
     grouped: dict[str, list[MatrixPair]] = {}
     for pair in pairing.pairs:
@@ -160,7 +160,7 @@ def chosen(modules: Sequence[TargetModule], which: str) -> tuple[TargetModule, .
 
 
 def _whole_name(view: TensorView) -> str:
-    """Of the matrix before its parts were told apart; a tied head has its own, not its embedding's."""
+    """Name of the whole matrix that a view is part of. A tied head has its own, not its embedding's."""
     return view.name if view.rows is None else view.name.rpartition("[")[0]
 
 
@@ -249,13 +249,13 @@ def _is_cut(
 
 
 def _tuned_name(name: str, keys: Sequence[str], *, is_adapter: bool) -> str:
-    """A module's name as the tuned side stores it: the beginning of one of its keys that ends as the base's.
+    """A module's name on the tuned side: the start of one of its keys that ends like the base's name.
 
     Args:
         name: As the base stores it.
-        keys: Of the module, on the tuned side.
-        is_adapter: Of an adapter only PEFT's keys count, which are names in memory; others fall back to the
-            base's name.
+        keys: The module's keys on the tuned side.
+        is_adapter: Whether the tuned side is an adapter. Only PEFT's keys are names in memory; for others
+            the base's name is used.
     """
     words = name.split(".")
     best, most = name, 0

@@ -89,9 +89,9 @@ def find_rest(
     """Find everything that changed outside of the modules with factors.
 
     Args:
-        base: Opened.
-        tuned: Opened.
-        pairing: Of both.
+        base: The opened base.
+        tuned: The opened tuned model.
+        pairing: Their paired matrices.
         modules: Modules without factors that have matrices on both sides.
         adapted: Names (in the adapter) of the modules with factors.
         norms: ‖ΔW‖_F by module name in the base.
