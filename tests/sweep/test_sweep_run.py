@@ -14,13 +14,15 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
+from intruscope.repair import survey as survey_module
 from intruscope.repair.edits import scaled_update
 from intruscope.repair.interventions import INTERVENTIONS, Intervention, intervene
 from intruscope.repair.survey import survey
 from intruscope.report.sweep_page import sweep_data, write_sweep_html
 from intruscope.report.sweep_plots import write_sweep_plots
 from intruscope.report.sweep_tables import sweep_json
-from intruscope.spectra.scan import RunOptions
+from intruscope.spectra.scan import RunOptions, open_sources, pair_sources
+from intruscope.sweep import measure as measure_module
 from intruscope.sweep.live import LiveBench, limited
 from intruscope.sweep.measure import MeasureOptions, sweep
 from intruscope.sweep.records import Measurement, SweepSettings
@@ -319,3 +321,34 @@ def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_pa
     assert f"<dt>{toy.title}</dt><dd>{toy.explanation}</dd>" in (tmp_path / "page.html").read_text()
     write_sweep_plots(report, tmp_path / "plots")
     assert f">{toy.title}<" in (tmp_path / "plots" / "tradeoff.svg").read_text()
+
+
+@pytest.mark.parametrize(("limit", "num_examples"), [(None, 24), (6, 6)])
+def test_the_limit_of_examples_holds_for_held_out_text(limit, num_examples, files, tmp_path, monkeypatch):
+    """Twenty-four lines as a task; and the models, given as paths, are opened and paired once."""
+    opened, paired = [], []
+    monkeypatch.setattr(
+        measure_module, "open_sources", lambda *a, **o: opened.append(a) or open_sources(*a, **o)
+    )
+    monkeypatch.setattr(measure_module, "pair_sources", lambda *a: paired.append(a) or pair_sources(*a))
+    monkeypatch.setattr(survey_module, "open_sources", None)
+    monkeypatch.setattr(survey_module, "pair_sources", None)
+    report = sweep(
+        files / "base",
+        files / "adapter",
+        task=load_task(files / "text.txt"),
+        text=files / "text.txt",
+        settings=replace(SETTINGS, strengths=(0.5,), controls=("intruders",)),
+        measuring=MeasureOptions(max_examples=limit, protocol="exact"),
+        options=replace(INLINE, work_dir=tmp_path / "work"),
+    )
+    assert (len(opened), len(paired)) == (1, 1)
+    assert (report.metric, report.task.num_items) == ("loss", num_examples)
+    assert report.text.num_items == 24
+    lines = [len(line.split()) for line in (files / "text.txt").read_text().splitlines()]
+    chosen = np.linspace(0, 23, num_examples).round().astype(int)
+    pair = load_pair(files / "base", files / "adapter", device="cpu")
+    sequences = cut(read_texts([files / "text.txt"]), pair.language_model())
+    nats = measure(pair.language_model(), sequences, protocol="exact").nats[chosen]
+    expected = nats.sum() / sum(lines[i] for i in chosen)
+    assert report.task_score.estimate == pytest.approx(expected, rel=1e-5)

@@ -127,7 +127,7 @@ def measure(
         protocol: How to compute losses.
         seed: Random seed of the fast protocol's masks.
         batch_tokens: Maximum number of positions per batch, including padding; a batch has at least one row.
-        name: Of the model, for errors.
+        name: The model's name, for errors.
         on_progress: Called after each batch with the number of tokens scored so far, and of all.
 
     Returns:

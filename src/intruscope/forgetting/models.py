@@ -30,7 +30,7 @@ def load_pair(
         tuned: The tuned model: a full checkpoint or an adapter by name, or a transformers model or PeftModel
             in memory, which is copied.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or any torch device.
-        dtype: Of weights and computation.
+        dtype: Precision of weights and computation.
         tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
 

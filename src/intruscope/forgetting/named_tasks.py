@@ -33,7 +33,7 @@ FOLDER_VARIABLE = "INTRUSCOPE_DATA"
 """Environment variable with the folder of the tasks' files."""
 
 _EVERY = 10
-"""Of a file that is split here, one example in this many is held out."""
+"""One example in this many is held out of a file that is split here."""
 # The revision on the hub that has the Parquet files of datasets that are scripts elsewhere.
 _AS_PARQUET = "@refs/convert/parquet"
 

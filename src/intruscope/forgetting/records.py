@@ -33,7 +33,7 @@ class ForgettingSettings:
         seed: Random seed of the fast protocol's masks and of the bootstrap.
         num_resamples: Number of bootstrap resamples.
         device: Where it was computed.
-        dtype: Of weights and computation.
+        dtype: Precision of weights and computation.
     """
 
     protocol: str

@@ -70,7 +70,7 @@ def score(
         pair: The model. A classification is scored by its classifier, multiple choice by its head for that
             where it has one, and everything else by its language model.
         task: From ``load_task``.
-        unit: Of held-out text; see :func:`intruscope.forgetting.windows.cut`.
+        unit: What a sequence of held-out text is; see :func:`intruscope.forgetting.windows.cut`.
         batch_tokens: Maximum number of positions per batch, including padding.
         max_tokens: Truncate the inputs of a head to this many tokens (as in training, say); by default to the
             model's longest input.
@@ -316,7 +316,7 @@ def ending_window(
         prompt: The text before the ending.
         ending: The text to score.
         index: Index of the window.
-        name: Of the task, for messages.
+        name: The task's name, for messages.
 
     Returns:
         The window, and whether the prompt was truncated.

@@ -34,7 +34,7 @@ def assemble(
 
     Args:
         measured: All measurements.
-        settings: Of the sweep.
+        settings: Settings of the sweep.
         base: Name of the base model, for readers.
         tuned: Name of the tuned model, for readers.
         text: The text that was measured.

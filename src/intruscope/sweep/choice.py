@@ -47,7 +47,7 @@ def choose(
 
     Args:
         measured: All measurements.
-        settings: Of the sweep.
+        settings: Settings of the sweep.
         everything: All the data.
         choosing: The half to choose on.
         evaluation: The half to report on.
@@ -157,7 +157,7 @@ def repair_command(models: Sequence[str], choice: ChosenStrength, settings: Swee
     Args:
         models: As the user named them: base and tuned model, or an adapter alone.
         choice: The intervention and its strength.
-        settings: Of the sweep.
+        settings: Settings of the sweep.
 
     Returns:
         None where there is nothing to name or to apply.
@@ -209,7 +209,7 @@ def specialness(matched: Sequence[CellReport], metric: Metric) -> Specialness:
 
     Args:
         matched: The shrinks, with their differences from the edit (shrink minus edit).
-        metric: Of the task.
+        metric: The metric of the task.
     """
     better = [
         _is_above(control.forgetting_difference) and not _is_better(control.task_difference, metric)

@@ -21,7 +21,7 @@ class Measured:
     """Everything that was measured.
 
     Attributes:
-        metric: Of the task.
+        metric: The metric of the task.
         protocol: How losses on the text are computed.
         base_text: The base on the text; it has no head for the task.
         tuned: The tuned model, strength 1.
@@ -48,7 +48,7 @@ def cell_report(measured: Measured, cell: SweepCell, which: str, sample: Sample)
 
     Args:
         measured: All measurements.
-        cell: Of the grid.
+        cell: A cell of the grid.
         which: The selection of intruders whose edit it is compared with, where the cell has none.
         sample: The items to use.
     """

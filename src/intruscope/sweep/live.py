@@ -58,7 +58,7 @@ class LiveBench:
 
     @property
     def metric(self) -> Metric:
-        """Of the task."""
+        """The metric of the task."""
         return "accuracy" if isinstance(self._task, (ClassificationTask, ChoiceTask)) else "loss"
 
     @property

@@ -52,7 +52,7 @@ class MeasureOptions:
         max_tokens: Truncate the examples of a classification to this many tokens.
         batch_tokens: Maximum number of token positions per batch.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        dtype: Of weights and computation.
+        dtype: Precision of weights and computation.
         tokenizer: Folder of the tokenizer; by default the one beside the base.
     """
 
@@ -208,7 +208,7 @@ def measure_pair(
         pair: The loaded pair.
         task: The loaded task.
         text: The text, read.
-        settings: Of the grid.
+        settings: Settings of the grid.
         measuring: How it is measured.
         options: Where the journal is.
         on_cell: Called for every cell.

@@ -224,7 +224,7 @@ class SweepReport:
         base: Name of the base model.
         tuned: Name of the tuned model.
         settings: What was swept, and how.
-        metric: Of the task.
+        metric: The metric of the task.
         text: What forgetting was measured on.
         task: What the task's score was measured on.
         num_intruders: Number of intruders over all matrices.

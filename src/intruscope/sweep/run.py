@@ -38,7 +38,7 @@ class Bench(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """Of the task."""
+        """The metric of the task."""
 
     @property
     def protocol(self) -> str:
@@ -106,9 +106,9 @@ def run_grid(
     of everything, where only the surveyed matrices changed) are measured once.
 
     Args:
-        survey: Of the pair.
-        bench: Of the same pair.
-        settings: Of the grid.
+        survey: A survey of the pair.
+        bench: A bench of the same pair.
+        settings: Settings of the grid.
         journal: An open journal, or None to keep nothing. A later sweep with more strengths or controls can
             continue it.
         on_progress: Called before the first cell with what was resumed, and before and after each cell.

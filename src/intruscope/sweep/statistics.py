@@ -94,8 +94,8 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
     """All the data, the half that strengths are chosen on, and the half that they are evaluated on.
 
     Args:
-        num_sequences: Of the text.
-        num_examples: Of the task.
+        num_sequences: Number of sequences of the text.
+        num_examples: Number of examples of the task.
         settings: Its seed decides the split and the resamples.
 
     Raises:

@@ -47,9 +47,9 @@ def recommendation_sentence(
         matched: Figures of the shrinks of the same size.
         intruders: The verdict on the intruders.
         shrink: What the same rule chooses for shrinking the whole update; mentioned where that does better.
-        metric: Of the task.
+        metric: The metric of the task.
         max_task_cost: Largest acceptable cost.
-        forgetting: Of the tuned model, on all the data.
+        forgetting: Forgetting of the tuned model, on all the data.
         too_few: Number of sequences in the evaluation half, where they are too few for a verdict.
     """
     them = {"top": "the top intruders", "all": "all intruders"}.get(which, "the selected vectors")

@@ -41,16 +41,16 @@ function glance(section) {
 
 function reading(series, cell) {
   const pairs = [["Strength", String(cell.strength)]];
-  if (cell.share) pairs.push(["Forgetting won back", told(FORGETTING.share.gain(cell), FORGETTING.share)]);
+  if (cell.share) pairs.push(["Forgetting won back", withInterval(FORGETTING.share.gain(cell), FORGETTING.share)]);
   pairs.push(
-    ["The same in nats/token", told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" })],
-    ["Remaining forgetting", told(cell.forgetting, { digits: 3, unit: "" })],
-    [isAccuracy ? "Accuracy" : "Task loss", isAccuracy ? told(times(100, cell.task), { digits: 1, unit: "%" }) : told(cell.task, { digits: 3, unit: "" })],
-    [isAccuracy ? "Accuracy gained" : "Task loss reduced", told(TASK.gain(cell), TASK)]);
-  if (isAccuracy) pairs.push(["Change in the loss of the right answers", told(cell.taskLoss, { digits: 3, unit: "" })]);
+    ["The same in nats/token", withInterval(FORGETTING.nats.gain(cell), { digits: 3, unit: "" })],
+    ["Remaining forgetting", withInterval(cell.forgetting, { digits: 3, unit: "" })],
+    [isAccuracy ? "Accuracy" : "Task loss", isAccuracy ? withInterval(times(100, cell.task), { digits: 1, unit: "%" }) : withInterval(cell.task, { digits: 3, unit: "" })],
+    [isAccuracy ? "Accuracy gained" : "Task loss reduced", withInterval(TASK.gain(cell), TASK)]);
+  if (isAccuracy) pairs.push(["Change in the loss of the right answers", withInterval(cell.taskLoss, { digits: 3, unit: "" })]);
   if (cell.difference) {
-    pairs.push(["The edit forgets less by", told(cell.difference, { digits: 3, unit: "" })],
-      [isAccuracy ? "and is more accurate by" : "and its task loss is lower by", told(minus(TASK.difference(cell)), TASK)]);
+    pairs.push(["The edit forgets less by", withInterval(cell.difference, { digits: 3, unit: "" })],
+      [isAccuracy ? "and is more accurate by" : "and its task loss is lower by", withInterval(minus(TASK.difference(cell)), TASK)]);
   }
   pairs.push(["Matrices changed", String(cell.matrices)], ["Norm of the change", figure(cell.norm)]);
   return [element("h3", {}, series.name), facts(pairs)];
@@ -97,8 +97,8 @@ function chosenTable(section) {
   section.append(
     element("p", { class: "lead" }, "For each control, the strength below 1 with the least forgetting among those within the largest acceptable cost, chosen on one half of the data. The figures are of the other half, the evaluation half."),
     element("div", { class: "scroll" }, table(["Edit or control", "Strength", hasShare ? FORGETTING.share.title : FORGETTING.nats.title, TASK.title], DATA.choices.map(each => {
-      const forgetting = each.figures && (each.figures.share ? told(FORGETTING.share.gain(each.figures), { digits: 0, unit: "" }) : told(FORGETTING.nats.gain(each.figures), { digits: 3, unit: "" }));
-      return { cells: [each.name, each.strength === null ? "none" : String(each.strength), forgetting ? split(forgetting) : "–", each.figures ? split(told(TASK.gain(each.figures), { ...TASK, unit: "" })) : "–"] };
+      const forgetting = each.figures && (each.figures.share ? withInterval(FORGETTING.share.gain(each.figures), { digits: 0, unit: "" }) : withInterval(FORGETTING.nats.gain(each.figures), { digits: 3, unit: "" }));
+      return { cells: [each.name, each.strength === null ? "none" : String(each.strength), forgetting ? split(forgetting) : "–", each.figures ? split(withInterval(TASK.gain(each.figures), { ...TASK, unit: "" })) : "–"] };
     }))));
 }
 
@@ -109,8 +109,8 @@ function numbers(section) {
     element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All measurements" }, table(columns, DATA.series.flatMap(series => series.cells.map(cell => ({
       class: series.control === "intruders" ? "best" : null,
       cells: [series.name, String(cell.strength), ...[
-        told(FORGETTING.nats.gain(cell), { digits: 3, unit: "" }), ...(hasShare ? [cell.share ? told(FORGETTING.share.gain(cell), { digits: 1, unit: "" }) : "–"] : []),
-        told(TASK.gain(cell), { ...TASK, unit: "" }), told(cell.difference, { digits: 3, unit: "" })].map(split), figure(cell.norm)],
+        withInterval(FORGETTING.nats.gain(cell), { digits: 3, unit: "" }), ...(hasShare ? [cell.share ? withInterval(FORGETTING.share.gain(cell), { digits: 1, unit: "" }) : "–"] : []),
+        withInterval(TASK.gain(cell), { ...TASK, unit: "" }), withInterval(cell.difference, { digits: 3, unit: "" })].map(split), figure(cell.norm)],
     }))))));
 }
 

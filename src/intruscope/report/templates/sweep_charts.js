@@ -27,14 +27,14 @@ function rounded(value, digits) {
   return (value < 0 && Number(text) !== 0 ? "−" : "") + text;
 }
 
-function told(three, { digits, unit }) {
+function withInterval(three, { digits, unit }) {
   if (!three) return "–";
   const [value, low, high] = three.map(each => rounded(each, digits));
   return `${value}${unit} (${low} to ${high})`;
 }
 
 function tradeTip(series, cell, forgetting) {
-  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${told(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "task loss reduced"}: ${told(TASK.gain(cell), TASK)}`;
+  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${withInterval(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "task loss reduced"}: ${withInterval(TASK.gain(cell), TASK)}`;
 }
 
 // Bounds that contain the values and zero, with a margin; an interval may leave the frame.
@@ -70,7 +70,7 @@ function tradeChart(shown, forgetting, picked, chosen, width) {
   const y = around(cells.map(cell => forgetting.gain(cell)[0]));
   x.ticks = linearTicks(x.lo, x.hi, Math.max(3, Math.round(width / 120))).map(value => [value, plainly(value)]);
   y.ticks = linearTicks(y.lo, y.hi, 6);
-  const label = `Forgetting won back against ${TASK.title}: ` + drawn.map(({ series, cells: each }) => `${series.name}: ` + each.map(cell => `strength ${cell.strength}, ${told(forgetting.gain(cell), forgetting)} at ${told(TASK.gain(cell), TASK)}`).join("; ")).join(". ");
+  const label = `Forgetting won back against ${TASK.title}: ` + drawn.map(({ series, cells: each }) => `${series.name}: ` + each.map(cell => `strength ${cell.strength}, ${withInterval(forgetting.gain(cell), forgetting)} at ${withInterval(TASK.gain(cell), TASK)}`).join("; ")).join(". ");
   const made = frame({ width, height: Math.max(340, Math.min(560, width * 0.62)), label, x, y, xTitle: TASK.title + " →", yTitle: forgetting.title + " ↑", yText: plainly });
   const { svg, sx, sy, right, bottom, margin } = made;
   svg.setAttribute("role", "group");
@@ -115,7 +115,7 @@ function besideChart(shown, title, get, axis, width) {
   const y = around(values.length ? values : [0]);
   y.ticks = linearTicks(y.lo, y.hi, 5);
   const x = { lo: -0.5, hi: Math.max(0.5, strengths.length - 0.5), ticks: strengths.map((strength, place) => [place, String(strength)]) };
-  const label = `${title}: ` + drawn.map(({ series, cells }) => `${series.name}: ` + cells.map(cell => `at ${cell.strength} ${told(get(cell), axis)}`).join(", ")).join("; ");
+  const label = `${title}: ` + drawn.map(({ series, cells }) => `${series.name}: ` + cells.map(cell => `at ${cell.strength} ${withInterval(get(cell), axis)}`).join(", ")).join("; ");
   const { svg, sx, sy, right, margin } = frame({ width, height: 300, label, x, y, xTitle: "strength", yTitle: title, yText: plainly });
   svg.setAttribute("role", "group");
   svg.append(shape("line", { class: "zero", x1: margin.left, x2: right, y1: sy(0), y2: sy(0) }),
@@ -128,7 +128,7 @@ function besideChart(shown, title, get, axis, width) {
     return cells.map(cell => {
       const [value, low, high] = get(cell);
       const place = [sx(strengths.indexOf(cell.strength) + (order - (drawn.length - 1) / 2) * room), sy(value)];
-      const text = `${series.name}, strength ${cell.strength}\nthe edit is better by ${told([value, low, high], axis)}`;
+      const text = `${series.name}, strength ${cell.strength}\nthe edit is better by ${withInterval([value, low, high], axis)}`;
       const node = dot(place, mark, shape("line", { class: "whisker", x1: place[0], x2: place[0], y1: sy(low), y2: sy(high) }), { "aria-label": text.replaceAll("\n", "; ") });
       tipOn(node, () => text);
       group.append(node);
