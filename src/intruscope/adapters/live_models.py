@@ -111,7 +111,7 @@ def _places(config: Mapping[str, Any], values: Sequence[object]) -> Iterator[str
             yield name
 
 
-_COUNT = re.compile(r"(?:.*_)?(?:layers?|blocks|experts)")
+_COUNT = re.compile(r"(?:.*_)?(?:layers?|blocks|depths?|experts)")
 _SPARE = 1000
 
 
@@ -124,9 +124,14 @@ def _check_counts(config: Mapping[str, Any], num_tensors: int, file: Path) -> No
     for name, value in config.items():
         if isinstance(value, dict):
             _check_counts(value, num_tensors, file)
-        elif isinstance(value, int) and _COUNT.fullmatch(name) and value > num_tensors + _SPARE:
+        elif _COUNT.fullmatch(name):
+            counts = [
+                each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)
+            ]
+            if max(counts, default=0) <= num_tensors + _SPARE:
+                continue
             raise MalformedInput(
-                f"{name} is {value:,}, but the checkpoint has only {num_tensors:,} tensors",
+                f"{name} is {max(counts):,}, but the checkpoint has only {num_tensors:,} tensors",
                 remedy="check that config.json and the weights belong together",
                 file=file,
             )

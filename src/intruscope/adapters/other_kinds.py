@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.config import PROMPTS, AdapterConfig
 from intruscope.adapters.folder import CONFIG_NAME, AdapterSource
 from intruscope.adapters.live_merge import host_class, merge_in_memory, untie, with_labels
-from intruscope.adapters.live_models import build, config_of, language_class, quiet, read_tensors, require
+from intruscope.adapters.live_models import (
+    build,
+    config_of,
+    language_class,
+    offline,
+    quiet,
+    read_tensors,
+    require,
+)
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.strict_json import read_json_object
@@ -90,7 +98,7 @@ def _wrapped(host: nn.Module, folder: Path) -> nn.Module:
     from peft import PeftModel
 
     try:
-        with quiet():
+        with quiet(), offline():
             wrapped: nn.Module = PeftModel.from_pretrained(host, str(folder), local_files_only=True)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
         raise MalformedInput(

@@ -92,7 +92,7 @@ def check_room(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
         raise ResourceExhausted(
-            f"the output needs about {readable_bytes(num_bytes)}, but only {readable_bytes(free)} are free there",
+            f"the output needs about {readable_bytes(num_bytes)}; {readable_bytes(free)} are free there",
             remedy="free some space or choose another place",
             file=out,
         )
