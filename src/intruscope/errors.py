@@ -135,6 +135,11 @@ class OutputConflict(IntruscopeError, FileExistsError):
     id = "output"
 
 
+def readable_bytes(count: int) -> str:
+    """A size for messages, in GiB or MiB."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.2f} MiB"
+
+
 def allocation_failure(error: BaseException, *, remedy: str) -> ResourceExhausted | None:
     """The refusal that a failed allocation stands for, with the amount that was asked for.
 
@@ -158,9 +163,7 @@ def allocation_failure(error: BaseException, *, remedy: str) -> ResourceExhauste
 
 def _readable(amount: str) -> str:
     number, unit = re.fullmatch(r"([\d.,]+) ?(\w+)", amount).groups()  # type: ignore[union-attr]
-    if unit != "bytes" or not number.isdecimal():
-        return amount
-    return f"{int(number) / 2**30:,.2f} GiB" if int(number) >= 2**30 else f"{int(number) / 2**20:,.2f} MiB"
+    return readable_bytes(int(number)) if unit == "bytes" and number.isdecimal() else amount
 
 
 def _without_amount(text: str) -> str:

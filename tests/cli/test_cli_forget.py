@@ -300,6 +300,7 @@ def llama(tmp_path_factory):
         ({"num_hidden_layers": 1}, ["too few blocks", "model.layers.1.", "belong together"]),
         ({"num_hidden_layers": -5}, ["too few blocks", "model.layers.0."]),
         ({"text_config": {"decoder_layers": 10**9}}, ["decoder_layers is 1,000,000,000"]),
+        ({"depths": [2, 10**9]}, ["depths is 1,000,000,000"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

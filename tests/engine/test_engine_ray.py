@@ -201,12 +201,12 @@ def test_a_connection_of_the_caller_is_used_and_left_open(ray):
     ("refusal", "address", "told"),
     [
         (ConnectionError("Could not find any running Ray instance. Please specify"), "auto",
-         "got no Ray cluster at auto .Could not find any running Ray instance., expected a running one"),
+         "no Ray cluster is running at auto .Could not find any running Ray instance.; start one"),
         (RuntimeError("Version mismatch: 2.1\nthere"), "HEAD", "Version mismatch: 2.1 there"),
-        (None, "ray://head:10001", "got the address ray://head:10001, expected auto or HOST:PORT"),
-        (None, "head", "got the address head, expected auto or HOST:PORT"),
-        (None, "127.0.0.1:9", r"got no Ray cluster at 127\.0\.0\.1:9 ..Errno 111. Connection refused."),
-        (None, "127.0.0.1:99999", "got no Ray cluster at"),
+        (None, "ray://head:10001", "ray://head:10001 is not the address of"),
+        (None, "head", "head is not the address of a cluster's head: auto or HOST:PORT"),
+        (None, "127.0.0.1:9", r"Ray cluster is running at 127\.0\.0\.1:9 ..Errno 111. Connection refused."),
+        (None, "127.0.0.1:99999", "no Ray cluster is running at"),
     ],
 )  # fmt: skip
 def test_no_cluster_is_one_message(ray, head, refusal, address, told):
@@ -226,7 +226,7 @@ def test_auto_is_the_cluster_of_the_environment(ray, head, monkeypatch):
 
 def test_a_cluster_without_processors_would_wait_for_ever(ray):
     ray.processors = 0
-    with pytest.raises(UsageError, match="with 0 processors, expected at least 1"):
+    with pytest.raises(UsageError, match="has 0 processors; each task needs 1"):
         run(ray, [SQUARE])
     assert ray.calls[-1] == ("shutdown",)
 

@@ -63,7 +63,7 @@ def test_a_process_that_dies_is_tried_again_and_one_that_always_dies_fails_alone
 
 
 def test_no_cluster_there_is_one_message():
-    with pytest.raises(UsageError, match=r"got no Ray cluster at 127\.0\.0\.1:9"):
+    with pytest.raises(UsageError, match=r"no Ray cluster is running at 127\.0\.0\.1:9"):
         RayExecutor(FUNCTION, address="127.0.0.1:9").start()
 
 

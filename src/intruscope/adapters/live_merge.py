@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
-from intruscope.adapters.live_models import build, class_for, quiet, require
+from intruscope.adapters.live_models import build, class_for, offline, quiet, require
 from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _merge_with_peft(host: nn.Module, adapter: AdapterSource) -> nn.Module:
     numbers = {name: tensor.read() for name, tensor in adapter.tensors.items()}
     assert adapter.config is not None
     try:
-        with quiet():
+        with quiet(), offline():
             config = PeftConfig.from_peft_type(**adapter.config.raw)
             # The keys say what was trained. The config's patterns are regular expressions of a stranger,
             # which may never end; those for ranks were tried in a separate process before.

@@ -1,7 +1,7 @@
-"""Opened sources to transformers models: the class is chosen by the config, the numbers are read by us.
+"""From opened sources to transformers models: the config selects the class, Intruscope reads the weights.
 
-Nothing of a model's repository is ever run: classes come from transformers, and weights from
-``weights.stored``, as a scan reads them.
+No code from a model's repository is ever run: classes come from transformers, and weights from
+``weights.stored``, as in a scan.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 LanguageKind = Literal["causal", "masked"]
 
 NO_HEAD_REMEDY = (
-    "give as the base the checkpoint that still has its language-model head (saved from a ...ForCausalLM or "
-    "...ForMaskedLM class): losses on text cannot be taken without it"
+    "use as the base the checkpoint with its language-model head (saved from a ...ForCausalLM or "
+    "...ForMaskedLM class): losses on text cannot be computed without it"
 )
 _MEMORY_REMEDY = "use a smaller model or --dtype bfloat16, or a machine with more memory"
 _LAB_REMEDY = "install it with: pip install 'intruscope[lab]'"
 
 
 def require(package: str) -> None:
-    """Refuse to go on without an optional package.
+    """Check that an optional package is installed.
 
     Raises:
         UsageError: it is not installed.
@@ -49,12 +49,12 @@ def require(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise UsageError(f"the package {package} is not installed, expected it", remedy=_LAB_REMEDY)
+        raise UsageError(f"the package {package} is not installed", remedy=_LAB_REMEDY)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars, reports and warnings of transformers and PEFT: what matters is checked here."""
+    """Silence the progress bars, reports and warnings of transformers and PEFT; what matters is checked."""
     import torch
     from transformers.utils import logging
 
@@ -111,7 +111,7 @@ def _places(config: Mapping[str, Any], values: Sequence[object]) -> Iterator[str
             yield name
 
 
-_COUNT = re.compile(r"(?:.*_)?(?:layers?|blocks|experts)")
+_COUNT = re.compile(r"(?:.*_)?(?:layers?|blocks|depths?|experts)")
 _SPARE = 1000
 
 
@@ -124,9 +124,14 @@ def _check_counts(config: Mapping[str, Any], num_tensors: int, file: Path) -> No
     for name, value in config.items():
         if isinstance(value, dict):
             _check_counts(value, num_tensors, file)
-        elif isinstance(value, int) and _COUNT.fullmatch(name) and value > num_tensors + _SPARE:
+        elif _COUNT.fullmatch(name):
+            counts = [
+                each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)
+            ]
+            if max(counts, default=0) <= num_tensors + _SPARE:
+                continue
             raise MalformedInput(
-                f"{name} is {value:,}, but the checkpoint has only {num_tensors:,} tensors",
+                f"{name} is {max(counts):,}, but the checkpoint has only {num_tensors:,} tensors",
                 remedy="check that config.json and the weights belong together",
                 file=file,
             )
@@ -185,8 +190,8 @@ def language_class(config: Any, *, file: object) -> tuple[type[nn.Module], Langu
 
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedFormat(
-            "got an encoder-decoder, expected a causal or a masked language model",
-            remedy="give a model of one of these kinds",
+            "the model is an encoder-decoder, not a causal or masked language model",
+            remedy="use a model of one of these kinds",
             file=str(file),
         )
     found: dict[LanguageKind, type[nn.Module]] = {}
@@ -203,7 +208,7 @@ def language_class(config: Any, *, file: object) -> tuple[type[nn.Module], Langu
         return found[named[0]], named[0]
     if not found:
         raise UnsupportedFormat(
-            f"got the model type {printable(config.model_type)}, which has no language model in transformers",
+            f"transformers has no language model for the model type {printable(config.model_type)}",
             remedy=NO_HEAD_REMEDY,
             file=str(file),
         )
@@ -215,7 +220,7 @@ def language_class(config: Any, *, file: object) -> tuple[type[nn.Module], Langu
 
 
 def class_for(auto: Any, config: Any) -> type[nn.Module] | None:
-    """The class that one of transformers' auto classes would choose; None when it has none."""
+    """The class that one of transformers' auto classes selects; None if it has none."""
     try:
         found = auto._model_mapping[type(config)]
     except KeyError:
@@ -225,7 +230,7 @@ def class_for(auto: Any, config: Any) -> type[nn.Module] | None:
 
 
 def read_tensors(source: ModelSource) -> dict[str, torch.Tensor]:
-    """All numbers of a model, by stored name, in their stored dtypes.
+    """All weights of a model, by stored name, in their stored dtypes.
 
     Raises:
         MalformedInput: a file changed since it was opened.
@@ -241,10 +246,10 @@ def build(
     dtype: torch.dtype,
     file: object,
 ) -> tuple[nn.Module, set[str]]:
-    """Make a model and fill it.
+    """Create a model and load tensors into it.
 
     Returns:
-        The model in evaluation mode, and the names of its parameters that the tensors do not hold (they are
+        The model in evaluation mode, and the names of its parameters that are not among the tensors (they are
         random).
 
     Raises:
@@ -301,7 +306,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def max_context(model: nn.Module, tokenizer: Any) -> int | None:
-    """The longest input in tokens, special ones included; None where nothing bounds it."""
+    """Maximum input length in tokens, special tokens included; None if nothing limits it."""
     limits = [limit for limit in (max_positions(model),) if limit is not None]
     if isinstance(tokenizer.model_max_length, int) and 0 < tokenizer.model_max_length < 10**9:
         limits.append(tokenizer.model_max_length)
@@ -309,7 +314,7 @@ def max_context(model: nn.Module, tokenizer: Any) -> int | None:
 
 
 def max_positions(model: nn.Module) -> int | None:
-    """The longest input that a model has positions for; None where nothing bounds it."""
+    """Maximum input length that a model has positions for; None if nothing limits it."""
     import torch
 
     config: Any = model.config

@@ -1,7 +1,7 @@
-"""Where tasks run when there are several machines: as tasks of a Ray cluster that was started before.
+"""Where tasks run on several machines: as tasks of a running Ray cluster.
 
-Every machine of the cluster has the same Intruscope installed, and sees what a task reads and writes under
-the same paths. A task whose machine or process is lost is tried again elsewhere. Ray is an extra of its own.
+Every machine of the cluster has the same Intruscope installed, and reads and writes the same files under the
+same paths. A task that loses its machine or process is retried elsewhere. Ray is an extra of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def require_ray() -> None:
 
     if find_spec("ray") is None:
         raise UsageError(
-            "the package ray is not installed, expected it for runs on several machines",
+            "the package ray is not installed; runs on several machines need it",
             remedy="install the extra: pip install 'intruscope[lab,ray]', on every machine of the cluster",
         )
 
@@ -52,8 +52,8 @@ class RayExecutor(Executor):
     Args:
         function: ``package.module:name`` of a function of one picklable argument.
         address: ``auto``, or ``HOST:PORT`` of the cluster's head.
-        num_tasks: At once, at most; None for as many as the cluster has processors.
-        threads_per_task: Of the numerical libraries, and the processors that Ray keeps for a task.
+        num_tasks: Maximum number of tasks at once; None for one per processor of the cluster.
+        threads_per_task: Threads of the numerical libraries, and processors that Ray reserves for each task.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RayExecutor(Executor):
         if num_processors < self._threads:
             self.close()
             raise UsageError(
-                f"got a Ray cluster with {num_processors:g} processors, expected at least {self._threads}",
+                f"the Ray cluster has {num_processors:g} processors; each task needs {self._threads}",
                 remedy="add a machine to it: ray start --address=HOST:PORT",
             )
 
@@ -106,7 +106,7 @@ class RayExecutor(Executor):
         threads = dict.fromkeys(THREAD_VARIABLES, str(self._threads))
         remote = ray.remote(
             num_cpus=self._threads,
-            max_retries=0,  # tried again here, where it is told
+            max_retries=0,  # retried here, where it is reported
             runtime_env={"env_vars": {**MEMORY_VARIABLES, **threads}},
         )(_call)
         waiting = list(reversed(tasks))
@@ -129,25 +129,25 @@ class RayExecutor(Executor):
             kind, value = future.result()
         except ray.exceptions.RayTaskError as error:  # the function is not there, or not the same
             raise UsageError(
-                f"a machine of the cluster could not take a task ({_told(error.cause)})",
+                f"a machine of the cluster could not take a task ({_reason(error.cause)})",
                 remedy="install the same Intruscope on every machine of the cluster",
             ) from error
         except ray.exceptions.RuntimeEnvSetupError as error:
             raise UsageError(
-                f"a machine of the cluster could not start a task ({_told(error)})",
+                f"a machine of the cluster could not start a task ({_reason(error)})",
                 remedy="see Ray's own logs on that machine",
             ) from error
         except ray.exceptions.RayError as error:  # its process or its machine is gone
             if tries[task.key] < _TRIES:
                 waiting.append(task)
-                return Event("retried", task.key, _told(error))
-            return Event("failed", task.key, _told(error))
+                return Event("retried", task.key, _reason(error))
+            return Event("failed", task.key, _reason(error))
         if kind == "error":
             raise value
         return Event("done", task.key, value)
 
     def close(self) -> None:
-        """End what is running, and leave the cluster as it was."""
+        """Cancel running tasks, and leave the cluster as it was."""
         if not (self._running or self._is_connected):
             return
         import ray
@@ -166,7 +166,7 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if address.startswith(_CLIENT) or not host or not port.isdecimal():
         raise UsageError(
-            f"got the address {printable(address)}, expected {AUTO} or HOST:PORT of a cluster's head",
+            f"{printable(address)} is not the address of a cluster's head: {AUTO} or HOST:PORT",
             remedy="run this on a machine of the cluster, or as one of its jobs (ray job submit)",
         )
     try:
@@ -177,7 +177,7 @@ def _check_answers(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
-        f"got no Ray cluster at {printable(address)} ({_told(error)}), expected a running one",
+        f"no Ray cluster is running at {printable(address)} ({_reason(error)})",
         remedy="start one (ray start --head, and ray start --address=HOST:PORT on each other machine), or "
         "give this machine the cluster's version of Ray and its token",
     )
@@ -189,7 +189,7 @@ def _call(function: str, payload: Any) -> tuple[str, Any]:
     return answer(getattr(importlib.import_module(module), name), payload)
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The first sentence of one of Ray's errors: the rest is advice about Ray's own tools."""
     text = " ".join(str(error).split())
     return printable(text.partition(". ")[0].rstrip(".") or type(error).__name__)
@@ -197,7 +197,7 @@ def _told(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; it stays the caller's."""
+    """Keep the caller's handlers: Ray installs its own for SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted
+from intruscope.errors import IntruscopeError, OutputConflict, ResourceExhausted, readable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -92,7 +92,7 @@ def check_room(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
         raise ResourceExhausted(
-            f"the output needs about {num_bytes / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free",
+            f"the output needs about {readable_bytes(num_bytes)}; {readable_bytes(free)} are free there",
             remedy="free some space or choose another place",
             file=out,
         )

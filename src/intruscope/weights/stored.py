@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from intruscope.errors import MalformedInput
+from intruscope.errors import MalformedInput, ResourceExhausted, readable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,8 +96,14 @@ def read_exactly(descriptor: int, offset: int, num_bytes: int, *, path: Path) ->
 
     Raises:
         MalformedInput: the file ends before, or the disk fails.
+        ResourceExhausted: there is not enough memory.
     """
-    buffer = bytearray(num_bytes)
+    try:
+        buffer = bytearray(num_bytes)
+    except (MemoryError, OverflowError) as error:
+        fact = f"out of memory: could not allocate {readable_bytes(num_bytes)}"
+        remedy = "lower --workers, or use a machine with more memory"
+        raise ResourceExhausted(fact, remedy=remedy, file=path) from error
     view = memoryview(buffer)
     done = 0
     while done < num_bytes:
