@@ -365,7 +365,7 @@ def check_one_place(found: NameMatch, *, tuned: str, file: Path) -> None:
             f"'{printable(place)}'" if place else "the names as they are" for place in found.places
         )
         raise MalformedInput(
-            f"the names of the {tuned} fit more than one part of the base ({' and '.join(named)})",
+            f"the names of the {tuned} fit more than one part of the base ({places})",
             remedy=f"give as the base the part that the {tuned} was made from",
             file=file,
         )
