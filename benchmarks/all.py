@@ -19,6 +19,7 @@ def main() -> None:
         "extract": ["--shapes", "2048x2048", "--ranks", "16", "--matrices", "2", "--repeats", "1"],
         "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],
         "wrong_base": ["--seeds", "2"],
+        "odd_models": ["--families", "gpt2", "vit-gpt2", "falcon-new", "t5"],
         "forgetting": ["--repeats", "1"],
         "watch": ["--steps", "50"],
         "step_time": ["--rounds", "3", "--steps", "4"],

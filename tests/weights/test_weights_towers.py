@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from odd_families import FAMILIES, WIDTH, t
+from safetensors.torch import save_file
 
 from intruscope.adapters.folder import open_adapter
 from intruscope.adapters.pairing import pair_adapter
@@ -133,6 +134,52 @@ def test_a_bare_encoder_is_not_put_on_one_half_of_an_encoder_decoder(towers):
     (finding,) = [finding for finding in pairing.findings if finding.code == "prefix"]
     assert finding.severity == "warning"
     assert "'encoder.'" in finding.message
+
+
+def _blocks_on_disk(folder, names):
+    folder.mkdir()
+    save_file({f"{name}.weight": torch.randn(6, 6) for name in names}, folder / "model.safetensors")
+    return open_model(folder)
+
+
+def _lora_on_disk(folder, names):
+    folder.mkdir()
+    factors = {
+        f"base_model.model.{name}.lora_{side}.weight": torch.randn(shape)
+        for name in names
+        for side, shape in (("A", (2, 6)), ("B", (6, 2)))
+    }
+    save_file(factors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    return open_adapter(folder)
+
+
+def test_two_towers_may_each_have_a_prefix_of_their_own(tmp_path):
+    """transformers 5 calls them otherwise in memory, where adapters are trained, than in files."""
+    base = _blocks_on_disk(tmp_path / "base", _blocks("visual.", 3) + _blocks("model."))
+    names = _blocks("model.visual.", 3) + _blocks("model.language_model.")
+    pairing = pair_adapter(base, _lora_on_disk(tmp_path / "adapter", names))
+    assert pairing.complete
+    found = {pair.update.down.name.split(".lora_A")[0]: pair.name for pair in pairing.pairs}
+    assert found == {
+        f"base_model.model.{name}": name.replace("model.visual", "visual").replace("language_model.", "")
+        for name in names
+    }
+    prefixes = [finding.severity for finding in pairing.findings if finding.code == "prefix"]
+    assert prefixes == ["info", "warning"]
+
+
+def test_blocks_that_the_base_lacks_are_not_those_of_another_tower(tmp_path):
+    """Another tower has as many blocks as the adapter, but its names agree with those of this one."""
+    base = _blocks_on_disk(tmp_path / "base", _blocks("visual.", 4) + _blocks("model."))
+    with pytest.raises(MalformedInput, match=r"'visual\.' and the names as they are"):
+        pair_adapter(base, _lora_on_disk(tmp_path / "adapter", _blocks("model.", 4)))
+    # Nor when the first tower is matched, and a second could take what is left of it.
+    base = _blocks_on_disk(tmp_path / "more", _blocks("visual.", 4) + _blocks("model.") + _blocks("x.y.", 2))
+    names = _blocks("model.", 3) + _blocks("x.y.", 2)
+    pairing = pair_adapter(base, _lora_on_disk(tmp_path / "second", names))
+    assert _towers_of(pairing) == {"model", "x"}
+    assert not pairing.complete
 
 
 def test_a_tower_that_only_one_place_fits_is_taken_and_said(tmp_path):

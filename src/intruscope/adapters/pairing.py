@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from intruscope.adapters.kind import OTHER_BASE_REMEDY
 from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import Body, SharedWords, head_findings
-from intruscope.weights.layout import WEIGHT_NORM, MatrixListing, base_matrices
+from intruscope.weights.layout import WEIGHT_NORM, MatrixListing, base_matrices, block_index
 from intruscope.weights.matrices import (
     CoverageEntry,
     Finding,
@@ -31,10 +32,10 @@ from intruscope.weights.matrices import (
 )
 from intruscope.weights.orientation import UNKNOWN, orientation_findings
 from intruscope.weights.pairing import check_one_place, prefix_findings
-from intruscope.weights.prefixes import match_names
+from intruscope.weights.prefixes import NameMatch, match_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from intruscope.adapters.config import ModuleScale
     from intruscope.adapters.folder import AdapterSource
@@ -257,6 +258,9 @@ class Match:
         check_one_place(found, tuned="adapter", file=adapter.path)
         base_prefix, adapter_prefix = found.base, found.tuned
         bare = {name: name.removeprefix(adapter_prefix) for name in modules}
+        places = {name: name.removeprefix(base_prefix) for name in [*stored_of, *wrapped, *unread]}
+        second, moved = _second_tower(places, {name: bare[name] for name in trained}, fits)
+        bare |= moved
         self._bare = bare
         self._body = Body.of(name.removeprefix(base_prefix) for name in stored_of)
         fused = {name.removeprefix(base_prefix): parameter for name, parameter in fused.items()}
@@ -266,7 +270,10 @@ class Match:
         }
         # PEFT looks the rank of a wrapped parameter up by the parameter's own name.
         self.key_of: dict[str, str] = {
-            name: name.removesuffix(bare[name]) + named.get(bare[name], bare[name]) for name in modules
+            name: f"{_without_layers(name)}.{named[bare[name]].rpartition('.')[2]}"
+            if bare[name] in named
+            else name
+            for name in modules
         }
         by_name = {name.removeprefix(base_prefix): stored for name, stored in stored_of.items()}
         self.stored: dict[str, str] = {}
@@ -286,7 +293,7 @@ class Match:
         if not any(name in known or bare[name] in self._unknown for name in trained):
             raise _no_match(trained, list(stored_of), base, adapter)
         self.prefixes = found
-        self.findings = prefix_findings(found, tuned="adapter")
+        self.findings = [*prefix_findings(found, tuned="adapter"), *prefix_findings(second, tuned="adapter")]
 
     def is_unknown(self, module: AdaptedModule) -> bool:
         """Whether the base stores the module, but its orientation is not known."""
@@ -310,6 +317,54 @@ class Match:
         keys = {name: self.key_of[name] for name, module in modules.items() if module.has_factors}
         found = adapter.config.scales_of(list(dict.fromkeys(keys.values())))
         return {name: found[key] for name, key in keys.items()}
+
+
+def _second_tower(
+    places: Mapping[str, str], bare: Mapping[str, str], fits: Callable[[str, str], bool]
+) -> tuple[NameMatch, dict[str, str]]:
+    """Match the blocks of a second tower, whose names begin otherwise than those of the first.
+
+    transformers calls the towers of many models otherwise in memory than in files: ``model.visual`` is
+    ``visual``, and ``model.language_model.layers`` is ``model.layers``.
+
+    Args:
+        places: The base's names, and what is left of them without the first tower's prefix.
+        bare: Likewise of the adapter.
+        fits: Whether a base name and a module can belong together, by their shapes.
+
+    Returns:
+        How the names agree, and the base's bare name for each module. Nothing where the modules that are left
+        do not all have exactly one place.
+    """
+    known, used = set(places.values()), set(bare.values())
+    modules = [n for n, rest in bare.items() if _without_layers(rest) not in known and _is_in_block(n)]
+    # Further blocks of a tower that was matched are missing in the base, and are not another tower's.
+    if not {_stack(name) for name in modules}.isdisjoint(_stack(name) for name in bare.keys() - set(modules)):
+        return NameMatch(), {}
+    free = [name for name, rest in places.items() if rest not in used and _is_in_block(name)]
+    found = match_names(free, modules, fits=fits)
+    ends = {name.removeprefix(found.base): places[name] for name in free}
+    moved = {name: ends.get(name.removeprefix(found.tuned)) for name in modules}
+    matched = {name: rest for name, rest in moved.items() if rest is not None}
+    if found.rivals or len(matched) < len(modules):
+        return NameMatch(), {}
+    return found, matched
+
+
+def _is_in_block(name: str) -> bool:
+    return block_index(name)[0] is not None
+
+
+def _stack(name: str) -> str:
+    """The words before a block's number."""
+    return re.split(r"\.\d+(\.|$)", name, maxsplit=1)[0]
+
+
+def _without_layers(module: str) -> str:
+    """The name of the module that nested wrappers of its parameters are around."""
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
 
 
 def _fits(view: TensorView, module: AdaptedModule) -> bool:

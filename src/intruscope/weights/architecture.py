@@ -97,7 +97,8 @@ def _ask(config: str) -> tuple[tuple[str, ModuleClass], ...]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "USE_TF": "0", "USE_FLAX": "0"}
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", "intruscope.weights.architecture"],
+            # -P: what lies in the current folder is not imported.
+            [sys.executable, "-P", "-m", "intruscope.weights.architecture"],
             input=config.encode(),
             capture_output=True,
             timeout=TIME_LIMIT_SECONDS,

@@ -50,6 +50,12 @@ class Config:
         nested = [config.get(key) for key in ("text_config", "llm_config")]
         self._levels = [config, *(level for level in nested if isinstance(level, dict))]
         self._outer: tuple[str, ...] = ()
+        self._nested = {
+            key.removesuffix("_config"): value
+            for key, value in config.items()
+            if isinstance(value, dict) and (key.endswith("_config") or "model_type" in value)
+        }
+        self._towers: dict[tuple[str, ...], Config] = {}
 
     def tower(self, module: str) -> Config:
         """The config of the tower that a module lies in; this one where no nested config is named like it.
@@ -57,25 +63,30 @@ class Config:
         Args:
             module: Its name: ``decoder.transformer.h.0.attn.c_attn`` lies in the tower ``decoder``.
         """
-        words = module.split(".")
-        raw = self._levels[0]
-        outer: tuple[str, ...] = ()
-        found: list[dict[str, Any]] = []
-        while True:
-            nested = _nested_of(raw, words)
-            if not nested:
-                break
-            outer = (*_model_type(raw), *outer)
-            found = nested
-            if len(nested) > 1:
-                break
-            raw = nested[0]
-        if not found:
+        keys = self._tower_keys(module.split(".")) if self._nested else ()
+        if not keys:
             return self
-        tower = Config(found[0])
-        tower._levels += found[1:]
-        tower._outer = outer
-        return tower
+        if keys not in self._towers:
+            first, *others = (self._nested[key] for key in keys)
+            tower = Config(first)
+            tower._levels += others
+            tower._outer = (*_model_type(self._levels[0]), *self._outer)
+            self._towers[keys] = tower
+        return self._towers[keys].tower(module)
+
+    def _tower_keys(self, words: list[str]) -> tuple[str, ...]:
+        """Keys of the nested configs that the first fitting word of a module's name stands for."""
+        for word in words:
+            if word in self._nested:
+                return (word,)
+            found = [
+                key
+                for key in self._nested
+                if any(f"_{alias}_" in f"_{word}_" for alias in _ALIASES.get(key, (key,)))
+            ]
+            if found:
+                return tuple(found)
+        return ()
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -127,27 +138,6 @@ _ALIASES = {
 def _model_type(level: dict[str, Any]) -> tuple[str, ...]:
     kind = level.get("model_type")
     return (kind,) if isinstance(kind, str) else ()
-
-
-def _nested_of(config: dict[str, Any], words: list[str]) -> list[dict[str, Any]]:
-    """The nested configs that the first fitting word of a module's name stands for; none, one or several."""
-    stems = {
-        key.removesuffix("_config"): value
-        for key, value in config.items()
-        if isinstance(value, dict) and (key.endswith("_config") or "model_type" in value)
-    }
-    stems.pop("quantization", None)
-    for word in words:
-        if word in stems:
-            return [stems[word]]
-        found = [
-            nested
-            for stem, nested in stems.items()
-            if any(f"_{alias}_" in f"_{word}_" for alias in _ALIASES.get(stem, (stem,)))
-        ]
-        if found:
-            return found
-    return []
 
 
 def _consecutive(*sizes: tuple[str, int]) -> Parts:

@@ -358,7 +358,9 @@ def check_one_place(found: NameMatch, *, tuned: str, file: Path | None) -> None:
         MalformedInput: they fit more than one.
     """
     if found.rivals:
-        places = " and ".join(f"'{printable(place)}'" for place in (found.base, *found.rivals))
+        places = " and ".join(
+            f"'{printable(place)}'" if place else "the names as they are" for place in found.places
+        )
         raise MalformedInput(
             f"the names of the {tuned} fit more than one part of the base ({places})",
             remedy=f"give as the base the part that the {tuned} was made from",

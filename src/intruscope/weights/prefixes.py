@@ -42,6 +42,11 @@ class NameMatch:
     towers: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Prefixes of all parts of the base that the names fit."""
+        return (self.base, *self.rivals)
+
 
 @dataclass(frozen=True)
 class _Try:
@@ -105,15 +110,18 @@ def match_names(
     best = max(tries, key=scores.__getitem__)
     place = {other: one for one, other in twins(best)}
 
-    def is_elsewhere(found: _Try) -> bool:
-        """Whether it puts most of the same tuned names on other names of the base."""
+    def is_rival(found: _Try) -> bool:
+        """Whether it puts most of the tuned names on other names of the base, with as much right."""
         moved = sum(place.get(other, one) != one for one, other in twins(found))
-        return 2 * moved > len(place)
+        if scores[found] == scores[best]:
+            return 2 * moved > len(place)
+        # Fewer names, but without taking a tower's name off.
+        return bool(best.towers) and not found.towers and moved > 1 and 2 * moved > len(found.names)
 
     rivals: dict[frozenset[tuple[str, str]], str] = {}
     if best.base or best.tuned:  # names that agree as they are leave no doubt
         for found in tries:
-            if scores[found] == scores[best] and is_elsewhere(found):
+            if is_rival(found):
                 rivals.setdefault(frozenset(twins(found)), found.base)
     return NameMatch(
         base=best.base, tuned=best.tuned, towers=best.towers, rivals=tuple(dict.fromkeys(rivals.values()))
