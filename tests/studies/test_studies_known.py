@@ -16,7 +16,14 @@ from intruscope.report.study import write_study
 from intruscope.studies import known as known_module
 from intruscope.studies import pool
 from intruscope.studies.known import SHIPPED
-from intruscope.studies.origins import difference, inputs_read, origin_of, resolved, told_origins
+from intruscope.studies.origins import (
+    difference,
+    inputs_read,
+    origin_of,
+    resolved,
+    run_environment,
+    told_origins,
+)
 from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, read_results, write_results
 from intruscope.studies.scales import MINI, PAPER, SMOKE
@@ -115,13 +122,11 @@ def test_what_was_taken_is_kept_as_what_was_run(tmp_path, counted):
 
 
 def test_a_run_tells_the_gpu_that_it_was_made_on(monkeypatch):
-    from intruscope.studies.measure import environment_of
-
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device" not in environment_of()
+    assert "device" not in run_environment()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
-    origin = {"code_sha256": "0" * 64, "environment": environment_of()}
+    origin = {"code_sha256": "0" * 64, "environment": run_environment()}
     (line,) = told_origins([{"origin": origin}])
     assert line.endswith("device Some GPU)")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.environment import environment
 from intruscope.errors import UsageError
 from intruscope.forgetting import intervals
 from intruscope.forgetting.losses import (
@@ -134,7 +134,7 @@ def forget(
             _task_figures(pair, task, bootstrap, unit, batch_tokens, max_task_tokens, on_progress)
             for task in tasks
         ),
-        environment=_environment(),
+        environment=environment(("torch", "transformers", "tokenizers", "peft")),
     )
 
 
@@ -246,14 +246,3 @@ def _score_interval(found: TaskScore, bootstrap: dict[str, int]) -> intervals.In
     if found.right_N is not None:
         return intervals.wilson(int(found.right_N.sum()), len(found.right_N))
     return intervals.loss_per(found.nats_N, found.units_N, **bootstrap)
-
-
-def _environment() -> dict[str, Any]:
-    """Versions that a figure depends on."""
-    found = {}
-    for package in ("intruscope", "torch", "transformers", "tokenizers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intruscope.adapters.live_models import config_of, max_positions
+from intruscope.engine.environment import CORE, environment
 from intruscope.errors import IncompleteResult, ResourceExhausted, UsageError
 from intruscope.forgetting.models import choose_device
 from intruscope.profiling.candidates import candidates
@@ -36,7 +37,6 @@ from intruscope.profiling.results import results_of
 from intruscope.profiling.rounds import OutOfTime, Rounds, run_rounds
 from intruscope.profiling.statistics import half_width, level_of_each, ratio_interval, rounds_needed
 from intruscope.profiling.verdicts import recommend
-from intruscope.spectra.scan import environment
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
@@ -336,14 +336,11 @@ def _rounded(seconds: float) -> int:
 
 def _environment(settings: ProfileSettings) -> dict[str, Any]:
     """Where it was measured: versions, and what of the machine matters."""
-    from importlib.metadata import version
-
     on_cuda = settings.device.startswith("cuda")
     known = Path("/proc/cpuinfo")
     flags = known.read_text().split() if known.exists() else []
     return {
-        **environment(),
-        **{package: version(package) for package in ("transformers", "peft")},
+        **environment((*CORE, "transformers", "peft")),
         "device": torch.cuda.get_device_name(settings.device) if on_cuda else settings.device,
         "cores": os.cpu_count(),
         "threads": settings.threads,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.folder import find_adapter, open_adapter
 from intruscope.adapters.pairing import pair_adapter
+from intruscope.engine.environment import environment
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
@@ -389,13 +389,3 @@ def matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
         code=outcome.status, severity="error", message=outcome.reason or "no result", matrix=pair.name
     )
     return without_figures(pair, outcome.status, finding)
-
-
-def environment() -> dict[str, Any]:
-    """Versions that a figure depends on."""
-    packages = ("intruscope", "torch", "numpy", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        **{package: version(package) for package in packages},
-    }

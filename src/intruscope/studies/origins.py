@@ -16,9 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.environment import LAB, environment
 from intruscope.errors import printable
 from intruscope.studies.grid import Chain, Checkpoint, Run
-from intruscope.studies.measure import CONTROLS, STRENGTHS, environment_of
+from intruscope.studies.measure import CONTROLS, STRENGTHS
 from intruscope.studies.training import tune_settings
 from intruscope.studies.weights import EPSILON, K
 from intruscope.train.settings import TuneSettings
@@ -50,14 +51,16 @@ def origin_of(work: Work, scale: Scale, inputs: Mapping[str, str]) -> Origin:
         "inputs": dict(inputs),
         "resolved": resolved(work, scale),
         "code_sha256": code_digest(),
-        "environment": dict(_environment()),
+        "environment": run_environment(),
     }
 
 
-@functools.cache
-def _environment() -> dict[str, Any]:
-    """Read once a process: these are files."""
-    return environment_of()
+def run_environment() -> dict[str, Any]:
+    """The versions that a run's figures depend on, and the GPU if there is one."""
+    import torch
+
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {**environment(LAB), **device}
 
 
 def inputs_read(work: Work, digests: Mapping[str, str]) -> dict[str, str]:

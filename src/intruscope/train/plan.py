@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from intruscope.engine.environment import LAB, environment
 from intruscope.errors import UsageError, nearest, printable
-from intruscope.spectra.scan import environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Method, Options
     from intruscope.train.settings import TuneSettings
     from intruscope.weights.source import ModelSource
-
-_LAB = ("transformers", "peft", "accelerate")
 
 
 def plan_of(
@@ -67,14 +65,8 @@ def plan_of(
         "held_out_sha256": held_out.sha256 if held_out is not None else None,
         "forget_text": [str(name) for name in forget_text],
         "processes": num_processes,
-        "environment": environment() | _versions(),
+        "environment": environment(LAB),
     }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in _LAB}
 
 
 def _check_integrations(names: Sequence[str]) -> None:

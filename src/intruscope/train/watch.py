@@ -13,12 +13,12 @@ import torch
 from transformers import TrainerCallback
 
 from intruscope.adapters.live_matrices import LiveMatrix, live_matrices
+from intruscope.engine.environment import environment
 from intruscope.errors import IntruscopeError, UsageError
 from intruscope.plots.figures import write_figures
 from intruscope.plots.watch import watch_figure
 from intruscope.spectra.matrix import exact_arithmetic
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import environment
 from intruscope.train.look_file import Look, LookFile, figures
 from intruscope.train.looks import MatrixLook, MatrixWatch
 from intruscope.train.probe import ForgettingProbe
@@ -154,12 +154,16 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         """Look at the end, and draw."""
         if self.looks and self.looks[-1].step < state.global_step:
             self._look(args, state, control)
-        if self._pictures and args.process_index == 0 and self._file is not None:
+        if self._pictures and args.process_index == 0 and self._file is not None and self._has_a_picture():
             path = self._file.path
             try:
                 write_figures(lambda: [(_FIGURE_NAME, watch_figure(self.looks))], path.parent)
             except IntruscopeError as error:
                 warnings.warn(f"the picture of the run was not drawn: {error}", stacklevel=2)
+
+    def _has_a_picture(self) -> bool:
+        """Whether there is anything to draw: an intruder at some look, or forgetting."""
+        return any(look.intruders or look.forgetting is not None for look in self.looks)
 
     # --- the base ------------------------------------------------------------------------------------
 
