@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
@@ -97,8 +98,12 @@ def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def write_study(out: Path) -> list[Path]:
+def write_study(out: Path, *, first: Sequence[Claim] = ()) -> list[Path]:
     """Write ``report.html``, ``pictures/`` and ``results/`` (table and verdicts) into a study's folder.
+
+    Args:
+        out: Folder of the study.
+        first: Claims that the page shows before all others.
 
     Returns:
         What was written.
@@ -119,7 +124,8 @@ def write_study(out: Path) -> list[Path]:
     rows = study_rows(scale_name, records)
     pictures = study_pictures(rows, {control: CONTROL_NAMES[control] for control in CONTROLS})
     write_figures(lambda: ((each.name, picture_figure(each)) for each in pictures), out / "pictures")
-    write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
+    ordered = sorted(judged, key=lambda each: (each.claim not in first, each.verdict is None))
+    write_page(study_page(scale_name, records, ordered, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]
 
 

@@ -30,6 +30,7 @@ class Claim:
         paper_version: Where: v1, v3, or the review.
         recipe: The study whose runs decide it; claims of one recipe share runs.
         judge: From rows of figures to statements; see :mod:`intruscope.studies.verdicts`.
+        min_seeds: Seeds per task without which no statement can be decided.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Claim:
     paper_version: str
     recipe: str
     judge: Callable[[Rows], list[Statement]]
+    min_seeds: int = 2
 
 
 CLAIMS = (
@@ -140,6 +142,7 @@ CLAIMS = (
         paper_version="v3 (figure 8)",
         recipe="correlations",
         judge=forgetting.c14,
+        min_seeds=1,
     ),
     Claim(
         id="C15",
@@ -147,6 +150,7 @@ CLAIMS = (
         paper_version="v3",
         recipe="correlations",
         judge=forgetting.c15,
+        min_seeds=1,
     ),
     Claim(
         id="C16",

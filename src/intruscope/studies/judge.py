@@ -116,6 +116,23 @@ def judge(
     ]
 
 
+def too_few_seeds(claims: Sequence[Claim], found: Sequence[Place]) -> list[Claim]:
+    """The claims that stay undecided however their runs turn out, for want of seeds.
+
+    Args:
+        claims: To be decided.
+        found: Every arm that there is or will be.
+    """
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for place in found:
+        seeds.setdefault((place.recipe, place.task), set()).add(place.seed)
+    most = dict.fromkeys((claim.recipe for claim in claims), 0)
+    for (recipe, _), own in seeds.items():
+        if recipe in most:
+            most[recipe] = max(most[recipe], len(own))
+    return [claim for claim in claims if most[claim.recipe] < claim.min_seeds]
+
+
 def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
     """The arms of a scale, and of whatever other seeds the records hold."""
     scale = find_scale(scale_name)
