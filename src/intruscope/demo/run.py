@@ -127,9 +127,9 @@ class DemoResult:
         noun = "dimension" if full.num_intruders == 1 else "dimensions"
         return (
             f"At task losses of {full.losses.task:.2f} (full) and {lora.losses.task:.2f} (LoRA), full "
-            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} top "
-            f"singular vectors and LoRA {lora.num_intruders}; held-out source loss moved by "
-            f"{full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
+            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} leading "
+            f"singular vectors, and LoRA made {lora.num_intruders}. Held-out source loss changed by "
+            f"{full.forgetting:+.2f} (full) and {lora.forgetting:+.2f} (LoRA) nats per token."
         )
 
 
@@ -407,6 +407,7 @@ def _write_report(building: Path, result: DemoResult) -> None:
         building / "report.html",
         title="Full fine-tuning and LoRA of the same small model",
         notes=notes(result),
+        sources=sources(result),
     )
 
 
@@ -416,11 +417,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def notes(result: DemoResult) -> list[tuple[str, str]]:
-    """What the page says above the scans: what was seen, on which texts, and what it does not show."""
+    """What the page says above the scans: the result, how it was obtained, and what it does not show."""
     lines = [
-        ("Seen", result.sentence()),
+        ("Result", result.sentence()),
         (
-            "Before",
+            "Base",
             f"Task loss {result.base.task:.3f}, held-out source loss {result.base.source:.3f} "
             "nats per token.",
         ),
@@ -434,22 +435,26 @@ def notes(result: DemoResult) -> list[tuple[str, str]]:
         )
         for run in result.runs
     )
-    lines.extend(
-        (
-            text.name,
-            f"Of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
-            f"SHA-256 {text.sha256}.",
-        )
-        for text in result.texts
-    )
     lines.append(
         (
-            "Not shown",
-            "One seed of a small model at one learning rate per method: a demonstration of what a scan "
-            "shows, not evidence about either method.",
+            "Limits",
+            "One seed of one small model, at one learning rate per method: this demonstrates what a scan "
+            "shows, and is no evidence for or against either method.",
         )
     )
     return lines
+
+
+def sources(result: DemoResult) -> list[tuple[str, str]]:
+    """What the page says below the scans: the texts, by hash."""
+    return [
+        (
+            text.name,
+            f"From Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
+            f"SHA-256 {text.sha256}.",
+        )
+        for text in result.texts
+    ]
 
 
 @contextmanager
