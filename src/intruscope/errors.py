@@ -38,12 +38,12 @@ class IntruscopeError(Exception):
         tensor: The tensor, key or field concerned.
 
     Attributes:
-        is_told: Another process of the same run tells it already.
+        already_reported: Another process of the same run tells it already.
     """
 
     exit_code: ClassVar[int] = 70
     id: ClassVar[str] = "bug"
-    is_told = False
+    already_reported = False
 
     def __init__(
         self, fact: str, *, remedy: str, file: Path | str | None = None, tensor: str | None = None

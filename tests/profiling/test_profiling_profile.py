@@ -12,7 +12,7 @@ from profiling_models import write_bert
 
 from intruscope.errors import IncompleteResult, MalformedInput, ResourceExhausted, UsageError
 from intruscope.profiling.profile import profile
-from intruscope.profiling.records import Cell, ProfileSettings
+from intruscope.profiling.records import ProfileCell, ProfileSettings
 from intruscope.report.profile import profile_json, profile_summary, write_profile_plots
 from intruscope.weights.output import json_text
 from processes import alive, children
@@ -234,5 +234,5 @@ def test_a_base_that_cannot_be_read_is_an_error_of_its_own(base, tmp_path):
 
 
 def test_only_shapes_of_the_settings_are_measured(plain):
-    cells = {Cell(r.candidate.name, (c.batch, c.length)) for r in plain.results for c in r.cells}
+    cells = {ProfileCell(r.candidate.name, (c.batch, c.length)) for r in plain.results for c in r.cells}
     assert len(cells) == 8

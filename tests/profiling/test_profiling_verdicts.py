@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from intruscope.profiling.candidates import Candidate
-from intruscope.profiling.records import Built, Cell, Memory, Phases, Shape
+from intruscope.profiling.records import Built, Memory, Phases, ProfileCell, Shape
 from intruscope.profiling.results import results_of
 from intruscope.profiling.statistics import level_of_each
 from intruscope.profiling.verdicts import recommend
@@ -21,10 +21,10 @@ def profiled(factors, *, rounds=25, noise=0.01, seed=0, failures=(), reference="
     for name, factor in factors.items():
         steps = factor * drift * generator.lognormal(0.0, noise, rounds)
         steps[generator.random(rounds) < 0.04] *= 3.0
-        samples[Cell(name, SHAPE)] = [Phases(*(share * step for share in SHARES)) for step in steps]
+        samples[ProfileCell(name, SHAPE)] = [Phases(*(share * step for share in SHARES)) for step in steps]
         built[name] = Built(num_trained=1, num_matrices=1, runtime_bytes=1000, loaded_bytes=1500)
         peak = 1000 + int(4000 * factor)
-        memory[Cell(name, SHAPE)] = Memory(
+        memory[ProfileCell(name, SHAPE)] = Memory(
             runtime_bytes=1000, loaded_bytes=1500, peak_bytes=peak, tensor_bytes=int(3000 * factor)
         )
     level = level_of_each(len(factors) - 1)

@@ -96,7 +96,7 @@ def test_the_page_in_a_browser(made, tmp_path, width, dark):
     by_count = sorted(range(len(points)), key=lambda i: -points[i].y)
     assert by_count == sorted(range(len(points)), key=lambda i: up[i])
     assert min(y for _, y in answer["full"]) > max(up)
-    assert answer["tip"] == points[0].told
+    assert answer["tip"] == points[0].tooltip
     for words in ("minilm-mlm, sst2: lora, rank 16, alpha 8", "rate 0.004, seed", "intruders", "forgetting"):
         assert words in answer["mark"]
     assert answer["stops"] == 1

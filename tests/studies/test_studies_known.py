@@ -19,10 +19,10 @@ from intruscope.studies.known import SHIPPED
 from intruscope.studies.origins import (
     difference,
     inputs_read,
+    origin_lines,
     origin_of,
     resolved,
     run_environment,
-    told_origins,
 )
 from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, read_results, write_results
@@ -118,7 +118,7 @@ def test_what_was_taken_is_kept_as_what_was_run(tmp_path, counted):
     again = run(tmp_path / "second", seeds=[0])
     assert (again.num_taken, again.num_new) == (0, 0)
     assert not counted.asked
-    assert told_origins(again.records.values())[0].startswith(f"{len(again.records)} runs taken from ")
+    assert origin_lines(again.records.values())[0].startswith(f"{len(again.records)} runs taken from ")
 
 
 def test_a_run_tells_the_gpu_that_it_was_made_on(monkeypatch):
@@ -127,7 +127,7 @@ def test_a_run_tells_the_gpu_that_it_was_made_on(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
     origin = {"code_sha256": "0" * 64, "environment": run_environment()}
-    (line,) = told_origins([{"origin": origin}])
+    (line,) = origin_lines([{"origin": origin}])
     assert line.endswith("device Some GPU)")
 
 

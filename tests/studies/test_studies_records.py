@@ -120,7 +120,7 @@ def test_diverged_runs_are_left_out_and_counted(records):
 
 def test_a_verdict_on_part_of_its_runs_says_so(records):
     found = outcomes(records)["C1"]
-    assert (found.is_whole, found.num_planned, found.told_runs) == (True, len(records), str(len(records)))
+    assert (found.is_whole, found.num_planned, found.runs_text) == (True, len(records), str(len(records)))
     assert "Preliminary" not in found.reason
     keys = sorted(records)
     for record in records.values():
@@ -129,8 +129,8 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     finished = len(records) - 5
     assert not part.is_whole
     assert part.reason.startswith(f"Preliminary, on {finished} of {len(records)} planned runs. ")
-    assert (found.told_outcome, part.told_outcome) == ("holds", f"{part.verdict.outcome} so far")
-    assert part.told_runs == f"{finished - 1} of {len(records)} (+1 diverged)"
+    assert (found.outcome_text, part.outcome_text) == ("holds", f"{part.verdict.outcome} so far")
+    assert part.runs_text == f"{finished - 1} of {len(records)} (+1 diverged)"
 
 
 def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):
@@ -148,7 +148,7 @@ def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):
 
 def test_a_claim_without_runs_is_not_preliminary(records):
     found = outcomes(records)["C19"]
-    assert (found.verdict, found.reason, found.told_outcome, found.told_runs) == (None, NOT_RUN, NOT_RUN, "0")
+    assert (found.verdict, found.reason, found.outcome_text, found.runs_text) == (None, NOT_RUN, NOT_RUN, "0")
 
 
 def test_records_of_other_seeds_are_judged_too(records):

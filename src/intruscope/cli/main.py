@@ -98,7 +98,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except IntruscopeError as error:
-        if error.is_told:
+        if error.already_reported:
             let_the_first_speak()
         else:
             _complain(str(error))

@@ -126,8 +126,8 @@ def run(
     from intruscope.demo.unpack import unpack
     from intruscope.report.study import claims_table
     from intruscope.studies.judge import judge
-    from intruscope.studies.known import told_refusals
-    from intruscope.studies.origins import told_origins
+    from intruscope.studies.known import refusal_lines
+    from intruscope.studies.origins import origin_lines
     from intruscope.studies.pool import check_complete, run_study
 
     if not quiet:
@@ -135,7 +135,7 @@ def run(
         _note_growing(found, out)
     with stage_progress(quiet=quiet) as bar:
 
-        def tell(event: Progress) -> None:
+        def show_progress(event: Progress) -> None:
             bar("runs", event.num_done, event.num_tasks)
 
         report = run_study(
@@ -149,12 +149,12 @@ def run(
             ray=ray,
             keep_models=keep_models,
             unpack=partial(unpack, on_step=lambda done, all_: bar("base", done, all_)),
-            on_progress=tell,
+            on_progress=show_progress,
         )
     if not quiet:
         judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]
         show([claims_table(judged)], width=110)
-        for line in (*told_refusals(report.refused), *told_origins(report.records.values())):
+        for line in (*refusal_lines(report.refused), *origin_lines(report.records.values())):
             note(line)
         taken = f", {report.num_taken} taken from what is known" if known else ""
         found_runs = f"{len(report.records)} runs, {report.num_new} of them new{taken}"
@@ -242,8 +242,8 @@ def _note_growing(scale: Scale, out: Path) -> None:
 
     growing = [b.name for b in scale.bases if b.source == GROWN and not (out / "inputs" / b.name).exists()]
     if growing and not torch.cuda.is_available():
-        told = ", ".join(growing)
-        note(f"{told} is trained first, in one go: half a minute on a GPU, and much longer here")
+        names = ", ".join(growing)
+        note(f"{names} is trained first, in one go: half a minute on a GPU, and much longer here")
 
 
 def _check_one_source(scale: str | None, out: Path | None) -> None:

@@ -178,11 +178,11 @@ def run_demo(
             remedy="install the extra that brings them: pip install 'intruscope[lab]'",
         )
     start = time.perf_counter()
-    tell = on_event or (lambda _event: None)
+    notify = on_event or (lambda _event: None)
     with replaced_whole(out) as building:
-        tell(Event(stage="preparing", done=0, total=1))
+        notify(Event(stage="preparing", done=0, total=1))
         with _quiet_transformers():
-            return _run(building, Path(out).absolute(), steps, seed, precision, tell, start)
+            return _run(building, Path(out).absolute(), steps, seed, precision, notify, start)
 
 
 def _run(
@@ -191,20 +191,20 @@ def _run(
     steps: int,
     seed: int,
     precision: Precision | None,
-    tell: Callable[[Event], None],
+    notify: Callable[[Event], None],
     start: float,
 ) -> DemoResult:
     """The demonstration inside its temporary folder ``building``, which will become ``out``."""
     material, texts = _material(steps, seed, precision)
     _save_base(building / "base")
-    tell(Event(stage="preparing", done=1, total=1))
-    base_losses = _measure(_load_base(), material, "measuring the base", tell)
+    notify(Event(stage="preparing", done=1, total=1))
+    base_losses = _measure(_load_base(), material, "measuring the base", notify)
 
     names: tuple[Literal["full", "lora"], ...] = ("full", "lora")
     runs, reports = [], []
     for name in names:
-        run = _fine_tune(name, building / name, out, material, base_losses, tell)
-        report = _scan(building, name, tell)
+        run = _fine_tune(name, building / name, out, material, base_losses, notify)
+        report = _scan(building, name, notify)
         runs.append(replace(run, num_intruders=_num_intruders(report), num_vectors=_num_vectors(report)))
         reports.append(report)
     result = DemoResult(
@@ -278,15 +278,15 @@ def _load_base() -> Any:
     return model.requires_grad_(False)
 
 
-def _measure(model: Any, material: _Material, stage: str, tell: Callable[[Event], None]) -> Losses:
+def _measure(model: Any, material: _Material, stage: str, notify: Callable[[Event], None]) -> Losses:
     """Both losses of a model."""
     from intruscope.demo.finetune import evaluate
 
-    tell(Event(stage=stage, done=0, total=2))
+    notify(Event(stage=stage, done=0, total=2))
     task = evaluate(model, material.task_windows)
-    tell(Event(stage=stage, done=1, total=2))
+    notify(Event(stage=stage, done=1, total=2))
     source = evaluate(model, material.source_windows)
-    tell(Event(stage=stage, done=2, total=2))
+    notify(Event(stage=stage, done=2, total=2))
     return Losses(task=task, source=source)
 
 
@@ -296,7 +296,7 @@ def _fine_tune(
     out: Path,
     material: _Material,
     base: Losses,
-    tell: Callable[[Event], None],
+    notify: Callable[[Event], None],
 ) -> FineTune:
     """Train a fresh copy of the base, measure it and save it as its users would."""
     from intruscope.demo.finetune import LoopSettings, train, train_linear_weights, with_lora
@@ -316,15 +316,17 @@ def _fine_tune(
         seed=material.seed,
     )
     start = time.perf_counter()
-    tell(Event(stage=method, done=0, total=material.num_steps))
+    notify(Event(stage=method, done=0, total=material.num_steps))
     train(
         model,
         material.train_tokens,
         settings,
         precision=material.precision,
-        on_step=lambda step, loss: tell(Event(stage=method, done=step, total=material.num_steps, loss=loss)),
+        on_step=lambda step, loss: notify(
+            Event(stage=method, done=step, total=material.num_steps, loss=loss)
+        ),
     )
-    losses = _measure(model, material, f"measuring {method}", tell)
+    losses = _measure(model, material, f"measuring {method}", notify)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     _save(model, folder, base=out / "base")
     return FineTune(
@@ -353,7 +355,7 @@ def _save(model: Any, folder: Path, *, base: Path) -> None:
             shutil.copyfile(MODEL / name, folder / name)
 
 
-def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanReport:
+def _scan(building: Path, name: str, notify: Callable[[Event], None]) -> ScanReport:
     """Scan one fine-tune against the base; names in the report are relative to the output folder."""
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions, scan
@@ -365,7 +367,7 @@ def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanRepor
         str(building / name),
         settings=ScanSettings(maps=NUM_MAPPED_VECTORS),
         options=RunOptions(work_dir=work),
-        on_progress=lambda progress: tell(
+        on_progress=lambda progress: notify(
             Event(stage=stage, done=progress.num_done, total=progress.num_tasks)
         ),
     )

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from intruscope.profiling.records import Head
+    from intruscope.profiling.records import HeadKind
 
 
-def head_of(config: Any, asked: str, *, file: Path) -> tuple[type[nn.Module], Head]:
+def head_of(config: Any, asked: str, *, file: Path) -> tuple[type[nn.Module], HeadKind]:
     """The class of the model, and what its loss is of.
 
     Args:

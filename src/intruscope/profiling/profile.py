@@ -24,10 +24,10 @@ from intruscope.profiling.records import (
     NULL,
     Build,
     Built,
-    Cell,
     Failed,
     Memory,
     Phases,
+    ProfileCell,
     ProfileReport,
     Visit,
     Warm,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from intruscope.profiling.records import Candidate, Head, ProfileSettings
+    from intruscope.profiling.records import Candidate, HeadKind, ProfileSettings
     from intruscope.profiling.rounds import Samples
     from intruscope.weights.source import ModelSource
 
@@ -142,13 +142,13 @@ class _Run:
         self._started = started
         self._on_progress = on_progress
         self._built: dict[str, Built] = {}
-        self._warmed: dict[Cell, Warmed] = {}
+        self._warmed: dict[ProfileCell, Warmed] = {}
         self._failures: dict[str, str] = {}
         self._rounds = Rounds(samples={})
         self._reference = FULL
         self._level = 0.0
 
-    def start(self, source: ModelSource, head: Head, num_parameters: int, *, allow_pickle: bool) -> None:
+    def start(self, source: ModelSource, head: HeadKind, num_parameters: int, *, allow_pickle: bool) -> None:
         """Make every setting ready, one after another, and measure its memory."""
         self._crew.wait_until_ready()
         beyond = 0
@@ -175,7 +175,7 @@ class _Run:
             )
             if not self._prepared(name, request):
                 continue
-            peak = max(self._warmed[Cell(name, shape)].peak_bytes for shape in self._settings.shapes)
+            peak = max(self._warmed[ProfileCell(name, shape)].peak_bytes for shape in self._settings.shapes)
             beyond = max(beyond, peak - least)
         self._on_progress("starting", len(self._chosen), len(self._chosen))
         self._choose_reference()
@@ -189,7 +189,7 @@ class _Run:
             warmed = self._crew.ask(name, Warm(shape=shape, num_steps=WARM_STEPS))
             if isinstance(warmed, Failed):
                 return self._fail(name, f"{warmed.reason}, at {shape.batch} x {shape.length} tokens")
-            self._warmed[Cell(name, shape)] = warmed
+            self._warmed[ProfileCell(name, shape)] = warmed
         return True
 
     def _fail(self, name: str, reason: str) -> bool:
@@ -227,26 +227,26 @@ class _Run:
             is_precise=self._is_precise,
             needed={self._reference},
             seed=self._settings.seed,
-            on_round=lambda _: self._tell_time(),
+            on_round=lambda _: self._report_time(),
         )
         if self._rounds.num_rounds == 0 and self._rounds.stopped == "time":
             raise self.too_little_time(first)
 
-    def _visit(self, cell: Cell) -> Phases | None:
+    def _visit(self, cell: ProfileCell) -> Phases | None:
         found = self._crew.ask(cell.setting, self._request(cell))
-        self._tell_time()
+        self._report_time()
         if isinstance(found, Failed):
             self._fail(cell.setting, found.reason)
             return None
         assert isinstance(found, Phases)
         return found
 
-    def _request(self, cell: Cell) -> Visit:
+    def _request(self, cell: ProfileCell) -> Visit:
         step = self._warmed[cell].step_seconds
         num_steps = max(1, min(_MOST_STEPS, math.ceil(_VISIT_SECONDS / step)))
         return Visit(shape=cell.shape, num_lead=int(step < _LEAD_BELOW), num_steps=num_steps)
 
-    def _visit_seconds(self, cell: Cell) -> float:
+    def _visit_seconds(self, cell: ProfileCell) -> float:
         request = self._request(cell)
         return (request.num_lead + request.num_steps) * self._warmed[cell].step_seconds
 
@@ -254,13 +254,13 @@ class _Run:
         for cell, taken in samples.items():
             if cell.setting == self._reference:
                 continue
-            beside = samples[Cell(self._reference, cell.shape)]
+            beside = samples[ProfileCell(self._reference, cell.shape)]
             ratio = ratio_interval([p.step for p in taken], [p.step for p in beside], level=self._level)
             if half_width(ratio) > self._settings.precision:
                 return False
         return True
 
-    def _tell_time(self) -> None:
+    def _report_time(self) -> None:
         passed = min(self._clock() - self._started, self._settings.seconds)
         self._on_progress("measuring, s", round(passed), round(self._settings.seconds))
 
@@ -284,7 +284,7 @@ class _Run:
             "that intervals need, or give a smaller --batch, or fewer settings",
         )
 
-    def report(self, source: ModelSource, head: Head, num_parameters: int) -> ProfileReport:
+    def report(self, source: ModelSource, head: HeadKind, num_parameters: int) -> ProfileReport:
         """Everything that was measured, and what follows."""
         memory = {
             cell: Memory(

@@ -16,8 +16,8 @@ SCHEMA = "intruscope.profile/1"
 FULL, NULL = "full", "full-again"
 """Names of full fine-tuning, and of the same a second time in a process of its own."""
 PHASES = ("forward", "backward", "optimizer")
-Head = Literal["classifier", "causal", "masked"]
-Verdict = Literal["faster", "slower", "alike", "undecided"]
+HeadKind = Literal["classifier", "causal", "masked"]
+StepVerdict = Literal["faster", "slower", "alike", "undecided"]
 Outcome = Literal["faster", "not-faster", "undecided", "noisy", "too-few-rounds", "no-full"]
 
 
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
         return self.batch * self.length
 
 
-class Cell(NamedTuple):
+class ProfileCell(NamedTuple):
     """One setting at one shape."""
 
     setting: str
@@ -133,7 +133,7 @@ class Build:
 
     base: Path
     allow_pickle: bool
-    head: Head
+    head: HeadKind
     candidate: Candidate
     shapes: tuple[Shape, ...]
     settings: ProfileSettings
@@ -244,7 +244,7 @@ class CellReport:
     memory: Memory
     memory_ratio: float | None
     resident_ratio: float | None
-    verdict: Verdict | None
+    verdict: StepVerdict | None
     rounds: tuple[Phases, ...]
 
 
@@ -317,7 +317,7 @@ class ProfileReport:
 
     base: str
     revision: str | None
-    head: Head
+    head: HeadKind
     num_parameters: int
     settings: ProfileSettings
     reference: str

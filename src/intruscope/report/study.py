@@ -52,8 +52,8 @@ def claims_table(judged: Sequence[Judged]) -> Table:
         table.add_row(
             each.claim.id,
             each.claim.text,
-            Text(each.told_outcome, style=style),
-            each.told_runs,
+            Text(each.outcome_text, style=style),
+            each.runs_text,
             str(len(each.seeds)),
         )
     return table
@@ -73,12 +73,12 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
 
 
 def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
-    told = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
+    counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
-        return f"{scale.name}: {told}; nobody knows how long they take"
+        return f"{scale.name}: {counted}; nobody knows how long they take"
     total = sum(each for each in minutes if each is not None)
-    return f"{scale.name}: {told}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
+    return f"{scale.name}: {counted}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
 
 
 def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from intruscope.report.study_strips import strip
 from intruscope.report.study_tables import COLUMNS, arm_tables, edit_table
 from intruscope.report.words import printable_text
 from intruscope.studies.measure import STRENGTHS
-from intruscope.studies.origins import told_origins
+from intruscope.studies.origins import origin_lines
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.scales import find_scale
 from intruscope.studies.verdicts import OUTCOMES
@@ -66,11 +66,11 @@ def study_page(
         strengths=[f"{strength:g}" for strength in STRENGTHS],
         pictures=[_caption(picture) for picture in pictures],
         left_out=[
-            (_told(record["settings"]), printable_text(str(record.get("reason"))))
+            (_run_text(record["settings"]), printable_text(str(record.get("reason"))))
             for record in records.values()
             if record["status"] != "ok"
         ],
-        origins=told_origins(records.values()),
+        origins=origin_lines(records.values()),
         rates=[(base.name, base.rates.source) for base in scale.bases],
         version=version("intruscope"),
     )
@@ -93,12 +93,12 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "text": each.claim.text,
         "where": each.claim.paper_version,
         "recipe": each.claim.recipe,
-        "outcome": each.told_outcome,
+        "outcome": each.outcome_text,
         "style": "none" if each.verdict is None else each.verdict.outcome.replace(" ", "-"),
         "runs": each.num_runs,
         "planned": None if each.is_whole else each.num_planned,
         "diverged": each.num_diverged,
-        "with_all": each.told_with_all,
+        "with_all": each.with_all_text,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)),
         "paper": REPORTED[each.claim.id],
@@ -120,7 +120,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
         figures = {
             "figure": f"{number(scale * found.estimate)}{unit}",
             "between": f"{number(scale * found.low)} to {number(scale * found.high)}",
-            "size": found.told_size,
+            "size": found.size_text,
             "seen": f"{number(scale * found.detectable)}{unit}",
             "strip": strip(
                 scale * found.estimate,
@@ -159,7 +159,7 @@ def _caption(picture: Picture) -> dict[str, Any]:
     }
 
 
-def _told(settings: Mapping[str, Any]) -> str:
+def _run_text(settings: Mapping[str, Any]) -> str:
     options = "".join(f" {name} {value:g}" for name, value in settings.get("options", {}).items())
     what = settings.get("method", settings.get("tuned"))
     return printable_text(

@@ -21,7 +21,7 @@ from intruscope.sequence.assemble import TEXT_OF_BASE, assemble, key, outcomes_t
 from intruscope.sequence.bodies import merged_body, stored_names, write_body
 from intruscope.sequence.features import Features, features
 from intruscope.sequence.folder import ChainFolder
-from intruscope.sequence.heads import Head, fit_choices, fit_classes
+from intruscope.sequence.heads import FittedHead, fit_choices, fit_classes
 from intruscope.sequence.plan import checked_method, checked_names, plan_of_chain, scan_settings, stage_seed
 from intruscope.sequence.records import ChainReport, ChainSettings, ChainTask, HeadFigures, chain_json
 from intruscope.sequence.text_loss import text_losses
@@ -302,7 +302,7 @@ class _Chain:
 
 def _scored(fitting: Features, scoring: Features, task: ChainTask) -> dict[str, Any]:
     """A head fitted on one part of a task, and which examples of the other it gets right."""
-    head: Head
+    head: FittedHead
     if isinstance(task.train, ClassificationTask):
         num_classes = len(label_names(task.train))
         head = fit_classes(fitting.rows_RD, fitting.right_N, num_classes=num_classes)

@@ -57,7 +57,7 @@ class Estimate:
     num_tasks: int
 
     @property
-    def told_size(self) -> str:
+    def size_text(self) -> str:
         """What stands behind it; a task with a single run does not."""
         return f"n = {self.num_runs}, {self.num_tasks} task{'' if self.num_tasks == 1 else 's'}"
 

@@ -144,9 +144,9 @@ def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
     work = assignment.work
     scale = find_scale(assignment.scale)
     origin = origin_of(work, scale, assignment.inputs)
-    told = {"key": work.key, "settings": settings_of(work)}
-    write_json_file({"schema": "intruscope.study.run/2", **told, **origin}, folder / "settings.json")
-    return {**_figures(assignment, scale, folder), **told, "origin": origin}
+    identity = {"key": work.key, "settings": settings_of(work)}
+    write_json_file({"schema": "intruscope.study.run/2", **identity, **origin}, folder / "settings.json")
+    return {**_figures(assignment, scale, folder), **identity, "origin": origin}
 
 
 def _figures(assignment: Assignment, scale: Scale, folder: Path) -> dict[str, Any]:

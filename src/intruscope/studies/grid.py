@@ -140,5 +140,5 @@ def label_of(work: Work) -> str:
     if isinstance(work, Checkpoint):
         return work.tuned
     where = work.task if isinstance(work, Run) else "-".join(work.tasks)
-    told = "".join(f" {name} {value:g}" for name, value in work.options)
-    return f"{where}, {work.method}{told}, rate {work.rate:g}, seed {work.seed}"
+    options = "".join(f" {name} {value:g}" for name, value in work.options)
+    return f"{where}, {work.method}{options}, rate {work.rate:g}, seed {work.seed}"

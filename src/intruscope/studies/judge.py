@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
-    from intruscope.studies.verdicts import Verdict
+    from intruscope.studies.verdicts import ClaimVerdict
 
 SCHEMA = "intruscope.studies/1"
 NOT_RUN = "not run"
@@ -43,7 +43,7 @@ class Judged:
     """
 
     claim: Claim
-    verdict: Verdict | None
+    verdict: ClaimVerdict | None
     num_runs: int
     num_diverged: int
     num_planned: int
@@ -63,7 +63,7 @@ class Judged:
         return self._what_is_missing() + self.verdict.reason + self._what_is_left_out()
 
     @property
-    def told_with_all(self) -> str:
+    def with_all_text(self) -> str:
         """What the rule that leaves runs out does to the verdict; empty where it is not asked."""
         if self.verdict is None or self.outcome_with_all is None:
             return ""
@@ -72,14 +72,14 @@ class Judged:
         return f"counted, they would make it “{self.outcome_with_all}”"
 
     @property
-    def told_outcome(self) -> str:
+    def outcome_text(self) -> str:
         """The verdict, as a table shows it."""
         if self.verdict is None:
             return NOT_RUN
         return self.verdict.outcome if self.is_whole else f"{self.verdict.outcome} so far"
 
     @property
-    def told_runs(self) -> str:
+    def runs_text(self) -> str:
         """Runs that count, as a table shows them."""
         planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
         diverged = f" (+{self.num_diverged} diverged)" if self.num_diverged else ""
@@ -88,8 +88,8 @@ class Judged:
     def _what_is_left_out(self) -> str:
         if not self.num_diverged:
             return ""
-        told = f"; {self.told_with_all}" if self.told_with_all else ""
-        return f" {self.num_diverged} runs diverged and are left out{told}."
+        left_out = f"; {self.with_all_text}" if self.with_all_text else ""
+        return f" {self.num_diverged} runs diverged and are left out{left_out}."
 
     def _what_is_missing(self) -> str:
         if self.is_whole:

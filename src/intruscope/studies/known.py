@@ -130,7 +130,7 @@ def _check_settings(work: Work, record: Record, name: str) -> None:
         )
 
 
-def told_refusals(refused: Mapping[tuple[str, str], int]) -> Sequence[str]:
+def refusal_lines(refused: Mapping[tuple[str, str], int]) -> Sequence[str]:
     """A line for each place and difference."""
     return [
         f"{count} run{'' if count == 1 else 's'} of {name} not taken: {differs}"

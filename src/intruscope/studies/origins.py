@@ -108,8 +108,8 @@ def resolved(work: Work, scale: Scale) -> dict[str, Any]:
                 "strengths": STRENGTHS,
                 "controls": CONTROLS,
             }
-    told = {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
-    return _plain({"training": told, "measuring": measuring})
+    kept = {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
+    return _plain({"training": kept, "measuring": measuring})
 
 
 def difference(work: Work, scale: Scale, inputs: Mapping[str, str], record: Record) -> str | None:
@@ -165,7 +165,7 @@ def code_digest() -> str:
     return state.hexdigest()
 
 
-def told_origins(records: Iterable[Record]) -> list[str]:
+def origin_lines(records: Iterable[Record]) -> list[str]:
     """A line for each place that records are from, and each code and environment that made them.
 
     Args:

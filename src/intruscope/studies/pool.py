@@ -167,10 +167,10 @@ def check_complete(report: StudyReport) -> None:
         IncompleteResult: something failed.
     """
     if report.failed:
-        told = "; ".join(f"{label}: {reason}" for label, reason in report.failed[:_SHOWN])
+        listed = "; ".join(f"{label}: {reason}" for label, reason in report.failed[:_SHOWN])
         more = f"; and {len(report.failed) - _SHOWN} more" if len(report.failed) > _SHOWN else ""
         raise IncompleteResult(
-            f"{len(report.failed)} runs failed, expected none ({told}{more}); all others are kept",
+            f"{len(report.failed)} runs failed, expected none ({listed}{more}); all others are kept",
             remedy="run the same command again: they are tried once more",
         )
 

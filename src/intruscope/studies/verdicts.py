@@ -95,14 +95,14 @@ class Statement:
             )
         )
         unit = self.unit.suffix
-        said = f"{self.text}: {value}{unit} ({low} to {high}; {self.estimate.told_size}), {self.finding}"
+        said = f"{self.text}: {value}{unit} ({low} to {high}; {self.estimate.size_text}), {self.finding}"
         if self.finding == "open":
             said += f"; {seen}{unit} from the bound would have been seen"
         return said
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ClaimVerdict:
     """What became of a claim.
 
     Attributes:
@@ -116,7 +116,7 @@ class Verdict:
     statements: tuple[Statement, ...]
 
 
-def verdict(statements: Sequence[Statement]) -> Verdict:
+def verdict(statements: Sequence[Statement]) -> ClaimVerdict:
     """The verdict on a claim.
 
     It *holds* where every statement is supported, *does not hold* where one is contradicted and none
@@ -135,7 +135,7 @@ def verdict(statements: Sequence[Statement]) -> Verdict:
     else:
         outcome = "undecided"
     asides = [each for each in statements if each.is_aside]
-    return Verdict(
+    return ClaimVerdict(
         outcome=outcome,
         reason=". ".join(map(str, counted)) + "." + "".join(f" Beside it: {each}." for each in asides),
         statements=(*counted, *asides),

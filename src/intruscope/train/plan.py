@@ -111,9 +111,9 @@ def training_arguments(
     _check_integrations(report_to)
     num_parts = plan["accumulate"] * plan["processes"]
     if plan["batch"] % num_parts:
-        told = f"{plan['accumulate']} for each of {plan['processes']} processes"
+        parts = f"{plan['accumulate']} for each of {plan['processes']} processes"
         raise UsageError(
-            f"got a batch of {plan['batch']} in {num_parts} parts ({told}), expected parts of one size",
+            f"got a batch of {plan['batch']} in {num_parts} parts ({parts}), expected parts of one size",
             remedy="change --batch, --accumulate or the number of processes",
         )
     from transformers import TrainingArguments

@@ -48,12 +48,12 @@ def let_the_first_speak() -> None:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def report_once() -> Iterator[None]:
     """Errors of the request and its files, which every process meets alike, are told by the first alone."""
     try:
         yield
     except (UsageError, MalformedInput) as error:
-        error.is_told = error.is_told or not is_first()
+        error.already_reported = error.already_reported or not is_first()
         raise
 
 
@@ -123,7 +123,7 @@ def first(work: Callable[[], T]) -> T:
     broadcast_object_list(outcome)
     failed: IntruscopeError | None = outcome[1]
     if failed is not None:
-        failed.is_told = not state.is_main_process
+        failed.already_reported = not state.is_main_process
         raise failed
     found: T = outcome[0]
     return found

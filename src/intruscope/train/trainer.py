@@ -146,7 +146,7 @@ def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[Non
             remedy="lower --lr (or leave --bf16 out) and choose another --out",
             file=folder.path,
         )
-        failed.is_told = not processes.is_first()
+        failed.already_reported = not processes.is_first()
         raise failed from None
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         wanted = allocation_asked(error)
