@@ -55,9 +55,11 @@ def test_a_planted_tenth_is_found_and_said_with_its_interval():
     assert (found.outcome, found.setting, found.not_told_apart) == ("faster", "LoRA r=8", ())
     ratio = results[2].cells[0].ratios["step"]
     assert 0.87 < ratio.low < ratio.estimate < ratio.high < 0.93
-    said = f"LoRA r=8 takes {ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of full fine-tuning's"
-    assert found.sentence.startswith(f"{said} step: faster here, and needs 0.90 of its memory.")
-    assert "LoRA, 2 settings: 1 faster, 1 slower." in found.sentence
+    said = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of the time of full fine-tuning"
+    assert found.sentence.startswith(
+        f"LoRA r=8 is faster here: its step takes {said}, and 0.90 of its memory."
+    )
+    assert "Of 2 LoRA settings: 1 faster, 1 slower." in found.sentence
     assert results[2].cells[0].memory_ratio == pytest.approx(0.9, abs=1e-3)
 
 
@@ -74,7 +76,7 @@ def test_it_says_that_nothing_is_faster_only_where_every_interval_does():
     assert verdicts(results)["LoRA b"] in ("alike", "slower") and verdicts(results)["LoRA a"] == "slower"
     assert found.outcome == "not-faster" and found.setting is None
     assert found.sentence.startswith(
-        "Nothing that was tried is faster than full fine-tuning here: the nearest, LoRA b"
+        "Nothing measured is faster than full fine-tuning here. The closest, LoRA b"
     )
     wide, undecided = profiled({"full": 1.0, "full-again": 1.0, "a": 0.96}, noise=0.05, rounds=30)
     assert verdicts(wide)["a"] == "undecided" and undecided.outcome == "undecided"

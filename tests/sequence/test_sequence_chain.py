@@ -177,7 +177,7 @@ def test_the_terminal_fits_and_says_what_the_interval_says(made):
         console.print(part)
     text = console.export_text()
     assert "…" not in text and f"{report.stages[1].weights.num_intruders} of 120" in text
-    for low, high, word in ((-0.2, -0.1, "lost"), (0.1, 0.2, "gained"), (-0.1, 0.1, "No loss")):
+    for low, high, word in ((-0.2, -0.1, "lost"), (0.1, 0.2, "gained"), (-0.1, 0.1, "No measurable loss")):
         transfer = report.stages[-1].transfer
         interval = dataclasses.replace(transfer.backward_transfer, low=low, high=high)
         last = dataclasses.replace(
@@ -293,8 +293,8 @@ def test_what_cannot_be_chained_is_refused_before_anything_is_written(tmp_path):
     for tasks, method, match in (
         ([ends], "lora", "1 task"),
         ([ends, ends], "lora", "ends twice"),
-        ([ends, bad], "lora", "names a folder"),
-        (two_tasks(20), "construct", "trains nothing"),
+        ([ends, bad], "lora", "cannot name a folder"),
+        (two_tasks(20), "construct", "cannot be trained"),
         (two_tasks(20), "lora_experts", "depends on the input"),
     ):
         with pytest.raises(UsageError, match=match):

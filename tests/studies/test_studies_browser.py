@@ -52,8 +52,8 @@ def test_every_picture_has_its_words_in_the_document_without_a_script(made):
     page, pictures = made
     for picture in pictures:
         figure = page.split(f'id="picture-{picture.name}"')[1].split("</figure>")[0]
-        assert f"As {picture.about.figure}." in figure
-        assert "What differs:" in figure
+        assert f"Compare {picture.about.figure}." in figure
+        assert "Differences:" in figure
         for claim in picture.about.claims:
             assert f'href="#{claim}"' in figure
             assert f'href="#picture-{picture.name}"' in page.split(f'id="{claim}"')[1].split("</article>")[0]

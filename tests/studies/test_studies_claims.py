@@ -341,4 +341,4 @@ def test_a_control_can_outdo_a_claim_that_holds():
     assert found.outcome == "holds"
     assert partial.finding == "open"
     assert norm.finding == "supported"
-    assert "Beside it" in found.reason
+    assert "For comparison" in found.reason

@@ -287,12 +287,12 @@ def test_the_papers_plan_as_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("run", "C25", "--scale", "smoke"), 2, "got the claim C25, expected one of C1 to C24"),
-        (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, midi"),
-        (("run", "C1", "--scale", "mini"), 2, "got no data folder"),
-        (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each once"),
+        (("run", "C25", "--scale", "smoke"), 2, "unknown claim C25; the claims are C1 to C24"),
+        (("run", "C1", "--scale", "large"), 2, "unknown scale large; known scales are smoke, mini, midi"),
+        (("run", "C1", "--scale", "mini"), 2, "needs a data folder"),
+        (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each may occur once"),
         (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
-        (("report",), 2, "got a folder without a study"),
+        (("report",), 2, "the folder does not hold a study"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
@@ -303,7 +303,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
 def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     told = refused("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
-    assert "holds something else than a study" in told
+    assert "holds something other than a study" in told
     assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.txt"]
 
 

@@ -194,6 +194,6 @@ def test_smoke_has_every_arm_of_mini():
 
 
 def test_an_unknown_scale_is_told_with_a_near_one():
-    with pytest.raises(UsageError, match="expected one of smoke, mini, midi, paper") as error:
+    with pytest.raises(UsageError, match="known scales are smoke, mini, midi, paper") as error:
         find_scale("minni")
     assert "mini" in error.value.remedy

@@ -272,7 +272,7 @@ def refusal(tmp_path, known, kind):
 
 def test_a_table_that_was_changed_is_refused(tmp_path, carried):
     told = refusal(tmp_path, rewritten(carried, better), MalformedInput)
-    assert "rows that do not fit the file's checksum" in told
+    assert "the rows do not match the file's checksum" in told
     assert str(carried) in told
 
 
@@ -280,8 +280,8 @@ def test_a_table_of_another_schema_is_refused(tmp_path, carried):
     told = refusal(
         tmp_path, rewritten(carried, lambda t: t, schema="intruscope.study.results/1"), MalformedInput
     )
-    assert "schema intruscope.study.results/1" in told
-    assert "expected intruscope.study.results/2" in told
+    assert "its schema is intruscope.study.results/1" in told
+    assert "in the format intruscope.study.results/2" in told
 
 
 def test_a_forged_record_is_refused_by_its_settings(tmp_path, carried, monkeypatch):
@@ -289,14 +289,14 @@ def test_a_forged_record_is_refused_by_its_settings(tmp_path, carried, monkeypat
     records, about = read_results(carried)
     next(iter(records.values()))["settings"]["rate"] = 1.0
     write_results(records, carried, about=about)
-    assert "settings that are not its own" in refusal(tmp_path, carried, MalformedInput)
+    assert "do not match its key" in refusal(tmp_path, carried, MalformedInput)
 
 
 def test_other_refusals_say_what_was_expected(tmp_path, carried):
-    assert "expected a table of results or a study's folder" in refusal(tmp_path, "nowhere", UsageError)
+    assert "nowhere holds no results" in refusal(tmp_path, "nowhere", UsageError)
     (tmp_path / "empty").mkdir()
-    assert "got no known results at" in refusal(tmp_path, tmp_path / "empty", UsageError)
+    assert "empty holds no results" in refusal(tmp_path, tmp_path / "empty", UsageError)
     (tmp_path / "text.parquet").write_text("not one")
-    assert "no table of results" in refusal(tmp_path, tmp_path / "text.parquet", MalformedInput)
-    with pytest.raises(UsageError, match="of the scale mini, expected the scale smoke"):
+    assert "not a table of results" in refusal(tmp_path, tmp_path / "text.parquet", MalformedInput)
+    with pytest.raises(UsageError, match="of the scale mini, not of smoke"):
         run(tmp_path / "second", carried, scale=SMOKE)

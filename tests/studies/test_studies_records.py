@@ -56,13 +56,13 @@ def test_a_table_is_small(tmp_path, records):
 
 def test_other_files_are_refused_by_name(tmp_path):
     (tmp_path / FILE).write_bytes(b"PAR1 no table")
-    with pytest.raises(MalformedInput, match="no table of results"):
+    with pytest.raises(MalformedInput, match="not a table of results"):
         read_results(tmp_path / FILE)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(MalformedInput, match="schema None"):
+    with pytest.raises(MalformedInput, match="its schema is None"):
         read_results(tmp_path / "other.parquet")
 
 
@@ -100,22 +100,22 @@ def test_diverged_runs_are_left_out_and_counted(records):
     found = outcomes(records)["C1"]
     assert found.verdict.outcome == "holds"
     assert found.num_diverged == 4  # three tasks of one base, and one of the other
-    assert "4 runs diverged and are left out" in found.reason
+    assert "4 runs diverged and are excluded" in found.reason
     # They have figures, which would turn the verdict.
     assert found.outcome_with_all not in (None, "holds")
-    assert f"left out; counted, they would make it “{found.outcome_with_all}”." in found.reason
+    assert f"excluded; including them would change it to “{found.outcome_with_all}”." in found.reason
     for record in records.values():
         if record["status"] == "diverged":
             record["count"], record["counts"] = 0, {"0.9": 0}
     found = outcomes(records)["C1"]
     assert found.outcome_with_all == "holds"
-    assert found.reason.endswith("counted, they would not change the verdict.")
+    assert found.reason.endswith("including them would not change the verdict.")
     for record in records.values():
         if record["status"] == "diverged":
             del record["count"]  # as where the loss became NaN
     found = outcomes(records)["C1"]
     assert found.outcome_with_all is None
-    assert found.reason.endswith("4 runs diverged and are left out.")
+    assert found.reason.endswith("4 runs diverged and are excluded.")
 
 
 def test_a_verdict_on_part_of_its_runs_says_so(records):
@@ -128,7 +128,7 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     part = outcomes({key: records[key] for key in keys[:-5]})["C1"]
     finished = len(records) - 5
     assert not part.is_whole
-    assert part.reason.startswith(f"Preliminary, on {finished} of {len(records)} planned runs. ")
+    assert part.reason.startswith(f"Preliminary, from {finished} of {len(records)} planned runs. ")
     assert (found.outcome_text, part.outcome_text) == ("holds", f"{part.verdict.outcome} so far")
     assert part.runs_text == f"{finished - 1} of {len(records)} (+1 diverged)"
 

@@ -170,12 +170,12 @@ def run_demo(
         OutputConflict: ``out`` holds something that is not an earlier demonstration.
     """
     if steps < 1:
-        raise UsageError(f"got {steps} steps, expected at least 1", remedy="ask for more steps")
+        raise UsageError(f"{steps} steps are too few", remedy="train for at least 1 step")
     missing = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"the demonstration trains with {' and '.join(missing)}, not installed here",
-            remedy="install the extra that brings them: pip install 'intruscope[lab]'",
+            f"the demonstration needs {' and '.join(missing)}",
+            remedy="install the 'lab' extra: pip install 'intruscope[lab]'",
         )
     start = time.perf_counter()
     notify = on_event or (lambda _event: None)

@@ -125,7 +125,7 @@ def epsilon_picture(rows: Rows) -> Picture | None:
             Panel(
                 title=base,
                 x=Axis(title="epsilon", ticks=tuple((float(e), e) for e in epsilons)),
-                y=Axis(title="of ten leading vectors, %", from_zero=True),
+                y=Axis(title="intruders in top ten, %", from_zero=True),
                 lines=(*lines, *_chance_at(own, EPSILON)),
             )
         )
@@ -143,7 +143,11 @@ def depth_picture(rows: Rows) -> Picture | None:
         panels.append(
             Panel(
                 title=base,
-                x=Axis(title="k, vectors looked at", ticks=tuple((float(k), k) for k in ks), is_log=True),
+                x=Axis(
+                    title="k (leading vectors per matrix)",
+                    ticks=tuple((float(k), k) for k in ks),
+                    is_log=True,
+                ),
                 y=Axis(title="intruders in the model", from_zero=True),
                 lines=tuple(lines),
             )

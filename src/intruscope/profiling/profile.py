@@ -112,12 +112,12 @@ def _check_model(model: nn.Module, settings: ProfileSettings) -> None:
     longest, limit = max(settings.lengths), max_positions(model)
     if limit is not None and longest > limit:
         raise UsageError(
-            f"--length is {longest}, expected at most {limit}: so many positions has the model",
-            remedy=f"write --length {limit}, or less",
+            f"--length {longest} is longer than the model's {limit} positions",
+            remedy=f"use --length {limit} or less",
         )
     if settings.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         raise UsageError(
-            f"got --gradient-checkpointing for a {type(model).__name__}, which has none",
+            f"{type(model).__name__} does not support --gradient-checkpointing",
             remedy="leave it out",
         )
 
@@ -203,7 +203,7 @@ class _Run:
             reason = self._failures[FULL]
             kind = ResourceExhausted if "memory" in reason or "GiB" in reason else IncompleteResult
             raise kind(
-                f"got no setting that can be measured (full fine-tuning: {reason})",
+                f"no setting could be measured (full fine-tuning: {reason})",
                 remedy="lower --batch or --length, or choose other methods",
             )
         self._reference = FULL if FULL in alive else alive[0]
@@ -266,22 +266,23 @@ class _Run:
 
     def too_little_time(self, first: float | None = None) -> UsageError:
         """What it would take; known once every setting has taken its first steps."""
-        given = f"--seconds is {self._settings.seconds:g}"
+        given = f"--seconds {self._settings.seconds:g}"
         passed = self._clock() - self._started
         if first is None:
             ready = f"{len(self._built)} of {len(self._chosen)} settings were ready after {passed:.0f} s"
             enough = _rounded(3 * passed * len(self._chosen) / max(1, len(self._built)))
             return UsageError(
-                f"{given}, expected time for at least one round: {ready}",
-                remedy=f"write at least --seconds {enough}, or name fewer settings",
+                f"{given} is too short for one round: {ready}",
+                remedy=f"use --seconds {enough} or more, or compare fewer settings",
             )
         rounds = max(LEAST_ROUNDS, rounds_needed(self._level))
         start = min(passed, self._settings.seconds)
         return UsageError(
-            f"{given}, expected time for at least one round: starting took {start:.0f} s, and a round "
-            f"takes about {first:.3g} s",
-            remedy=f"write at least --seconds {_rounded(start + rounds * first)}, for the {rounds} rounds "
-            "that intervals need, or give a smaller --batch, or fewer settings",
+            f"{given} is too short for one round: starting took {start:.0f} s, and a round takes about "
+            f"{first:.3g} s",
+            remedy=f"use --seconds {_rounded(start + rounds * first)} or more, enough for the {rounds} "
+            "rounds that "
+            "intervals need; or lower --batch, or compare fewer settings",
         )
 
     def report(self, source: ModelSource, head: HeadKind, num_parameters: int) -> ProfileReport:

@@ -64,7 +64,7 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left", title=_size_sentence(planned, scale)
     )
-    for name in ("study", "arms x tasks x seeds", "runs", "of them new", "core-minutes"):
+    for name in ("study", "arms x tasks x seeds", "runs", "new runs", "core-minutes"):
         table.add_column(name, justify="left" if name == "study" else "right")
     for size in sizes(planned, scale):
         minutes = "?" if size.core_minutes is None else f"{size.core_minutes:,.0f}"
@@ -76,7 +76,7 @@ def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
-        return f"{scale.name}: {counted}; nobody knows how long they take"
+        return f"{scale.name}: {counted}; running time unknown"
     total = sum(each for each in minutes if each is not None)
     return f"{scale.name}: {counted}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
 

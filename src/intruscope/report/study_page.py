@@ -1,4 +1,4 @@
-"""The page of a study: every claim's figures beside the paper's, with intervals, controls and the verdict.
+"""The page of a study: every claim with the paper's figures, ours, intervals, controls and the verdict.
 
 Stands on the style and the policy of the scan's page (see :mod:`intruscope.report.html`).
 """
@@ -52,7 +52,7 @@ def study_page(
         styles=("page.css", "sweep.css", "study.css"),
         scripts=("dom.js", "frame.js", "study_charts.js", "study.js"),
         data={"pictures": pictures_data(pictures)},
-        title="The paper's claims, run again",
+        title="The paper's claims, tested again",
         subtitle=_subtitle(scale_name, records),
         claims=[_claim(each, pictures) for each in judged],
         outcomes=[
@@ -81,7 +81,7 @@ def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     diverged = sum(record["status"] != "ok" for record in records.values())
     return (
         f"arXiv 2410.21228 at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
-        f"{diverged} left out by the rule"
+        f"{diverged} excluded by the rule"
     )
 
 

@@ -247,9 +247,10 @@ class _Chain:
         """Tell before training what could not be scored, or not be put back."""
         if loaded.kind == "endings":
             raise UsageError(
-                f"got {task.name}, multiple choice, for a causal language model, expected an encoder: its "
-                "choices are scored by a new head on the frozen body",
-                remedy="leave the task out, or take a masked language model",
+                f"{task.name} is multiple choice, which chain cannot score with a causal language model: it "
+                "puts a "
+                "new head on the frozen body",
+                remedy="leave the task out, or use a masked language model",
             )
         stored_names(source, loaded)
 

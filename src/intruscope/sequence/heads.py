@@ -101,8 +101,9 @@ def fit_classes(
     present = np.bincount(labels_N, minlength=num_classes)
     if not present.all():
         raise UsageError(
-            f"got {len(labels_N)} examples for a head of {num_classes} classes, of which class "
-            f"{int(np.argmin(present))} has none, expected examples of every class",
+            f"none of the {len(labels_N)} examples for the head belongs to class {int(np.argmin(present))} "
+            "of "
+            f"{num_classes}",
             remedy="raise --head-examples",
         )
     mean_D, scale_D = _standards(features_ND, features_ND.mean(axis=0))

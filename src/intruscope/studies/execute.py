@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 120.0
 FAILED = "failed"
-"""Key of a result that is none: it is told, not kept, and tried again by the next study."""
+"""Key of a failure in place of a result: it is reported, not kept, and retried by the next study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +101,17 @@ def _check_machine(assignment: Assignment) -> None:
     for what, path in (("study", assignment.out / "journal"), ("data", assignment.data)):
         if path is not None and not path.is_dir():
             raise UsageError(
-                f"machine {printable(platform.node())} does not see the folder of the {what}, expected it on "
-                "a file system that all machines share, at the same path",
-                remedy="choose a shared folder, or leave this machine out of the cluster",
+                f"the machine {printable(platform.node())} cannot see the folder of the {what}",
+                remedy="put it on a file system that all machines share, at the same path, or leave this "
+                "machine out "
+                "of the cluster",
                 file=path,
             )
     if assignment.version != version("intruscope"):
         raise UsageError(
-            f"machine {printable(platform.node())} has intruscope {version('intruscope')}, expected "
-            f"{assignment.version}",
+            f"the machine {printable(platform.node())} has intruscope {version('intruscope')}, and the "
+            "study runs "
+            f"with {assignment.version}",
             remedy="install the same version on every machine of the cluster",
         )
 
@@ -130,8 +132,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise OutputConflict(
-                        "is in use by another process, which was expected to be gone",
-                        remedy="wait for it, then run the same command again",
+                        "another process is still using this folder",
+                        remedy="wait for it to end, then run the same command again",
                         file=folder,
                     ) from None
                 time.sleep(0.5)

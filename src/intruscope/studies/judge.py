@@ -30,13 +30,13 @@ SHOWN_SCALES = ("mini", "paper")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A claim with what became of it.
+    """A claim with its verdict.
 
     Attributes:
         claim: The claim.
         verdict: None where nothing of its study was run.
-        num_runs: That count.
-        num_diverged: That were left out by the rule.
+        num_runs: Number of runs that count.
+        num_diverged: Number of runs excluded by the rule.
         num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
         outcome_with_all: The verdict if the runs that learned nothing did count; None where there are none.
@@ -64,12 +64,12 @@ class Judged:
 
     @property
     def with_all_text(self) -> str:
-        """What the rule that leaves runs out does to the verdict; empty where it is not asked."""
+        """How including the excluded runs would change the verdict; empty if there are none."""
         if self.verdict is None or self.outcome_with_all is None:
             return ""
         if self.outcome_with_all == self.verdict.outcome:
-            return "counted, they would not change the verdict"
-        return f"counted, they would make it “{self.outcome_with_all}”"
+            return "including them would not change the verdict"
+        return f"including them would change it to “{self.outcome_with_all}”"
 
     @property
     def outcome_text(self) -> str:
@@ -89,13 +89,13 @@ class Judged:
         if not self.num_diverged:
             return ""
         left_out = f"; {self.with_all_text}" if self.with_all_text else ""
-        return f" {self.num_diverged} runs diverged and are left out{left_out}."
+        return f" {self.num_diverged} runs diverged and are excluded{left_out}."
 
     def _what_is_missing(self) -> str:
         if self.is_whole:
             return ""
         finished = self.num_runs + self.num_diverged
-        return f"Preliminary, on {finished} of {self.num_planned} planned runs. "
+        return f"Preliminary, from {finished} of {self.num_planned} planned runs. "
 
 
 def judge(

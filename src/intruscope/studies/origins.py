@@ -182,6 +182,6 @@ def origin_lines(records: Iterable[Record]) -> list[str]:
 
 def _made_by(origin: Origin | None) -> str:
     if origin is None:
-        return "nobody knows what"
+        return "an unknown version"
     versions = ", ".join(f"{name} {version}" for name, version in origin["environment"].items())
     return f"code {origin['code_sha256'][:_CODE_CHARS]} ({versions})"

@@ -409,7 +409,7 @@ def find_scale(name: str) -> Scale:
     """
     if name not in SCALES:
         raise UsageError(
-            f"got the scale {printable(name)}, expected one of {', '.join(SCALES)}",
-            remedy=nearest(name, SCALES, what="scale") or "choose one of these",
+            f"unknown scale {printable(name)}; known scales are {', '.join(SCALES)}",
+            remedy=nearest(name, SCALES, what="scale") or "choose one of them",
         )
     return SCALES[name]

@@ -79,11 +79,11 @@ def _check_integrations(names: Sequence[str]) -> None:
         if name in ("all", "none") or name in get_available_reporting_integrations():
             continue
         if name in INTEGRATION_TO_CALLBACK:
-            fact = f"got --report-to {name}, whose package is not installed, expected it"
+            fact = f"the package that --report-to {name} needs is not installed"
             raise UsageError(fact, remedy="install it, or leave --report-to out")
         known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
         raise UsageError(
-            f"got --report-to {printable(name)}, expected one of {known}",
+            f"--report-to {printable(name)} is not an integration of transformers; there are {known}",
             remedy=nearest(name, INTEGRATION_TO_CALLBACK, what="integration") or "leave --report-to out",
         )
 
@@ -113,7 +113,7 @@ def training_arguments(
     if plan["batch"] % num_parts:
         parts = f"{plan['accumulate']} for each of {plan['processes']} processes"
         raise UsageError(
-            f"got a batch of {plan['batch']} in {num_parts} parts ({parts}), expected parts of one size",
+            f"a batch of {plan['batch']} cannot be split evenly into {num_parts} parts ({parts})",
             remedy="change --batch, --accumulate or the number of processes",
         )
     from transformers import TrainingArguments

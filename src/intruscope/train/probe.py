@@ -52,8 +52,8 @@ class ForgettingProbe:
     ) -> None:
         if tokenizer is None:
             raise UsageError(
-                "got a Trainer without a tokenizer, expected one: the text must be cut into tokens",
-                remedy="give the Trainer processing_class=tokenizer",
+                "the Trainer has no tokenizer, which is needed to measure forgetting on a text",
+                remedy="pass processing_class=tokenizer to the Trainer",
             )
         whole: Any = model
         inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
@@ -106,8 +106,8 @@ def _grafted(inner: Any, cls: type[nn.Module], base: str | Path | None) -> Any:
     """The base's language model around the body that is trained."""
     if base is None:
         raise UsageError(
-            f"got a text to measure on and a {type(inner).__name__}, which has no language-model head",
-            remedy="name the base: IntruderWatch(base=..., text=...); its head is put on the body",
+            f"forgetting cannot be measured on a {type(inner).__name__}, which has no language-model head",
+            remedy="name the base, whose head is used: IntruderWatch(base=..., text=...)",
         )
     with quiet():
         language: Any = cls.from_pretrained(base, dtype=inner.dtype)  # type: ignore[attr-defined]
@@ -115,8 +115,8 @@ def _grafted(inner: Any, cls: type[nn.Module], base: str | Path | None) -> Any:
     body = getattr(inner, inner.base_model_prefix, None)
     if body is None or not hasattr(language, prefix):
         raise UsageError(
-            f"got a {type(inner).__name__} whose body cannot be put under {cls.__name__}",
-            remedy="leave the text out, and measure afterwards with intruscope forget",
+            f"the body of this {type(inner).__name__} does not fit into {cls.__name__}",
+            remedy="leave text out, and measure forgetting afterwards with intruscope forget",
         )
     parameter: torch.nn.Parameter = next(inner.parameters())
     language.to(parameter.device)

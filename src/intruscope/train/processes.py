@@ -66,9 +66,10 @@ def join() -> int:
     kind, count = _state().distributed_type, int(_state().num_processes)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or kind in ("FSDP", "DEEPSPEED"):
         raise UnsupportedFormat(
-            "got processes that share one model's weights (FSDP or DeepSpeed), expected data-parallel ones: "
-            "each must hold the whole model, which is saved and watched",
-            remedy="start it with: accelerate launch --multi_gpu -m intruscope tune",
+            "the model is sharded over processes (FSDP or DeepSpeed), but each process must hold the whole "
+            "model "
+            "to save and watch it",
+            remedy="use data parallelism: accelerate launch --multi_gpu -m intruscope tune ...",
         )
     return count
 

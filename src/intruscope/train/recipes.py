@@ -54,8 +54,8 @@ class Recipe:
         if method.rate is not None:
             return method.rate
         raise UsageError(
-            f"got the method {method.name}, for which the recipe {self.name} has no learning rate",
-            remedy="give one with --lr",
+            f"the recipe {self.name} has no learning rate for {method.name}",
+            remedy="set one with --lr",
         )
 
     def completed(self, method: Method, given: dict[str, object]) -> dict[str, object]:
@@ -90,6 +90,6 @@ def find_recipe(name: str) -> Recipe:
         UsageError: there is none.
     """
     if name not in RECIPES:
-        fact = f"got the recipe {printable(name)}, expected one of {', '.join(RECIPES)}"
-        raise UsageError(fact, remedy="leave --recipe out")
+        fact = f"unknown recipe {printable(name)}; known recipes are {', '.join(RECIPES)}"
+        raise UsageError(fact, remedy="leave --recipe out to use the default")
     return RECIPES[name]

@@ -38,7 +38,7 @@ def claimed(path: Path, plan: dict[str, Any], *, record: str, what: str) -> Jour
         ResourceExhausted: it cannot be written.
     """
     if (path / record).exists():
-        fact = f"holds a finished {what}, expected a new folder"
+        fact = f"the folder already holds a finished {what}"
         raise OutputConflict(fact, remedy="choose another --out", file=path)
     if not (path / "journal").is_dir():
         check_new_folder(path)

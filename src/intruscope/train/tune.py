@@ -68,8 +68,8 @@ def tune(
     """
     method = find(settings.method)
     if "no_training" in method.departures:
-        fact = f"got the method {method.name}, which computes an update and trains nothing"
-        raise UsageError(fact, remedy="use it from Python: see intruscope methods")
+        fact = f"{method.name} computes an update and cannot be trained"
+        raise UsageError(fact, remedy=f"use it from Python; see intruscope methods {method.name}")
     options = method.options(settings.recipe.completed(method, dict(settings.options)))
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
@@ -118,11 +118,11 @@ def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
         if isinstance(held_out, TextTask):
             return
         raise UsageError(
-            "got a held-out task for a run on text, expected one only beside a task with right answers",
-            remedy="leave --eval out, and measure afterwards with intruscope forget",
+            "a run on text has no labels, so it cannot be scored on a task with --eval",
+            remedy="leave --eval out, and score the model afterwards with intruscope forget",
         )
     if type(held_out) is not type(data):
         raise UsageError(
-            f"got {held_out.name} to score, which is of another kind than {data.name}, expected one kind",
-            remedy="give both as classification, or both as multiple choice",
+            f"--eval {held_out.name} and --task {data.name} are of different kinds",
+            remedy="use classification for both, or multiple choice for both",
         )

@@ -120,8 +120,8 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             moved = next((m.name for m in self._matrices if not m.keeps_base), None)
             if state.global_step > 0 and moved is not None and self._base_name is None:
                 raise UsageError(
-                    "got a resumed run whose weights before are not known, expected to have seen them",
-                    remedy="give the watch to the Trainer when it is made, or name the base: "
+                    "the run was resumed, and the watch never saw the weights from before training",
+                    remedy="pass the watch to the Trainer's constructor, or name the base: "
                     "IntruderWatch(base=...)",
                     tensor=moved,
                 )
@@ -129,8 +129,8 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         kept = self._kept if self._kept is not None else {}
         if not self._matrices:
             raise UsageError(
-                "got a model of which no linear layer of a block is trained, expected some",
-                remedy="leave IntruderWatch out, or train some: nothing else can have intruders",
+                "no linear layer of the model's blocks is trained, so there is nothing to watch",
+                remedy="train some of them, or remove IntruderWatch",
             )
         self._watches = [
             MatrixWatch(m.name, _base_of(m, kept.get(m.name)), self._settings) for m in self._matrices
@@ -159,7 +159,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             try:
                 write_figures(lambda: [(_FIGURE_NAME, watch_figure(self.looks))], path.parent)
             except IntruscopeError as error:
-                warnings.warn(f"the picture of the run was not drawn: {error}", stacklevel=2)
+                warnings.warn(f"the picture of the watched run could not be written: {error}", stacklevel=2)
 
     def _has_a_picture(self) -> bool:
         """Whether there is anything to draw: an intruder at some look, or forgetting."""
@@ -271,7 +271,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             self._file.append(look)
         except IntruscopeError as error:  # a watch must not end the training that it watches
             self._writing = False
-            warnings.warn(f"looks are no longer written: {error}", stacklevel=2)
+            warnings.warn(f"the watch can no longer write its looks: {error}", stacklevel=2)
 
 
 def _check(every: int, k: int, epsilon: float, stop_at_forgetting: float | None, text: object) -> None:
@@ -284,7 +284,7 @@ def _check(every: int, k: int, epsilon: float, stop_at_forgetting: float | None,
     ):  # fmt: skip
         if not good:
             raise UsageError(
-                f"got {name}={value}, expected {expected}", remedy="see the docstring of IntruderWatch"
+                f"{name}={value} is not valid: it needs {expected}", remedy="see help(IntruderWatch)"
             )
 
 
@@ -316,7 +316,8 @@ class _Unmoved:
         found = float(weight_OI.sum(dtype=torch.float64))
         if self._sum is not None and not math.isclose(found, self._sum, rel_tol=1e-9, abs_tol=1e-9):
             raise UsageError(
-                "got weights under the adapter that have changed since the start, expected the base's",
+                "the weights under the adapter have changed since the start, so they are no longer the "
+                "base's",
                 remedy="name the base: IntruderWatch(base=...)",
                 tensor=self._matrix.name,
             )
@@ -335,8 +336,8 @@ def _stored_base(name: str | Path, wanted: Sequence[LiveMatrix]) -> dict[str, Te
     lost = next((m for m in wanted if m.name not in views or views[m.name].shape != m.view.shape), None)
     if lost is not None:
         raise UsageError(
-            "got a base without this matrix in this shape, expected all that are trained",
-            remedy="name the model that the trained one was made from",
+            "the base has no such matrix of this shape",
+            remedy="name the model that training started from",
             file=str(name),
             tensor=lost.name,
         )
