@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import gc
 import platform
 import shutil
 import time
@@ -205,6 +207,7 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
     from intruscope.sweep.live import limited
     from intruscope.train.tune import tune
 
+    _freeze_imports()
     scored = None
     if run.look_every:
         task = held_out(run, inputs)
@@ -222,6 +225,12 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
         forget_text=inputs.text if run.look_every else (),
         pictures=False,  # a study draws its own
     )
+
+
+@functools.cache
+def _freeze_imports() -> None:
+    """Once per process: else every Trainer's garbage collection goes through all imported modules."""
+    gc.freeze()
 
 
 def _first(task: Any, num_documents: int) -> Any:
