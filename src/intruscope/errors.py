@@ -38,7 +38,7 @@ class IntruscopeError(Exception):
         tensor: The tensor, key or field concerned.
 
     Attributes:
-        already_reported: Another process of the same run tells it already.
+        already_reported: Another process of the same run reports it.
     """
 
     exit_code: ClassVar[int] = 70

@@ -292,7 +292,7 @@ def test_what_cannot_be_chained_is_refused_before_anything_is_written(tmp_path):
     bad = dataclasses.replace(ends, name="a/b")
     for tasks, method, match in (
         ([ends], "lora", "1 task"),
-        ([ends, ends], "lora", "ends twice"),
+        ([ends, ends], "lora", "ends is listed twice"),
         ([ends, bad], "lora", "cannot name a folder"),
         (two_tasks(20), "construct", "cannot be trained"),
         (two_tasks(20), "lora_experts", "depends on the input"),
@@ -301,7 +301,7 @@ def test_what_cannot_be_chained_is_refused_before_anything_is_written(tmp_path):
             chain(base, tasks=tasks, out=tmp_path / "out", settings=settings(method))
     for method in ("pissa", "sora", "adalora"):
         kept = settings(method, chain={"between": "keep"})
-        with pytest.raises(UsageError, match=f"keep with the method {method}"):
+        with pytest.raises(UsageError, match=f"--between keep does not work with {method}"):
             chain(base, tasks=two_tasks(20), out=tmp_path / "out", settings=kept)
     few = settings(chain={"num_head_examples": 1})
     with pytest.raises(UsageError, match="--head-examples"):

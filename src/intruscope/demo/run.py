@@ -160,7 +160,7 @@ def run_demo(
         steps: Optimiser steps of each fine-tune.
         seed: Chooses windows, the test chapters and the adapter's start.
         precision: Numeric mode of training; the faster one on this processor if None.
-        on_event: Told of progress; called in this process.
+        on_event: Called with every progress event, in this process.
 
     Returns:
         Every figure. The same are in ``figures.json``.

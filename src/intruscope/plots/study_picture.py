@@ -25,7 +25,7 @@ reach across."""
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is told from others: never by its colour alone.
+    """How a line is distinguished from others: never by colour alone.
 
     Attributes:
         colour: Place in the one row of colours; None for grey.
@@ -139,7 +139,7 @@ class Picture:
         kind: Key of its words in :data:`intruscope.plots.study_captions.ABOUT`.
         panels: Row by row.
         columns: Panels in a row.
-        which: What tells it from others of its kind, for people; empty for the only one.
+        which: What distinguishes it from others of its kind; empty if there is only one.
         note: What its caption says of these very rows; sentences.
     """
 

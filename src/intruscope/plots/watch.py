@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from intruscope.plots.draw import whole_numbers
 from intruscope.plots.style import INK, MARKERS, SERIES, SOFT, drawable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def watch_figure(looks: Sequence[Any]) -> Any:
         axes.set_ylabel(label)
         axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     rank.invert_yaxis()
+    rank.yaxis.set_major_locator(whole_numbers())
     alignment.set_ylim(0.0, 1.02)
     lines = _intruders(looks)
     for index, line in enumerate(lines):
@@ -61,7 +63,8 @@ def watch_figure(looks: Sequence[Any]) -> Any:
         value.plot(line.steps, line.values, **style)
         alignment.plot(line.steps, line.alignments, **style)
     if lines:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9.5)
+        handles, labels = rank.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9.5)
     else:
         for axes in (rank, value, alignment):
             axes.text(0.5, 0.5, "no intruders", transform=axes.transAxes, ha="center", color=SOFT)

@@ -58,15 +58,15 @@ def chain(
     """Train task after task; run again after an interruption, it goes on where it stopped.
 
     Args:
-        base: Model before: a path or ``org/name@revision``.
+        base: Base model: a path or ``org/name@revision``.
         tasks: In the order of training; at least two, each with its own name.
         out: Folder of the chain.
-        settings: What is done.
+        settings: Settings of the chain.
         text: Text on which forgetting is measured after every stage; the base needs its language-model head.
-        tokenizer: Folder of one; the base's by default.
+        tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         pictures: Draw the finished chain, and what a watch saw of its runs.
-        on_progress: Called with a stage, what is done of it, and all there is.
+        on_progress: Called with the stage, the steps done and the total.
 
     Raises:
         UsageError: a method that cannot be chained, fewer than two tasks, one of them twice.

@@ -27,12 +27,12 @@ class Look:
     """Everything that was seen at one step.
 
     Attributes:
-        step: Optimiser steps done.
-        epoch: The Trainer's.
-        seconds: What the look took, of the slowest process.
+        step: Number of optimiser steps done.
+        epoch: Epoch, as the Trainer counts it.
+        seconds: Duration of the look in the slowest process.
         matrices: One for each watched matrix.
         loss: Nats per token of the fixed text, if one is measured.
-        forgetting: Its rise over the first look.
+        forgetting: Rise of the loss since the first look.
     """
 
     step: int
@@ -75,7 +75,7 @@ class LookFile:
     """The file of one run, open for more.
 
     Args:
-        path: Its place; the folder is made.
+        path: Path of the file; its folder is created.
         header: What is watched, and how; plain data.
         step: Where the run starts; past 0 the looks up to there are kept.
 

@@ -34,7 +34,7 @@ class ForgettingProbe:
         tokenizer: Of the model.
         text: Files, patterns or datasets, as ``forgetting.texts`` reads them.
         base: Where a classifier's language-model head is from; a name that transformers loads.
-        max_sequences: At most so many, spread evenly over the text.
+        max_sequences: Maximum number of sequences, sampled evenly over the text.
 
     Raises:
         UsageError: no tokenizer, or a classifier without ``base``.

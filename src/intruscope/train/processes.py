@@ -36,7 +36,7 @@ def is_first() -> bool:
 
 
 def let_the_first_speak() -> None:
-    """Wait before leaving with an error that the first process tells.
+    """Wait before leaving with an error that the first process reports.
 
     torch's launchers end all processes once one has failed: the first might be ended before it said why.
     Theirs is also the signal that ends this wait, as one from the terminal does, without a word.
@@ -49,7 +49,7 @@ def let_the_first_speak() -> None:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """Errors of the request and its files, which every process meets alike, are told by the first alone."""
+    """Errors of the request and its files, which every process meets, are reported by the first alone."""
     try:
         yield
     except (UsageError, MalformedInput) as error:

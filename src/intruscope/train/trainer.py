@@ -1,4 +1,4 @@
-"""transformers' Trainer with what we add: a loss that is no number ends the run, and progress is told."""
+"""transformers' Trainer with additions: a loss of NaN ends the run, and progress is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALLOCATION = re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE)
 
 
 class Diverged(Exception):
-    """The loss, or a weight, is no longer a number."""
+    """The loss or a weight became NaN or infinite."""
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(what, step)
@@ -86,7 +86,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
-    """Tells progress, and notes whole checkpoints; none is written of weights that are no numbers."""
+    """Reports progress and records complete checkpoints; none is written with weights that are not finite."""
 
     def __init__(
         self, folder: RunFolder, model: torch.nn.Module, on_progress: Callable[[str, int, int], None]

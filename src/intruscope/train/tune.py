@@ -45,19 +45,19 @@ def tune(
     """Train a model; run again after an interruption, it goes on from its last checkpoint.
 
     Args:
-        base: Model before: a path or ``org/name@revision``.
+        base: Base model: a path or ``org/name@revision``.
         out: Folder of the run.
-        settings: What is done.
+        settings: Settings of the run.
         data: A classification, multiple choice, or text for a language model.
         held_out: A task of the same kind (and labels), scored after every epoch; for a run on text held-out
             text, of which the loss is taken.
         forget_text: Text on which the watch measures forgetting.
         start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
             with under a new head.
-        tokenizer: Folder of one; the base's by default.
+        tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        pictures: Draw what the watch saw.
-        on_progress: Called with a stage, what is done of it, and all there is.
+        pictures: Draw a picture of what the watch saw.
+        on_progress: Called with the stage, the steps done and the total.
 
     Raises:
         UsageError: settings that make no sense, an unknown method or option, no target, no learning rate.

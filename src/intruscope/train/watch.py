@@ -61,10 +61,10 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             head is from.
         text: Small text on which forgetting is measured at every look.
         folder: Where looks and picture go; ``intruders`` in the Trainer's output folder by default.
-        pictures: Draw at the end.
-        stop_at_intruders: End the training when there are so many.
-        stop_at_forgetting: End it when the loss on the text has risen by so many nats per token.
-        seed: Of the certificates' random vectors.
+        pictures: Draw a picture at the end, if there are intruders or forgetting to show.
+        stop_at_intruders: Stop training at this number of intruders.
+        stop_at_forgetting: Stop training when the loss on the text has risen by this many nats per token.
+        seed: Random seed of the certificates.
 
     Raises:
         UsageError: values that make no sense.
