@@ -1,5 +1,6 @@
 """Shared by all tests: the one oracle is importable, and nothing is written to the user's cache."""
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 # Before torch loads its OpenMP runtime, here and in the commands that tests start: threads that spin while
 # they wait slow each other down tenfold where several processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads always spin
 sys.path.insert(0, str(Path(__file__).parent / "linalg"))
 
 
@@ -18,6 +20,11 @@ def pytest_collection_modifyitems(items):
     files = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: (item.path not in slow, -files[item.path]))
+
+
+def pytest_collection_finish():
+    """Imported modules are no garbage: the collection at each Trainer's start would go through them."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

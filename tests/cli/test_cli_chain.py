@@ -65,7 +65,7 @@ def test_a_chain_says_what_became_of_earlier_tasks(folder, tmp_path):
         (["--tasks", "sst2,mnly"], 2, "did you mean the task mnli"),
         (["--tasks", "sst2"], 2, "at least two"),
         (["--tasks", ","], 2, "at least two"),
-        (["--tasks", "sst2,mnli,sst2"], 2, "sst2 twice"),
+        (["--tasks", "sst2,mnli,sst2"], 2, "sst2 is listed twice"),
         (["--tasks", "sst2,qqp"], 2, "check --data"),
         (["--method", "lorra"], 2, "did you mean the method lora"),
         (["--method", "construct"], 2, "construct"),
@@ -78,7 +78,7 @@ def test_a_chain_says_what_became_of_earlier_tasks(folder, tmp_path):
         (["--text", "nowhere.txt"], 2, "nowhere.txt"),
         (["--json", "DATA/sst2/dev.tsv"], 7, "input"),
         (["--out", "DATA/out"], 7, "input"),
-        (["--target", "q_prj"], 2, "targets"),
+        (["--target", "q_prj"], 2, "no module's name ends in q_prj"),
     ],
 )
 def test_bad_requests_are_one_line_with_what_to_do(folder, tmp_path, arguments, code, words):

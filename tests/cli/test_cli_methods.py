@@ -49,4 +49,4 @@ def test_the_table_and_one_method_in_full():
 )
 def test_a_wrong_name_is_answered_with_the_nearest(wrong, meant):
     done = invoke("methods", wrong)
-    assert_message(done, 2, "usage", wrong, "expected one of full, lora", meant)
+    assert_message(done, 2, "usage", wrong, "known methods are full, lora", meant)

@@ -55,16 +55,16 @@ def test_a_profile_is_measured_written_and_shown(bases, tmp_path, base, head):
     ("arguments", "words"),
     [
         (["--method", "lorra"], ["did you mean the method lora"]),
-        (["--method", "construct"], ["trains nothing"]),
-        (["--last-layers", "4"], ["--last-layers is 4", "expected 1 to 3"]),
+        (["--method", "construct"], ["cannot be trained"]),
+        (["--last-layers", "4"], ["--last-layers 4", "from 1 to 3"]),
         (["--targets", "querry"], ["did you mean query"]),
-        (["--length", "41"], ["--length is 41", "at most 40"]),
-        (["--method", "full", "--rank", "4"], ["--rank for full fine-tuning alone"]),
+        (["--length", "41"], ["--length 41", "model's 40 positions"]),
+        (["--method", "full", "--rank", "4"], ["--rank has no effect on full fine-tuning alone"]),
         (["--seconds", "0"], ["--seconds is 0"]),
         (["--seconds", "nan"], ["--seconds is nan"]),
         (["--precision", "-1"], ["--precision is -1"]),
         (["--device", "abacus"], ["--device is abacus"]),
-        (["--seconds", "0.2"], ["0 of 10 settings were ready", "write at least --seconds"]),
+        (["--seconds", "0.2"], ["0 of 10 settings were ready", "use --seconds"]),
     ],
 )
 def test_bad_requests_are_one_line_with_what_to_do(bases, arguments, words):

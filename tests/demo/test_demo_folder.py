@@ -51,7 +51,7 @@ def test_foreign_folders_and_files_are_refused_and_untouched(tmp_path) -> None:
     ours = tmp_path / "ours"
     make(ours, "first")
     (ours / "inner" / "mine.txt").write_text("added by hand")
-    for out, clause in ((foreign, MANIFEST), (file, "got a file"), (ours, "inner/mine.txt")):
+    for out, clause in ((foreign, MANIFEST), (file, "this is a file"), (ours, "inner/mine.txt")):
         with pytest.raises(OutputConflict, match=clause) as caught:
             make(out, "second")
         assert caught.value.exit_code == 7

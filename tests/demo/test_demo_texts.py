@@ -63,7 +63,7 @@ def test_a_python_without_the_reference_is_refused(monkeypatch) -> None:
     with pytest.raises(UsageError, match=r"pydoc_data\.topics"):
         language_reference()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(UsageError, match="has 0 chapters"):
+    with pytest.raises(UsageError, match="has only 0 chapters"):
         language_reference()
 
 

@@ -40,7 +40,7 @@ def test_numbers_are_those_of_the_code():
 
 
 def test_words_and_fields_are_those_of_the_records():
-    for verdict in get_args(records.Verdict):
+    for verdict in get_args(records.StepVerdict):
         assert verdict in TEXT
     for outcome in get_args(records.Outcome):
         assert f"`{outcome}`" in TEXT

@@ -97,9 +97,9 @@ def test_adapters_of_a_model_are_the_closest_of_their_rank(make, setting, tmp_pa
 def test_a_tuned_model_is_asked_for_and_must_fit():
     import transformers
 
-    with pytest.raises(UsageError, match="got no tuned model"):
+    with pytest.raises(UsageError, match="no tuned model given"):
         attached(llama(), None, LINEAR, 2)
-    with pytest.raises(UsageError, match="without this matrix"):
+    with pytest.raises(UsageError, match="has no such matrix"):
         attached(llama(), torch.nn.Linear(2, 2), LINEAR, 2)
     other = llama().config.to_dict() | {"hidden_size": 32, "head_dim": 8}
     with pytest.raises(ShapeMismatch, match="in the tuned model"):

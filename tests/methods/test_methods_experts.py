@@ -139,5 +139,5 @@ def test_saves_and_loads(tmp_path):
 
 
 def test_refuses_more_active_experts_than_there_are():
-    with pytest.raises(UsageError, match="got 9 active experts of 5"):
+    with pytest.raises(UsageError, match="num_active is 9, and there are only 5 experts"):
         attached("lora_experts", llama, LINEAR, **{**OPTIONS, "num_active": 9})

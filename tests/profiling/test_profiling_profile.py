@@ -12,7 +12,7 @@ from profiling_models import write_bert
 
 from intruscope.errors import IncompleteResult, MalformedInput, ResourceExhausted, UsageError
 from intruscope.profiling.profile import profile
-from intruscope.profiling.records import Cell, ProfileSettings
+from intruscope.profiling.records import ProfileCell, ProfileSettings
 from intruscope.report.profile import profile_json, profile_summary, write_profile_plots
 from intruscope.weights.output import json_text
 from processes import alive, children
@@ -191,7 +191,7 @@ def test_a_machine_that_differs_from_itself_is_told(base):
 
 def test_too_little_time_says_what_it_would_take(base):
     with pytest.raises(
-        UsageError, match=r"takes about 4\.8e\+06 s.*at least --seconds 480000\d\d, for the 10"
+        UsageError, match=r"takes about 4\.8e\+06 s.*--seconds 480000\d\d or more, enough for the 10"
     ):
         raise_message(profiled, base, "slow")
 
@@ -234,5 +234,5 @@ def test_a_base_that_cannot_be_read_is_an_error_of_its_own(base, tmp_path):
 
 
 def test_only_shapes_of_the_settings_are_measured(plain):
-    cells = {Cell(r.candidate.name, (c.batch, c.length)) for r in plain.results for c in r.cells}
+    cells = {ProfileCell(r.candidate.name, (c.batch, c.length)) for r in plain.results for c in r.cells}
     assert len(cells) == 8

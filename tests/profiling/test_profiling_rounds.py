@@ -5,14 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from intruscope.profiling.records import Cell, Phases, Shape
+from intruscope.profiling.records import Phases, ProfileCell, Shape
 from intruscope.profiling.rounds import OutOfTime, run_rounds
 
 SHAPE = Shape(1, 2)
 
 
 def cells(*names):
-    return [Cell(name, SHAPE) for name in names]
+    return [ProfileCell(name, SHAPE) for name in names]
 
 
 class Machine:
@@ -128,15 +128,19 @@ def test_it_stops_when_the_intervals_are_narrow_but_not_before_the_least():
 
 def test_a_setting_that_fails_is_left_out_and_others_go_on():
     machine = Machine(dies=("b",), fails_at=3)
-    chosen = [*cells("a", "b", "c"), Cell("b", Shape(1, 4))]
+    chosen = [*cells("a", "b", "c"), ProfileCell("b", Shape(1, 4))]
     found = run(machine, chosen, budget=50.0)
     assert found.stopped == "time" and found.num_rounds > 5
     # It fails in its third visit, in the second round, and is never asked again at any shape.
     assert machine.order.count("b") == 3
     assert {cell: len(taken) for cell, taken in found.samples.items() if cell.setting == "b"} == {
-        Cell("b", SHAPE): 1, Cell("b", Shape(1, 4)): 1,
+        ProfileCell("b", SHAPE): 1, ProfileCell("b", Shape(1, 4)): 1,
     }  # fmt: skip
-    assert len(found.samples[Cell("a", SHAPE)]) == len(found.samples[Cell("c", SHAPE)]) == found.num_rounds
+    assert (
+        len(found.samples[ProfileCell("a", SHAPE)])
+        == len(found.samples[ProfileCell("c", SHAPE)])
+        == found.num_rounds
+    )
 
 
 def test_without_what_all_are_compared_with_it_stops():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from intruscope.profiling.candidates import Candidate
-from intruscope.profiling.records import Built, Cell, Memory, Phases, Shape
+from intruscope.profiling.records import Built, Memory, Phases, ProfileCell, Shape
 from intruscope.profiling.results import results_of
 from intruscope.profiling.statistics import level_of_each
 from intruscope.profiling.verdicts import recommend
@@ -21,10 +21,10 @@ def profiled(factors, *, rounds=25, noise=0.01, seed=0, failures=(), reference="
     for name, factor in factors.items():
         steps = factor * drift * generator.lognormal(0.0, noise, rounds)
         steps[generator.random(rounds) < 0.04] *= 3.0
-        samples[Cell(name, SHAPE)] = [Phases(*(share * step for share in SHARES)) for step in steps]
+        samples[ProfileCell(name, SHAPE)] = [Phases(*(share * step for share in SHARES)) for step in steps]
         built[name] = Built(num_trained=1, num_matrices=1, runtime_bytes=1000, loaded_bytes=1500)
         peak = 1000 + int(4000 * factor)
-        memory[Cell(name, SHAPE)] = Memory(
+        memory[ProfileCell(name, SHAPE)] = Memory(
             runtime_bytes=1000, loaded_bytes=1500, peak_bytes=peak, tensor_bytes=int(3000 * factor)
         )
     level = level_of_each(len(factors) - 1)
@@ -55,9 +55,11 @@ def test_a_planted_tenth_is_found_and_said_with_its_interval():
     assert (found.outcome, found.setting, found.not_told_apart) == ("faster", "LoRA r=8", ())
     ratio = results[2].cells[0].ratios["step"]
     assert 0.87 < ratio.low < ratio.estimate < ratio.high < 0.93
-    said = f"LoRA r=8 takes {ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of full fine-tuning's"
-    assert found.sentence.startswith(f"{said} step: faster here, and needs 0.90 of its memory.")
-    assert "LoRA, 2 settings: 1 faster, 1 slower." in found.sentence
+    said = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of the time of full fine-tuning"
+    assert found.sentence.startswith(
+        f"LoRA r=8 is faster here: its step takes {said}, and 0.90 of its memory."
+    )
+    assert "Of 2 LoRA settings: 1 faster, 1 slower." in found.sentence
     assert results[2].cells[0].memory_ratio == pytest.approx(0.9, abs=1e-3)
 
 
@@ -74,7 +76,7 @@ def test_it_says_that_nothing_is_faster_only_where_every_interval_does():
     assert verdicts(results)["LoRA b"] in ("alike", "slower") and verdicts(results)["LoRA a"] == "slower"
     assert found.outcome == "not-faster" and found.setting is None
     assert found.sentence.startswith(
-        "Nothing that was tried is faster than full fine-tuning here: the nearest, LoRA b"
+        "Nothing measured is faster than full fine-tuning here. The closest, LoRA b"
     )
     wide, undecided = profiled({"full": 1.0, "full-again": 1.0, "a": 0.96}, noise=0.05, rounds=30)
     assert verdicts(wide)["a"] == "undecided" and undecided.outcome == "undecided"

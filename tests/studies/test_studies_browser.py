@@ -52,8 +52,8 @@ def test_every_picture_has_its_words_in_the_document_without_a_script(made):
     page, pictures = made
     for picture in pictures:
         figure = page.split(f'id="picture-{picture.name}"')[1].split("</figure>")[0]
-        assert f"As {picture.about.figure}." in figure
-        assert "What differs:" in figure
+        assert f"Compare {picture.about.figure}." in figure
+        assert "Differences:" in figure
         for claim in picture.about.claims:
             assert f'href="#{claim}"' in figure
             assert f'href="#picture-{picture.name}"' in page.split(f'id="{claim}"')[1].split("</article>")[0]
@@ -96,7 +96,7 @@ def test_the_page_in_a_browser(made, tmp_path, width, dark):
     by_count = sorted(range(len(points)), key=lambda i: -points[i].y)
     assert by_count == sorted(range(len(points)), key=lambda i: up[i])
     assert min(y for _, y in answer["full"]) > max(up)
-    assert answer["tip"] == points[0].told
+    assert answer["tip"] == points[0].tooltip
     for words in ("minilm-mlm, sst2: lora, rank 16, alpha 8", "rate 0.004, seed", "intruders", "forgetting"):
         assert words in answer["mark"]
     assert answer["stops"] == 1

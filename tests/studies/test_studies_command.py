@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from intruscope.cli.main import app
-from intruscope.cli.study import _tell_of_growing
+from intruscope.cli.study import _note_growing
 from intruscope.errors import IntruscopeError
-from intruscope.studies.claims import CLAIMS
+from intruscope.studies.claims import CLAIMS, find_claim
+from intruscope.studies.judge import too_few_seeds
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MIDI, MINI, SMOKE
 
@@ -204,9 +205,10 @@ def test_figures_of_a_run_hang_together(whole):
 
 @pytest.mark.slow
 def test_the_report_is_one_page_with_every_claim_and_a_small_table(whole, capsys):
-    here("report", "--out", whole["out"])
+    here("report", "c16", "--out", whole["out"])
     assert "report.html" in capsys.readouterr().out
     page = (whole["out"] / "report.html").read_text()
+    assert page.index('id="C16"') < page.index('id="C1"') < page.index('id="C24"')
     for claim in CLAIMS:
         assert f'id="{claim.id}"' in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
@@ -256,6 +258,24 @@ def test_the_plan_is_printed_and_nothing_is_made(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_too_few_seeds_are_said_before_anything_is_run(tmp_path, capsys):
+    warning = "C16 will stay undecided: verdicts need at least 2 seeds per task"
+    for arguments, few in (
+        (("plan", "C14", "C16", "--scale", "smoke", "--seeds", "0"), True),
+        (("run", "C16", "--scale", "smoke", "--seeds", "0", "--out", tmp_path / "none", "--dry-run"), True),
+        (("plan", "C14", "--scale", "smoke", "--seeds", "0"), False),
+        (("plan", "C16", "--scale", "smoke", "--seeds", "0,1"), False),
+        (("plan", "C16", "--scale", "smoke"), False),
+    ):
+        here(*arguments)
+        assert (warning in " ".join(capsys.readouterr().err.split())) is few
+    claim = find_claim("C16")
+    first, second = (places(SMOKE, ["interventions"], of_seeds=[seed]) for seed in (0, 1))
+    assert too_few_seeds([claim], [*first, *first]) == [claim]
+    assert too_few_seeds([claim], [*first, *places(SMOKE, ["counts"], of_seeds=[1])]) == [claim]
+    assert too_few_seeds([claim], [*first, *second]) == []
+
+
 def test_the_papers_plan_as_json(capsys):
     here("plan", "C1", "C19", "--scale", "paper", "--json", "-")
     plan = json.loads(capsys.readouterr().out)
@@ -267,12 +287,12 @@ def test_the_papers_plan_as_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("run", "C25", "--scale", "smoke"), 2, "got the claim C25, expected one of C1 to C24"),
-        (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, midi"),
-        (("run", "C1", "--scale", "mini"), 2, "got no data folder"),
-        (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each once"),
+        (("run", "C25", "--scale", "smoke"), 2, "unknown claim C25; the claims are C1 to C24"),
+        (("run", "C1", "--scale", "large"), 2, "unknown scale large; known scales are smoke, mini, midi"),
+        (("run", "C1", "--scale", "mini"), 2, "needs a data folder"),
+        (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each may occur once"),
         (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
-        (("report",), 2, "got a folder without a study"),
+        (("report",), 2, "the folder does not hold a study"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
@@ -283,7 +303,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, arguments, code, told):
 def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     told = refused("run", "C5", "--scale", "smoke", "--out", tmp_path, code=7)
-    assert "holds something else than a study" in told
+    assert "holds something other than a study" in told
     assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.txt"]
 
 
@@ -297,5 +317,5 @@ def test_who_has_no_gpu_is_told_before_a_base_is_grown(tmp_path, monkeypatch, ca
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
         if is_there:
             (tmp_path / "inputs" / "wide").mkdir(parents=True)
-        _tell_of_growing(scale, tmp_path)
+        _note_growing(scale, tmp_path)
         assert ("wide is trained first" in capsys.readouterr().err) is told

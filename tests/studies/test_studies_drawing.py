@@ -18,7 +18,7 @@ NAMES = {"intruders": "the edit", "uniform": "whole update shrunk", "matched_cha
 
 
 def points(*places):
-    return tuple(Point(x=x, y=y, low=y - 0.5, high=y + 1, told="told") for x, y in places)
+    return tuple(Point(x=x, y=y, low=y - 0.5, high=y + 1, tooltip="told") for x, y in places)
 
 
 def panel(*lines, **options):
@@ -75,7 +75,7 @@ def test_whiskers_and_bands_reach_from_low_to_high():
 def test_named_rows_have_their_reach_across_and_their_names_once():
     rows = Axis(title="", ticks=((0.0, "one"), (-1.0, "two")))
     lines = [
-        Line(name=name, look=Look(0, 0), kind="across", points=(Point(x=2, y=y, low=1, high=4, told=""),))
+        Line(name=name, look=Look(0, 0), kind="across", points=(Point(x=2, y=y, low=1, high=4, tooltip=""),))
         for y, name in rows.ticks
     ]
     left, right = figure_of(panel(*lines, y=rows), panel(*lines, y=rows), columns=2, kind="alpha").axes
@@ -135,8 +135,8 @@ def test_a_lone_name_needs_no_legend_unless_it_is_of_chance():
 def test_a_mean_says_how_many_runs_it_is_of():
     point = mean_point(3.0, [1.0, 2.0, 6.0], "what", unit="%")
     assert (point.y, point.low, point.high) == (3.0, 1.0, 6.0)
-    assert point.told == "what\n3% (1 to 6), 3 runs"
-    assert mean_point(3.0, [-2.0], "what").told == "what\n−2, one run"
+    assert point.tooltip == "what\n3% (1 to 6), 3 runs"
+    assert mean_point(3.0, [-2.0], "what").tooltip == "what\n−2, one run"
 
 
 def test_every_dash_is_another():

@@ -35,7 +35,7 @@ def test_a_stratified_mean_is_the_mean_of_means_with_the_textbooks_interval():
     freedom = variances.sum() ** 2 / (variances**2 / [2, 1]).sum()
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()) / 2
     assert (found.estimate, found.num_runs, found.num_tasks) == (7.0, 5, 2)
-    assert found.told_size == "n = 5, 2 tasks"
+    assert found.size_text == "n = 5, 2 tasks"
     assert found.high - found.estimate == pytest.approx(half, rel=1e-12)
     assert found.low == pytest.approx(2 * found.estimate - found.high)
 

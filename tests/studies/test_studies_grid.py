@@ -7,7 +7,7 @@ import pytest
 from intruscope.errors import UsageError
 from intruscope.studies.claims import CLAIMS
 from intruscope.studies.grid import Chain, Checkpoint, Run, label_of, settings_of
-from intruscope.studies.recipes import RECIPES, SEQUENCE, Cell, places, sequence
+from intruscope.studies.recipes import RECIPES, SEQUENCE, StudyCell, places, sequence
 from intruscope.studies.scales import MINI, MINILM, PAPER, PAPER_ALPHA_TIMES_RATE, SCALES, SMOKE, find_scale
 from intruscope.studies.sizes import core_seconds, kinds, sizes
 
@@ -155,7 +155,7 @@ def test_the_size_of_mini():
 
 def test_the_cost_of_a_run_is_that_of_its_parts():
     base = MINILM
-    cell = Cell(base, "sst2", 0)
+    cell = StudyCell(base, "sst2", 0)
     cost = base.cost
     assert core_seconds(cell.lora(16), MINI) == cost.training + cost.measuring
     whole = cost.training + cost.measuring + cost.looks + cost.interventions
@@ -194,6 +194,6 @@ def test_smoke_has_every_arm_of_mini():
 
 
 def test_an_unknown_scale_is_told_with_a_near_one():
-    with pytest.raises(UsageError, match="expected one of smoke, mini, midi, paper") as error:
+    with pytest.raises(UsageError, match="known scales are smoke, mini, midi, paper") as error:
         find_scale("minni")
     assert "mini" in error.value.remedy

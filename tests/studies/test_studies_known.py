@@ -16,7 +16,14 @@ from intruscope.report.study import write_study
 from intruscope.studies import known as known_module
 from intruscope.studies import pool
 from intruscope.studies.known import SHIPPED
-from intruscope.studies.origins import difference, inputs_read, origin_of, resolved, told_origins
+from intruscope.studies.origins import (
+    difference,
+    inputs_read,
+    origin_lines,
+    origin_of,
+    resolved,
+    run_environment,
+)
 from intruscope.studies.recipes import places
 from intruscope.studies.records import FILE, read_results, write_results
 from intruscope.studies.scales import MINI, PAPER, SMOKE
@@ -111,18 +118,16 @@ def test_what_was_taken_is_kept_as_what_was_run(tmp_path, counted):
     again = run(tmp_path / "second", seeds=[0])
     assert (again.num_taken, again.num_new) == (0, 0)
     assert not counted.asked
-    assert told_origins(again.records.values())[0].startswith(f"{len(again.records)} runs taken from ")
+    assert origin_lines(again.records.values())[0].startswith(f"{len(again.records)} runs taken from ")
 
 
 def test_a_run_tells_the_gpu_that_it_was_made_on(monkeypatch):
-    from intruscope.studies.measure import environment_of
-
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device" not in environment_of()
+    assert "device" not in run_environment()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
-    origin = {"code_sha256": "0" * 64, "environment": environment_of()}
-    (line,) = told_origins([{"origin": origin}])
+    origin = {"code_sha256": "0" * 64, "environment": run_environment()}
+    (line,) = origin_lines([{"origin": origin}])
     assert line.endswith("device Some GPU)")
 
 
@@ -267,7 +272,7 @@ def refusal(tmp_path, known, kind):
 
 def test_a_table_that_was_changed_is_refused(tmp_path, carried):
     told = refusal(tmp_path, rewritten(carried, better), MalformedInput)
-    assert "rows that do not fit the file's checksum" in told
+    assert "the rows do not match the file's checksum" in told
     assert str(carried) in told
 
 
@@ -275,8 +280,8 @@ def test_a_table_of_another_schema_is_refused(tmp_path, carried):
     told = refusal(
         tmp_path, rewritten(carried, lambda t: t, schema="intruscope.study.results/1"), MalformedInput
     )
-    assert "schema intruscope.study.results/1" in told
-    assert "expected intruscope.study.results/2" in told
+    assert "its schema is intruscope.study.results/1" in told
+    assert "in the format intruscope.study.results/2" in told
 
 
 def test_a_forged_record_is_refused_by_its_settings(tmp_path, carried, monkeypatch):
@@ -284,14 +289,14 @@ def test_a_forged_record_is_refused_by_its_settings(tmp_path, carried, monkeypat
     records, about = read_results(carried)
     next(iter(records.values()))["settings"]["rate"] = 1.0
     write_results(records, carried, about=about)
-    assert "settings that are not its own" in refusal(tmp_path, carried, MalformedInput)
+    assert "do not match its key" in refusal(tmp_path, carried, MalformedInput)
 
 
 def test_other_refusals_say_what_was_expected(tmp_path, carried):
-    assert "expected a table of results or a study's folder" in refusal(tmp_path, "nowhere", UsageError)
+    assert "nowhere holds no results" in refusal(tmp_path, "nowhere", UsageError)
     (tmp_path / "empty").mkdir()
-    assert "got no known results at" in refusal(tmp_path, tmp_path / "empty", UsageError)
+    assert "empty holds no results" in refusal(tmp_path, tmp_path / "empty", UsageError)
     (tmp_path / "text.parquet").write_text("not one")
-    assert "no table of results" in refusal(tmp_path, tmp_path / "text.parquet", MalformedInput)
-    with pytest.raises(UsageError, match="of the scale mini, expected the scale smoke"):
+    assert "not a table of results" in refusal(tmp_path, tmp_path / "text.parquet", MalformedInput)
+    with pytest.raises(UsageError, match="of the scale mini, not of smoke"):
         run(tmp_path / "second", carried, scale=SMOKE)

@@ -57,7 +57,7 @@ def test_every_claim_stands_beside_the_papers_words(page):
 def test_a_claim_that_was_run_shows_figures_intervals_and_controls(page):
     article = page.split('id="C16"')[1].split("</article>")[0]
     assert "−20 %" in article
-    assert "Beside it: the control" in article
+    assert "For comparison: the control" in article
     assert "<small>n = 12, 4 tasks</small>" in article
     assert "<svg" in article
     assert "Not run" in page.split('id="C19"')[1].split("</article>")[0]

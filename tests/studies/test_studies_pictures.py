@@ -136,7 +136,7 @@ def test_one_seed_is_enough_and_has_no_range():
     for panel in pictures["rates"].panels:
         for each in panel.lines:
             assert all(point.low == point.y == point.high for point in each.points)
-            assert all("one run" in point.told for point in each.points)
+            assert all("one run" in point.tooltip for point in each.points)
 
 
 def test_another_seed_than_the_first_has_no_maps_and_no_courses():
@@ -261,7 +261,8 @@ def test_rates_stand_at_the_rates_that_were_run(rows, pictures):
         assert [p.x for p in full] == [base.full_lowest, base.full_low, base.full, base.full_high]
         assert three(lora[2]) == mean(rows["rates"], get, arm="high", task="sst2")
         assert three(full[0]) == mean(rows["rates"], get, arm="full_lowest", task="sst2")
-        assert all("3 runs" in point.told for point in (*lora, *full))  # two arms are one run at the highest
+        # At the highest rate two arms share one run.
+        assert all("3 runs" in point.tooltip for point in (*lora, *full))
     assert picture.panels[-1].y.title == "held-out loss, nats per token"
 
 
@@ -282,7 +283,7 @@ def test_the_scatter_has_one_mark_for_each_run_that_tells_all_of_it(rows, pictur
     ]  # fmt: skip
     assert len(line(pictures["scatter"], 0, "full").points) == 4 * 3
     assert len(line(pictures["scatter"], 0, "LoRA r 8").points) == 3 * 3
-    told = line(pictures["scatter"], 0, "r 16, alpha 8").points[0].told
+    told = line(pictures["scatter"], 0, "r 16, alpha 8").points[0].tooltip
     for words in (
         "minilm-mlm, sst2: lora, rank 16, alpha 8",
         "rate 0.004, seed ",
@@ -316,7 +317,7 @@ def test_courses_are_those_that_were_followed(rows, pictures):
                 list(zip(course["step"], course[what], strict=True)) for course in row["followed"]
             ]
     assert picture.panels[-1].threshold == 0.5
-    first = picture.panels[0].lines[0].points[0].told
+    first = picture.panels[0].lines[0].points[0].tooltip
     assert "vector 9, singular value" in first
 
 
@@ -370,7 +371,7 @@ def test_runs_that_diverged_are_in_no_picture(rows):
     }
     without = drawn(study(left_out=gone))
     two = line(without["rates"], 0, "LoRA r 8").points[1]
-    assert "2 runs" in two.told
+    assert "2 runs" in two.tooltip
     kept = [row for row in rows["rates"] if row["seed"] != 1]
     assert three(two) == mean(kept, lambda row: row["count"], arm="mid", task="sst2")
     first = {row["key"] for row in rows["counts"] if row["seed"] == 0 and row["arm"] == "lora_r8"}

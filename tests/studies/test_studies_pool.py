@@ -91,12 +91,12 @@ def test_a_changed_line_of_code_does_not_throw_finished_runs_away(tmp_path, monk
     monkeypatch.setattr(pool, "code_digest", lambda: "0" * 64)
     assert pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"]).num_new == 0
     monkeypatch.setattr(pool, "version", lambda name: "99.0")
-    with pytest.raises(OutputConflict, match=r"expected intruscope\.study/2 of 99\.0"):
+    with pytest.raises(OutputConflict, match=r"this is intruscope\.study/2 of intruscope 99\.0"):
         pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
 
 
 def test_a_folder_without_a_study_is_told(tmp_path):
-    with pytest.raises(UsageError, match="without a study"):
+    with pytest.raises(UsageError, match="does not hold a study"):
         pool.study_records(tmp_path)
 
 
@@ -145,11 +145,11 @@ def test_a_loss_that_is_no_number_is_a_divergence_with_its_reason(tmp_path, monk
 def test_a_machine_that_does_not_see_the_study_or_is_of_another_version_ends_all(tmp_path):
     """Else its runs would be kept on its own disk, and nobody would know."""
     good = assignment(tmp_path)
-    with pytest.raises(UsageError, match="does not see the folder of the study"):
+    with pytest.raises(UsageError, match="cannot see the folder of the study"):
         execute(replace(good, out=tmp_path / "elsewhere"))
-    with pytest.raises(UsageError, match="does not see the folder of the data"):
+    with pytest.raises(UsageError, match="cannot see the folder of the data"):
         execute(replace(good, data=tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match=r"has intruscope .*, expected 99\.0"):
+    with pytest.raises(UsageError, match=r"has intruscope .*, and the study runs with 99\.0"):
         execute(replace(good, version="99.0"))
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
 
@@ -177,7 +177,7 @@ def test_two_processes_never_work_on_one_run(tmp_path, monkeypatch):
     folder = tmp_path / "runs" / assignment(tmp_path).work.key
     monkeypatch.setattr(execute_module, "_PATIENCE_SECONDS", 0.0)
     with execute_module._alone_in(folder):
-        assert "is in use by another process" in execute(assignment(tmp_path))["failed"]
+        assert "another process is still using this folder" in execute(assignment(tmp_path))["failed"]
 
 
 def test_runs_go_to_the_cluster_that_is_named(tmp_path, monkeypatch):

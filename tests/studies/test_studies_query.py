@@ -210,7 +210,7 @@ def test_a_query_beyond_all_memory_is_ended(records, sql, told):
 
 
 def test_without_a_study_the_question_has_nobody_to_ask(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="got a folder without a study"):
+    with pytest.raises(UsageError, match="the folder does not hold a study"):
         app(["study", "query", "SELECT 1", "--out", str(tmp_path)], standalone_mode=False)
     with pytest.raises(UsageError, match="got --scale and --out"):
         app(["study", "query", "SELECT 1", "--scale", "midi", "--out", str(tmp_path)], standalone_mode=False)

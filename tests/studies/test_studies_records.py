@@ -56,13 +56,13 @@ def test_a_table_is_small(tmp_path, records):
 
 def test_other_files_are_refused_by_name(tmp_path):
     (tmp_path / FILE).write_bytes(b"PAR1 no table")
-    with pytest.raises(MalformedInput, match="no table of results"):
+    with pytest.raises(MalformedInput, match="not a table of results"):
         read_results(tmp_path / FILE)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(MalformedInput, match="schema None"):
+    with pytest.raises(MalformedInput, match="its schema is None"):
         read_results(tmp_path / "other.parquet")
 
 
@@ -100,27 +100,27 @@ def test_diverged_runs_are_left_out_and_counted(records):
     found = outcomes(records)["C1"]
     assert found.verdict.outcome == "holds"
     assert found.num_diverged == 4  # three tasks of one base, and one of the other
-    assert "4 runs diverged and are left out" in found.reason
+    assert "4 runs diverged and are excluded" in found.reason
     # They have figures, which would turn the verdict.
     assert found.outcome_with_all not in (None, "holds")
-    assert f"left out; counted, they would make it “{found.outcome_with_all}”." in found.reason
+    assert f"excluded; including them would change it to “{found.outcome_with_all}”." in found.reason
     for record in records.values():
         if record["status"] == "diverged":
             record["count"], record["counts"] = 0, {"0.9": 0}
     found = outcomes(records)["C1"]
     assert found.outcome_with_all == "holds"
-    assert found.reason.endswith("counted, they would not change the verdict.")
+    assert found.reason.endswith("including them would not change the verdict.")
     for record in records.values():
         if record["status"] == "diverged":
             del record["count"]  # as where the loss became NaN
     found = outcomes(records)["C1"]
     assert found.outcome_with_all is None
-    assert found.reason.endswith("4 runs diverged and are left out.")
+    assert found.reason.endswith("4 runs diverged and are excluded.")
 
 
 def test_a_verdict_on_part_of_its_runs_says_so(records):
     found = outcomes(records)["C1"]
-    assert (found.is_whole, found.num_planned, found.told_runs) == (True, len(records), str(len(records)))
+    assert (found.is_whole, found.num_planned, found.runs_text) == (True, len(records), str(len(records)))
     assert "Preliminary" not in found.reason
     keys = sorted(records)
     for record in records.values():
@@ -128,9 +128,9 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     part = outcomes({key: records[key] for key in keys[:-5]})["C1"]
     finished = len(records) - 5
     assert not part.is_whole
-    assert part.reason.startswith(f"Preliminary, on {finished} of {len(records)} planned runs. ")
-    assert (found.told_outcome, part.told_outcome) == ("holds", f"{part.verdict.outcome} so far")
-    assert part.told_runs == f"{finished - 1} of {len(records)} (+1 diverged)"
+    assert part.reason.startswith(f"Preliminary, from {finished} of {len(records)} planned runs. ")
+    assert (found.outcome_text, part.outcome_text) == ("holds", f"{part.verdict.outcome} so far")
+    assert part.runs_text == f"{finished - 1} of {len(records)} (+1 diverged)"
 
 
 def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):
@@ -148,7 +148,7 @@ def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):
 
 def test_a_claim_without_runs_is_not_preliminary(records):
     found = outcomes(records)["C19"]
-    assert (found.verdict, found.reason, found.told_outcome, found.told_runs) == (None, NOT_RUN, NOT_RUN, "0")
+    assert (found.verdict, found.reason, found.outcome_text, found.runs_text) == (None, NOT_RUN, NOT_RUN, "0")
 
 
 def test_records_of_other_seeds_are_judged_too(records):

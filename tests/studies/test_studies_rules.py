@@ -74,12 +74,12 @@ def test_the_choice_by_intruders_skips_runs_without_an_accuracy():
 
 
 def test_missing_data_are_named_with_their_place(tmp_path):
-    with pytest.raises(UsageError, match=r"no data folder.*models/minilm-mlm.*--data"):
+    with pytest.raises(UsageError, match=r"needs a data folder.*models/minilm-mlm.*--data"):
         _raise_whole(check_data, MINI, None)
     (tmp_path / "models" / "minilm-mlm").mkdir(parents=True)
     with pytest.raises(
         UsageError,
-        match="without text/minilm_mlm_heldout.txt, tasks/fever, tasks/mnli, tasks/qqp, tasks/sst2",
+        match="lacks text/minilm_mlm_heldout.txt, tasks/fever, tasks/mnli, tasks/qqp, tasks/sst2",
     ) as error:
         check_data(MINI, tmp_path)
     assert str(tmp_path / "text" / "minilm_mlm_heldout.txt") in error.value.remedy
@@ -95,7 +95,7 @@ def _raise_whole(function, *given):
 
 
 def test_the_shipped_base_is_unpacked_once_by_who_knows_it(tmp_path):
-    with pytest.raises(UsageError, match="no way to unpack it"):
+    with pytest.raises(UsageError, match="no function to unpack it was given"):
         inputs_of(DEMO, tmp_path, None)
     found = inputs_of(DEMO, tmp_path, None, unpack=unpack)
     assert inputs_of(DEMO, tmp_path, None) == found
@@ -111,6 +111,6 @@ def test_the_shipped_base_is_unpacked_once_by_who_knows_it(tmp_path):
 
 def test_seeds_that_cannot_be_told_apart_are_refused():
     for seeds in ([0, 0], [-1]):
-        with pytest.raises(UsageError, match="each once and none below 0"):
+        with pytest.raises(UsageError, match="each may occur once, and none may be negative"):
             check_seeds(seeds)
     check_seeds([3, 1])

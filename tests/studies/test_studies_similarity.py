@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from intruscope.spectra.scan import plan
-from intruscope.studies.recipes import Cell, is_pictured, places
+from intruscope.studies.recipes import StudyCell, is_pictured, places
 from intruscope.studies.scales import MINI
 from intruscope.studies.similarity import MAP_SIZE, chosen_matrix, similarity_figures
 
@@ -94,7 +94,7 @@ def test_the_counts_of_the_first_seed_alone_are_pictured():
     }
     assert pictured == {("counts", p.arm, p.task, 0) for p in places(MINI, ("counts",)) if p.seed == 0}
     base = MINI.bases[0]
-    cell = Cell(base, base.tasks[0], 0)
+    cell = StudyCell(base, base.tasks[0], 0)
     assert not is_pictured(cell.lora(8, base.rates.high), base)
     assert not is_pictured(cell.alpha8(16), base)
 

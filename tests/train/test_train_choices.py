@@ -139,13 +139,13 @@ def test_what_cannot_be_a_choice_is_refused(tmp_path):
     mixed = load_task(tmp_path / "mixed.jsonl")
     choices = load_task(write_choices(tmp_path / "task.jsonl"))
     settings = TuneSettings(method="lora", steps=2, batch=4, rate=1e-3, watch_every=0)
-    with pytest.raises(IntruscopeError, match="2 to 3 choices"):
+    with pytest.raises(IntruscopeError, match="between 2 and 3 choices"):
         tune(str(base), out=tmp_path / "run", settings=settings, data=mixed)
     text = read_texts([write_text(tmp_path / "text.txt")])
-    with pytest.raises(IntruscopeError, match="held-out task for a run on text"):
+    with pytest.raises(IntruscopeError, match="a run on text has no labels"):
         tune(str(base), out=tmp_path / "run", settings=settings, data=text, held_out=choices)
     (tmp_path / "labels.tsv").write_text("sentence\tlabel\nshe\t0\nhe\t1\n")
-    with pytest.raises(IntruscopeError, match="of another kind than"):
+    with pytest.raises(IntruscopeError, match="are of different kinds"):
         tune(
             str(base),
             out=tmp_path / "run",

@@ -44,7 +44,7 @@ def test_held_out_text_has_a_loss_and_it_falls(tmp_path):
 
 def test_a_task_beside_text_is_still_refused(tmp_path):
     base, text = write_llama(tmp_path / "base"), write_text(tmp_path / "text.txt")
-    with pytest.raises(UsageError, match="held-out task for a run on text"):
+    with pytest.raises(UsageError, match="a run on text has no labels"):
         tune(
             str(base),
             out=tmp_path / "run",

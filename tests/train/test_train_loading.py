@@ -61,7 +61,7 @@ def test_a_body_that_does_not_fit_is_refused(files):
     source, task = open_model(str(files / "bert")), load_task(files / "task.tsv")
     state = load_for(source, task, seed=0).model.state_dict()
     name = "bert.encoder.layer.0.output.dense.weight"
-    with pytest.raises(IntruscopeError, match="no encoder.layer.0.output.dense.weight"):
+    with pytest.raises(IntruscopeError, match="the first is encoder.layer.0.output.dense.weight"):
         load_for(source, task, seed=0, tensors={k: v for k, v in state.items() if k != name})
     with pytest.raises(IntruscopeError, match="size mismatch"):
         load_for(source, task, seed=0, tensors=state | {name: state[name][:3]})

@@ -166,7 +166,7 @@ def test_a_batch_in_parts_is_the_batch(kind, tmp_path):
 def test_processes_that_share_one_models_weights_are_refused(tmp_path, monkeypatch):
     base, task = write_bert(tmp_path / "base"), load_task(write_task(tmp_path / "task.tsv"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UnsupportedFormat, match="FSDP or DeepSpeed.*data-parallel"):
+    with pytest.raises(UnsupportedFormat, match="FSDP or DeepSpeed.*data parallelism"):
         tune(str(base), out=tmp_path / "run", settings=settings(), data=task)
     assert not (tmp_path / "run").exists()
 

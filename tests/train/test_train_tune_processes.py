@@ -20,7 +20,7 @@ from tune_models import without_dropout, write_bert, write_choices, write_gpt2, 
 from intruscope.cli.main import main
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
 from intruscope.train.look_file import read_looks
-from intruscope.train.processes import join, leave, told_once
+from intruscope.train.processes import join, leave, report_once
 
 NUMBERS = {"rank": 2, "lr": 5e-3, "steps": 12, "batch": 8, "save-every": 4, "watch": 4}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -159,9 +159,9 @@ def test_what_every_process_meets_is_told_by_the_first_alone(world, rank, speaks
         if value is not None:
             monkeypatch.setenv(name, value)
     for kind, alike in ((UsageError, True), (MalformedInput, True), (ResourceExhausted, False)):
-        with pytest.raises(kind) as caught, told_once():
+        with pytest.raises(kind) as caught, report_once():
             raise kind("got it", remedy="leave it")
-        assert caught.value.is_told == (alike and not speaks)
+        assert caught.value.already_reported == (alike and not speaks)
 
 
 def test_a_process_group_that_was_there_before_is_left_alone():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,9 +25,6 @@ def demo(
 
     Takes a few minutes on two cores, works offline, and needs the 'lab' extra.
     """
-    # Read by the OpenMP runtime when torch loads it. Threads that spin while they wait take ten times as
-    # long where something else runs on the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 
     from intruscope.cli.screen import show

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.engine.tasks import Progress
+    from intruscope.studies.claims import Claim
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
@@ -73,7 +74,7 @@ def plan(
     verbose: Verbose = False,  # noqa: ARG001
 ) -> None:
     """Show how large a study is; nothing is read and nothing run."""
-    _plan(_recipes(claims), scale, _seeds(seeds), json)
+    _plan(_claims(claims), scale, _seeds(seeds), json)
 
 
 @study.command()
@@ -114,7 +115,7 @@ def run(
     """
     recipes, chosen = _recipes(claims), _seeds(seeds)
     if dry_run:
-        _plan(recipes, scale, chosen, None)
+        _plan(_claims(claims), scale, chosen, None)
         return
     from intruscope.adapters.live_models import require
     from intruscope.studies.scales import find_scale
@@ -125,15 +126,16 @@ def run(
     from intruscope.demo.unpack import unpack
     from intruscope.report.study import claims_table
     from intruscope.studies.judge import judge
-    from intruscope.studies.known import told_refusals
-    from intruscope.studies.origins import told_origins
+    from intruscope.studies.known import refusal_lines
+    from intruscope.studies.origins import origin_lines
     from intruscope.studies.pool import check_complete, run_study
 
     if not quiet:
-        _tell_of_growing(found, out)
+        _warn_of_few_seeds(_claims(claims), found, chosen, out)
+        _note_growing(found, out)
     with stage_progress(quiet=quiet) as bar:
 
-        def tell(event: Progress) -> None:
+        def show_progress(event: Progress) -> None:
             bar("runs", event.num_done, event.num_tasks)
 
         report = run_study(
@@ -147,29 +149,30 @@ def run(
             ray=ray,
             keep_models=keep_models,
             unpack=partial(unpack, on_step=lambda done, all_: bar("base", done, all_)),
-            on_progress=tell,
+            on_progress=show_progress,
         )
     if not quiet:
         judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]
         show([claims_table(judged)], width=110)
-        for line in (*told_refusals(report.refused), *told_origins(report.records.values())):
+        for line in (*refusal_lines(report.refused), *origin_lines(report.records.values())):
             note(line)
         taken = f", {report.num_taken} taken from what is known" if known else ""
-        told = f"{len(report.records)} runs, {report.num_new} of them new{taken}"
-        note(f"{told}; intruscope study report --out {out}")
+        found_runs = f"{len(report.records)} runs, {report.num_new} of them new{taken}"
+        note(f"{found_runs}; for a page: intruscope study report {' '.join(claims)} --out {out}")
     check_complete(report)
 
 
 @study.command()
 def report(
     out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    claims: Annotated[list[str] | None, typer.Argument(help="Claims to show first (C1 to C24).")] = None,
     verbose: Verbose = False,  # noqa: ARG001
     quiet: Quiet = False,
 ) -> None:
     """Write one page with every claim's figures beside the paper's, pictures, and a table of all runs."""
     from intruscope.report.study import write_study
 
-    paths = write_study(out)
+    paths = write_study(out, first=_claims(claims or ()))
     if not quiet:
         show([f"in {path}" for path in paths])
 
@@ -208,15 +211,39 @@ def query(
         show([answer_table(answer)], width=140)
 
 
-def _tell_of_growing(scale: Scale, out: Path) -> None:
+def _warn_of_few_seeds(
+    claims: Sequence[Claim], scale: Scale, seeds: Sequence[int] | None, out: Path | None = None
+) -> None:
+    """Before hours are spent: which claims cannot be decided by the runs of these seeds."""
+    from intruscope.studies.inputs import check_seeds
+    from intruscope.studies.judge import places_with, too_few_seeds
+    from intruscope.studies.pool import is_study, study_records
+    from intruscope.studies.recipes import places
+
+    if seeds is not None:
+        check_seeds(seeds)
+    found = places(scale, [claim.recipe for claim in claims], of_seeds=seeds)
+    if out is not None and is_study(out):
+        records = study_records(out)[1]
+        found += [place for place in places_with(scale.name, records) if place.work.key in records]
+    few = too_few_seeds(claims, found)
+    if few:
+        names = ", ".join(claim.id for claim in few)
+        note(
+            f"{names} will stay undecided: verdicts need at least {few[0].min_seeds} seeds per task; "
+            "add some, for example --seeds 0,1,2"
+        )
+
+
+def _note_growing(scale: Scale, out: Path) -> None:
     import torch
 
     from intruscope.studies.scales import GROWN
 
     growing = [b.name for b in scale.bases if b.source == GROWN and not (out / "inputs" / b.name).exists()]
     if growing and not torch.cuda.is_available():
-        told = ", ".join(growing)
-        note(f"{told} is trained first, in one go: half a minute on a GPU, and much longer here")
+        names = ", ".join(growing)
+        note(f"{names} is trained first, in one go: half a minute on a GPU, and much longer here")
 
 
 def _check_one_source(scale: str | None, out: Path | None) -> None:
@@ -247,27 +274,29 @@ def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, R
     return found[0], read_results(found[1])[0]
 
 
-def _plan(recipes: Sequence[str], scale: str, seeds: list[int] | None, json: str | None) -> None:
+def _plan(claims: Sequence[Claim], scale: str, seeds: list[int] | None, json: str | None) -> None:
     from intruscope.report.study import plan_json, plan_table
-    from intruscope.studies.inputs import check_seeds
     from intruscope.studies.recipes import places
     from intruscope.studies.scales import find_scale
 
     found: Scale = find_scale(scale)
-    if seeds is not None:
-        check_seeds(seeds)
-    planned = places(found, recipes, of_seeds=seeds)
+    _warn_of_few_seeds(claims, found, seeds)
+    planned = places(found, [claim.recipe for claim in claims], of_seeds=seeds)
     write_record(plan_json(planned, found), json)
     if json != "-":
         show([plan_table(planned, found)], width=110)
 
 
-def _recipes(claims: Sequence[str]) -> list[str]:
+def _claims(names: Sequence[str]) -> Sequence[Claim]:
     from intruscope.studies.claims import CLAIMS, find_claim
 
-    if any(name.lower() == ALL for name in claims):
-        return list(dict.fromkeys(claim.recipe for claim in CLAIMS))
-    return list(dict.fromkeys(find_claim(name).recipe for name in claims))
+    if any(name.lower() == ALL for name in names):
+        return CLAIMS
+    return [find_claim(name) for name in names]
+
+
+def _recipes(claims: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(claim.recipe for claim in _claims(claims)))
 
 
 def _seeds(text: str | None) -> list[int] | None:

@@ -35,10 +35,10 @@ from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations wh
 )
 from intruscope.cli.screen import note, show, stage_progress
 from intruscope.errors import UsageError
-from intruscope.train.processes import is_first, told_once
+from intruscope.train.processes import is_first, report_once
 
 
-@told_once()
+@report_once()
 def tune(
     base: Annotated[str, typer.Argument(help="Model before: path or org/name@revision.")],
     method: Method,

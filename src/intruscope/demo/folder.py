@@ -31,13 +31,13 @@ def require_own_or_free(out: Path) -> None:
         return
     remedy = "name another folder with --out, or move this one away"
     if not out.is_dir():
-        raise OutputConflict("expected a folder or nothing here, got a file", remedy=remedy, file=out)
+        raise OutputConflict("this is a file, and the demonstration needs a folder", remedy=remedy, file=out)
     if not any(out.iterdir()):
         return
     written = _manifest_files(out)
     if written is None:
         raise OutputConflict(
-            f"the folder is not empty and has no {MANIFEST}, so no demonstration made it",
+            f"the folder is not empty and was not made by a demonstration (it has no {MANIFEST})",
             remedy=remedy,
             file=out,
         )
@@ -45,7 +45,7 @@ def require_own_or_free(out: Path) -> None:
     if foreign:
         raise OutputConflict(
             f"the folder holds {len(foreign)} files that the demonstration did not write, "
-            f"the first is {foreign[0]!r}",
+            f"such as {foreign[0]!r}",
             remedy=remedy,
             file=out,
         )

@@ -132,9 +132,10 @@ class DemoResult:
         noun = "dimension" if full.num_intruders == 1 else "dimensions"
         return (
             f"At task losses of {full.losses.task:.2f} (full) and {lora.losses.task:.2f} (LoRA), full "
-            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} top singular "
-            f"vectors{_beside_chance(full)} and LoRA {lora.num_intruders}{_beside_chance(lora)}; held-out "
-            f"source loss moved by {full.forgetting:+.2f} and {lora.forgetting:+.2f} nats per token."
+            f"fine-tuning made {full.num_intruders} intruder {noun} among {full.num_vectors} leading "
+            f"singular vectors{_beside_chance(full)}, and LoRA made {lora.num_intruders}"
+            f"{_beside_chance(lora)}. Held-out source loss changed by {full.forgetting:+.2f} (full) and "
+            f"{lora.forgetting:+.2f} (LoRA) nats per token."
         )
 
 
@@ -170,7 +171,7 @@ def run_demo(
         steps: Optimiser steps of each fine-tune.
         seed: Chooses windows, the test chapters and the adapter's start.
         precision: Numeric mode of training; the faster one on this processor if None.
-        on_event: Told of progress; called in this process.
+        on_event: Called with every progress event, in this process.
 
     Returns:
         Every figure. The same are in ``figures.json``.
@@ -180,19 +181,19 @@ def run_demo(
         OutputConflict: ``out`` holds something that is not an earlier demonstration.
     """
     if steps < 1:
-        raise UsageError(f"got {steps} steps, expected at least 1", remedy="ask for more steps")
+        raise UsageError(f"{steps} steps are too few", remedy="train for at least 1 step")
     missing = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"the demonstration trains with {' and '.join(missing)}, not installed here",
-            remedy="install the extra that brings them: pip install 'intruscope[lab]'",
+            f"the demonstration needs {' and '.join(missing)}",
+            remedy="install the 'lab' extra: pip install 'intruscope[lab]'",
         )
     start = time.perf_counter()
-    tell = on_event or (lambda _event: None)
+    notify = on_event or (lambda _event: None)
     with replaced_whole(out) as building:
-        tell(Event(stage="preparing", done=0, total=1))
+        notify(Event(stage="preparing", done=0, total=1))
         with _quiet_transformers():
-            return _run(building, Path(out).absolute(), steps, seed, precision, tell, start)
+            return _run(building, Path(out).absolute(), steps, seed, precision, notify, start)
 
 
 def _run(
@@ -201,20 +202,20 @@ def _run(
     steps: int,
     seed: int,
     precision: Precision | None,
-    tell: Callable[[Event], None],
+    notify: Callable[[Event], None],
     start: float,
 ) -> DemoResult:
     """The demonstration inside its temporary folder ``building``, which will become ``out``."""
     material, texts = _material(steps, seed, precision)
     _save_base(building / "base")
-    tell(Event(stage="preparing", done=1, total=1))
-    base_losses = _measure(_load_base(), material, "measuring the base", tell)
+    notify(Event(stage="preparing", done=1, total=1))
+    base_losses = _measure(_load_base(), material, "measuring the base", notify)
 
     names: tuple[Literal["full", "lora"], ...] = ("full", "lora")
     runs, reports = [], []
     for name in names:
-        run = _fine_tune(name, building / name, out, material, base_losses, tell)
-        report = _scan(building, name, tell)
+        run = _fine_tune(name, building / name, out, material, base_losses, notify)
+        report = _scan(building, name, notify)
         runs.append(_counted(run, report.totals))
         reports.append(report)
     result = DemoResult(
@@ -288,15 +289,15 @@ def _load_base() -> Any:
     return model.requires_grad_(False)
 
 
-def _measure(model: Any, material: _Material, stage: str, tell: Callable[[Event], None]) -> Losses:
+def _measure(model: Any, material: _Material, stage: str, notify: Callable[[Event], None]) -> Losses:
     """Both losses of a model."""
     from intruscope.demo.finetune import evaluate
 
-    tell(Event(stage=stage, done=0, total=2))
+    notify(Event(stage=stage, done=0, total=2))
     task = evaluate(model, material.task_windows)
-    tell(Event(stage=stage, done=1, total=2))
+    notify(Event(stage=stage, done=1, total=2))
     source = evaluate(model, material.source_windows)
-    tell(Event(stage=stage, done=2, total=2))
+    notify(Event(stage=stage, done=2, total=2))
     return Losses(task=task, source=source)
 
 
@@ -306,7 +307,7 @@ def _fine_tune(
     out: Path,
     material: _Material,
     base: Losses,
-    tell: Callable[[Event], None],
+    notify: Callable[[Event], None],
 ) -> FineTune:
     """Train a fresh copy of the base, measure it and save it as its users would."""
     from intruscope.demo.finetune import LoopSettings, train, train_linear_weights, with_lora
@@ -326,15 +327,17 @@ def _fine_tune(
         seed=material.seed,
     )
     start = time.perf_counter()
-    tell(Event(stage=method, done=0, total=material.num_steps))
+    notify(Event(stage=method, done=0, total=material.num_steps))
     train(
         model,
         material.train_tokens,
         settings,
         precision=material.precision,
-        on_step=lambda step, loss: tell(Event(stage=method, done=step, total=material.num_steps, loss=loss)),
+        on_step=lambda step, loss: notify(
+            Event(stage=method, done=step, total=material.num_steps, loss=loss)
+        ),
     )
-    losses = _measure(model, material, f"measuring {method}", tell)
+    losses = _measure(model, material, f"measuring {method}", notify)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     _save(model, folder, base=out / "base")
     return FineTune(
@@ -364,7 +367,7 @@ def _save(model: Any, folder: Path, *, base: Path) -> None:
             shutil.copyfile(MODEL / name, folder / name)
 
 
-def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanReport:
+def _scan(building: Path, name: str, notify: Callable[[Event], None]) -> ScanReport:
     """Scan one fine-tune against the base; names in the report are relative to the output folder."""
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions, scan
@@ -376,7 +379,7 @@ def _scan(building: Path, name: str, tell: Callable[[Event], None]) -> ScanRepor
         str(building / name),
         settings=ScanSettings(maps=NUM_MAPPED_VECTORS),
         options=RunOptions(work_dir=work),
-        on_progress=lambda progress: tell(
+        on_progress=lambda progress: notify(
             Event(stage=stage, done=progress.num_done, total=progress.num_tasks)
         ),
     )
@@ -406,6 +409,7 @@ def _write_report(building: Path, result: DemoResult) -> None:
         building / "report.html",
         title="Full fine-tuning and LoRA of the same small model",
         notes=notes(result),
+        sources=sources(result),
     )
 
 
@@ -415,11 +419,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def notes(result: DemoResult) -> list[tuple[str, str]]:
-    """What the page says above the scans: what was seen, on which texts, and what it does not show."""
+    """What the page says above the scans: the result, how it was obtained, and what it does not show."""
     lines = [
-        ("Seen", result.sentence()),
+        ("Result", result.sentence()),
         (
-            "Before",
+            "Base",
             f"Task loss {result.base.task:.3f}, held-out source loss {result.base.source:.3f} "
             "nats per token.",
         ),
@@ -433,22 +437,26 @@ def notes(result: DemoResult) -> list[tuple[str, str]]:
         )
         for run in result.runs
     )
-    lines.extend(
-        (
-            text.name,
-            f"Of Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
-            f"SHA-256 {text.sha256}.",
-        )
-        for text in result.texts
-    )
     lines.append(
         (
-            "Not shown",
-            "One seed of a small model at one learning rate per method: a demonstration of what a scan "
-            "shows, not evidence about either method.",
+            "Limits",
+            "One seed of one small model, at one learning rate per method: this demonstrates what a scan "
+            "shows, and is no evidence for or against either method.",
         )
     )
     return lines
+
+
+def sources(result: DemoResult) -> list[tuple[str, str]]:
+    """What the page says below the scans: the texts, by hash."""
+    return [
+        (
+            text.name,
+            f"From Python {result.python}: {text.num_documents} documents, {text.num_tokens:,} tokens, "
+            f"SHA-256 {text.sha256}.",
+        )
+        for text in result.texts
+    ]
 
 
 @contextmanager

@@ -78,8 +78,9 @@ def library_texts(*, held_out: bool, root: Path | None = None) -> tuple[Text, ..
     names = sorted(name for name in _library_names(root))
     if len(names) < _MIN_LIBRARY_FILES:
         raise UsageError(
-            f"this Python has {len(names)} source files of its standard library, "
-            f"expected at least {_MIN_LIBRARY_FILES}",
+            f"this Python has only {len(names)} source files in its standard library, and the demonstration "
+            "needs "
+            f"{_MIN_LIBRARY_FILES}",
             remedy=_INSTALL_PYTHON,
             file=root,
         )
@@ -119,8 +120,9 @@ def language_reference(*, seed: int = 0) -> tuple[tuple[Text, ...], tuple[Text, 
         topics = {}
     if len(topics) < _MIN_REFERENCE_TOPICS:
         raise UsageError(
-            f"this Python has {len(topics)} chapters of the language reference (module pydoc_data.topics), "
-            f"expected at least {_MIN_REFERENCE_TOPICS}",
+            f"this Python has only {len(topics)} chapters of the language reference (module "
+            "pydoc_data.topics), and "
+            f"the demonstration needs {_MIN_REFERENCE_TOPICS}",
             remedy=_INSTALL_PYTHON,
         )
     names = sorted(topics)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.environment import environment
 from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
 from intruscope.forgetting import intervals
 from intruscope.forgetting.losses import (
@@ -179,7 +179,7 @@ def forget(
         texts=corpus.sources,
         tasks=tuple(figures),
         findings=tuple(findings),
-        environment=_environment(),
+        environment=environment(("torch", "transformers", "tokenizers", "peft")),
     )
 
 
@@ -287,14 +287,3 @@ def _score_interval(found: TaskScore, bootstrap: dict[str, int]) -> intervals.In
     if found.right_N is not None:
         return intervals.wilson(int(found.right_N.sum()), len(found.right_N))
     return intervals.loss_per(found.nats_N, found.units_N, **bootstrap)
-
-
-def _environment() -> dict[str, Any]:
-    """The versions that a figure depends on."""
-    found = {}
-    for package in ("intruscope", "torch", "transformers", "tokenizers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found

@@ -1,9 +1,9 @@
-"""AdaLoRA: LoRA as ``B diag(E) A`` whose directions are pruned while it trains, where they matter least.
+"""AdaLoRA: LoRA as ``B diag(E) A``; the least important directions are pruned during training.
 
 Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512. Every
-matrix starts with ``start_rank`` directions; by the end the mean is ``rank``. PEFT prunes only when it is
-told of each step, after the optimiser's and before the gradients are cleared: the callback does that. Its
-penalty on A and B that are not orthogonal is part of the loss in training, and left out in evaluation.
+matrix starts with ``start_rank`` directions; at the end the mean rank is ``rank``. PEFT prunes only if it is
+called in every step, after the optimiser and before the gradients are cleared; a callback does that. The
+penalty that keeps A and B orthogonal is part of the loss in training, but not in evaluation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WARMUP = Parameter(
 )  # fmt: skip
 FINAL = Parameter(
     name="final_share", kind="float", default=0.3, least=0.0, most=0.9,
-    source=_PAPER_PER_DATASET, meaning="Share of the steps after it has ended.",
+    source=_PAPER_PER_DATASET, meaning="Share of the steps after pruning has ended.",
 )  # fmt: skip
 EVERY = Parameter(
     name="every", kind="int", default=1, least=1,
@@ -90,7 +90,7 @@ class AdaLoraAttached(PeftAttached):
 
 
 def _kept(model: Any) -> dict[str, list[bool]] | None:
-    """PEFT's rank pattern, told from the zeros in E; None where nothing is pruned, or nothing trained yet."""
+    """PEFT's rank pattern, read from the zeros in E; None if nothing was pruned, or nothing trained yet."""
     parts = {f"{name}.lora_E.{ADAPTER}": layer.lora_E[ADAPTER] for name, layer in tuner_layers(model).items()}
     kept = {name: (part.detach() != 0).view(-1).tolist() for name, part in parts.items()}
     numbers = [number for row in kept.values() for number in row]
@@ -98,7 +98,7 @@ def _kept(model: Any) -> dict[str, list[bool]] | None:
 
 
 def _allocator(model: Any) -> TrainerCallback:
-    """What tells PEFT of each step.
+    """Calls PEFT in every step.
 
     PEFT's own record of what is pruned would make Trainer's checkpoints smaller than the model that they are
     to be loaded into, so that it is given only for the time of the call; and the smoothed sensitivities are
@@ -183,19 +183,19 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> PeftAttached
     total = setting.total_steps
     if total is None:
         raise UsageError(
-            "got no number of steps, expected it: AdaLoRA prunes by a schedule",
-            remedy="give total_steps, or choose another method",
+            "AdaLoRA prunes by a schedule and needs the number of steps",
+            remedy="set total_steps, or choose another method",
         )
     if int(options["rank"]) >= int(options["start_rank"]):
         raise UsageError(
-            f"got the rank {options['rank']}, expected less than start_rank = {options['start_rank']}",
-            remedy="raise start_rank (the paper: 1.5 times the rank)",
+            f"rank {options['rank']} must be less than start_rank, which is {options['start_rank']}",
+            remedy="raise start_rank (the paper uses 1.5 times the rank)",
             tensor="rank",
         )
     first, last = int(total * float(options["warmup_share"])), int(total * float(options["final_share"]))
     if first + last >= total:
         raise UsageError(
-            f"got {total} steps of which {first} come before and {last} after pruning, expected some between",
+            f"no step is left for pruning: of {total} steps, {first} come before it and {last} after",
             remedy="lower warmup_share or final_share, or train longer",
         )
 
@@ -238,7 +238,7 @@ METHOD = Method(
     title="AdaLoRA",
     paper="arXiv 2303.10512",
     source="peft",
-    cost="As LoRA at start_rank; smoothed sensitivities of every trained number are kept while it trains.",
+    cost="As LoRA at start_rank, plus a smoothed sensitivity for every trainable parameter during training.",
     how_updated="(alpha / start_rank) B diag(E) A.",
     parameters=(RANK, START_RANK, ALPHA, DROPOUT, WARMUP, FINAL, EVERY, ORTHOGONALITY),
     documentation=__doc__ or "",

@@ -119,9 +119,9 @@ class PeftAttached:
         if name in self._layers:
             return self._layers[name]
         raise UsageError(
-            f"got a matrix that the method does not change, expected one of {len(self.names)} such as "
+            f"the method does not change this matrix; it changes {len(self.names)}, such as "
             f"{printable(self.names[0])}",
-            remedy="name a module of the base model as in .names",
+            remedy="use a name from .names",
             tensor=name,
         )
 
@@ -181,7 +181,7 @@ def attach_peft(
             peft_model = get_peft_model(model, config, ADAPTER)
         except (ValueError, TypeError) as error:
             raise UsageError(
-                f"PEFT refuses the options of {method.name} for this model ({printable(error)})",
+                f"PEFT rejects these options of {method.name} for this model ({printable(error)})",
                 remedy="change the options or the targets",
             ) from error
     if moves_base:
@@ -213,8 +213,8 @@ def load_peft(
             peft_model = PeftModel.from_pretrained(model, str(folder), ADAPTER, is_trainable=True)
     except Exception as error:  # whatever a foreign folder provokes in there
         raise MalformedInput(
-            f"got an adapter that PEFT does not load ({printable(error)})",
-            remedy="check that it is complete and that the base is the one it was trained on",
+            f"PEFT could not load the adapter ({printable(error)})",
+            remedy="check that it is complete and was trained on this base",
             file=folder,
         ) from error
     return kind(peft_model, **extra)

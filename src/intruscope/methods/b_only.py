@@ -1,4 +1,4 @@
-"""B-only LoRA: A is drawn at random with all singular values 1 and stays; only B is trained.
+"""B-only LoRA: A is random with all singular values 1 and frozen; only B is trained.
 
 Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228, where it lowers
 the number of high-ranking intruder dimensions. ``dW = (alpha / rank) B A``; B starts at zero.
@@ -61,7 +61,7 @@ METHOD = Method(
     title="B-only LoRA",
     paper="arXiv 2410.21228",
     source="intruscope",
-    cost="rank * out trained numbers per matrix, about half of LoRA's; otherwise as LoRA.",
+    cost="rank * out trainable parameters per matrix, about half of LoRA's; otherwise as LoRA.",
     how_updated="(alpha / rank) B A.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",

@@ -1,8 +1,8 @@
-"""BOFT: rotations of blocks, as OFT, and a trained scale of each output.
+"""BOFT: block rotations as in OFT, plus a trained scale for each output.
 
 Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", arXiv 2311.06243. One
-butterfly factor: PEFT falls back to it wherever its CUDA extension cannot be built, so that more would mean
-another method on another machine. The scales change singular values, unlike OFT.
+butterfly factor: PEFT falls back to one wherever its CUDA extension cannot be built, so more of them would
+give a different method on a different machine. Unlike OFT, the scales change singular values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = Parameter(
     name="block_size", kind="int", default=4, least=2,
-    source="PEFT (BOFTConfig)", meaning="Side of a block; must divide the inputs of every target.",
+    source="PEFT (BOFTConfig)", meaning="Block size; must divide the number of inputs of every target.",
 )  # fmt: skip
 
 
@@ -51,7 +51,8 @@ METHOD = Method(
     title="BOFT",
     paper="arXiv 2311.06243",
     source="peft",
-    cost="in * block + out numbers per matrix; the turned weights are formed dense in every step.",
+    cost="in * block + out parameters per matrix; the rotated weights are formed as a dense matrix in every "
+    "step.",
     how_updated="diag(s) W0 R^T - W0: PEFT's merge minus the base.",
     parameters=(BLOCK_SIZE,),
     documentation=__doc__ or "",

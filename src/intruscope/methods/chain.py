@@ -1,9 +1,10 @@
-"""Chain of LoRA: train an adapter, merge it, begin a new one with a new optimiser, and so on.
+"""Chain of LoRA: train an adapter, merge it, start a new one with a fresh optimiser, and repeat.
 
-Xia et al., "Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning", arXiv 2401.04151.
-``dW = (alpha / rank) (B_1 A_1 + ... + B_n A_n)``; every link starts as LoRA does. The run's steps are shared
-out evenly, and its schedule goes on over all links. A merged link is kept as its two factors in float32, so
-that a small update is not lost in a base of low precision, and the base itself is never written.
+Xia et al., "Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning", arXiv
+2401.04151. ``dW = (alpha / rank) (B_1 A_1 + ... + B_n A_n)``; every adapter (link) starts as in LoRA. The
+steps of the run are divided evenly, and the learning-rate schedule spans all links. A merged link is kept as
+two float32 factors, so that a small update is not lost in a low-precision base; the base itself is never
+changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Options, Setting
 
 NUM_LINKS = Parameter(
-    name="num_links", kind="int", default=3, least=1, source="arXiv 2401.04151, about what it uses",
+    name="num_links", kind="int", default=3, least=1, source="arXiv 2401.04151 (approximately)",
     meaning="Adapters trained one after another; each gets the same share of the steps.",
 )  # fmt: skip
 
@@ -69,7 +70,7 @@ METHOD = Method(
     title="Chain of LoRA",
     paper="arXiv 2401.04151",
     source="intruscope",
-    cost="LoRA's numbers are trained; the forward pass goes through the factors of all links.",
+    cost="As many trainable parameters as LoRA; the forward pass uses the factors of all links.",
     how_updated="(alpha / rank) times the sum of B A over the links.",
     parameters=(RANK, ALPHA, NUM_LINKS),
     documentation=__doc__ or "",

@@ -1,11 +1,11 @@
-"""Expressive-power construction: adapters that are computed, not trained.
+"""Expressive-power construction: adapters that are computed instead of trained.
 
-Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513. For a frozen chain of
-linear layers and a target, adapters of rank R on its L layers bring the product as close to the target as
-rank allows: the error is exactly the singular value LR + 1 of what was missing
-(``intruscope.extract.construct_chain``). In a model with other things between its layers that holds
-for each matrix alone (L = 1): given a model that was fine-tuned from this one, each adapter is the truncated
-singular value decomposition of its update.
+Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513. For a product of L
+frozen linear layers and a target matrix, adapters of rank R bring the product as close to the target as
+their rank allows: the error is exactly singular value LR + 1 of the difference
+(``intruscope.extract.construct_chain``). In a real model, with other operations between its layers, this
+holds for each matrix separately (L = 1): given a model fine-tuned from this one, each adapter is the
+truncated singular value decomposition of the update.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> ConstructAtt
 
     if setting.tuned is None:
         raise UsageError(
-            "got no tuned model, expected one whose update is to be approximated",
-            remedy="give Setting(tuned=...), or on the command line: intruscope extract BASE TUNED",
+            "no tuned model given, and construct approximates the update of one",
+            remedy="pass Setting(tuned=...), or use the command line: intruscope extract BASE TUNED",
         )
     rank = int(options["rank"])
     tuned = dict(setting.tuned.named_modules())
@@ -91,15 +91,16 @@ def _update(name: str, base: nn.Module, tuned: dict[str, nn.Module]) -> Tensor:
     found = tuned.get(name)
     if found is None:
         raise UsageError(
-            "got a tuned model without this matrix, expected one of the same architecture",
-            remedy="give the model that was fine-tuned from this one",
+            "the tuned model has no such matrix, so it is of another architecture",
+            remedy="pass the model that was fine-tuned from this one",
             tensor=name,
         )
     after_OI = weight_of(found).double()
     if after_OI.shape != before_OI.shape:
         raise ShapeMismatch(
-            f"got {list(after_OI.shape)} in the tuned model, expected {list(before_OI.shape)} (out, in)",
-            remedy="give the model that was fine-tuned from this one",
+            f"the shape is {list(after_OI.shape)} in the tuned model and {list(before_OI.shape)} in the "
+            "base (out, in)",
+            remedy="pass the model that was fine-tuned from this one",
             tensor=printable(name),
         )
     return after_OI.to(before_OI.device) - before_OI

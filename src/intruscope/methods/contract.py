@@ -80,8 +80,8 @@ class Parameter:
             ok = above and (self.most is None or found <= self.most)
         if found is None or not ok:
             raise UsageError(
-                f"got {printable(value)!r}, expected {self.expected}",
-                remedy=f"give for example {self.name}={self.default}",
+                f"{printable(value)!r} is not valid: it must be {self.expected}",
+                remedy=f"for example {self.name}={self.default}",
                 tensor=self.name,
             )
         return found
@@ -238,7 +238,7 @@ class Method:
             if name not in known:
                 names = ", ".join(known) or "none"
                 raise UsageError(
-                    f"got the option {printable(name)}, expected one of {self.name}'s ({names})",
+                    f"{self.name} has no option {printable(name)}; its options are {names}",
                     remedy=nearest(name, known, what="option") or f"see: intruscope methods {self.name}",
                 )
         return {

@@ -1,7 +1,7 @@
-"""DoRA: the direction of each row of the weights is changed by LoRA, its length by a trained magnitude.
+"""DoRA: LoRA changes the direction of each row of the weights, a trained magnitude its length.
 
 Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353. The tuned weights are ``m (W0 +
-s B A) / |W0 + s B A|`` row by row, so that the update is of any rank although few numbers are trained.
+s B A) / |W0 + s B A|`` row by row, so the update can have any rank although few parameters are trained.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ METHOD = Method(
     title="DoRA",
     paper="arXiv 2402.09353",
     source="peft",
-    cost="As LoRA, and the norms of W0 + s B A, formed dense, in every forward step.",
-    how_updated="PEFT's merge (the magnitudes times the normed rows) minus the base; not s B A.",
+    cost="As LoRA, plus the row norms of W0 + s B A, formed as a dense matrix in every forward pass.",
+    how_updated="PEFT's merge (magnitudes times normalised rows) minus the base; not s B A.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",
     attach=attach,

@@ -1,9 +1,9 @@
-"""EVA: LoRA whose A starts as the main directions of the data, with ranks where these explain most.
+"""EVA: LoRA whose A starts as the principal directions of the data, with more rank where they explain more.
 
 Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", arXiv
 2410.07170. PEFT's incremental PCA of each layer's inputs runs the model over the batches until the
-directions settle; the mean rank is kept, and a matrix that gets none is left alone. B starts at zero, and
-the base is not changed.
+directions converge. The mean rank is ``rank``, and a matrix that gets none is left unchanged. B starts at
+zero, and the base is not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 RHO = Parameter(
     name="rho", kind="float", default=2.0, least=1.0, most=16.0,
-    source="PEFT (EvaConfig)", meaning="A matrix gets at most rho times the mean rank; 1 keeps ranks even.",
+    source="PEFT (EvaConfig)", meaning="Maximum rank of a matrix, as a multiple of the mean rank; 1 gives "
+    "all the same rank.",
 )  # fmt: skip
 
 
@@ -80,14 +81,14 @@ def _check(batches: list[Any], needed: int) -> None:
     """PEFT would run for ever over batches with fewer tokens than directions."""
     if not batches:
         raise UsageError(
-            "got no data, expected batches: EVA starts from the inputs of the layers",
-            remedy="give the training data, or choose another method",
+            "EVA computes its start from training data, and there is none",
+            remedy="pass the training data, or choose another method",
         )
     fewest = min(map(_num_tokens, batches))
     if fewest < needed:
         raise UsageError(
-            f"got a batch of {fewest} tokens, expected at least {needed} (rho times the rank)",
-            remedy="give larger batches, or lower rank or rho",
+            f"a batch has only {fewest} tokens, and EVA needs at least {needed} (rho times the rank)",
+            remedy="use larger batches, or lower rank or rho",
         )
 
 
@@ -102,7 +103,7 @@ def _of_tokens(layer_input: Any, kept: Tensor, name: str) -> Tensor:
     hidden: Tensor = layer_input if hasattr(layer_input, "ndim") else layer_input[0]
     if hidden.ndim != 3:
         raise UsageError(
-            f"got a layer whose input has {hidden.ndim} axes, expected 3 (texts, tokens, features)",
+            f"the layer's input has {hidden.ndim} axes, and EVA needs 3 (texts, tokens, features)",
             remedy="leave it out of the targets (a pooler sees one token of each text)",
             tensor=name,
         )
@@ -114,7 +115,7 @@ METHOD = Method(
     title="EVA",
     paper="arXiv 2410.07170",
     source="peft",
-    cost="As LoRA; some forward passes and an incremental PCA of each layer's inputs at the start.",
+    cost="As LoRA, plus some forward passes and an incremental PCA of each layer's inputs at the start.",
     how_updated="(alpha / rank) B A, rank and alpha per matrix.",
     parameters=(*LORA_PARAMETERS, RHO),
     documentation=__doc__ or "",

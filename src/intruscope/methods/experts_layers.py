@@ -116,8 +116,8 @@ class ExpertsLinear(FactoredLinear):
 def no_static_update() -> UsageError:
     """Why there is no update to give, and what there is instead."""
     return UsageError(
-        "got a mixture of experts, whose update depends on the input, expected a method with a static one",
-        remedy="take expert_updates() or mean_update(), or train another method",
+        "the update of a mixture of experts depends on the input, so there is no single update",
+        remedy="use expert_updates() or mean_update(), or train with another method",
     )
 
 

@@ -162,8 +162,8 @@ def load_factored(
             )
     except Exception as error:  # whatever a foreign folder provokes in there
         raise MalformedInput(
-            f"got a state of training that does not load ({printable(error)})",
-            remedy="check that it is complete and that the base is the one it was trained on",
+            f"the saved training state could not be loaded ({printable(error)})",
+            remedy="check that it is complete and was trained on this base",
             file=folder,
         ) from error
     return kind(peft_model, method_name=method.name, options=options, seed=seed)
@@ -184,18 +184,19 @@ def read_options(folder: Path, method: Method) -> tuple[Options, int]:
     path = folder / OPTIONS_NAME
     if not path.is_file():
         raise MalformedInput(
-            f"got a folder without {OPTIONS_NAME}, expected one that {method.title} saved",
-            remedy="load it with PEFT alone if it only has to run",
+            f"the folder has no {OPTIONS_NAME}, so it was not saved by {method.title}",
+            remedy="to use the adapter without training it further, load it with PEFT",
             file=folder,
         )
     record = read_json_object(path)
     if record.get("method") != method.name:
         raise MalformedInput(
-            f"got a state of the method {printable(record.get('method'))}, expected one of {method.name}",
-            remedy="load it by the method that saved it",
+            f"the folder was saved by {printable(record.get('method'))}, not by {method.name}",
+            remedy="load it with the method that saved it",
             file=path,
         )
     options, seed = record.get("options"), record.get("seed")
     if not isinstance(options, dict) or not isinstance(seed, int):
-        raise MalformedInput("got no options or no seed, expected both", remedy="save it again", file=path)
+        fact = "the options or the seed are missing"
+        raise MalformedInput(fact, remedy="save the adapter again", file=path)
     return method.options(options), seed

@@ -1,6 +1,6 @@
-"""Full fine-tuning: every number of the model is trained; where targets are named, all of theirs.
+"""Full fine-tuning: all parameters are trained, or all parameters of the targets if some are named.
 
-Nothing is added to the model. A copy of the watched matrices is kept, against which the update is taken.
+Nothing is added to the model. A copy of the watched matrices is kept to compute the update.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class FullAttached:
         """
         if name not in self._before:
             raise UsageError(
-                f"got a matrix that is not watched, expected one of {len(self.names)} such as "
+                f"this matrix is not among the {len(self.names)} watched ones, such as "
                 f"{printable(self.names[0])}",
-                remedy="name a linear module of the model as in .names",
+                remedy="use a name from .names",
                 tensor=name,
             )
         now_OI = weight_of(self.model.get_submodule(name))
@@ -111,7 +111,7 @@ def load(model: nn.Module, folder: Path) -> FullAttached:
             tuned = cls.from_pretrained(str(folder), config=config, dtype=next(model.parameters()).dtype)
     except Exception as error:  # whatever a foreign folder provokes in there
         raise MalformedInput(
-            f"got a model that transformers does not load ({printable(error)})",
+            f"transformers could not load the model ({printable(error)})",
             remedy="check that the folder is complete",
             file=folder,
         ) from error
@@ -124,8 +124,9 @@ METHOD = Method(
     title="Full fine-tuning",
     paper="arXiv 2410.21228",
     source="intruscope",
-    cost="in * out numbers per matrix; gradients and two moments of each, four times the model in memory.",
-    how_updated="The weights minus a copy of those before.",
+    cost="in * out parameters per matrix; with gradients and two moments of each, four times the model's "
+    "memory.",
+    how_updated="The weights minus a copy from before training.",
     parameters=(),
     documentation=__doc__ or "",
     attach=attach,

@@ -27,7 +27,7 @@ RANK = Parameter(
 )  # fmt: skip
 MODULE_DROPOUT = Parameter(
     name="module_dropout", kind="float", default=0.0, least=0.0, most=0.99,
-    source="PEFT", meaning="Probability of leaving a layer's update out of a step.",
+    source="PEFT", meaning="Probability of skipping a layer's update in a step.",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ METHOD = Method(
     title="LoHa",
     paper="arXiv 2108.06098",
     source="peft",
-    cost="Twice LoRA's numbers; the dense update is formed in every step.",
+    cost="Twice LoRA's parameters; the dense update is formed in every step.",
     how_updated="(alpha / rank) (B1 A1) * (B2 A2), elementwise.",
     parameters=(RANK, ALPHA, MODULE_DROPOUT),
     documentation=__doc__ or "",

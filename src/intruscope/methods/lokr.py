@@ -1,7 +1,8 @@
 """LoKr: the update is a Kronecker product of a small matrix and a low-rank one.
 
 Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv
-2309.14859 (LyCORIS). PEFT trains the second factor whole where ``rank`` is at least half its larger side.
+2309.14859 (LyCORIS). PEFT trains the second factor as a full matrix if ``rank`` is at least half its larger
+side.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ALPHA = replace(LORA_ALPHA, source="PEFT (LoKrConfig)")
 RANK = replace(LORA_RANK, source="PEFT (LoKrConfig)", meaning="Rank of the larger factor.")
 FACTOR = Parameter(
     name="factor", kind="int", default=-1, least=-1,
-    source="PEFT (LoKrConfig)", meaning="Side of the small factor; -1: the divisor nearest the square root.",
+    source="PEFT (LoKrConfig)", meaning="Size of the small factor; -1 takes the divisor nearest to the "
+    "square root.",
 )  # fmt: skip
 
 
@@ -79,7 +81,7 @@ METHOD = Method(
     title="LoKr",
     paper="arXiv 2309.14859",
     source="peft",
-    cost="Fewer numbers than LoRA at the same rank; the dense update is formed in every step.",
+    cost="Fewer parameters than LoRA at the same rank; the dense update is formed in every step.",
     how_updated="(alpha / rank) C kron (B A).",
     parameters=(RANK, ALPHA, FACTOR, MODULE_DROPOUT),
     documentation=__doc__ or "",

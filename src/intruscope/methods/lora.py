@@ -1,7 +1,7 @@
 """LoRA: the update is the product of two thin matrices, ``dW = (alpha / rank) B A``.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685. A (rank, in) starts at
-random (Kaiming uniform), B (out, rank) at zero, so that training starts at the base model.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685. A (rank, in) starts
+random (Kaiming uniform) and B (out, rank) at zero, so training starts from the base model.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ METHOD = Method(
     title="LoRA",
     paper="arXiv 2106.09685",
     source="peft",
-    cost="rank * (in + out) numbers per matrix; a forward and backward through two thin products.",
+    cost="rank * (in + out) parameters per matrix; two thin products in each forward and backward pass.",
     how_updated="(alpha / rank) B A.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",

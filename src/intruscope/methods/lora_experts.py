@@ -1,11 +1,11 @@
-"""Mixture of LoRA experts, trained by a Riemannian preconditioner for each of them.
+"""Mixture of LoRA experts, each trained with a Riemannian preconditioner.
 
 Sun et al., "A Stronger Mixture of Low-Rank Experts for Fine-Tuning Foundation Models", ICML 2025, arXiv
 2502.15828. ``y = W0 x + s sum_n g_n B_n A_n x``: g is the softmax of a linear router, cut to the largest few
-and renormalised; s = alpha / rank. An expert's factors get their gradient by the root of its gate instead of
-the gate, and before each step ``grad A <- (B^T B + d)^-1 grad A``, ``grad B <- grad B (A A^T + d)^-1``.
-Differs from the authors' program in: the gradient of the layer's input is the true one; a factor that is zero
-does not multiply the other's gradient by 1 / d.
+and renormalised; s = alpha / rank. The gradient of an expert's factors is weighted by the square root of its
+gate instead of the gate, and before each step ``grad A <- (B^T B + d)^-1 grad A``, ``grad B <- grad B (A A^T
++ d)^-1``. Differs from the authors' program in two ways: the gradient of the layer's input is exact, and a
+factor that is zero does not multiply the other's gradient by 1 / d.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ ALPHA = Parameter(
 )  # fmt: skip
 DROPOUT = Parameter(
     name="dropout", kind="float", default=0.05, least=0.0, most=0.99, source=_PROGRAM,
-    meaning="Dropout on the experts' input; the router sees all of it.",
+    meaning="Dropout on the experts' input; the router's input is not dropped.",
 )  # fmt: skip
 NUM_EXPERTS = Parameter(
-    name="num_experts", kind="int", default=20, least=1, source=_PROGRAM, meaning="Experts in each layer.",
+    name="num_experts", kind="int", default=20, least=1, source=_PROGRAM, meaning="Number of experts in "
+    "each layer.",
 )  # fmt: skip
 NUM_ACTIVE = Parameter(
     name="num_active", kind="int", default=10, least=1, source=_PROGRAM,
-    meaning="Experts that a token goes through; at most num_experts.",
+    meaning="Number of experts per token; at most num_experts.",
 )  # fmt: skip
 DAMPING = Parameter(
     name="damping", kind="float", default=1e-6, least=1e-12, source="arXiv 2502.15828",
@@ -51,7 +52,7 @@ DAMPING = Parameter(
 )  # fmt: skip
 ROUTER_RATE = Parameter(
     name="router_rate", kind="float", default=0.003, least=0.0, source=_PROGRAM + ": 3e-8 beside 1e-5",
-    meaning="Learning rate of the router over that of the experts.",
+    meaning="Learning rate of the router divided by that of the experts.",
 )  # fmt: skip
 
 
@@ -143,8 +144,8 @@ def _prepare(config: Any, options: Options) -> Any:
     num_experts, num_active = int(options["num_experts"]), int(options["num_active"])
     if num_active > num_experts:
         raise UsageError(
-            f"got {num_active} active experts of {num_experts}, expected at most all",
-            remedy="give a smaller num_active or more num_experts",
+            f"num_active is {num_active}, and there are only {num_experts} experts",
+            remedy="lower num_active or raise num_experts",
             tensor="num_active",
         )
     return use_experts(config, num_experts=num_experts, num_active=num_active)

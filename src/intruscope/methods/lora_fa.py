@@ -1,8 +1,8 @@
-"""LoRA-FA: LoRA whose A stays as it was drawn; the step of B is the best for the full gradient.
+"""LoRA-FA: LoRA with A frozen at its random start; B's step best approximates the full gradient.
 
 Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning", arXiv
 2308.03303. The optimiser is PEFT's ``LoraFAOptimizer``: AdamW on ``(rank / alpha)^2 grad_B (A A^T)^-1``,
-which it forms in bfloat16 where the machine has it.
+which it computes in bfloat16 where the machine supports it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ METHOD = Method(
     title="LoRA-FA",
     paper="arXiv 2308.03303",
     source="peft",
-    cost="rank * out trained numbers per matrix; the inputs of A need not be kept for the backward pass.",
+    cost="rank * out trainable parameters per matrix; the inputs of A need not be stored for the backward "
+    "pass.",
     how_updated="(alpha / rank) B A, A fixed.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",

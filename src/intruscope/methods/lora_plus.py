@@ -1,7 +1,7 @@
 """LoRA+: LoRA with a higher learning rate for B than for A.
 
 Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv 2402.12354. The optimiser is
-PEFT's ``create_loraplus_optimizer``; the learning rate that is asked for is A's.
+PEFT's ``create_loraplus_optimizer``; the learning rate that you set is A's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RATIO = Parameter(
     name="ratio", kind="float", default=16.0, least=1.0,
-    source="arXiv 2402.12354 (recommended, 2^4)", meaning="Learning rate of B over that of A.",
+    source="arXiv 2402.12354 (recommended, 2^4)", meaning="Learning rate of B divided by that of A.",
 )  # fmt: skip
 
 

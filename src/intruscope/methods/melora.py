@@ -1,9 +1,9 @@
 """MELoRA: small adapters on the blocks of the diagonal, ``dW = blockdiag(s B_1 A_1, ..., s B_n A_n)``.
 
 Ren et al., "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning", ACL 2024, arXiv
-2402.17263. Each A_i (rank, in/n) starts as LoRA's, each B_i (out/n, rank) at zero; s = alpha / rank. The rank
-is n * rank with the parameters of rank. The merge of the authors' program is wrong;
-here it is the matrix above.
+2402.17263. Each A_i (rank, in/n) starts as LoRA's, each B_i (out/n, rank) at zero; s = alpha / rank. The
+update has rank n * rank with the parameters of a LoRA of rank ``rank``. The merge in the authors' program is
+wrong; here it is the matrix above.
 """
 
 from __future__ import annotations

@@ -53,9 +53,10 @@ def block_factors(
     """
     if in_features % num_blocks or out_features % num_blocks:
         raise UsageError(
-            f"got {num_blocks} blocks for a matrix of {out_features} x {in_features} (out x in), "
-            "expected a number that divides both sides",
-            remedy="give other num_blocks, or name other targets",
+            f"num_blocks = {num_blocks} does not divide both sides of a matrix of {out_features} x "
+            f"{in_features} "
+            "(out x in)",
+            remedy="choose another num_blocks, or other targets",
         )
     down = torch.empty(num_blocks, rank, in_features // num_blocks)
     for block in down:

@@ -1,7 +1,7 @@
 """MiCA: LoRA whose B is fixed at the smallest left singular directions of the weights; only A is trained.
 
-"Minor Component Adaptation", arXiv 2604.01694. The counterpart of PiSSA: where that starts from the top of
-the spectrum, this keeps the update in its bottom. A starts at zero, and the base is not changed.
+"Minor Component Adaptation", arXiv 2604.01694. The counterpart of PiSSA: that starts from the top of the
+spectrum, this keeps the update at the bottom. A starts at zero, and the base is not changed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METHOD = Method(
     title="MiCA",
     paper="arXiv 2604.01694",
     source="peft",
-    cost="rank * in trained numbers per matrix; an SVD of each matrix at the start.",
+    cost="rank * in trainable parameters per matrix; an SVD of each matrix at the start.",
     how_updated="(alpha / rank) B A, B fixed.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",

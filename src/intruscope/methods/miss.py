@@ -1,4 +1,4 @@
-"""MiSS: one matrix (rank, out) is added to every group of ``rank`` neighbouring columns of the weights.
+"""MiSS: one shared matrix (rank, out) is added to every group of ``rank`` adjacent columns of the weights.
 
 Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure", arXiv
 2409.15371. The balanced form, which is PEFT's default.
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 RANK = Parameter(
     name="rank", kind="int", default=64, least=1,
-    source="PEFT (MissConfig)", meaning="Columns of the shared matrix; at most the inputs of every target.",
+    source="PEFT (MissConfig)", meaning="Columns of the shared matrix; at most the number of inputs of "
+    "every target.",
 )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ METHOD = Method(
     title="MiSS",
     paper="arXiv 2409.15371",
     source="peft",
-    cost="rank * out numbers per matrix; one thin product in every step.",
+    cost="rank * out parameters per matrix; one thin product in every step.",
     how_updated="The shared matrix, repeated along the inputs: PEFT's merge minus the base.",
     parameters=(RANK, DROPOUT),
     documentation=__doc__ or "",

@@ -1,8 +1,8 @@
 """MultiLoRA: parallel adapters, each with a learned scale that starts at zero, ``dW = s sum_i c_i B_i A_i``.
 
 Wang et al., "MultiLoRA: Democratizing LoRA for Better Multi-Task Learning", arXiv 2311.11501. Both factors of
-every adapter start at random (Kaiming uniform); it is the scales c_i that make the update zero at the start.
-s = alpha / rank. The text leaves open whether c_i is one number or one per output: both are offered.
+every adapter start at random (Kaiming uniform); the scales c_i make the update zero at the start.
+s = alpha / rank. The paper does not say whether c_i is one number or one per output; both are available.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 NUM_ADAPTERS = Parameter(
     name="num_adapters", kind="int", default=3, least=1,
-    source="ours: the paper's is not confirmed", meaning="How many adapters stand side by side.",
+    source="ours: the paper's value is not confirmed", meaning="Number of parallel adapters.",
 )  # fmt: skip
 SCALE = Parameter(
     name="scale", kind="str", default="scalar", choices=("scalar", "per_output"),
-    source="ours: the paper leaves it open",
-    meaning="One learned scale per adapter, or one per output of it.",
+    source="ours: the paper does not say",
+    meaning="One learned scale per adapter, or one per output of each adapter.",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ METHOD = Method(
     title="MultiLoRA",
     paper="arXiv 2311.11501",
     source="intruscope",
-    cost="num_adapters times LoRA of the same rank, and the scales.",
+    cost="num_adapters times LoRA of the same rank, plus the scales.",
     how_updated="(alpha / rank) times the sum of the scaled products.",
     parameters=(*LORA_PARAMETERS, NUM_ADAPTERS, SCALE),
     documentation=__doc__ or "",

@@ -1,9 +1,9 @@
-"""OFT: the inputs of each layer are turned by trained rotations of blocks; singular values stay.
+"""OFT: the inputs of each layer are rotated by trained block rotations, which keep the singular values.
 
-Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", arXiv 2306.07280. As no singular
-value changes, this is the natural control for what LoRA adds to a spectrum. PEFT by default cuts the series
-of the rotation short (``exact = false``), whose result is only nearly a rotation: here the default is
-exact.
+Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", arXiv 2306.07280. Since no
+singular value changes, this is the natural control for what LoRA adds to a spectrum. By default PEFT
+truncates the series of the rotation (``exact = false``), so the result is only nearly a rotation; here the
+default is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = Parameter(
     name="block_size", kind="int", default=32, least=2,
-    source="PEFT (OFTConfig)", meaning="Side of a block; where it does not divide in, the nearest that does.",
+    source="PEFT (OFTConfig)", meaning="Block size; if it does not divide the number of inputs, the nearest "
+    "size that does.",
 )  # fmt: skip
 EXACT = Parameter(
     name="exact", kind="bool", default=True,
@@ -70,7 +71,7 @@ METHOD = Method(
     title="OFT",
     paper="arXiv 2306.07280",
     source="peft",
-    cost="in * (block - 1) / 2 numbers per matrix; the inputs are turned in every step.",
+    cost="in * (block - 1) / 2 parameters per matrix; the inputs are rotated in every step.",
     how_updated="W0 R^T - W0, R the rotation: PEFT's merge minus the base.",
     parameters=(BLOCK_SIZE, EXACT, MODULE_DROPOUT),
     documentation=__doc__ or "",

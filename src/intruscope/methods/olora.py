@@ -2,8 +2,8 @@
 
 Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775. The base is
 changed at the start, as by PiSSA, and what is saved is an ordinary LoRA of twice the rank against the
-unchanged base. PEFT's start forgets that Conv1D stores its weights turned round, so that only Linear layers
-are taken.
+unchanged base. PEFT's start ignores that Conv1D stores its weights transposed, so only Linear layers
+are supported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METHOD = Method(
     paper="arXiv 2406.01775",
     source="peft",
     cost="As LoRA; a QR decomposition of each matrix at the start.",
-    how_updated="The merged weights minus those before the start, of which a copy is kept.",
+    how_updated="The merged weights minus a copy of the weights from before the start.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",
     attach=attach,

@@ -1,8 +1,8 @@
-"""OSF: the lower singular directions are trained, at right angles to the upper ones, which stay.
+"""OSF: the lower singular directions are trained, orthogonal to the upper ones, which are preserved.
 
 Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", arXiv
-2504.07097. Made against forgetting: gradients are projected off the preserved directions. Nearly as many
-numbers are trained as by full fine-tuning.
+2504.07097. Designed to prevent forgetting: gradients are projected away from the preserved directions. It has
+nearly as many trainable parameters as full fine-tuning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PRESERVED = Parameter(
     name="preserved", kind="float", default=0.5, least=0.01, most=0.99,
-    source="PEFT (OSFConfig)", meaning="Share of the singular directions, from the top, that stay.",
+    source="PEFT (OSFConfig)", meaning="Share of the singular directions, from the top, that are preserved.",
 )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ METHOD = Method(
     title="OSF",
     paper="arXiv 2504.07097",
     source="peft",
-    cost="An SVD of each matrix at the start; up to full fine-tuning's numbers, twice (the start is kept).",
+    cost="An SVD of each matrix at the start; up to as many parameters as full fine-tuning, twice (the "
+    "start is kept).",
     how_updated="U S V^T of the lower directions now, minus the same at the start.",
     parameters=(PRESERVED,),
     documentation=__doc__ or "",

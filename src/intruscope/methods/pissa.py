@@ -1,8 +1,8 @@
-"""PiSSA: LoRA that starts as the largest singular directions of the weights, which are taken out of the base.
+"""PiSSA: LoRA that starts as the largest singular directions of the weights, which are removed from the base.
 
 Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
-arXiv 2404.02948. The base is changed at the start, so that base and factors together are what they were;
-the update is against the weights before. What is saved is an ordinary LoRA of twice the rank against the
+arXiv 2404.02948. The base is changed at the start so that base and factors together equal the original
+weights; the update is measured against those. It is saved as an ordinary LoRA of twice the rank against the
 unchanged base: ``s (B A - B0 A0)``.
 """
 
@@ -37,7 +37,7 @@ METHOD = Method(
     paper="arXiv 2404.02948",
     source="peft",
     cost="As LoRA; an SVD of each matrix at the start.",
-    how_updated="The merged weights minus those before the start, of which a copy is kept.",
+    how_updated="The merged weights minus a copy of the weights from before the start.",
     parameters=LORA_PARAMETERS,
     documentation=__doc__ or "",
     attach=attach,

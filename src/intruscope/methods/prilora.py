@@ -1,10 +1,10 @@
-"""PRILoRA: ranks that grow with depth, and a first factor that is pruned by what its inputs look like.
+"""PRILoRA: ranks that grow with depth, and a first factor that is pruned by the size of its inputs.
 
 Benedek & Wolf, "PRILoRA: Pruned and Rank-Increasing Low-Rank Adaptation", Findings of EACL 2024, arXiv
-2401.11316. The layer near the input gets half of the mean rank, the last one and a half times of it, between
-them linearly. Every some steps, in each row of A, the share of entries with the least |A_ij| times the
-running norm of input feature j becomes zero; training lets them grow again. ``dW = (alpha / rank) B A``.
-How often, how much and how slowly the norms run is as we recall the paper; all three are options.
+2401.11316. The first layer gets half the mean rank and the last 1.5 times the mean rank, linear in between.
+At regular intervals, in each row of A, a share of the entries with the smallest |A_ij| times the running
+norm of input feature j is set to zero; training lets them grow again. ``dW = (alpha / rank) B A``. The
+interval, the share and the decay of the norms are as we remember the paper; all three are options.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PRUNE_EVERY = Parameter(
 )  # fmt: skip
 PRUNED_FRACTION = Parameter(
     name="pruned_fraction", kind="float", default=0.5, least=0.0, most=1.0, source=_RECALLED,
-    meaning="Share of each row of A that becomes zero.",
+    meaning="Share of each row of A that is set to zero.",
 )  # fmt: skip
 NORM_MEMORY = Parameter(
     name="norm_memory", kind="float", default=0.9, least=0.0, most=0.9999, source="ours",
-    meaning="How much of the running norm of the inputs stays at each forward pass.",
+    meaning="Decay of the running norm of the inputs: the share that is kept at each forward pass.",
 )  # fmt: skip
 
 
@@ -128,8 +128,8 @@ METHOD = Method(
     title="PRILoRA",
     paper="arXiv 2401.11316",
     source="intruscope",
-    cost="LoRA of the mean rank; a running norm per input feature, and a sort of A at each pruning.",
-    how_updated="(alpha / rank) B A, by the same scale in every layer.",
+    cost="LoRA of the mean rank, plus a running norm per input feature and a sort of A at each pruning.",
+    how_updated="(alpha / rank) B A, with the same scale in every layer.",
     parameters=(*LORA_PARAMETERS, PRUNE_EVERY, PRUNED_FRACTION, NORM_MEMORY),
     documentation=__doc__ or "",
     attach=attach,

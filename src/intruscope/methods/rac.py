@@ -1,9 +1,9 @@
-"""RAC-LoRA: a chain of adapters, each with one factor drawn and frozen, and the other trained from zero.
+"""RAC-LoRA: a chain of adapters, each with one random frozen factor and the other trained from zero.
 
 Malinovsky et al., "Randomized Asymmetric Chain of LoRA: The First Meaningful Theoretical Framework for
 Low-Rank Adaptation", arXiv 2410.08305. ``dW = (alpha / rank) (B_1 A_1 + ... + B_n A_n)``; for each link A
-(or B) is drawn anew as LoRA draws A, and stays. Its theory is of gradient descent, its experiments use AdamW.
-Links are merged as in the method ``chain``.
+(or B) is drawn anew, as LoRA draws A, and frozen. The theory is about gradient descent; the experiments use
+AdamW. Links are merged as in the method ``chain``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FROZEN = Parameter(
     name="frozen", kind="str", default="A", choices=("A", "B"), source="arXiv 2410.08305, which offers both",
-    meaning="The factor that is drawn and frozen in each link.",
+    meaning="The factor that is random and frozen in each link.",
 )  # fmt: skip
 
 

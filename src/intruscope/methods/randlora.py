@@ -1,8 +1,8 @@
 """RandLoRA: a sum of fixed random products, shared by all layers and scaled by trained diagonals.
 
 Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", arXiv 2502.00987. A
-higher ``rank`` means fewer, larger products, and so fewer trained numbers. The random matrices are saved
-along.
+higher ``rank`` means fewer and larger products, and so fewer trainable parameters. The random matrices are
+saved with the adapter.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ METHOD = Method(
     title="RandLoRA",
     paper="arXiv 2502.00987",
     source="peft",
-    cost="About min(in, out)^2 / rank numbers per matrix; the products together are as large as the weights.",
+    cost="About min(in, out)^2 / rank parameters per matrix; together the products are as large as the "
+    "weights.",
     how_updated="(alpha / rank) sum_i B_i L_i A_i G_i, B_i and A_i fixed.",
     parameters=(RANK, ALPHA, DROPOUT),
     documentation=__doc__ or "",

@@ -33,7 +33,7 @@ def find(name: str) -> Method:
     if name in _FILES:
         return _method(name)
     raise UsageError(
-        f"got the method {printable(name)}, expected one of {', '.join(_FILES)}",
+        f"unknown method {printable(name)}; known methods are {', '.join(_FILES)}",
         remedy=nearest(name, _FILES, what="method") or "see: intruscope methods",
     )
 

@@ -1,11 +1,11 @@
-"""SoRA: a gate per rank that training makes exactly zero, ``dW = s B diag(g) A``.
+"""SoRA: a gate per rank that training can set to exactly zero, ``dW = s B diag(g) A``.
 
 Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models", EMNLP 2023, arXiv 2311.11696. A
-starts as LoRA's, B at zero, the gate at standard normal numbers; s = alpha / rank. The gate has an AdamW of
-its own (here a group of its own in the one AdamW: the same steps by the same schedule), without decay, and
-after each step its numbers shrink. The paper shrinks by the soft threshold; the authors' program also drops
-all below twice the threshold at once, and adds an L1 term to the loss. Saving drops the ranks whose gate is
-zero. Its experiments: learning rate 8e-4, weight decay 0.1, gradients clipped at 0.1.
+starts as LoRA's, B at zero, the gate at standard normal numbers; s = alpha / rank. The gate has its own
+AdamW without weight decay (here its own group in the one AdamW, which takes the same steps), and shrinks
+after each step. The paper shrinks by the soft threshold; the authors' program also sets everything below
+twice the threshold to zero at once, and adds an L1 term to the loss. Saving drops the ranks whose gate is
+zero. The paper's experiments use learning rate 8e-4, weight decay 0.1 and gradients clipped at 0.1.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ ALPHA = Parameter(
 )  # fmt: skip
 PROX = Parameter(
     name="prox", kind="str", default="paper", choices=("paper", "official"), source="arXiv 2311.11696",
-    meaning="How gates shrink: the soft threshold, or as in the authors' program.",
+    meaning="How gates shrink: by the soft threshold, or as in the authors' program.",
 )  # fmt: skip
 THRESHOLD = Parameter(
     name="threshold", kind="float", default=3e-4, least=0.0, source=_PROGRAM,
-    meaning="How much a gate shrinks in each step (xi).",
+    meaning="Amount by which a gate shrinks in each step (xi).",
 )  # fmt: skip
 L1 = Parameter(
     name="l1", kind="float", default=10.0, least=0.0, source=_PROGRAM,

@@ -71,21 +71,22 @@ def targets_of(model: nn.Module, setting: Setting, method: Method) -> tuple[str,
         if kind not in method.layers:
             expected = " or ".join(sorted(method.layers))
             raise UnsupportedFormat(
-                f"got a layer of kind {printable(kind)}, expected {expected} for {method.name}",
-                remedy="name other targets, or choose another method (see: intruscope methods)",
+                f"{method.name} cannot change a layer of kind {printable(kind)}, only {expected}",
+                remedy="choose other targets, or another method (see intruscope methods)",
                 tensor=name,
             )
         if name in tied:
             raise UnsupportedFormat(
-                f"got a layer whose weight is tied to {printable(tied[name])}, expected one of its own: an "
-                "update to one would silently be an update to both",
+                f"the layer shares its weight with {printable(tied[name])}, so an update to one would "
+                "silently "
+                "change both",
                 remedy="leave it out of the targets",
                 tensor=name,
             )
         if ends_with(name, whole):
             raise UsageError(
-                "got a layer that is a target and is to be trained whole, expected one of the two",
-                remedy="leave it out of one of them",
+                "the layer is both a target and to be trained in full",
+                remedy="remove it from one of the two",
                 tensor=name,
             )
     return tuple(names)
@@ -138,7 +139,9 @@ def _no_target(modules: dict[str, nn.Module], setting: Setting) -> None:
     asked = [] if setting.targets == "all-linear" else [name.rpartition(".")[2] for name in setting.targets]
     like = [found for name in asked for found in difflib.get_close_matches(name, ends, n=2)]
     raise UsageError(
-        f"got targets that no module's name ends in ({', '.join(map(printable, asked)) or 'all-linear'}), "
-        f"expected some of {', '.join(ends[: _SHOWN * 2]) or 'no linear layer: this model has none'}",
-        remedy=f"did you mean {' or '.join(like)}?" if like else "name modules of this model, or all-linear",
+        f"no module's name ends in {', '.join(map(printable, asked)) or 'all-linear'}; this model has "
+        f"{', '.join(ends[: _SHOWN * 2]) or 'no linear layers'}",
+        remedy=f"did you mean {' or '.join(like)}?"
+        if like
+        else "use names of this model's modules, or all-linear",
     )

@@ -1,8 +1,8 @@
-"""VeRA: two random matrices, shared by all layers and fixed; each layer trains two vectors that scale them.
+"""VeRA: two fixed random matrices shared by all layers; each layer trains two vectors that scale them.
 
 Kopiczko, Blankevoort and Asano, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454. The update
 is ``diag(b) B diag(d) A``, B and A cut to the layer's shape; b starts at zero. The two matrices are saved
-along.
+with the adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RANK = Parameter(
 )  # fmt: skip
 D_INITIAL = Parameter(
     name="d_initial", kind="float", default=0.1, least=0.0,
-    source="PEFT (VeraConfig); arXiv 2310.11454", meaning="What d starts at.",
+    source="PEFT (VeraConfig); arXiv 2310.11454", meaning="Initial value of d.",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ METHOD = Method(
     title="VeRA",
     paper="arXiv 2310.11454",
     source="peft",
-    cost="rank + out numbers per matrix; products of the size of LoRA's at this, much higher, rank.",
+    cost="rank + out parameters per matrix; products as large as LoRA's at this, much higher, rank.",
     how_updated="diag(b) B diag(d) A.",
     parameters=(RANK, D_INITIAL, DROPOUT),
     documentation=__doc__ or "",

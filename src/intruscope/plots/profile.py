@@ -1,4 +1,4 @@
-"""What a step costs by each way to train, as a picture: time by its parts, and memory beside it."""
+"""A picture of the cost of a training step by method: time by phase, and memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def profile_figure(panels: Sequence[Panel], *, title: str) -> Any:
     both = [axes.get_legend_handles_labels() for axes in rows[0]]
     handles, labels = ([each for pair in both for each in pair[place]] for place in (0, 1))
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
-    figure.suptitle(f"What a training step costs: {drawable(title)}", fontweight="bold", fontsize=13)
+    figure.suptitle(f"Cost of a training step: {drawable(title)}", fontweight="bold", fontsize=13)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a chain: the accuracy matrix, each task over the stages, what the weights accumulate."""
+"""Pictures of a chain: accuracy matrix, accuracy of each task by stage, intruders and size of the update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DIVERGING = (SERIES[1], "#f4f4f2", SERIES[0])
 
 @dataclass(frozen=True, kw_only=True)
 class ChainLine:
-    """One chain beside others, by stage.
+    """One chain in a comparison, by stage.
 
     Attributes:
         label: Of the method.
@@ -54,7 +54,7 @@ def chain_figures(report: Any) -> Iterator[tuple[str, Any]]:
 
 
 def matrix_figure(report: Any) -> Any:
-    """Accuracy of every task (across) after every stage (down); colours say the change from the base."""
+    """Accuracy of every task (across) after every stage (down); colours show the change from the base."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
@@ -93,19 +93,19 @@ def matrix_figure(report: Any) -> Any:
     axes.set_xticks(range(num), names)
     axes.xaxis.tick_top()
     axes.set_yticks(range(num + 1), ["base", *(f"after {name}" for name in names)])
-    axes.set_title(f"Accuracy after every task (%): {drawable(report.method)}", pad=14)
+    axes.set_title(f"Accuracy after each task (%): {drawable(report.method)}", pad=14)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
     bar.set_label("change from the base (points)")
     bar.outline.set_visible(False)
-    figure.supxlabel("framed: the task that was just trained", color=SOFT, fontsize=9)
+    figure.supxlabel("framed: the task just trained", color=SOFT, fontsize=9)
     return figure
 
 
 def tasks_figure(report: Any) -> Any:
-    """Each task over the stages with Wilson intervals, beside the base's own accuracy."""
+    """Accuracy of each task by stage with Wilson intervals, and the base's accuracy."""
     num = len(report.tasks)
     columns = min(_PANELS_PER_ROW, num)
     rows = math.ceil(num / columns)
@@ -123,12 +123,12 @@ def tasks_figure(report: Any) -> Any:
     for axes in panels[num:]:
         axes.set_visible(False)
     figure.supylabel("accuracy (%)", color=INK)
-    figure.supxlabel("after stage (shaded: its own; dotted: the untrained base)", color=INK)
+    figure.supxlabel("stage (shaded: trained on this task; dotted: untrained base)", color=INK)
     return figure
 
 
 def weights_figure(report: Any) -> Any:
-    """What accumulates against the original base: intruders, size and rank of the update, forgetting."""
+    """By stage, against the original base: intruders, size and effective rank of the update, forgetting."""
     stages = [stage.stage for stage in report.stages]
     figures = [stage.weights for stage in report.stages]
     forgotten = [stage.forgetting for stage in report.stages]
@@ -137,7 +137,7 @@ def weights_figure(report: Any) -> Any:
     panels = figure.subplots(1, 4 if has_text else 3)
     panels[0].bar(stages, [each.num_intruders for each in figures], color=SERIES[1], width=0.62)
     panels[0].set_title("Intruders")
-    panels[0].set_ylabel(f"of {figures[-1].num_candidates} leading vectors")
+    panels[0].set_ylabel(f"out of {figures[-1].num_candidates} leading vectors")
     panels[0].set_ylim(0, max(4, *(1.12 * each.num_intruders for each in figures)))
     panels[0].yaxis.set_major_locator(whole_numbers())
     panels[1].plot(
@@ -160,7 +160,7 @@ def weights_figure(report: Any) -> Any:
         axes.set_ylim(bottom=0)
     for axes in panels:
         _name_stages(axes, stages, report.tasks)
-    figure.supxlabel("after", color=INK)
+    figure.supxlabel("after training on", color=INK)
     return figure
 
 
@@ -178,14 +178,14 @@ def similarity_figure(report: Any) -> Any:
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     figure.suptitle(f"{drawable(report.map_matrix, limit=58)}", fontweight="bold", fontsize=13)
-    figure.supxlabel("left vectors after the stage, by falling singular value", color=INK)
-    figure.supylabel("the base's", color=INK)
+    figure.supxlabel("left singular vectors after the stage, in descending order", color=INK)
+    figure.supylabel("left singular vectors of the base", color=INK)
     map_bar(figure, image, panels)
     return figure
 
 
 def comparison_figure(tasks: Sequence[str], lines: Sequence[ChainLine]) -> Any:
-    """Several methods on the same chain: accuracy so far, what earlier tasks lost, and intruders.
+    """Several methods on the same chain: mean accuracy, change on earlier tasks, and intruders.
 
     Args:
         tasks: In the order of training.
@@ -206,8 +206,8 @@ def comparison_figure(tasks: Sequence[str], lines: Sequence[ChainLine]) -> Any:
     kept.axhline(0.0, color=SOFT, linestyle=":", linewidth=1.4)
     for axes, title, label in (
         (average, "Tasks trained so far", "mean accuracy (%)"),
-        (kept, "Earlier tasks since their own stage", "change of accuracy (points)"),
-        (intruders, "Intruders against the base", "vectors"),
+        (kept, "Change on earlier tasks", "accuracy now minus after their own stage (points)"),
+        (intruders, "Intruders", "singular vectors"),
     ):
         axes.set_title(title)
         axes.set_ylabel(label)

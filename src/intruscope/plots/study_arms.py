@@ -91,13 +91,13 @@ def fit(rows: Iterable[Row]) -> tuple[str, Get, str]:
     return "held-out loss, nats per token", column("held_out_loss"), " nats"
 
 
-def told_run(row: Row) -> str:
+def run_text(row: Row) -> str:
     """Base, task, method with its options, rate and seed of one run."""
     settings = row["settings"]
     options = settings.get("options", {})
-    told = "".join(f", {name} {options[name]:g}" for name in ("rank", "alpha") if name in options)
+    shown = "".join(f", {name} {options[name]:g}" for name in ("rank", "alpha") if name in options)
     rate = f"rate {number(settings['rate'])}, seed {row['seed']}" if "rate" in settings else "published"
-    return f"{settings['base']}, {row['task']}: {settings.get('method', row['arm'])}{told}\n{rate}"
+    return f"{settings['base']}, {row['task']}: {settings.get('method', row['arm'])}{shown}\n{rate}"
 
 
 def arm_name(arm: str) -> str:
@@ -109,7 +109,7 @@ def arm_name(arm: str) -> str:
 
 
 def over_setting(
-    rows: Iterable[Row], setting: str, get: Get, arm: str, told: Callable[[float], str], *, unit: str = ""
+    rows: Iterable[Row], setting: str, get: Get, arm: str, words: Callable[[float], str], *, unit: str = ""
 ) -> list[Line]:
     """A line over a setting that rows differ in: mean and range of a figure at each value; none without any.
 
@@ -118,7 +118,7 @@ def over_setting(
         setting: Name of the setting.
         get: The figure.
         arm: Whose name and look the line has.
-        told: Words for a value.
+        words: Describes a value of the setting.
         unit: Of the figure, with a space before it where there is one.
     """
     name, look = ARMS[arm]
@@ -126,6 +126,6 @@ def over_setting(
     for row in rows:
         groups.setdefault(float(row["settings"][setting]), []).extend(values([row], get))
     points = tuple(
-        mean_point(x, found, f"{name}, {told(x)}", unit=unit) for x, found in sorted(groups.items()) if found
+        mean_point(x, found, f"{name}, {words(x)}", unit=unit) for x, found in sorted(groups.items()) if found
     )
     return [Line(name=name, look=look, kind="mean", points=points)] if points else []

@@ -53,7 +53,9 @@ def picture_figure(picture: Picture) -> Any:
         bar = figure.colorbar(image, cax=figure.add_axes(_share(place.bar, place)))
         bar.set_label("|cosine|")
         bar.outline.set_visible(False)
-        figure.text(0.5, 0.1 / place.height, "tuned vectors, by falling singular value", ha="center")
+        figure.text(
+            0.5, 0.1 / place.height, "tuned vectors, in descending order of singular value", ha="center"
+        )
         figure.text(0.1 / place.width, 0.5, "base vectors", va="center", rotation=90)
     _legend(figure, names, place.legend_columns)
     return figure

@@ -16,8 +16,8 @@ from intruscope.plots.study_arms import (
     of,
     once,
     over_setting,
+    run_text,
     tasks,
-    told_run,
 )
 from intruscope.plots.study_picture import (
     Axis,
@@ -115,7 +115,7 @@ def _marks(rows: Rows, get_x: Get, get_y: Get) -> list[Line]:
         for row in own:
             x, y = get_x(row), get_y(row)
             if x is not None and y is not None:
-                points.append(Point(x=x, y=y, told=_told_mark(row)))
+                points.append(Point(x=x, y=y, tooltip=_mark_text(row)))
         if points:
             name, look = ARMS[arm]
             lines.append(Line(name=name, look=look, kind="marks", points=tuple(points)))
@@ -132,8 +132,8 @@ def _kinds(rows: Rows) -> dict[str, list[Row]]:
     return {arm: own for arm, own in found.items() if own}
 
 
-def _told_mark(row: Row) -> str:
-    told = [told_run(row)]
+def _mark_text(row: Row) -> str:
+    lines = [run_text(row)]
     for name, words in (
         ("count", "{} intruders"),
         ("null_count", "{} by chance"),
@@ -142,8 +142,8 @@ def _told_mark(row: Row) -> str:
         ("accuracy", "accuracy {}"),
     ):
         if row.get(name) is not None:
-            told.append(words.format(number(row[name])))
-    return "\n".join(told)
+            lines.append(words.format(number(row[name])))
+    return "\n".join(lines)
 
 
 def lives_picture(rows: Rows) -> Picture | None:
@@ -174,7 +174,7 @@ def _course(row: Row, what: str, name: str, look: Look) -> list[Line]:
         Point(
             x=look_["step"],
             y=look_[what],
-            told=f"{name}, seed {row['seed']}\nstep {look_['step']}: {number(look_[what])}",
+            tooltip=f"{name}, seed {row['seed']}\nstep {look_['step']}: {number(look_[what])}",
         )
         for look_ in row["looks"]
         if look_[what] is not None
@@ -217,7 +217,7 @@ def _followed(row: Row, what: str) -> list[Line]:
             Point(
                 x=step,
                 y=value,
-                told=f"{course['matrix']}\nstep {step}: vector {rank}, {named} {number(value)}",
+                tooltip=f"{course['matrix']}\nstep {step}: vector {rank}, {named} {number(value)}",
             )
             for step, rank, value in zip(course["step"], course["rank"], course[what], strict=True)
         )
@@ -269,7 +269,7 @@ def _edit_panel(rows: Rows, title: str, what: str, controls: Mapping[str, str]) 
             mean_point(strength, found, f"{name}, strength {strength:g}", unit=unit)
             for strength, found in groups.items()
         ]
-        points.append(Point(x=1.0, y=0.0, told=f"{name}, strength 1\nthe tuned model: no change"))
+        points.append(Point(x=1.0, y=0.0, tooltip=f"{name}, strength 1\nthe tuned model: no change"))
         lines.append(
             Line(
                 name=name,

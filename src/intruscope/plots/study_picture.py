@@ -25,7 +25,7 @@ reach across."""
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is told from others: never by its colour alone.
+    """How a line is distinguished from others: never by colour alone.
 
     Attributes:
         colour: Place in the one row of colours; None for grey.
@@ -47,14 +47,14 @@ class Point:
     Attributes:
         x, y: Its place, finite.
         low, high: Ends of its reach (down and up; across for the kind ``across``); None without.
-        told: All that is known of it, for people; lines.
+        tooltip: What is shown when the reader points at it; lines.
     """
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
-    told: str
+    tooltip: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Picture:
         kind: Key of its words in :data:`intruscope.plots.study_captions.ABOUT`.
         panels: Row by row.
         columns: Panels in a row.
-        which: What tells it from others of its kind, for people; empty for the only one.
+        which: What distinguishes it from others of its kind; empty if there is only one.
         note: What its caption says of these very rows; sentences.
     """
 
@@ -171,26 +171,26 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("-", "−")
 
 
-def mean_point(x: float, values: Sequence[float], told: str, *, unit: str = "") -> Point:
+def mean_point(x: float, values: Sequence[float], what: str, *, unit: str = "") -> Point:
     """The mean of some values up, with their range.
 
     Args:
         x: Its place.
         values: At least one.
-        told: What they are of.
+        what: What the values are, in words.
         unit: Of the values, with a space before it where there is one.
     """
     mean, low, high = statistics.fmean(values), min(values), max(values)
-    return Point(x=x, y=mean, low=low, high=high, told=f"{told}\n{told_values(values, unit)}")
+    return Point(x=x, y=mean, low=low, high=high, tooltip=f"{what}\n{values_text(values, unit)}")
 
 
-def across_point(y: float, values: Sequence[float], told: str, *, unit: str = "") -> Point:
+def across_point(y: float, values: Sequence[float], what: str, *, unit: str = "") -> Point:
     """The same across: ``y`` is the place of a row."""
     mean, low, high = statistics.fmean(values), min(values), max(values)
-    return Point(x=mean, y=y, low=low, high=high, told=f"{told}\n{told_values(values, unit)}")
+    return Point(x=mean, y=y, low=low, high=high, tooltip=f"{what}\n{values_text(values, unit)}")
 
 
-def told_values(values: Sequence[float], unit: str = "") -> str:
+def values_text(values: Sequence[float], unit: str = "") -> str:
     """Mean, range and number of some values."""
     mean = f"{number(statistics.fmean(values))}{unit}"
     if len(values) == 1:

@@ -26,7 +26,9 @@ def sequence_pictures(rows: Rows) -> list[Picture]:
         names = [str(name) for name in own[0]["settings"]["tasks"]]
         panels = [_task_panel(own, names, place) for place in range(len(names))]
         panels += [_earlier_panel(own, names), _count_panel(own, names)]
-        note = f"The stages: {', '.join(names)}; an adapter is merged and begun anew at each."
+        note = (
+            f"The stages: {', '.join(names)}; an adapter is merged after each, and the next one starts anew."
+        )
         which = base if len(bases(shown)) > 1 else ""
         picture = picture_of("sequence", panels, 3, which=which, note=note)
         found += [picture] if picture else []
@@ -58,7 +60,7 @@ def _earlier_panel(rows: Rows, names: Sequence[str]) -> Panel:
         return 100.0 * float(sum(now[k] - then[k] for k in range(stage - 1))) / (stage - 1)
 
     return Panel(
-        title="Earlier tasks since their stage",
+        title="Change on earlier tasks",
         x=_stages(names, 2),
         y=Axis(title="change of accuracy, points"),
         lines=_lines(rows, names, range(2, len(names) + 1), get, " points"),
@@ -68,7 +70,7 @@ def _earlier_panel(rows: Rows, names: Sequence[str]) -> Panel:
 
 def _count_panel(rows: Rows, names: Sequence[str]) -> Panel:
     return Panel(
-        title="Intruders against the base",
+        title="Intruders",
         x=_stages(names, 1),
         y=Axis(title="intruders", from_zero=True),
         lines=_lines(

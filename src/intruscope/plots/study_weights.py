@@ -86,7 +86,7 @@ def profile_picture(rows: Rows) -> Picture | None:
         profile = similarity["profiles"][what]
         where = f"vector {profile['place'] + 1} of the tuned matrix"
         points = tuple(
-            Point(x=place, y=level / 100, told=f"{where}, base vector {place}\n|cosine| {level / 100:.2f}")
+            Point(x=place, y=level / 100, tooltip=f"{where}, base vector {place}\n|cosine| {level / 100:.2f}")
             for place, level in enumerate(profile["hundredths"], start=1)
         )
         panels.append(
@@ -125,7 +125,7 @@ def epsilon_picture(rows: Rows) -> Picture | None:
             Panel(
                 title=base,
                 x=Axis(title="epsilon", ticks=tuple((float(e), e) for e in epsilons)),
-                y=Axis(title="of ten leading vectors, %", from_zero=True),
+                y=Axis(title="intruders in top ten, %", from_zero=True),
                 lines=(*lines, *_chance_at(own, EPSILON)),
             )
         )
@@ -143,7 +143,11 @@ def depth_picture(rows: Rows) -> Picture | None:
         panels.append(
             Panel(
                 title=base,
-                x=Axis(title="k, vectors looked at", ticks=tuple((float(k), k) for k in ks), is_log=True),
+                x=Axis(
+                    title="k (leading vectors per matrix)",
+                    ticks=tuple((float(k), k) for k in ks),
+                    is_log=True,
+                ),
                 y=Axis(title="intruders in the model", from_zero=True),
                 lines=tuple(lines),
             )
@@ -161,14 +165,14 @@ def depth_picture(rows: Rows) -> Picture | None:
     return picture_of("depth", panels, 2)
 
 
-def _by_arm(rows: Rows, figures: Sequence[tuple[float, Get]], told: str, *, unit: str = "") -> list[Line]:
+def _by_arm(rows: Rows, figures: Sequence[tuple[float, Get]], what: str, *, unit: str = "") -> list[Line]:
     """A line for each arm of the counts that has rows: mean and range of each figure at its place."""
     lines = []
     for arm in RANKS:
         own = of(rows, arm=arm)
         name, look = ARMS[arm]
         points = tuple(
-            mean_point(x, found, f"{name}, {told.format(x=x)}", unit=unit)
+            mean_point(x, found, f"{name}, {what.format(x=x)}", unit=unit)
             for x, get in figures
             if (found := values(own, get))
         )
@@ -182,8 +186,8 @@ def _chance_at(rows: Rows, epsilon: float) -> list[Line]:
     for arm in RANKS:
         found = values(of(rows, arm=arm), _null_share)
         if found:
-            told = f"{arm_name(arm)}, by chance, epsilon {epsilon:g}"
-            points.append(mean_point(epsilon, found, told, unit="%"))
+            what = f"{arm_name(arm)}, by chance, epsilon {epsilon:g}"
+            points.append(mean_point(epsilon, found, what, unit="%"))
     name, look = BY_CHANCE
     return [Line(name=name, look=look, kind="marks", points=tuple(points))] if points else []
 

@@ -1,22 +1,23 @@
-"""A watched run as a picture: intruders being born, rising and turning (the paper's Figure 5)."""
+"""A picture of a watched run: the number of intruders, and how the largest change (the paper's Figure 5)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from intruscope.plots.draw import whole_numbers
 from intruscope.plots.style import INK, MARKERS, SERIES, SOFT, drawable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_LINES = 6
-"""Intruders drawn one by one: those of the largest values at the end of their run."""
+"""Number of intruders drawn one by one: those with the largest singular values when last seen."""
 
 
 @dataclass
 class _Line:
-    """One vector over the run."""
+    """One singular vector over the run."""
 
     matrix: str
     is_intruder: bool = False
@@ -27,7 +28,7 @@ class _Line:
 
 
 def watch_figure(looks: Sequence[Any]) -> Any:
-    """Count over steps; and rank, value and alignment of the largest intruders, each over its whole life.
+    """Number of intruders by step; rank, singular value and alignment of the largest ones by step.
 
     Args:
         looks: In order (``train.look_file.Look``).
@@ -39,15 +40,16 @@ def watch_figure(looks: Sequence[Any]) -> Any:
     steps = [look.step for look in looks]
     _counts(count, looks, steps)
     for axes, title, label in (
-        (rank, "They rise", "rank (1 is the largest)"),
-        (value, "They grow", "singular value"),
-        (alignment, "They turn away from the base", "alignment with the base"),
+        (rank, "Rank by singular value", "rank (1 is the largest)"),
+        (value, "Singular value", "singular value"),
+        (alignment, "Alignment with the base", "alignment (cosine)"),
     ):
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     rank.invert_yaxis()
+    rank.yaxis.set_major_locator(whole_numbers())
     alignment.set_ylim(0.0, 1.02)
     lines = _intruders(looks)
     for index, line in enumerate(lines):
@@ -61,10 +63,11 @@ def watch_figure(looks: Sequence[Any]) -> Any:
         value.plot(line.steps, line.values, **style)
         alignment.plot(line.steps, line.alignments, **style)
     if lines:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9.5)
+        handles, labels = rank.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9.5)
     else:
         for axes in (rank, value, alignment):
-            axes.text(0.5, 0.5, "no intruder", transform=axes.transAxes, ha="center", color=SOFT)
+            axes.text(0.5, 0.5, "no intruders", transform=axes.transAxes, ha="center", color=SOFT)
     return figure
 
 
@@ -72,8 +75,8 @@ def _counts(axes: Any, looks: Sequence[Any], steps: list[int]) -> None:
     found = [sum(v.verdict == "intruder" for m in look.matrices for v in m.vectors) for look in looks]
     born = [sum(v.born for m in look.matrices for v in m.vectors) for look in looks]
     axes.plot(steps, found, color=SERIES[1], marker="o", linewidth=2.2, markersize=4.5, label="intruders")
-    axes.plot(steps, born, color=INK, linestyle=":", linewidth=1.6, label="born since the last look")
-    axes.set_title("Intruders over the run")
+    axes.plot(steps, born, color=INK, linestyle=":", linewidth=1.6, label="new since the last look")
+    axes.set_title("Number of intruders")
     axes.set_xlabel("step")
     axes.set_ylabel("vectors")
     axes.set_ylim(bottom=0)
@@ -88,7 +91,7 @@ def _counts(axes: Any, looks: Sequence[Any], steps: list[int]) -> None:
 
 
 def _intruders(looks: Sequence[Any]) -> list[_Line]:
-    """The vectors that are intruders at some look, the largest at last first."""
+    """The vectors that are intruders at some look; those with the largest last singular value first."""
     lines: dict[tuple[str, int], _Line] = {}
     for look in looks:
         for matrix in look.matrices:

@@ -47,7 +47,7 @@ def candidates(model: nn.Module, settings: ProfileSettings) -> tuple[Candidate, 
     methods = [find(name) for name in dict.fromkeys(settings.methods or METHODS)]
     for method in methods:
         if "no_training" in method.departures:
-            fact = f"got the method {method.name}, which computes an update and trains nothing"
+            fact = f"{method.name} computes an update and cannot be trained"
             raise UsageError(fact, remedy="leave it out")
     methods = [method for method in methods if method.name != FULL]
     _check_used(settings, methods)
@@ -73,8 +73,8 @@ def _check_used(settings: ProfileSettings, methods: Sequence[Method]) -> None:
         if given is not None and option not in known:
             names = ", ".join(method.name for method in methods) or "full fine-tuning alone"
             raise UsageError(
-                f"got --{option} for {names}, expected a method that has it",
-                remedy=f"leave --{option} out, or name another --method",
+                f"--{option} has no effect on {names}",
+                remedy=f"leave --{option} out, or choose another --method",
             )
 
 
@@ -145,9 +145,8 @@ def resolve(
         if not is_asked:
             return None
         raise UsageError(
-            f"got --targets {target_set}, which is not known for this model, expected all-linear or ends of "
-            "module names",
-            remedy="name the modules, for instance --targets q_proj,v_proj",
+            f"--targets {target_set} is not defined for this model",
+            remedy="use all-linear, or name the modules, for example --targets q_proj,v_proj",
         )
     setting = Setting(targets="all-linear" if target_set == "all-linear" else ends)
     return targets_of(model, setting, method)

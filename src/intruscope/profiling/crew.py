@@ -52,8 +52,8 @@ class Crew:
         except OSError as error:
             self.close()
             raise ResourceExhausted(
-                f"the process of a setting could not be started ({error.strerror})",
-                remedy="free memory or temporary disk space, or name fewer settings",
+                f"a worker process could not be started ({error.strerror})",
+                remedy="free memory or temporary disk space, or compare fewer settings",
             ) from error
 
     def __enter__(self) -> Self:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from intruscope.profiling.records import Head
+    from intruscope.profiling.records import HeadKind
 
 
-def head_of(config: Any, asked: str, *, file: Path) -> tuple[type[nn.Module], Head]:
+def head_of(config: Any, asked: str, *, file: Path) -> tuple[type[nn.Module], HeadKind]:
     """The class of the model, and what its loss is of.
 
     Args:
@@ -35,7 +35,7 @@ def head_of(config: Any, asked: str, *, file: Path) -> tuple[type[nn.Module], He
         return language_class(config, file=file)
     if classifier is None:
         raise UnsupportedFormat(
-            f"got the model type {config.model_type}, expected one with a classifier in transformers",
+            f"transformers has no classifier for the model type {config.model_type}",
             remedy="leave --head out",
             file=file,
         )
@@ -69,7 +69,7 @@ def last_blocks(model: nn.Module, count: int) -> tuple[str, ...]:
     blocks = blocks_of(model)
     if not 0 < count <= len(blocks):
         raise UsageError(
-            f"--last-layers is {count}, expected 1 to {len(blocks)}: so many blocks has the model",
-            remedy="lower --last-layers",
+            f"--last-layers {count} is out of range: the model has {len(blocks)} blocks",
+            remedy=f"use a number from 1 to {len(blocks)}",
         )
     return blocks[-count:]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intruscope.adapters.live_models import config_of, max_positions
+from intruscope.engine.environment import CORE, environment
 from intruscope.errors import IncompleteResult, ResourceExhausted, UsageError
 from intruscope.forgetting.models import choose_device
 from intruscope.profiling.candidates import candidates
@@ -23,10 +24,10 @@ from intruscope.profiling.records import (
     NULL,
     Build,
     Built,
-    Cell,
     Failed,
     Memory,
     Phases,
+    ProfileCell,
     ProfileReport,
     Visit,
     Warm,
@@ -36,7 +37,6 @@ from intruscope.profiling.results import results_of
 from intruscope.profiling.rounds import OutOfTime, Rounds, run_rounds
 from intruscope.profiling.statistics import half_width, level_of_each, ratio_interval, rounds_needed
 from intruscope.profiling.verdicts import recommend
-from intruscope.spectra.scan import environment
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from intruscope.profiling.records import Candidate, Head, ProfileSettings
+    from intruscope.profiling.records import Candidate, HeadKind, ProfileSettings
     from intruscope.profiling.rounds import Samples
     from intruscope.weights.source import ModelSource
 
@@ -112,12 +112,12 @@ def _check_model(model: nn.Module, settings: ProfileSettings) -> None:
     longest, limit = max(settings.lengths), max_positions(model)
     if limit is not None and longest > limit:
         raise UsageError(
-            f"--length is {longest}, expected at most {limit}: so many positions has the model",
-            remedy=f"write --length {limit}, or less",
+            f"--length {longest} is longer than the model's {limit} positions",
+            remedy=f"use --length {limit} or less",
         )
     if settings.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         raise UsageError(
-            f"got --gradient-checkpointing for a {type(model).__name__}, which has none",
+            f"{type(model).__name__} does not support --gradient-checkpointing",
             remedy="leave it out",
         )
 
@@ -142,13 +142,13 @@ class _Run:
         self._started = started
         self._on_progress = on_progress
         self._built: dict[str, Built] = {}
-        self._warmed: dict[Cell, Warmed] = {}
+        self._warmed: dict[ProfileCell, Warmed] = {}
         self._failures: dict[str, str] = {}
         self._rounds = Rounds(samples={})
         self._reference = FULL
         self._level = 0.0
 
-    def start(self, source: ModelSource, head: Head, num_parameters: int, *, allow_pickle: bool) -> None:
+    def start(self, source: ModelSource, head: HeadKind, num_parameters: int, *, allow_pickle: bool) -> None:
         """Make every setting ready, one after another, and measure its memory."""
         self._crew.wait_until_ready()
         beyond = 0
@@ -175,7 +175,7 @@ class _Run:
             )
             if not self._prepared(name, request):
                 continue
-            peak = max(self._warmed[Cell(name, shape)].peak_bytes for shape in self._settings.shapes)
+            peak = max(self._warmed[ProfileCell(name, shape)].peak_bytes for shape in self._settings.shapes)
             beyond = max(beyond, peak - least)
         self._on_progress("starting", len(self._chosen), len(self._chosen))
         self._choose_reference()
@@ -189,7 +189,7 @@ class _Run:
             warmed = self._crew.ask(name, Warm(shape=shape, num_steps=WARM_STEPS))
             if isinstance(warmed, Failed):
                 return self._fail(name, f"{warmed.reason}, at {shape.batch} x {shape.length} tokens")
-            self._warmed[Cell(name, shape)] = warmed
+            self._warmed[ProfileCell(name, shape)] = warmed
         return True
 
     def _fail(self, name: str, reason: str) -> bool:
@@ -203,7 +203,7 @@ class _Run:
             reason = self._failures[FULL]
             kind = ResourceExhausted if "memory" in reason or "GiB" in reason else IncompleteResult
             raise kind(
-                f"got no setting that can be measured (full fine-tuning: {reason})",
+                f"no setting could be measured (full fine-tuning: {reason})",
                 remedy="lower --batch or --length, or choose other methods",
             )
         self._reference = FULL if FULL in alive else alive[0]
@@ -227,26 +227,26 @@ class _Run:
             is_precise=self._is_precise,
             needed={self._reference},
             seed=self._settings.seed,
-            on_round=lambda _: self._tell_time(),
+            on_round=lambda _: self._report_time(),
         )
         if self._rounds.num_rounds == 0 and self._rounds.stopped == "time":
             raise self.too_little_time(first)
 
-    def _visit(self, cell: Cell) -> Phases | None:
+    def _visit(self, cell: ProfileCell) -> Phases | None:
         found = self._crew.ask(cell.setting, self._request(cell))
-        self._tell_time()
+        self._report_time()
         if isinstance(found, Failed):
             self._fail(cell.setting, found.reason)
             return None
         assert isinstance(found, Phases)
         return found
 
-    def _request(self, cell: Cell) -> Visit:
+    def _request(self, cell: ProfileCell) -> Visit:
         step = self._warmed[cell].step_seconds
         num_steps = max(1, min(_MOST_STEPS, math.ceil(_VISIT_SECONDS / step)))
         return Visit(shape=cell.shape, num_lead=int(step < _LEAD_BELOW), num_steps=num_steps)
 
-    def _visit_seconds(self, cell: Cell) -> float:
+    def _visit_seconds(self, cell: ProfileCell) -> float:
         request = self._request(cell)
         return (request.num_lead + request.num_steps) * self._warmed[cell].step_seconds
 
@@ -254,37 +254,38 @@ class _Run:
         for cell, taken in samples.items():
             if cell.setting == self._reference:
                 continue
-            beside = samples[Cell(self._reference, cell.shape)]
+            beside = samples[ProfileCell(self._reference, cell.shape)]
             ratio = ratio_interval([p.step for p in taken], [p.step for p in beside], level=self._level)
             if half_width(ratio) > self._settings.precision:
                 return False
         return True
 
-    def _tell_time(self) -> None:
+    def _report_time(self) -> None:
         passed = min(self._clock() - self._started, self._settings.seconds)
         self._on_progress("measuring, s", round(passed), round(self._settings.seconds))
 
     def too_little_time(self, first: float | None = None) -> UsageError:
         """What it would take; known once every setting has taken its first steps."""
-        given = f"--seconds is {self._settings.seconds:g}"
+        given = f"--seconds {self._settings.seconds:g}"
         passed = self._clock() - self._started
         if first is None:
             ready = f"{len(self._built)} of {len(self._chosen)} settings were ready after {passed:.0f} s"
             enough = _rounded(3 * passed * len(self._chosen) / max(1, len(self._built)))
             return UsageError(
-                f"{given}, expected time for at least one round: {ready}",
-                remedy=f"write at least --seconds {enough}, or name fewer settings",
+                f"{given} is too short for one round: {ready}",
+                remedy=f"use --seconds {enough} or more, or compare fewer settings",
             )
         rounds = max(LEAST_ROUNDS, rounds_needed(self._level))
         start = min(passed, self._settings.seconds)
         return UsageError(
-            f"{given}, expected time for at least one round: starting took {start:.0f} s, and a round "
-            f"takes about {first:.3g} s",
-            remedy=f"write at least --seconds {_rounded(start + rounds * first)}, for the {rounds} rounds "
-            "that intervals need, or give a smaller --batch, or fewer settings",
+            f"{given} is too short for one round: starting took {start:.0f} s, and a round takes about "
+            f"{first:.3g} s",
+            remedy=f"use --seconds {_rounded(start + rounds * first)} or more, enough for the {rounds} "
+            "rounds that "
+            "intervals need; or lower --batch, or compare fewer settings",
         )
 
-    def report(self, source: ModelSource, head: Head, num_parameters: int) -> ProfileReport:
+    def report(self, source: ModelSource, head: HeadKind, num_parameters: int) -> ProfileReport:
         """Everything that was measured, and what follows."""
         memory = {
             cell: Memory(
@@ -336,14 +337,11 @@ def _rounded(seconds: float) -> int:
 
 def _environment(settings: ProfileSettings) -> dict[str, Any]:
     """Where it was measured: versions, and what of the machine matters."""
-    from importlib.metadata import version
-
     on_cuda = settings.device.startswith("cuda")
     known = Path("/proc/cpuinfo")
     flags = known.read_text().split() if known.exists() else []
     return {
-        **environment(),
-        **{package: version(package) for package in ("transformers", "peft")},
+        **environment((*CORE, "transformers", "peft")),
         "device": torch.cuda.get_device_name(settings.device) if on_cuda else settings.device,
         "cores": os.cpu_count(),
         "threads": settings.threads,

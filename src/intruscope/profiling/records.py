@@ -16,8 +16,8 @@ SCHEMA = "intruscope.profile/1"
 FULL, NULL = "full", "full-again"
 """Names of full fine-tuning, and of the same a second time in a process of its own."""
 PHASES = ("forward", "backward", "optimizer")
-Head = Literal["classifier", "causal", "masked"]
-Verdict = Literal["faster", "slower", "alike", "undecided"]
+HeadKind = Literal["classifier", "causal", "masked"]
+StepVerdict = Literal["faster", "slower", "alike", "undecided"]
 Outcome = Literal["faster", "not-faster", "undecided", "noisy", "too-few-rounds", "no-full"]
 
 
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
         return self.batch * self.length
 
 
-class Cell(NamedTuple):
+class ProfileCell(NamedTuple):
     """One setting at one shape."""
 
     setting: str
@@ -58,25 +58,25 @@ class ProfileSettings:
     """What is measured, and how; what is None is chosen by the model.
 
     Attributes:
-        methods: Besides full fine-tuning, by their names.
+        methods: Names of the methods to compare with full fine-tuning.
         ranks: Of methods that have a rank. The first value is the centre, from which one thing at a time is
             changed.
         targets: Sets of matrices: ``all-linear``, ``attention``, ``query-value``, or ends of module names,
             separated by commas.
-        dropouts: On the adapter's input, of methods that have it.
-        last_layers: Numbers of last blocks that are trained alone.
-        every_combination: Cross ranks, targets and dropouts.
+        dropouts: Dropouts on the adapter's input, for methods that have it.
+        last_layers: Numbers of last blocks to train alone.
+        every_combination: Measure every combination of ranks, targets and dropouts.
         batches: Sequences per step.
         lengths: Tokens per sequence.
         head: ``language``, ``classifier``, or ``auto``: as the base has.
         train_embeddings: Full fine-tuning trains the embeddings too.
         bf16: Compute in bfloat16 (weights and optimiser stay float32).
-        gradient_checkpointing: Forget activations and compute them again.
+        gradient_checkpointing: Recompute activations instead of storing them.
         device: A torch device.
-        threads: Of each process; torch's own number by default.
-        seconds: For everything, loading included.
-        precision: Share of a ratio that its interval should reach to either side.
-        seed: Of tokens, starts and orders.
+        threads: Threads per process; torch's default otherwise.
+        seconds: Time limit for everything including loading.
+        precision: Target half-width of each interval, as a share of the ratio.
+        seed: Random seed.
     """
 
     methods: tuple[str, ...] | None = None
@@ -109,11 +109,11 @@ class Candidate:
     """One way to train.
 
     Attributes:
-        name: Unique.
-        label: For people.
+        name: Unique name.
+        label: Label in tables and pictures.
         method: Of the registry; None for the last blocks alone.
-        options: All of the method's.
-        target_set: As it was asked for.
+        options: All options of the method.
+        target_set: The requested set of targets.
         targets: Names of modules, or ``all-linear``.
         last_layers: Blocks that are trained, from the end.
     """
@@ -133,7 +133,7 @@ class Build:
 
     base: Path
     allow_pickle: bool
-    head: Head
+    head: HeadKind
     candidate: Candidate
     shapes: tuple[Shape, ...]
     settings: ProfileSettings
@@ -144,8 +144,8 @@ class Built:
     """What stands ready.
 
     Attributes:
-        num_trained: Numbers that are trained.
-        num_matrices: That the method changes.
+        num_trained: Number of trainable parameters.
+        num_matrices: Number of matrices the method changes.
         runtime_bytes: Memory before the model was loaded: Python and its libraries.
         loaded_bytes: Memory with the model loaded, before the method came.
     """
@@ -169,7 +169,7 @@ class Warmed:
     """How long the last of them took, and the most memory.
 
     Attributes:
-        step_seconds: Of the last.
+        step_seconds: Duration of the last step.
         peak_bytes: Of the process, at any moment of all.
         tensor_bytes: Of tensors, at any moment of one step more.
     """
@@ -224,13 +224,13 @@ class CellReport:
 
     Attributes:
         batch, length: The shape.
-        num_rounds: That it took part in.
+        num_rounds: Number of rounds it took part in.
         seconds: Medians over rounds with their intervals: ``forward``, ``backward``, ``optimizer``, ``step``.
-        ratios: The same over those of the reference in the same round; None for the reference.
+        ratios: Ratios to the reference in the same round; None for the reference.
         tokens_per_second: By the step's median.
-        memory: At its peak.
-        memory_ratio: The tensors' over the reference's; None for the reference.
-        resident_ratio: The process's over the reference's.
+        memory: Peak memory.
+        memory_ratio: Ratio of tensor memory to the reference's; None for the reference.
+        resident_ratio: Ratio of process memory to the reference's.
         verdict: By the step's ratio; None for the reference and its second copy.
         rounds: Seconds of (forward, backward, optimizer) in each round.
     """
@@ -244,7 +244,7 @@ class CellReport:
     memory: Memory
     memory_ratio: float | None
     resident_ratio: float | None
-    verdict: Verdict | None
+    verdict: StepVerdict | None
     rounds: tuple[Phases, ...]
 
 
@@ -253,10 +253,10 @@ class SettingReport:
     """One way to train, and what it cost.
 
     Attributes:
-        candidate: What it is.
-        failure: Why it has no figures, or no more of them.
-        num_trained: Numbers that are trained; None where it was not built.
-        num_matrices: That the method changes.
+        candidate: The setting.
+        failure: Why it has no figures, or no further ones.
+        num_trained: Number of trainable parameters; None if it was not built.
+        num_matrices: Number of matrices the method changes.
         cells: By shape.
     """
 
@@ -277,11 +277,11 @@ class Recommendation:
             ``undecided``: nothing can be told faster; ``noisy``: full fine-tuning differs from itself;
             ``too-few-rounds``: for intervals of the level; ``no-full``: it could not be measured.
         setting: The fastest that is faster than full fine-tuning; None without one.
-        not_told_apart: Settings whose step cannot be told from its.
-        null: Full fine-tuning over itself; None without.
-        resolution: What cannot be told from no difference, as a share; None where nothing can be said.
-        sentence: For people.
-        reason: Why no more is said.
+        not_told_apart: Settings whose step time does not measurably differ from its own.
+        null: Ratio of two measurements of full fine-tuning; None without one.
+        resolution: Smallest difference that can be detected, as a share; None if unknown.
+        sentence: The recommendation as a sentence.
+        reason: The evidence for it.
     """
 
     batch: int
@@ -300,24 +300,24 @@ class ProfileReport:
     """A profile.
 
     Attributes:
-        base: As it was named.
-        revision: Of the hub.
-        head: What the loss is of.
-        num_parameters: Of the model.
-        settings: What was asked for.
-        reference: Name of the setting that ratios are over.
+        base: Name of the base as given.
+        revision: Revision on the hub.
+        head: Kind of head that the loss is computed with.
+        num_parameters: Number of parameters of the model.
+        settings: The requested settings.
+        reference: Name of the setting that ratios refer to.
         level: Of each interval of a ratio; with this, all of a shape hold together with 95%.
-        num_rounds: That were finished.
+        num_rounds: Number of finished rounds.
         stopped: ``precise``, ``time`` or ``lost``.
-        seconds: That it took.
+        seconds: Total duration.
         results: By setting.
         recommendations: By shape.
-        environment: Where it was measured.
+        environment: Versions and hardware it was measured with.
     """
 
     base: str
     revision: str | None
-    head: Head
+    head: HeadKind
     num_parameters: int
     settings: ProfileSettings
     reference: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.forgetting.intervals import Interval
-from intruscope.profiling.records import FULL, NULL, PHASES, Cell, CellReport, SettingReport
+from intruscope.profiling.records import FULL, NULL, PHASES, CellReport, ProfileCell, SettingReport
 from intruscope.profiling.statistics import median_interval, ratio_interval
 from intruscope.profiling.verdicts import MAX_RESOLUTION, resolution, verdict_of
 
@@ -23,7 +23,7 @@ def results_of(
     samples: Samples,
     *,
     built: Mapping[str, Built],
-    memory: Mapping[Cell, Memory],
+    memory: Mapping[ProfileCell, Memory],
     failures: Mapping[str, str],
     reference: str,
     level: float,
@@ -60,12 +60,12 @@ def results_of(
 
 
 def _cell(
-    cell: Cell, samples: Samples, memory: Mapping[Cell, Memory], *, reference: str, level: float
+    cell: ProfileCell, samples: Samples, memory: Mapping[ProfileCell, Memory], *, reference: str, level: float
 ) -> CellReport:
     taken = samples[cell]
     seconds = {name: median_interval(_parts(taken, name)) for name in (*PHASES, _STEP)}
     step, tokens = seconds[_STEP], cell.shape.tokens
-    beside = Cell(reference, cell.shape)
+    beside = ProfileCell(reference, cell.shape)
     is_reference = cell.setting == reference
     ratios = None if is_reference else _ratios(taken, samples[beside], level)
     return CellReport(
@@ -105,9 +105,9 @@ def _ratio(num_bytes: int, beside: int) -> float | None:
     return num_bytes / beside if beside else None
 
 
-def _unresolved(samples: Samples, cell: Cell, reference: str, level: float) -> float:
+def _unresolved(samples: Samples, cell: ProfileCell, reference: str, level: float) -> float:
     """What full fine-tuning's ratio to itself leaves open at this shape."""
-    again, full = samples.get(Cell(NULL, cell.shape)), samples.get(Cell(FULL, cell.shape))
+    again, full = samples.get(ProfileCell(NULL, cell.shape)), samples.get(ProfileCell(FULL, cell.shape))
     if reference != FULL or not again or not full:
         return MAX_RESOLUTION
     return resolution(_ratios(again, full, level)[_STEP])

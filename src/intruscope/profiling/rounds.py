@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from intruscope.profiling.records import Cell, Phases
+    from intruscope.profiling.records import Phases, ProfileCell
 
-    Samples = Mapping[Cell, Sequence[Phases]]
+    Samples = Mapping[ProfileCell, Sequence[Phases]]
 
 Stopped = Literal["precise", "time", "lost"]
 """Why there were no more rounds: the intervals are narrow enough, the time is up, or the reference failed."""
@@ -37,13 +37,13 @@ class Rounds:
         seconds_per_round: Of the last ones; None before the first.
     """
 
-    samples: dict[Cell, list[Phases]]
+    samples: dict[ProfileCell, list[Phases]]
     num_rounds: int = 0
     stopped: Stopped = "time"
     seconds_per_round: float | None = None
     _durations: list[float] = field(default_factory=list)
 
-    def finish(self, found: Mapping[Cell, Phases], seconds: float) -> None:
+    def finish(self, found: Mapping[ProfileCell, Phases], seconds: float) -> None:
         """Add a whole round."""
         for cell, phases in found.items():
             self.samples[cell].append(phases)
@@ -53,8 +53,8 @@ class Rounds:
 
 
 def run_rounds(
-    cells: Sequence[Cell],
-    visit: Callable[[Cell], Phases | None],
+    cells: Sequence[ProfileCell],
+    visit: Callable[[ProfileCell], Phases | None],
     *,
     clock: Callable[[], float],
     deadline: float,
@@ -87,7 +87,7 @@ def run_rounds(
         begun = clock()
         if begun + (rounds.seconds_per_round or first_seconds) > deadline:
             return rounds
-        found: dict[Cell, Phases] = {}
+        found: dict[ProfileCell, Phases] = {}
         failed: set[str] = set()
         for cell in generator.sample(alive, len(alive)):
             if cell.setting in failed:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import TrainerCallback
 
-    from intruscope.profiling.records import Head, Shape
+    from intruscope.profiling.records import HeadKind, Shape
 
     Batch = Mapping[str, torch.Tensor]
 
@@ -91,11 +91,11 @@ class TrainingSteps:
         self._loss: torch.Tensor | None = None
         self._control = TrainerControl()
         self._state = TrainerState(max_steps=TOTAL_STEPS, global_step=TOTAL_STEPS // 2)
-        self._tell("on_train_begin")
+        self._notify("on_train_begin")
 
     def forward(self, batch: Batch) -> None:
         """The loss of a batch."""
-        self._tell("on_step_begin")
+        self._notify("on_step_begin")
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             self._loss = self._model(**batch).loss
 
@@ -106,12 +106,12 @@ class TrainingSteps:
 
     def update(self) -> None:
         """The optimiser's step with the method's, in the order of transformers' Trainer."""
-        self._tell("on_pre_optimizer_step")
+        self._notify("on_pre_optimizer_step")
         self._optimizer.step()
-        self._tell("on_optimizer_step")
+        self._notify("on_optimizer_step")
         self._optimizer.zero_grad(set_to_none=True)
         self._state.global_step += 1
-        self._tell("on_step_end")
+        self._notify("on_step_end")
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -131,7 +131,7 @@ class TrainingSteps:
         assert self._loss is not None
         return float(self._loss.detach())
 
-    def _tell(self, event: str) -> None:
+    def _notify(self, event: str) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(
                 None, self._state, self._control, model=self._model, optimizer=self._optimizer
@@ -139,7 +139,7 @@ class TrainingSteps:
 
 
 def random_batches(
-    config: Any, head: Head, shape: Shape, *, device: str, seed: int
+    config: Any, head: HeadKind, shape: Shape, *, device: str, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Batches without end: every token of the vocabulary alike, no padding.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.profiling.records import CellReport, Outcome, SettingReport, Shape, Verdict
+    from intruscope.profiling.records import CellReport, Outcome, SettingReport, Shape, StepVerdict
 
 ALIKE = 0.05
 """Two settings are called alike where the interval of their ratio lies within this share of one."""
@@ -35,7 +35,7 @@ def is_quiet(null: Interval) -> bool:
     return holds_one and resolution(null) <= MAX_RESOLUTION
 
 
-def verdict_of(ratio: Interval, level: float, *, unresolved: float) -> Verdict:
+def verdict_of(ratio: Interval, level: float, *, unresolved: float) -> StepVerdict:
     """What a ratio of times says.
 
     Args:

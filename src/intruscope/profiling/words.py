@@ -1,4 +1,4 @@
-"""What a profile says in plain words."""
+"""The sentences of a profile."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from intruscope.forgetting.intervals import Interval
     from intruscope.profiling.records import CellReport, Outcome
 
-COST_ONLY = "What a step costs says nothing of how much is learnt in it."
+COST_ONLY = "The cost of a step says nothing about how much the model learns in it."
 MEMORY_HOLDS = (
-    "Memory: the most that tensors took at any moment of a step: weights, what the method adds, gradients, "
-    "the optimiser's state, activations. Resident: the most that the process held in its first steps, less "
-    "what Python and its libraries took before; the allocator's holes are in it. One measurement each."
+    "Memory: the peak of all tensors during a step (weights, adapter, gradients, optimiser state, "
+    "activations). Resident: the peak memory of the process in its first steps, minus what Python and its "
+    "libraries used before; it includes gaps left by the allocator. One measurement each."
 )
 _SHOWN = 3
 
@@ -35,34 +35,35 @@ def recommendation_sentence(
     labels: Mapping[str, str],
     null: Interval | None,
 ) -> str:
-    """What is recommended, or that nothing is."""
+    """The recommendation, or why there is none."""
     if outcome == "faster":
         assert best is not None
         ratio = _ratio(judged[best])
         memory = judged[best].memory_ratio
         lines = [
-            f"{_subject(labels[best])} takes {spread(ratio)} of full fine-tuning's step: faster here"
-            + (f", and needs {memory:.2f} of its memory." if memory is not None else ".")
+            f"{_subject(labels[best])} is faster here: its step takes {spread(ratio)} of the time of full "
+            "fine-tuning" + (f", and {memory:.2f} of its memory." if memory is not None else ".")
         ]
         if equals:
-            lines.append(f"It cannot be told apart from {_listed([labels[name] for name in equals])}.")
+            lines.append(f"No measurable difference from {_listed([labels[name] for name in equals])}.")
         return " ".join([*lines, *_lora(judged, labels)])
     if outcome == "not-faster":
         nearest = min(judged, key=lambda name: _ratio(judged[name]).estimate)
         return " ".join(
             [
-                "Nothing that was tried is faster than full fine-tuning here: the nearest, "
-                f"{labels[nearest]}, takes {spread(_ratio(judged[nearest]))} of its step.",
+                "Nothing measured is faster than full fine-tuning here. The closest, "
+                f"{labels[nearest]}, takes {spread(_ratio(judged[nearest]))} of the time of its step.",
                 *_lora(judged, labels),
                 *_least_memory(judged, labels),
             ]
         )
     if outcome == "undecided":
-        return "Nothing can be told to be faster than full fine-tuning here, nor that nothing is."
+        return "Undecided: no setting is measurably faster than full fine-tuning here, but some may be."
     if outcome == "noisy":
         assert null is not None
         return (
-            f"No recommendation: full fine-tuning takes {spread(null)} of its own step on this machine now."
+            "No recommendation: two measurements of full fine-tuning differ by a factor of "
+            f"{spread(null)} on this machine now."
         )
     if outcome == "too-few-rounds":
         return "No recommendation: too few rounds for an interval."
@@ -72,34 +73,36 @@ def recommendation_sentence(
 def reason_of(
     outcome: Outcome, judged: Mapping[str, CellReport], null: Interval | None, failure: str | None
 ) -> str:
-    """Why that is said, and no more."""
+    """The evidence behind the recommendation."""
     if outcome in ("faster", "not-faster", "undecided"):
         assert null is not None
         open_cases = sum(cell.verdict == "undecided" for cell in judged.values())
         undecided = (
-            f" {open_cases} of {len(judged)} are undecided: give more --seconds." if open_cases else ""
+            f" {open_cases} of {len(judged)} are undecided; raise --seconds to decide them."
+            if open_cases
+            else ""
         )
         return (
-            f"Full fine-tuning, measured twice, takes {spread(null)} of its own step; a setting is called "
-            "faster or slower only where its interval is clear of 1 by more than that."
+            f"Two measurements of full fine-tuning differ by a factor of {spread(null)}; a setting is called "
+            "faster or slower only if its interval differs from 1 by more than that."
             f"{undecided} {COST_ONLY}"
         )
     if outcome == "noisy":
-        return "Something else runs, or the machine changes its pace: try again when it is quiet."
+        return "Another program is running, or the machine's speed varies; try again when it is idle."
     if outcome == "too-few-rounds" and failure is None:
-        return "Give more --seconds, a smaller --batch or --length, or fewer settings."
+        return "Raise --seconds, lower --batch or --length, or compare fewer settings."
     return f"Full fine-tuning failed: {failure}."
 
 
 def _lora(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -> list[str]:
-    """The question that most people have."""
+    """How LoRA compares: the question most people have."""
     cells = {name: cell for name, cell in judged.items() if labels[name].startswith("LoRA ")}
     if len(cells) < 2:
         return []
     words = {"faster": "faster", "slower": "slower", "alike": "as fast", "undecided": "undecided"}
     counts = Counter(cell.verdict for cell in cells.values())
     said = [f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict]]  # type: ignore[index]
-    return [f"LoRA, {len(cells)} settings: {', '.join(said)}."]
+    return [f"Of {len(cells)} LoRA settings: {', '.join(said)}."]
 
 
 def _least_memory(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -> list[str]:

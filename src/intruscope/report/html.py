@@ -32,6 +32,7 @@ def write_html(
     *,
     title: str,
     notes: Sequence[tuple[str, str]] = (),
+    sources: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write one page that works from ``file://`` and sends nothing anywhere.
 
@@ -40,6 +41,7 @@ def write_html(
         path: The page.
         title: Its heading.
         notes: Heading and text of what stands above the scans.
+        sources: The same of what stands below them, such as which data they were made from.
 
     Raises:
         OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
@@ -51,9 +53,14 @@ def write_html(
         scripts=_SCRIPTS,
         data=page_data(reports),
         title=printable_text(title),
-        notes=[(printable_text(heading), printable_text(text)) for heading, text in notes],
+        notes=_printable(notes),
+        sources=_printable(sources),
     )
     write_page(page, path)
+
+
+def _printable(lines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(printable_text(heading), printable_text(text)) for heading, text in lines]
 
 
 def write_page(page: str, path: Path) -> None:

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Method, Parameter
 
 SCHEMA = "intruscope.methods/1"
+_KIND_NAMES = {"linear": "Linear", "conv1d": "Conv1D"}
 _DEPARTURES = {
-    "moves_base": "Its start changes the base's weights; the update is against those before.",
+    "moves_base": "It changes the base's weights at the start; the update is measured against the original "
+    "weights.",
     "trains_base": "The model's own weights are trained; nothing is added to it.",
-    "nonzero_at_start": "The update is not zero before the first step.",
-    "uneven_ranks": "Each matrix has a rank of its own; the option is their mean.",
+    "nonzero_at_start": "The update is not zero before the first training step.",
+    "uneven_ranks": "Each matrix has its own rank; the option sets their mean.",
     "no_training": "The update is computed, not trained.",
-    "no_static_update": "What it adds depends on the input: there is no one update.",
+    "no_static_update": "Its update depends on the input, so there is no single update.",
 }
 
 
@@ -65,20 +67,20 @@ def _parameter_json(parameter: Parameter) -> dict[str, Any]:
 
 
 def methods_table(methods: Iterable[Method]) -> list[RenderableType]:
-    """What a terminal shows of all methods."""
+    """A terminal table of all methods."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("name", "method", "paper", "by", "options (defaults)"):
+    for name in ("name", "method", "paper", "implemented by", "options (defaults)"):
         table.add_column(name)
     for method in methods:
         options = ", ".join(f"{p.name}={_shown(p.default)}" for p in method.parameters)
         table.add_row(method.name, Text(method.title), Text(method.paper), method.source, Text(options))
-    return [table, Text("One method in full: intruscope methods NAME", style="dim")]
+    return [table, Text("Details of one method: intruscope methods NAME", style="dim")]
 
 
 def method_details(method: Method) -> list[RenderableType]:
-    """What a terminal shows of one method."""
+    """The terminal page of one method."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("option", "default", "values", "meaning", "default from"):
+    for name in ("option", "default", "values", "meaning", "source of the default"):
         table.add_column(name)
     for p in method.parameters:
         table.add_row(p.name, _shown(p.default), Text(p.expected), Text(p.meaning), Text(p.source))
@@ -95,7 +97,7 @@ def method_page(method: Method) -> str:
     if "no_training" not in method.departures:
         lines += ["```", f"intruscope tune BASE --method {method.name} --task TASK --out DIR", "```", ""]
     if method.parameters:
-        lines += ["| option | default | values | meaning | default from |", "|---|---|---|---|---|"]
+        lines += ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
         for p in method.parameters:
             cells = (f"`{p.name}`", _shown(p.default), p.expected, _markdown(p.meaning), _markdown(p.source))
             lines.append(f"| {' | '.join(cells)} |")
@@ -105,8 +107,8 @@ def method_page(method: Method) -> str:
 
 
 def methods_index(methods: Iterable[Method]) -> str:
-    """The table of all methods, in Markdown, with links to their pages beside it in ``methods/``."""
-    lines = ["| method | in one line | paper | by |", "|---|---|---|---|"]
+    """The table of all methods, in Markdown, with links to their pages in ``methods/``."""
+    lines = ["| method | summary | paper | implemented by |", "|---|---|---|---|"]
     for method in methods:
         summary = method.documentation.strip().partition("\n\n")[0]
         said = " ".join((summary.partition(": ")[2] or summary).split())
@@ -118,19 +120,25 @@ def methods_index(methods: Iterable[Method]) -> str:
 def _facts(method: Method) -> list[tuple[str, str]]:
     facts = [
         ("Paper", f"{method.paper}."),
-        ("Layer", "PEFT's." if method.source == "peft" else "ours, on PEFT's extension points."),
+        (
+            "Implementation",
+            "PEFT's." if method.source == "peft" else "Intruscope's, built on PEFT's extension points.",
+        ),
         ("Cost", method.cost),
         ("Update", method.how_updated),
-        ("Takes", " and ".join({"linear": "Linear", "conv1d": "Conv1D"}[kind] for kind in _in_order(method))),
+        (
+            "Layers",
+            " and ".join({"linear": "Linear", "conv1d": "Conv1D"}[kind] for kind in _in_order(method)),
+        ),
     ]
     if method.rate is not None:
         facts.append(("Learning rate", f"{method.rate:g} ({method.rate_source})."))
     if method.plain_lora:
         facts.append(("Saved as", "an ordinary PEFT LoRA, which loads without Intruscope."))
     if not method.mergeable:
-        facts.append(("Merged", "never: no matrix can replace it."))
+        facts.append(("Merging", "not possible: no single matrix can replace it."))
     if method.own_optimizer:
-        facts.append(("Optimiser", "its own; with another one it is another method."))
+        facts.append(("Optimiser", "its own; another optimiser would make it another method."))
     facts += [("Note", _DEPARTURES[departure]) for departure in sorted(method.departures)]
     return facts
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _STYLE = {"faster": "green", "slower": "red", "alike": "", "undecided": "dim"}
 _STOPPED = {
-    "precise": "all intervals are as narrow as was asked for",
-    "time": "the time was up",
-    "lost": "what all is compared with failed",
+    "precise": "all intervals reached the requested width",
+    "time": "time limit reached",
+    "lost": "the reference failed",
 }
 
 
@@ -47,7 +47,7 @@ def profile_json(report: ProfileReport) -> dict[str, Any]:
         "revision": report.revision,
         "head": report.head,
         "num_parameters": report.num_parameters,
-        "tokens": "random, every word of the vocabulary alike, no padding",
+        "tokens": "random, uniform over the vocabulary, no padding",
         "memory": MEMORY_HOLDS,
         "reference": report.reference,
         "level": report.level,
@@ -73,7 +73,7 @@ def _setting(result: SettingReport) -> dict[str, Any]:
 
 
 def profile_summary(report: ProfileReport) -> list[RenderableType]:
-    """What a terminal shows: the recommendation, the table of every shape, and what it stands on."""
+    """Terminal output: the recommendation, a table for every shape, and how it was measured."""
     parts: list[RenderableType] = []
     for found in report.recommendations:
         parts += [
@@ -91,9 +91,9 @@ def profile_summary(report: ProfileReport) -> list[RenderableType]:
 
 
 def _table(report: ProfileReport, shape: Shape) -> Table:
-    against = "full's" if report.reference == FULL else "the first's"
+    against = "full fine-tuning" if report.reference == FULL else "the first setting"
     table = Table(
-        title=f"{shape.batch} x {shape.length} tokens; time in ms, memory in MiB; ratios are to {against}",
+        title=f"{shape.batch} x {shape.length} tokens; time in ms, memory in MiB, ratios to {against}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1, 0, 0),
@@ -149,10 +149,10 @@ def _stands_on(report: ProfileReport) -> str:
     )
     return "\n".join(
         [
-            f"{printable(report.base)}: {report.num_parameters:,} numbers, {report.head} head, "
-            f"{', '.join(how)}, {on}; random tokens; full {embeddings}",
+            f"{printable(report.base)}: {report.num_parameters:,} parameters, {report.head} head, "
+            f"{', '.join(how)}, {on}; random tokens; full fine-tuning {embeddings}",
             f"{report.num_rounds} rounds in random order in {report.seconds:.0f} s "
-            f"({_STOPPED[report.stopped]}); medians; ratios hold together with {percent(0.95)}",
+            f"({_STOPPED[report.stopped]}); medians; all ratios hold jointly at {percent(0.95)}",
             MEMORY_HOLDS,
         ]
     )

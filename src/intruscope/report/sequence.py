@@ -34,19 +34,19 @@ def write_chain(report: ChainReport, path: Path) -> None:
 
 
 def chain_sentence(report: ChainReport) -> str:
-    """What became of the earlier tasks, as far as the interval tells."""
+    """What happened to the earlier tasks, as far as the interval can say."""
     found = report.stages[-1].transfer.backward_transfer
     assert found is not None  # a chain has at least two tasks
-    moved = f"by {interval_text(found, 1, scale=100.0, is_signed=True)} points on average"
+    change = f"{interval_text(found, 1, scale=100.0, is_signed=True)} points since they were trained"
     if found.high < 0:
-        return f"Earlier tasks lost: since their own stage they moved {moved}."
+        return f"Earlier tasks lost accuracy: on average {change}."
     if found.low > 0:
-        return f"Earlier tasks gained: since their own stage they moved {moved}."
-    return f"No loss of earlier tasks can be told: since their own stage they moved {moved}."
+        return f"Earlier tasks gained accuracy: on average {change}."
+    return f"No measurable loss on earlier tasks: on average {change}."
 
 
 def chain_summary(report: ChainReport) -> list[RenderableType]:
-    """What a terminal shows: the sentence, the accuracy matrix, and the stages; fits 100 columns.
+    """Terminal output: the sentence, the accuracy matrix and the stages; fits 100 columns.
 
     Args:
         report: The chain.
@@ -56,15 +56,15 @@ def chain_summary(report: ChainReport) -> list[RenderableType]:
         _matrix(report),
         _stages(report),
         Text(
-            "Accuracy in %, of a head fitted on the frozen body. Bold: the task that was just trained. "
-            "- below, + above the base (McNemar, p < .05, one cell at a time).",
+            "Accuracy in %, with a head fitted on the frozen body. Bold: the task that was just trained. "
+            "-/+: below/above the base (McNemar, p < .05, each cell by itself).",
             style="dim",
         ),
     ]
 
 
 def _matrix(report: ChainReport) -> Table:
-    table = Table(title="Accuracy after every task", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Accuracy after each task", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for task in report.tasks:
         table.add_column(printable(task)[:_NAME], justify="right")
@@ -87,12 +87,12 @@ def _matrix(report: ChainReport) -> Table:
 
 
 def _stages(report: ChainReport) -> Table:
-    table = Table(title="Against the original base", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Compared with the original base", title_justify="left", box=box.SIMPLE_HEAD)
     has_text = report.stages[-1].forgetting is not None
-    for name in ("", "intruders", "update", "eff. rank", "earlier tasks, points"):
+    for name in ("", "intruders", "update", "eff. rank", "earlier tasks (points)"):
         table.add_column(name, justify="left" if not name else "right")
     if has_text:
-        table.add_column("forgetting, nats/token", justify="right")
+        table.add_column("forgetting (nats/token)", justify="right")
     for stage in report.stages:
         table.add_row(*_stage(stage), *([_forgetting(stage)] if has_text else []))
     return table

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
@@ -51,8 +52,8 @@ def claims_table(judged: Sequence[Judged]) -> Table:
         table.add_row(
             each.claim.id,
             each.claim.text,
-            Text(each.told_outcome, style=style),
-            each.told_runs,
+            Text(each.outcome_text, style=style),
+            each.runs_text,
             str(len(each.seeds)),
         )
     return table
@@ -63,7 +64,7 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left", title=_size_sentence(planned, scale)
     )
-    for name in ("study", "arms x tasks x seeds", "runs", "of them new", "core-minutes"):
+    for name in ("study", "arms x tasks x seeds", "runs", "new runs", "core-minutes"):
         table.add_column(name, justify="left" if name == "study" else "right")
     for size in sizes(planned, scale):
         minutes = "?" if size.core_minutes is None else f"{size.core_minutes:,.0f}"
@@ -72,12 +73,12 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
 
 
 def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
-    told = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
+    counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
-        return f"{scale.name}: {told}; nobody knows how long they take"
+        return f"{scale.name}: {counted}; running time unknown"
     total = sum(each for each in minutes if each is not None)
-    return f"{scale.name}: {told}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
+    return f"{scale.name}: {counted}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
 
 
 def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
@@ -97,8 +98,12 @@ def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def write_study(out: Path) -> list[Path]:
+def write_study(out: Path, *, first: Sequence[Claim] = ()) -> list[Path]:
     """Write ``report.html``, ``pictures/`` and ``results/`` (table and verdicts) into a study's folder.
+
+    Args:
+        out: Folder of the study.
+        first: Claims that the page shows before all others.
 
     Returns:
         What was written.
@@ -119,7 +124,8 @@ def write_study(out: Path) -> list[Path]:
     rows = study_rows(scale_name, records)
     pictures = study_pictures(rows, {control: INTERVENTIONS[control].title for control in CONTROLS})
     write_figures(lambda: ((each.name, picture_figure(each)) for each in pictures), out / "pictures")
-    write_page(study_page(scale_name, records, judged, rows, pictures), out / "report.html")
+    ordered = sorted(judged, key=lambda each: (each.claim not in first, each.verdict is None))
+    write_page(study_page(scale_name, records, ordered, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]
 
 

@@ -76,8 +76,8 @@ def _line(line: Line) -> dict[str, Any]:
 
 
 def _point(point: Point) -> list[float | str | None]:
-    told = "\n".join(printable_text(part) for part in point.told.split("\n"))
-    return [_short(point.x), _short(point.y), _short(point.low), _short(point.high), told]
+    tooltip = "\n".join(printable_text(part) for part in point.tooltip.split("\n"))
+    return [_short(point.x), _short(point.y), _short(point.low), _short(point.high), tooltip]
 
 
 def _short(value: float | None) -> float | None:

@@ -41,12 +41,12 @@ def filled(page: str, judged: Sequence[Judged], larger: Sequence[Judged]) -> str
 def _verdicts(judged: Sequence[Judged], larger: Sequence[Judged]) -> str:
     lines = ["| | claim | where | verdict | runs | seeds | larger base |", "|---|---|---|---|---|---|---|"]
     for each, twin in zip(judged, larger, strict=True):
-        outcome = each.told_outcome if each.verdict is None else f"**{each.told_outcome}**"
+        outcome = each.outcome_text if each.verdict is None else f"**{each.outcome_text}**"
         # A part of a study is no second opinion.
-        second = twin.told_outcome if twin.verdict is not None and twin.is_whole else ""
+        second = twin.outcome_text if twin.verdict is not None and twin.is_whole else ""
         claim = each.claim
         seeds = str(len(each.seeds))
-        cells = (claim.id, claim.text, claim.paper_version, outcome, each.told_runs, seeds, second)
+        cells = (claim.id, claim.text, claim.paper_version, outcome, each.runs_text, seeds, second)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -58,7 +58,7 @@ def _sizes() -> str:
 
 def _size(scale: Scale) -> str:
     found = places(scale)
-    told = ", ".join(f"{count} {name}" for name, count in kinds(found).items() if count)
+    counted = ", ".join(f"{count} {name}" for name, count in kinds(found).items() if count)
     minutes = [size.core_minutes for size in sizes(found, scale)]
     if None in minutes:
         about = "GPUs"
@@ -69,7 +69,7 @@ def _size(scale: Scale) -> str:
     published = {place.work.base for place in found if isinstance(place.work, Checkpoint)}
     more = f"; {', '.join(sorted(published))} scanned" if published else ""
     tasks = ", ".join(task for base in scale.bases for task in base.tasks)
-    return f"| {scale.name} | {bases}{more} | {tasks} | {len(scale.seeds)} | {told} | {about} |"
+    return f"| {scale.name} | {bases}{more} | {tasks} | {len(scale.seeds)} | {counted} | {about} |"
 
 
 def _rates() -> str:

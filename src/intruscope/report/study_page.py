@@ -1,4 +1,4 @@
-"""The page of a study: every claim's figures beside the paper's, with intervals, controls and the verdict.
+"""The page of a study: every claim with the paper's figures, ours, intervals, controls and the verdict.
 
 Stands on the style and the policy of the scan's page (see :mod:`intruscope.report.html`).
 """
@@ -16,7 +16,7 @@ from intruscope.report.study_strips import strip
 from intruscope.report.study_tables import COLUMNS, arm_tables, edit_table
 from intruscope.report.words import printable_text
 from intruscope.studies.measure import STRENGTHS
-from intruscope.studies.origins import told_origins
+from intruscope.studies.origins import origin_lines
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.scales import find_scale
 from intruscope.studies.verdicts import OUTCOMES
@@ -52,7 +52,7 @@ def study_page(
         styles=("page.css", "sweep.css", "study.css"),
         scripts=("dom.js", "frame.js", "study_charts.js", "study.js"),
         data={"pictures": pictures_data(pictures)},
-        title="The paper's claims, run again",
+        title="The paper's claims, tested again",
         subtitle=_subtitle(scale_name, records),
         claims=[_claim(each, pictures) for each in judged],
         outcomes=[
@@ -66,11 +66,11 @@ def study_page(
         strengths=[f"{strength:g}" for strength in STRENGTHS],
         pictures=[_caption(picture) for picture in pictures],
         left_out=[
-            (_told(record["settings"]), printable_text(str(record.get("reason"))))
+            (_run_text(record["settings"]), printable_text(str(record.get("reason"))))
             for record in records.values()
             if record["status"] != "ok"
         ],
-        origins=told_origins(records.values()),
+        origins=origin_lines(records.values()),
         rates=[(base.name, base.rates.source) for base in scale.bases],
         version=version("intruscope"),
     )
@@ -81,7 +81,7 @@ def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     diverged = sum(record["status"] != "ok" for record in records.values())
     return (
         f"arXiv 2410.21228 at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
-        f"{diverged} left out by the rule"
+        f"{diverged} excluded by the rule"
     )
 
 
@@ -93,12 +93,12 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "text": each.claim.text,
         "where": each.claim.paper_version,
         "recipe": each.claim.recipe,
-        "outcome": each.told_outcome,
+        "outcome": each.outcome_text,
         "style": "none" if each.verdict is None else each.verdict.outcome.replace(" ", "-"),
         "runs": each.num_runs,
         "planned": None if each.is_whole else each.num_planned,
         "diverged": each.num_diverged,
-        "with_all": each.told_with_all,
+        "with_all": each.with_all_text,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)),
         "paper": REPORTED[each.claim.id],
@@ -120,7 +120,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
         figures = {
             "figure": f"{number(scale * found.estimate)}{unit}",
             "between": f"{number(scale * found.low)} to {number(scale * found.high)}",
-            "size": found.told_size,
+            "size": found.size_text,
             "seen": f"{number(scale * found.detectable)}{unit}",
             "strip": strip(
                 scale * found.estimate,
@@ -159,7 +159,7 @@ def _caption(picture: Picture) -> dict[str, Any]:
     }
 
 
-def _told(settings: Mapping[str, Any]) -> str:
+def _run_text(settings: Mapping[str, Any]) -> str:
     options = "".join(f" {name} {value:g}" for name, value in settings.get("options", {}).items())
     what = settings.get("method", settings.get("tuned"))
     return printable_text(

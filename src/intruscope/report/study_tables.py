@@ -62,7 +62,7 @@ def arm_tables(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     for recipe in _RECIPES:
         for row in rows.get(recipe, []):
             if row["status"] == "ok":
-                group = groups.setdefault(row["task"], {}).setdefault(_told_arm(row), [])
+                group = groups.setdefault(row["task"], {}).setdefault(_arm_text(row), [])
                 if all(other["key"] != row["key"] for other in group):
                     group.append(row)
     return [
@@ -77,13 +77,16 @@ def arm_tables(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     ]
 
 
-def _told_arm(row: Record) -> tuple[str, str]:
+def _arm_text(row: Record) -> tuple[str, str]:
     settings = row["settings"]
     if settings["kind"] == "checkpoint":
         return f"published {settings['arm']}", str(settings["tuned"])
     options = settings["options"]
-    told = "".join(f" {name} {options[name]:g}" for name in ("rank", "alpha") if name in options)
-    return f"{settings['method']}{told}", f"rate {settings['rate']:g}, {settings['examples']:,} examples"
+    options_text = "".join(f" {name} {options[name]:g}" for name in ("rank", "alpha") if name in options)
+    return (
+        f"{settings['method']}{options_text}",
+        f"rate {settings['rate']:g}, {settings['examples']:,} examples",
+    )
 
 
 def _order(row: Record) -> tuple[Any, ...]:
@@ -137,10 +140,10 @@ def _edit_cell(runs: Sequence[Mapping[str, Any]], control: str, strength: str) -
     """Accuracy in points, of text the held-out loss in nats; then forgetting in % of itself."""
     cells = [run.get(control, {}).get(strength, {}) for run in runs]
 
-    def told(name: str, times: float, digits: int, unit: str) -> str | None:
+    def change_text(name: str, times: float, digits: int, unit: str) -> str | None:
         values = [cell[name] for cell in cells if name in cell]
         return f"{times * statistics.fmean(values):+.{digits}f}{unit}" if values else None
 
-    fit = told("accuracy_change", 100.0, 1, "") or told("loss_change", 1.0, 3, " nats")
-    forgetting = told("forgetting_share", 100.0, 1, "")
+    fit = change_text("accuracy_change", 100.0, 1, "") or change_text("loss_change", 1.0, 3, " nats")
+    forgetting = change_text("forgetting_share", 100.0, 1, "")
     return f"{fit or '–'} / {forgetting or '–'}".replace("-", "−")

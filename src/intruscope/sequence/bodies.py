@@ -62,9 +62,10 @@ def stored_names(source: ModelSource, loaded: Loaded) -> dict[str, str]:
         stored = next((each for each in (prefix + name, name) if each in source.tensors), None)
         if stored is None:
             raise UnsupportedFormat(
-                "got a checkpoint that stores this weight under another name or in another form, expected "
-                "that of transformers: what a chain trains could not be put back",
-                remedy="load it once in transformers and save it with save_pretrained",
+                "the checkpoint stores this weight under another name or in another form than transformers "
+                "does, "
+                "so the trained weights could not be written back",
+                remedy="load the model in transformers and save it with save_pretrained",
                 file=source.path,
                 tensor=prefix + name,
             )

@@ -21,7 +21,7 @@ from intruscope.sequence.assemble import TEXT_OF_BASE, assemble, key, outcomes_t
 from intruscope.sequence.bodies import merged_body, stored_names, write_body
 from intruscope.sequence.features import Features, features
 from intruscope.sequence.folder import ChainFolder
-from intruscope.sequence.heads import Head, fit_choices, fit_classes
+from intruscope.sequence.heads import FittedHead, fit_choices, fit_classes
 from intruscope.sequence.plan import checked_method, checked_names, plan_of_chain, scan_settings, stage_seed
 from intruscope.sequence.records import ChainReport, ChainSettings, ChainTask, HeadFigures, chain_json
 from intruscope.sequence.text_loss import text_losses
@@ -58,15 +58,15 @@ def chain(
     """Train task after task; run again after an interruption, it goes on where it stopped.
 
     Args:
-        base: Model before: a path or ``org/name@revision``.
+        base: Base model: a path or ``org/name@revision``.
         tasks: In the order of training; at least two, each with its own name.
         out: Folder of the chain.
-        settings: What is done.
+        settings: Settings of the chain.
         text: Text on which forgetting is measured after every stage; the base needs its language-model head.
-        tokenizer: Folder of one; the base's by default.
+        tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         pictures: Draw the finished chain, and what a watch saw of its runs.
-        on_progress: Called with a stage, what is done of it, and all there is.
+        on_progress: Called with the stage, the steps done and the total.
 
     Raises:
         UsageError: a method that cannot be chained, fewer than two tasks, one of them twice.
@@ -247,9 +247,10 @@ class _Chain:
         """Tell before training what could not be scored, or not be put back."""
         if loaded.kind == "endings":
             raise UsageError(
-                f"got {task.name}, multiple choice, for a causal language model, expected an encoder: its "
-                "choices are scored by a new head on the frozen body",
-                remedy="leave the task out, or take a masked language model",
+                f"{task.name} is multiple choice, which chain cannot score with a causal language model: it "
+                "puts a "
+                "new head on the frozen body",
+                remedy="leave the task out, or use a masked language model",
             )
         stored_names(source, loaded)
 
@@ -302,7 +303,7 @@ class _Chain:
 
 def _scored(fitting: Features, scoring: Features, task: ChainTask) -> dict[str, Any]:
     """A head fitted on one part of a task, and which examples of the other it gets right."""
-    head: Head
+    head: FittedHead
     if isinstance(task.train, ClassificationTask):
         num_classes = len(label_names(task.train))
         head = fit_classes(fitting.rows_RD, fitting.right_N, num_classes=num_classes)

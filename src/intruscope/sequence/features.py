@@ -84,7 +84,7 @@ def features(
                 seen_BD = _head_input(loaded, model, batch)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
-                f"got no memory for {len(chosen)} examples of {per_example} tokens, expected room",
+                f"out of memory for {len(chosen)} examples of {per_example} tokens",
                 remedy="lower --max-length",
             ) from error
         start = 0
@@ -100,7 +100,7 @@ def features(
     rows_RD = np.concatenate(found).astype(np.float64)
     if not np.isfinite(rows_RD).all():
         raise MalformedInput(
-            "got NaN or infinity from the body, expected finite features",
+            "the body's output contains NaN or infinity",
             remedy="lower --lr, or look for non-finite weights with intruscope scan",
         )
     return Features(
@@ -174,6 +174,6 @@ def _places(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def _strange(loaded: Loaded) -> UnsupportedFormat:
     return UnsupportedFormat(
-        f"got a {type(loaded.model).__name__}, whose head does not see one vector per input",
-        remedy="choose a model of a plainer kind (BERT, RoBERTa, Llama ...)",
+        f"the head of {type(loaded.model).__name__} does not read one vector per input",
+        remedy="use a model with a standard head (BERT, RoBERTa, Llama ...)",
     )

@@ -35,7 +35,7 @@ _CONSTANT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Head:
+class FittedHead:
     """A fitted head.
 
     Attributes:
@@ -83,7 +83,9 @@ class Head:
         return (np.asarray(features, dtype=np.float64) - self.mean_D) * self.scale_D
 
 
-def fit_classes(features_ND: Array, labels_N: Places, *, num_classes: int, penalty: float = PENALTY) -> Head:
+def fit_classes(
+    features_ND: Array, labels_N: Places, *, num_classes: int, penalty: float = PENALTY
+) -> FittedHead:
     """Multinomial logistic regression.
 
     Args:
@@ -99,15 +101,16 @@ def fit_classes(features_ND: Array, labels_N: Places, *, num_classes: int, penal
     present = np.bincount(labels_N, minlength=num_classes)
     if not present.all():
         raise UsageError(
-            f"got {len(labels_N)} examples for a head of {num_classes} classes, of which class "
-            f"{int(np.argmin(present))} has none, expected examples of every class",
+            f"none of the {len(labels_N)} examples for the head belongs to class {int(np.argmin(present))} "
+            "of "
+            f"{num_classes}",
             remedy="raise --head-examples",
         )
     mean_D, scale_D = _standards(features_ND, features_ND.mean(axis=0))
     wide = np.column_stack([(features_ND - mean_D) * scale_D, np.ones(len(features_ND))])
     solved = _solve(_Classes(wide, num_classes), labels_N, penalty)
     found_CP = solved.theta.reshape(num_classes, -1)
-    return Head(
+    return FittedHead(
         mean_D=mean_D,
         scale_D=scale_D,
         weights_CD=found_CP[:, :-1],
@@ -118,7 +121,9 @@ def fit_classes(features_ND: Array, labels_N: Places, *, num_classes: int, penal
     )
 
 
-def fit_choices(features_RD: Array, first_N: Places, answers_N: Places, *, penalty: float = PENALTY) -> Head:
+def fit_choices(
+    features_RD: Array, first_N: Places, answers_N: Places, *, penalty: float = PENALTY
+) -> FittedHead:
     """Conditional logit: one score per choice, a softmax over the choices of an example.
 
     What the choices of an example have in common cancels in the softmax, so features are standardised by
@@ -137,7 +142,7 @@ def fit_choices(features_RD: Array, first_N: Places, answers_N: Places, *, penal
     mean_D = features_RD.mean(axis=0)
     _, scale_D = _standards(centred_RD, np.zeros_like(mean_D))
     solved = _solve(_Choices(centred_RD * scale_D, first_N), answers_N, penalty)
-    return Head(
+    return FittedHead(
         mean_D=mean_D,
         scale_D=scale_D,
         weights_CD=solved.theta[None, :],

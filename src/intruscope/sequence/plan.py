@@ -33,19 +33,20 @@ def checked_method(name: str, between: Between) -> Method:
     """
     method = find(name)
     if "no_training" in method.departures:
-        fact = f"got the method {name}, which computes an update and trains nothing"
-        raise UsageError(fact, remedy="choose a method that trains: see intruscope methods")
+        fact = f"{name} computes an update and cannot be trained"
+        raise UsageError(fact, remedy="choose another method; see intruscope methods")
     if not method.mergeable:
         raise UsageError(
-            f"got the method {name}, whose update depends on the input, expected one that can be merged into "
-            "the weights: every stage is scored and scanned as a plain model",
-            remedy="choose another method: see intruscope methods",
+            f"the update of {name} depends on the input, so it cannot be merged into the weights, and every "
+            "stage is "
+            "scored and scanned as a plain model",
+            remedy="choose another method; see intruscope methods",
         )
     if between == "keep" and not can_go_on(method) and "trains_base" not in method.departures:
         raise UsageError(
-            f"got --between keep with the method {name}, whose saved adapter is not the form that it trains, "
-            "expected one that can go on with it",
-            remedy="leave --between out: the update is then merged and the method starts anew",
+            f"--between keep does not work with {name}, which saves its adapter in another form than it "
+            "trains",
+            remedy="leave --between out: the update is then merged, and the method starts anew",
         )
     return method
 
@@ -58,21 +59,20 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     """
     if len(names) < 2:
         raise UsageError(
-            f"got {len(names)} task, expected at least two: nothing follows one",
-            remedy="name several with --tasks A,B, or train one with intruscope tune",
+            f"{len(names)} task is not a chain; at least two are needed",
+            remedy="list several with --tasks A,B, or train one with intruscope tune",
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
-            f"got the task {printable(twice)} twice, expected each once: a cell of the matrix is a task",
-            remedy="leave the second one out",
+            f"the task {printable(twice)} is listed twice",
+            remedy="list each task once",
         )
     strange = next((name for name in names if not name.replace("-", "_").isidentifier()), None)
     if strange is not None:
         raise UsageError(
-            f"got the name {printable(strange)} for a task, expected letters, digits, - and _: it names a "
-            "folder",
-            remedy="give a short name",
+            f"the task name {printable(strange)} cannot name a folder: use letters, digits, - and _ only",
+            remedy="choose another name",
         )
     return tuple(names)
 

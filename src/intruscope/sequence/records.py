@@ -25,8 +25,8 @@ class ChainTask:
 
     Attributes:
         name: Short, unique in the chain; names the stage's folder.
-        train: To train on, and to fit heads on.
-        held_out: To score on.
+        train: Examples to train on and to fit heads on.
+        held_out: Examples to score on.
     """
 
     name: str
@@ -44,8 +44,8 @@ class ChainSettings:
         between: ``merge`` the update into the float32 body and start the method anew (the paper), or
             ``keep`` the adapter and go on with it.
         num_head_examples: Training examples of each task that its heads are fitted on, drawn by the seed.
-        num_eval_examples: To score on, of each task; all by default.
-        max_sequences: Of the text of forgetting, spread evenly.
+        num_eval_examples: Number of examples of each task to score on; all by default.
+        max_sequences: Maximum number of sequences of the text, sampled evenly.
         map_size: Leading vectors on each side of a similarity map; 0 for none.
         workers: Processes of the scans, as in :class:`intruscope.spectra.scan.RunOptions`.
         keep_models: Keep the merged body of every stage; else only the last.
@@ -66,11 +66,11 @@ class HeadFigures:
     """How a head was fitted (:mod:`intruscope.sequence.heads`).
 
     Attributes:
-        num_examples: That it was fitted on.
-        num_features: That it sees.
-        loss: On those examples, nats.
-        gradient_norm: At the end.
-        num_steps: Of the solver.
+        num_examples: Number of examples it was fitted on.
+        num_features: Number of input features.
+        loss: Loss on those examples in nats.
+        gradient_norm: Norm of the gradient at the end.
+        num_steps: Number of solver steps.
         converged: The gradient vanished.
     """
 
@@ -87,9 +87,9 @@ class Comparison:
     """A cell against an earlier stage on the same examples.
 
     Attributes:
-        stage: The earlier one.
-        difference: Accuracy of the cell less that of the earlier stage.
-        mcnemar_p: Exact, two-sided.
+        stage: The earlier stage.
+        difference: Accuracy of the cell minus that of the earlier stage.
+        mcnemar_p: Two-sided p-value of the exact McNemar test.
     """
 
     stage: int
@@ -103,11 +103,11 @@ class CellReport:
 
     Attributes:
         stage: 0 is the base.
-        task: By its name.
-        accuracy: Of a head fitted on this stage's frozen body; Wilson's interval.
+        task: Name of the task.
+        accuracy: Accuracy of a head fitted on this stage's frozen body, with Wilson's interval.
         head: How it was fitted.
-        against_baseline: The base's own body; None at stage 0.
-        against_own: The stage that trained this task; None up to that stage.
+        against_baseline: Comparison with the base's own body; None at stage 0.
+        against_own: Comparison with the stage that trained this task; None up to that stage.
         against_best: The best trained stage before this one, whichever task it trained. It was chosen for
             being the best, so its difference leans downward; None for stages 0 and 1.
     """
@@ -147,10 +147,10 @@ class MatrixFigures:
     """One matrix after one stage, against the original base.
 
     Attributes:
-        name: In the base.
-        num_intruders: Among its leading vectors.
+        name: Name of the matrix in the base.
+        num_intruders: Number of intruders among its leading vectors.
         update_norm: ``‖W - W_base‖_F``.
-        effective_rank: Of the update; None where it is zero or not known.
+        effective_rank: Effective rank of the update; None if the update is zero or the rank unknown.
     """
 
     name: str
@@ -164,15 +164,15 @@ class WeightFigures:
     """The weights after one stage, against the original base: what ``intruscope scan`` says of the two.
 
     Attributes:
-        num_intruders: Over the linear layers of the blocks.
+        num_intruders: Number of intruders in the linear layers of the blocks.
         num_undecided: Vectors whose verdict is open.
         num_candidates: Leading vectors that could have been intruders.
         num_hosts: Matrices with an intruder.
         update_norm: Frobenius norm of the whole update so far.
-        relative_update_norm: Over the norm of the same matrices of the base.
+        relative_update_norm: That norm divided by the norm of the same matrices of the base.
         effective_rank: Mean over the matrices that changed; None where none did.
-        complete: Everything that should be compared was.
-        matrices: Each of them.
+        complete: Whether everything that should be compared was compared.
+        matrices: Figures of each matrix.
     """
 
     num_intruders: int
@@ -193,7 +193,7 @@ class ForgettingFigures:
     Attributes:
         change: Against the original base, nats per token, paired.
         loss: Nats per token.
-        protocol: How losses were taken.
+        protocol: How losses were measured.
     """
 
     change: Interval
@@ -206,16 +206,16 @@ class StageReport:
     """One trained stage.
 
     Attributes:
-        stage: From 1.
-        task: That was trained.
-        seed: Of its start and the order of its examples, drawn from (seed of the chain, stage).
-        num_steps: Optimiser steps.
-        num_trained: Numbers that were trained.
+        stage: Number of the stage, from 1.
+        task: Name of the task it trained.
+        seed: Seed of its start and of the order of its examples, derived from (seed of the chain, stage).
+        num_steps: Number of optimiser steps.
+        num_trained: Number of trainable parameters.
         loss: Mean training loss at the end.
-        train_seconds: Of training, of its last part where it was resumed.
-        weights: Against the original base.
+        train_seconds: Duration of training; after a resume, of the last part.
+        weights: Change of the weights from the original base.
         forgetting: None without a text.
-        transfer: Up to here.
+        transfer: Transfer between tasks up to this stage.
         similarity: Of the matrix that the report names; None where it has none.
     """
 
@@ -237,16 +237,16 @@ class ChainReport:
     """A whole chain.
 
     Attributes:
-        base: The model before.
-        method: By its name.
+        base: The base model.
+        method: Name of the method.
         between: See :class:`ChainSettings`.
         plan: Everything that can change a figure, with every default filled in.
         tasks: In the order of training.
-        cells: Every task after every stage, by stage and then by task.
+        cells: Accuracy of every task after every stage, by stage and then by task.
         stages: The trained ones.
         map_matrix: Of the similarity maps: that with the most intruders over all stages.
         model: Folder of the last merged body.
-        environment: Versions that a figure depends on.
+        environment: Versions of the packages used.
     """
 
     base: str

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import OpenedPair, is_named, open_pair
+from intruscope.engine.environment import environment
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor, check_threads
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
@@ -345,13 +345,3 @@ def matrix_report(pair: MatrixPair, outcome: Outcome) -> MatrixReport:
         code=outcome.status, severity="error", message=outcome.reason or "no result", matrix=pair.name
     )
     return without_figures(pair, outcome.status, finding)
-
-
-def environment() -> dict[str, Any]:
-    """Versions that a figure depends on."""
-    packages = ("intruscope", "torch", "numpy", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        **{package: version(package) for package in packages},
-    }

@@ -1,4 +1,4 @@
-"""The claims of the paper, C1 to C24, in our words: what each says, where, and the function that decides it.
+"""The claims of the paper, C1 to C24, in our words: the claim, its source, and the function that decides it.
 
 Source: arXiv 2410.21228, versions 1 (October 2024) and 3 (October 2025), and its public review.
 """
@@ -30,6 +30,7 @@ class Claim:
         paper_version: Where: v1, v3, or the review.
         recipe: The study whose runs decide it; claims of one recipe share runs.
         judge: From rows of figures to statements; see :mod:`intruscope.studies.verdicts`.
+        min_seeds: Seeds per task without which no statement can be decided.
     """
 
     id: str
@@ -37,77 +38,81 @@ class Claim:
     paper_version: str
     recipe: str
     judge: Callable[[Rows], list[Statement]]
+    min_seeds: int = 2
 
 
 CLAIMS = (
     Claim(
         id="C1",
         text="LoRA has intruders among the ten leading singular vectors; full fine-tuning has almost none, "
-        "also where epsilon is .6 to .9",
+        "even with epsilon from .6 to .9",
         paper_version="v1, v3 (figure 4)",
         recipe="counts",
         judge=weights.c1,
     ),
     Claim(
         id="C2",
-        text="Intruders appear up to rank 16, none at full width; with the rank they become more, then fewer",
+        text="Intruders appear up to rank 16 and not at full width; their number first rises, then falls "
+        "with rank",
         paper_version="v1, v3, review",
         recipe="counts",
         judge=weights.c2,
     ),
     Claim(
         id="C3",
-        text="Full fine-tuning that moves far shows some intruders at a high epsilon",
+        text="Full fine-tuning with a large update has some intruders at a high epsilon",
         paper_version="v1",
         recipe="rates",
         judge=weights.c3,
     ),
     Claim(
         id="C4",
-        text="Intruders sit at all ranks of singular values, and LoRA has more of them than full for any k",
+        text="Intruders occur at all ranks of singular values, and LoRA has more than full fine-tuning for "
+        "any k",
         paper_version="v1, v3",
         recipe="counts",
         judge=weights.c4,
     ),
     Claim(
         id="C5",
-        text="While training goes on, an intruder's singular value rises, and it turns away from the base",
+        text="During training, an intruder's singular value rises and its alignment with the base falls",
         paper_version="v1, v3 (figure 5)",
         recipe="trajectory",
         judge=weights.c5,
     ),
     Claim(
         id="C6",
-        text="The number of intruders grows with the data at rank 8, and settles at rank 1",
+        text="The number of intruders grows with the amount of data at rank 8, and levels off at rank 1",
         paper_version="v1 (appendix F), v3 (appendix J)",
         recipe="data_size",
         judge=weights.c6,
     ),
     Claim(
         id="C7",
-        text="With alpha 8 instead of twice the rank, all ranks have intruders, the effective rank is lower "
-        "and more is forgotten, at equal accuracy",
+        text="With alpha 8 instead of twice the rank, all ranks have intruders, effective rank is lower and "
+        "forgetting is higher at equal accuracy",
         paper_version="v1, v3",
         recipe="alpha",
         judge=weights.c7,
     ),
     Claim(
         id="C8",
-        text="The effective rank of a full update is more than twice that of LoRA's, whatever LoRA's rank",
+        text="The effective rank of a full update is more than twice that of LoRA, whatever LoRA's rank",
         paper_version="v1, v3 (appendix H)",
         recipe="alpha",
         judge=weights.c8,
     ),
     Claim(
         id="C9",
-        text="Training B alone, with all singular values of A one, sharply lowers the number of intruders",
+        text="Training only B, with all singular values of A equal to 1, sharply reduces the number of "
+        "intruders",
         paper_version="v1, v3",
         recipe="methods",
         judge=weights.c9,
     ),
     Claim(
         id="C10",
-        text="The seed hardly changes the number of intruders",
+        text="The seed hardly affects the number of intruders",
         paper_version="v3",
         recipe="seeds",
         judge=weights.c10,
@@ -121,92 +126,97 @@ CLAIMS = (
     ),
     Claim(
         id="C12",
-        text="At equal fit LoRA forgets less than full fine-tuning (v1 said: a U over the ranks, with r = 1 "
-        "and full width worse than full)",
+        text="At equal fit LoRA forgets less than full fine-tuning (v1 reported a U-shape over the ranks, "
+        "with "
+        "r = 1 and full width worse than full fine-tuning)",
         paper_version="v3 (figure 6); v1 disagrees",
         recipe="equal_fit",
         judge=forgetting.c12,
     ),
     Claim(
         id="C13",
-        text="A higher learning rate makes more intruders and more forgetting at like accuracy",
+        text="A higher learning rate causes more intruders and more forgetting at similar accuracy",
         paper_version="v3 (figure 7)",
         recipe="rates",
         judge=forgetting.c13,
     ),
     Claim(
         id="C14",
-        text="The number of intruders goes with forgetting (rank correlation .97 and .59)",
+        text="The number of intruders correlates with forgetting (rank correlation .97 and .59)",
         paper_version="v3 (figure 8)",
         recipe="correlations",
         judge=forgetting.c14,
+        min_seeds=1,
     ),
     Claim(
         id="C15",
-        text="The number of intruders does not go with accuracy",
+        text="The number of intruders does not correlate with accuracy",
         paper_version="v3",
         recipe="correlations",
         judge=forgetting.c15,
+        min_seeds=1,
     ),
     Claim(
         id="C16",
-        text="Turning the top intruders down wins much forgetting back and costs little accuracy",
+        text="Scaling down the top intruders removes much of the forgetting at little cost in accuracy",
         paper_version="v3 (figure 12, tables 3 and 4)",
         recipe="interventions",
         judge=forgetting.c16,
     ),
     Claim(
         id="C17",
-        text="Turning them up makes the model forget more at the same accuracy",
+        text="Scaling them up increases forgetting at the same accuracy",
         paper_version="v3",
         recipe="interventions",
         judge=forgetting.c17,
     ),
     Claim(
         id="C18",
-        text="Turning a neighbouring base vector down instead raises forgetting and costs more accuracy",
+        text="Scaling down a neighbouring base vector instead increases forgetting and costs more accuracy",
         paper_version="v3",
         recipe="interventions",
         judge=forgetting.c18,
     ),
     Claim(
         id="C19",
-        text="Task after task, LoRA loses the earlier ones faster than full fine-tuning, low ranks fastest",
+        text="Trained on task after task, LoRA forgets earlier tasks faster than full fine-tuning, low "
+        "ranks fastest",
         paper_version="v1 (figure 8), v3",
         recipe="sequence",
         judge=sequence.c19,
     ),
     Claim(
         id="C20",
-        text="LoRA gathers intruders task by task, and full fine-tuning does not",
+        text="LoRA accumulates intruders from task to task, and full fine-tuning does not",
         paper_version="v3 (figure 9)",
         recipe="sequence",
         judge=sequence.c20,
     ),
     Claim(
         id="C21",
-        text="Of models of equal accuracy the one with fewer intruders is to be preferred: it forgot less",
+        text="Of models with equal accuracy, prefer the one with fewer intruders: it has forgotten less",
         paper_version="v3",
         recipe="correlations",
         judge=forgetting.c21,
     ),
     Claim(
         id="C22",
-        text="Attention and MLP layers do not differ systematically in intruders",
+        text="The number of intruders does not differ systematically between attention and MLP layers",
         paper_version="review",
         recipe="counts",
         judge=weights.c22,
     ),
     Claim(
         id="C23",
-        text="Full fine-tuning at low rates has no intruder at any time of its training",
+        text="Full fine-tuning at low learning rates has no intruders at any time during training",
         paper_version="review",
         recipe="rates",
         judge=forgetting.c23,
     ),
     Claim(
         id="C24",
-        text="Task after task at alpha 8, every rank ends below the untrained base on the first tasks",
+        text="Trained on task after task at alpha 8, every rank ends below the untrained base on the first "
+        "tasks",
         paper_version="v1 (figure 17)",
         recipe="sequence",
         judge=sequence.c24,
@@ -223,5 +233,5 @@ def find_claim(name: str) -> Claim:
     for claim in CLAIMS:
         if claim.id == name.strip().upper():
             return claim
-    fact = f"got the claim {printable(name)}, expected one of C1 to C{len(CLAIMS)}"
-    raise UsageError(fact, remedy="see: intruscope study list")
+    fact = f"unknown claim {printable(name)}; the claims are C1 to C{len(CLAIMS)}"
+    raise UsageError(fact, remedy="see intruscope study list")

@@ -44,27 +44,27 @@ def c12(rows: Rows) -> list[Statement]:
     figure = "forgetting_at_fit"
     return [
         Statement(
-            text="forgetting at equal held-out loss, LoRA r 8 less full",
+            text="forgetting at equal held-out loss, LoRA r 8 minus full fine-tuning",
             estimate=difference_of(rows, figure, "lora_r8", "full", level=level),
             below=0.0,
             unit=NATS,
         ),
         Statement(
-            text="v1's reading: r 1 less r 64",
+            text="the claim of v1: r 1 minus r 64",
             estimate=difference_of(rows, figure, "lora_r1", "lora_r64", level=level),
             above=0.0,
             is_aside=True,
             unit=NATS,
         ),
         Statement(
-            text="v1's reading: full width less r 64",
+            text="the claim of v1: full width minus r 64",
             estimate=difference_of(rows, figure, "lora_full_width", "lora_r64", level=level),
             above=0.0,
             is_aside=True,
             unit=NATS,
         ),
         Statement(
-            text="forgetting at the end of training, LoRA r 8 less full",
+            text="forgetting at the end of training, LoRA r 8 minus full fine-tuning",
             estimate=difference_of(rows, "forgetting_at_end", "lora_r8", "full", level=level),
             below=0.0,
             is_aside=True,
@@ -86,13 +86,13 @@ def c13(rows: Rows) -> list[Statement]:
     def more_at_high(arm: str, name: str, *, is_aside: bool = False) -> list[Statement]:
         return [
             Statement(
-                text=f"intruders at the high rate less those at the {name}",
+                text=f"intruders per run, high learning rate minus {name}",
                 estimate=count_difference(counts["high"], counts[arm], level=level),
                 above=0.0,
                 is_aside=is_aside,
             ),
             Statement(
-                text=f"forgetting at the high rate less that at the {name}",
+                text=f"forgetting, high learning rate minus {name}",
                 estimate=difference_of(rows, "forgetting", "high", arm, level=level),
                 above=0.0,
                 is_aside=is_aside,
@@ -101,24 +101,24 @@ def c13(rows: Rows) -> list[Statement]:
         ]
 
     return [
-        *more_at_high("mid", "usual one"),
+        *more_at_high("mid", "usual rate"),
         Statement(
-            text="accuracy at the high rate less that at the usual one",
+            text="accuracy, high learning rate minus usual rate",
             estimate=difference_of(rows, "accuracy", "high", "mid", level=level),
             above=-SAME_ACCURACY,
             below=SAME_ACCURACY,
             unit=POINTS,
         ),
-        *more_at_high("low", "low", is_aside=True),
+        *more_at_high("low", "low rate", is_aside=True),
         Statement(
-            text="forgetting of LoRA at the high rate less that of full at its own",
+            text="forgetting, LoRA at the high rate minus full fine-tuning at its usual rate",
             estimate=difference_of(rows, "forgetting", "high", "full_low", level=level),
             above=0.0,
             is_aside=True,
             unit=NATS,
         ),
         Statement(
-            text="the control: full fine-tuning at a high rate less at a low",
+            text="the control: forgetting of full fine-tuning, high rate minus low rate",
             estimate=difference_of(rows, "forgetting", "full_high", "full_low", level=level),
             above=0.0,
             is_aside=True,
@@ -132,19 +132,19 @@ def c14(rows: Rows) -> list[Statement]:
     level = shared_level(1)
     return [
         Statement(
-            text="Spearman's correlation of count and forgetting within tasks, over cells of seeds' means",
+            text="Spearman correlation of intruders and forgetting within tasks (means over seeds)",
             estimate=_correlation(rows, "count", "forgetting", level=level),
             above=0.0,
             missing="fewer than five models, or no intruders",
         ),
         Statement(
-            text="the same among models of one norm of update (partial)",
+            text="the same, controlling for the norm of the update (partial correlation)",
             estimate=_correlation(rows, "count", "forgetting", given="update_norm", level=level),
             above=0.0,
             is_aside=True,
         ),
         Statement(
-            text="the norm of the update with forgetting",
+            text="Spearman correlation of the norm of the update and forgetting",
             estimate=_correlation(rows, "update_norm", "forgetting", level=level),
             above=0.0,
             is_aside=True,
@@ -156,7 +156,7 @@ def c15(rows: Rows) -> list[Statement]:
     """The count of intruders does not go with accuracy."""
     return [
         Statement(
-            text="Spearman's correlation of count and accuracy within tasks, over cells of seeds' means",
+            text="Spearman correlation of intruders and accuracy within tasks (means over seeds)",
             estimate=_correlation(rows, "count", "accuracy", bound=NO_CORRELATION, level=shared_level(1)),
             above=-NO_CORRELATION,
             below=NO_CORRELATION,
@@ -225,14 +225,14 @@ def c16(rows: Rows) -> list[Statement]:
             unit=POINTS,
         ),
         Statement(
-            text="the control: change of forgetting by a shrink of the whole update by the same norm",
+            text="the control: change of forgetting when the whole update shrinks by the same norm",
             estimate=mean_of(rows, matched, LORA, level=level),
             above=-WORTH_HAVING,
             is_aside=True,
             unit=PERCENT,
         ),
         Statement(
-            text="the edit less that shrink",
+            text="the edit minus that control",
             estimate=mean_of(rows, _less(edit, matched), LORA, level=level),
             below=0.0,
             is_aside=True,
@@ -259,7 +259,7 @@ def c17(rows: Rows) -> list[Statement]:
             unit=POINTS,
         ),
         Statement(
-            text="the control: change of forgetting where the whole update grows by the same norm",
+            text="the control: change of forgetting when the whole update grows by the same norm",
             estimate=mean_of(rows, _at(1.5, "matched_change", "forgetting_change"), LORA, level=level),
             below=0.0,
             is_aside=True,
@@ -275,19 +275,19 @@ def c18(rows: Rows) -> list[Statement]:
     below = _at(0.7, "neighbour_below", "accuracy_change")
     return [
         Statement(
-            text="change of forgetting where the neighbour below is turned to 0.7",
+            text="change of forgetting with the neighbour below at strength 0.7",
             estimate=mean_of(rows, _at(0.7, "neighbour_below", "forgetting_change"), LORA, level=level),
             above=0.0,
             unit=NATS,
         ),
         Statement(
-            text="its change of accuracy less the edit's",
+            text="change of accuracy, this control minus the edit",
             estimate=mean_of(rows, _less(below, edit), LORA, level=level),
             below=0.0,
             unit=POINTS,
         ),
         Statement(
-            text="change of forgetting where the neighbour above is turned to 0.7",
+            text="change of forgetting with the neighbour above at strength 0.7",
             estimate=mean_of(rows, _at(0.7, "neighbour_above", "forgetting_change"), LORA, level=level),
             above=0.0,
             is_aside=True,
@@ -321,21 +321,21 @@ def c21(rows: Rows) -> list[Statement]:
     against = by_task(better)
     return [
         Statement(
-            text="share of pairs of equal accuracy in which fewer intruders mean less forgetting",
+            text="share of pairs with equal accuracy in which the model with fewer intruders forgot less",
             estimate=mean_share(hits["count"], level=level) if hits["count"] else None,
             above=0.5,
             missing="no pairs of equal accuracy",
             unit=PERCENT,
         ),
         Statement(
-            text="the control: pairs in which the smaller update forgets less",
+            text="the control: share of pairs in which the model with the smaller update forgot less",
             estimate=mean_share(hits["update_norm"], level=level) if hits["update_norm"] else None,
             below=0.5,
             is_aside=True,
             unit=PERCENT,
         ),
         Statement(
-            text="the rule by intruders less the rule by size",
+            text="choosing by intruders minus choosing by size of the update",
             estimate=stratified_mean(against, level=level) if against else None,
             above=0.0,
             is_aside=True,
@@ -370,12 +370,12 @@ def c23(rows: Rows) -> list[Statement]:
     level = shared_level(1)
     return [
         Statement(
-            text="most intruders at any look per run of full fine-tuning at low rates",
+            text="largest number of intruders at any look, full fine-tuning at low learning rates",
             estimate=count_of(rows, "most_at_any_look", ("full_low", "full_lowest"), level=level),
             below=ONE_PER_RUN,
         ),
         Statement(
-            text="share of candidates at the end",
+            text="share of candidates that are intruders at the end",
             estimate=share_of(rows, "count", ("full_low", "full_lowest"), level=level),
             below=FEW,
             is_aside=True,

@@ -25,13 +25,13 @@ def c19(rows: Rows) -> list[Statement]:
     level = shared_level(2)
     return [
         Statement(
-            text="accuracy lost on earlier tasks, LoRA r 8 less full",
+            text="accuracy lost on earlier tasks, LoRA r 8 minus full fine-tuning",
             estimate=difference_of(rows, "lost", "lora_r8", "full", level=level),
             above=0.0,
             unit=POINTS,
         ),
         Statement(
-            text="accuracy lost, r 1 less r 64",
+            text="accuracy lost on earlier tasks, r 1 minus r 64",
             estimate=difference_of(rows, "lost", "lora_r1", "lora_r64", level=level),
             above=0.0,
             unit=POINTS,
@@ -45,12 +45,12 @@ def c20(rows: Rows) -> list[Statement]:
     last, first = (by_run(rows, figure, "lora_r8") for figure in ("count_last", "count_first"))
     return [
         Statement(
-            text="intruders after the last task less those after the first, LoRA r 8",
+            text="intruders of LoRA r 8, after the last task minus after the first",
             estimate=count_difference(last, first, level=level),
             above=ONE_PER_RUN,
         ),
         Statement(
-            text="share of candidates that intrude after the last task, full",
+            text="share of candidates that are intruders after the last task, full fine-tuning",
             estimate=share_of(rows, "count_last", "full", level=level),
             below=FEW,
             unit=PERCENT,
@@ -64,7 +64,7 @@ def c24(rows: Rows) -> list[Statement]:
     level = shared_level(len(ranks))
     return [
         Statement(
-            text=f"accuracy on the first two tasks after the last less the untrained base's, r {rank}",
+            text=f"accuracy on the first two tasks at the end minus the untrained base's, r {rank}",
             estimate=mean_of(rows, "first_tasks_gain", f"alpha8_r{rank}", level=level),
             below=0.0,
             unit=POINTS,

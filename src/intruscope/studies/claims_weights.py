@@ -69,25 +69,26 @@ def c1(rows: Rows) -> list[Statement]:
             above=ONE_PER_RUN,
         ),
         Statement(
-            text="LoRA's share of candidates that intrude, less that of full fine-tuning",
+            text="share of candidates that are intruders, LoRA minus full fine-tuning",
             estimate=difference_of(rows, share, lora, "full", level=level),
             above=0.0,
             unit=PERCENT,
         ),
         Statement(
-            text="share in full fine-tuning",
+            text="share of candidates that are intruders, full fine-tuning",
             estimate=share_of(rows, "count", "full", level=level),
             below=FEW,
             unit=PERCENT,
         ),
         Statement(
-            text="share in full fine-tuning at epsilon 0.9",
+            text="the same at epsilon 0.9",
             estimate=share_of(rows, count_at("0.9"), "full", level=level),
             below=FEW_AT_HIGH_EPSILON,
             unit=PERCENT,
         ),
         Statement(
-            text="intruders per LoRA run less those that the same update spectrum makes in random directions",
+            text="intruders per LoRA run minus those expected by chance (same update spectrum, random "
+            "directions)",
             estimate=mean_of(rows, _beyond_null, lora, level=level),
             above=0.0,
             is_aside=True,
@@ -116,12 +117,12 @@ def c2(rows: Rows) -> list[Statement]:
             below=ONE_PER_RUN,
         ),
         Statement(
-            text="count at rank 8 less that at rank 1",
+            text="intruders per run, rank 8 minus rank 1",
             estimate=count_difference(counts["lora_r8"], counts["lora_r1"], level=level),
             above=0.0,
         ),
         Statement(
-            text="count at rank 8 less that at rank 64",
+            text="intruders per run, rank 8 minus rank 64",
             estimate=count_difference(counts["lora_r8"], counts["lora_r64"], level=level),
             above=0.0,
         ),
@@ -133,7 +134,7 @@ def c3(rows: Rows) -> list[Statement]:
     level = shared_level(1)
     return [
         Statement(
-            text="intruders at epsilon 0.9 per run of full fine-tuning at its highest rate",
+            text="intruders per run at epsilon 0.9, full fine-tuning at its highest learning rate",
             estimate=count_of(rows, count_at("0.9"), "full_high_rate", level=level),
             above=ONE_PER_RUN,
         ),
@@ -157,7 +158,7 @@ def c4(rows: Rows) -> list[Statement]:
     names = ("first", "second", "third", "fourth", "last")
     statements = [
         Statement(
-            text=f"intruders of LoRA r 8 less those of full in the {name} fifth of the ranks",
+            text=f"intruders in the {name} fifth of the ranks, LoRA r 8 minus full fine-tuning",
             estimate=less_full("lora_r8", place),
             above=0.0,
         )
@@ -166,7 +167,7 @@ def c4(rows: Rows) -> list[Statement]:
     return [
         *statements,
         Statement(
-            text="the same of r 1 in the last fifth",
+            text="the same for r 1 in the last fifth",
             estimate=less_full("lora_r1", 4),
             above=0.0,
             is_aside=True,
@@ -191,12 +192,12 @@ def c5(rows: Rows) -> list[Statement]:
     level = shared_level(3)
     return [
         Statement(
-            text="places that an intruder's singular value moves (negative is up)",
+            text="change in rank of an intruder's singular value (negative: towards the top)",
             estimate=mean_of(rows, "rank_change", "lora_r8", level=level),
             below=0.0,
         ),
         Statement(
-            text="natural logarithm of its growth",
+            text="natural logarithm of its growth factor",
             estimate=mean_of(rows, "log_growth", "lora_r8", level=level),
             above=0.0,
         ),
@@ -224,12 +225,12 @@ def c6(rows: Rows) -> list[Statement]:
     whole, quarter = (by_run(rows, "count", arm) for arm in ("r8_whole", "r8_quarter"))
     return [
         Statement(
-            text="count at rank 8 on all data less that on a quarter",
+            text="intruders per run at rank 8, all data minus a quarter",
             estimate=count_difference(whole, quarter, level=level),
             above=0.0,
         ),
         Statement(
-            text="at rank 1, the binary logarithm of the count's ratio over the last doubling of the data",
+            text="log2 ratio of intruders at rank 1 over the last doubling of the data",
             estimate=stratified_mean(doubling, level=level) if doubling else None,
             above=-math.log2(1.25),
             below=math.log2(1.25),
@@ -248,18 +249,18 @@ def c7(rows: Rows) -> list[Statement]:
             above=ONE_PER_RUN,
         ),
         Statement(
-            text="effective rank at alpha 8 less that at 2r",
+            text="effective rank, alpha 8 minus alpha 2r",
             estimate=difference_of(rows, "effective_rank", fixed, scaled, level=level),
             below=0.0,
         ),
         Statement(
-            text="forgetting at alpha 8 less that at 2r",
+            text="forgetting, alpha 8 minus alpha 2r",
             estimate=difference_of(rows, "forgetting", fixed, scaled, level=level),
             above=0.0,
             unit=NATS,
         ),
         Statement(
-            text="accuracy at alpha 8 less that at 2r",
+            text="accuracy, alpha 8 minus alpha 2r",
             estimate=difference_of(rows, "accuracy", fixed, scaled, level=level),
             above=-SAME_ACCURACY,
             below=SAME_ACCURACY,
@@ -279,14 +280,14 @@ def c8(rows: Rows) -> list[Statement]:
     return [
         *(
             Statement(
-                text=f"binary logarithm of full's effective rank over that of LoRA {name}",
+                text=f"log2 ratio of effective ranks, full fine-tuning to LoRA {name}",
                 estimate=difference_of(rows, log_rank, "full", arm, level=level),
                 above=1.0,
             )
             for arm, name in (("lora_r64", "r 64"), ("lora_full_width", "at full width"))
         ),
         Statement(
-            text="effective rank of full-width LoRA at alpha 2r less that at alpha 8",
+            text="effective rank of full-width LoRA, alpha 2r minus alpha 8",
             estimate=difference_of(
                 rows, "effective_rank", "lora_full_width", "alpha8_full_width", level=level
             ),
@@ -301,12 +302,12 @@ def c9(rows: Rows) -> list[Statement]:
     alone, both = (by_run(rows, "count", arm) for arm in ("b_only", "lora_r8"))
     return [
         Statement(
-            text="count with B alone less half of that with both",
+            text="intruders per run, training only B minus half of training both",
             estimate=count_difference(alone, both, times=0.5, level=level),
             below=0.0,
         ),
         Statement(
-            text="forgetting with B alone less that with both",
+            text="forgetting, training only B minus training both",
             estimate=difference_of(rows, "forgetting", "b_only", "lora_r8", level=level),
             below=0.0,
             unit=NATS,
@@ -320,7 +321,7 @@ def c10(rows: Rows) -> list[Statement]:
     values = by_task(by_run(rows, "count", "lora_r8"))
     return [
         Statement(
-            text="standard deviation of the count over seeds, as a share of its mean",
+            text="standard deviation of the number of intruders over seeds, as a share of the mean",
             estimate=relative_spread(values, level=shared_level(1)) if values else None,
             below=0.25,
             missing="no runs, or no intruders",
@@ -355,7 +356,7 @@ def c22(rows: Rows) -> list[Statement]:
 
     return [
         Statement(
-            text="binary logarithm of the rate of intruders in attention over that in the MLP",
+            text="log2 ratio of intruder rates, attention to MLP",
             estimate=mean_of(rows, log_ratio, ("lora_r1", "lora_r8"), level=shared_level(1)),
             above=-1.0,
             below=1.0,

@@ -57,7 +57,7 @@ class Estimate:
     num_tasks: int
 
     @property
-    def told_size(self) -> str:
+    def size_text(self) -> str:
         """What stands behind it; a task with a single run does not."""
         return f"n = {self.num_runs}, {self.num_tasks} task{'' if self.num_tasks == 1 else 's'}"
 
@@ -263,7 +263,7 @@ def _check(values: Mapping[str, Sequence[float]]) -> None:
     least = min(map(len, values.values()), default=0)
     if least < 2:
         raise UsageError(
-            f"got {least} runs in a task, expected at least 2: one run says nothing about seeds",
+            f"a task has {least} runs; at least 2 are needed to see the variation over seeds",
             remedy="run more seeds",
         )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import gc
 import platform
 import shutil
 import time
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 120.0
 FAILED = "failed"
-"""Key of a result that is none: it is told, not kept, and tried again by the next study."""
+"""Key of a failure in place of a result: it is reported, not kept, and retried by the next study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +103,17 @@ def _check_machine(assignment: Assignment) -> None:
     for what, path in (("study", assignment.out / "journal"), ("data", assignment.data)):
         if path is not None and not path.is_dir():
             raise UsageError(
-                f"machine {printable(platform.node())} does not see the folder of the {what}, expected it on "
-                "a file system that all machines share, at the same path",
-                remedy="choose a shared folder, or leave this machine out of the cluster",
+                f"the machine {printable(platform.node())} cannot see the folder of the {what}",
+                remedy="put it on a file system that all machines share, at the same path, or leave this "
+                "machine out "
+                "of the cluster",
                 file=path,
             )
     if assignment.version != version("intruscope"):
         raise UsageError(
-            f"machine {printable(platform.node())} has intruscope {version('intruscope')}, expected "
-            f"{assignment.version}",
+            f"the machine {printable(platform.node())} has intruscope {version('intruscope')}, and the "
+            "study runs "
+            f"with {assignment.version}",
             remedy="install the same version on every machine of the cluster",
         )
 
@@ -130,8 +134,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise OutputConflict(
-                        "is in use by another process, which was expected to be gone",
-                        remedy="wait for it, then run the same command again",
+                        "another process is still using this folder",
+                        remedy="wait for it to end, then run the same command again",
                         file=folder,
                     ) from None
                 time.sleep(0.5)
@@ -144,9 +148,9 @@ def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:
     work = assignment.work
     scale = find_scale(assignment.scale)
     origin = origin_of(work, scale, assignment.inputs)
-    told = {"key": work.key, "settings": settings_of(work)}
-    write_json_file({"schema": "intruscope.study.run/2", **told, **origin}, folder / "settings.json")
-    return {**_figures(assignment, scale, folder), **told, "origin": origin}
+    identity = {"key": work.key, "settings": settings_of(work)}
+    write_json_file({"schema": "intruscope.study.run/2", **identity, **origin}, folder / "settings.json")
+    return {**_figures(assignment, scale, folder), **identity, "origin": origin}
 
 
 def _figures(assignment: Assignment, scale: Scale, folder: Path) -> dict[str, Any]:
@@ -203,6 +207,7 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
     from intruscope.sweep.live import limited
     from intruscope.train.tune import tune
 
+    _freeze_imports()
     scored = None
     if run.look_every:
         task = held_out(run, inputs)
@@ -220,6 +225,12 @@ def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:
         forget_text=inputs.text if run.look_every else (),
         pictures=False,  # a study draws its own
     )
+
+
+@functools.cache
+def _freeze_imports() -> None:
+    """Once per process: else every Trainer's garbage collection goes through all imported modules."""
+    gc.freeze()
 
 
 def _first(task: Any, num_documents: int) -> Any:

@@ -22,15 +22,15 @@ class Run:
         base: Name of the base within its scale.
         task: Name of the task.
         method: Fine-tuning method.
-        options: Of the method, by name; the others are the method's own defaults.
+        options: Options of the method by name; others keep the method's defaults.
         rate: Learning rate.
-        seed: Of the choice and order of examples, the head and the method's start.
-        examples: Training examples at most, drawn by the seed.
+        seed: Seed of the choice and order of examples, the head and the method's start.
+        examples: Maximum number of training examples, sampled with the seed.
         epochs: Passes over them.
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
-        group_by_length: Take examples of about one length together.
+        group_by_length: Batch examples of similar length.
         look_every: Steps between looks at intruders, forgetting and held-out loss; 0 for none.
         interventions: Whether the sweep of interventions is part of what is measured.
     """
@@ -64,17 +64,17 @@ class Chain:
         base: Name of the base within its scale.
         tasks: In the order of training.
         method: Fine-tuning method.
-        options: Of the method.
+        options: Options of the method.
         rate: Learning rate.
-        seed: Of the chain.
+        seed: Seed of the chain.
         examples: Training examples of each task.
-        head_examples: That a task's head is fitted on.
-        eval_examples: That a task is scored on; None for all.
+        head_examples: Number of examples a task's head is fitted on.
+        eval_examples: Number of examples a task is scored on; None for all.
         epochs: Passes over each task.
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
-        group_by_length: Take examples of about one length together.
+        group_by_length: Batch examples of similar length.
     """
 
     base: str
@@ -103,10 +103,10 @@ class Checkpoint:
     """A fine-tune that others published: it is scanned, not trained.
 
     Attributes:
-        base: Hub name of the model before.
-        tuned: Hub name of the model after, or of the adapter.
-        task: What it was trained on.
-        arm: Its part in a study.
+        base: Hub name of the base.
+        tuned: Hub name of the tuned model or adapter.
+        task: Task it was trained on.
+        arm: Its arm in a study.
     """
 
     base: str
@@ -140,5 +140,5 @@ def label_of(work: Work) -> str:
     if isinstance(work, Checkpoint):
         return work.tuned
     where = work.task if isinstance(work, Run) else "-".join(work.tasks)
-    told = "".join(f" {name} {value:g}" for name, value in work.options)
-    return f"{where}, {work.method}{told}, rate {work.rate:g}, seed {work.seed}"
+    options = "".join(f" {name} {value:g}" for name, value in work.options)
+    return f"{where}, {work.method}{options}, rate {work.rate:g}, seed {work.seed}"

@@ -85,9 +85,9 @@ def check_data(scale: Scale, data: Path | None) -> None:
         return
     if data is None:
         raise UsageError(
-            f"got no data folder, expected one with {', '.join(wanted)} and tasks/, which the scale "
-            f"{scale.name} reads",
-            remedy="name it with --data, or take --scale smoke, which makes its own (docs/reproduction.md)",
+            f"the scale {scale.name} needs a data folder with {', '.join(wanted)} and tasks/",
+            remedy="pass it with --data, or use --scale smoke, which makes its own data "
+            "(docs/reproduction.md)",
         )
     lacking = [name for name in wanted if not (data / name).exists()]
     for base in scale.bases:
@@ -96,7 +96,7 @@ def check_data(scale: Scale, data: Path | None) -> None:
             lacking += [f"tasks/{task}" for task in sorted(tasks) if not (data / "tasks" / task).is_dir()]
     if lacking:
         raise UsageError(
-            f"got a data folder without {', '.join(lacking)}, expected all that the scale {scale.name} reads",
+            f"the data folder lacks {', '.join(lacking)}, which the scale {scale.name} needs",
             remedy=f"put it there, at {printable(data / lacking[0])}; see docs/reproduction.md",
             file=data,
         )
@@ -164,15 +164,16 @@ def _sha256(path: Path) -> str:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse seeds that cannot be told apart.
+    """Reject seeds that are not distinct, or negative.
 
     Raises:
-        UsageError: one twice, or one below zero.
+        UsageError: a seed occurs twice, or is negative.
     """
     if len(set(seeds)) != len(seeds) or min(seeds, default=0) < 0:
         raise UsageError(
-            f"got the seeds {', '.join(map(str, seeds))}, expected each once and none below 0",
-            remedy="write for example --seeds 0,1,2",
+            f"the seeds {', '.join(map(str, seeds))} are not valid: each may occur once, and none may be "
+            "negative",
+            remedy="for example --seeds 0,1,2",
         )
 
 
@@ -184,7 +185,7 @@ def _fill(base: Base, folder: Path, unpack: Callable[[Path, str], None] | None) 
         return
     if unpack is None:
         raise UsageError(
-            f"got a study that needs the {base.source} model ({base.name}) and no way to unpack it",
-            remedy="give run_study unpack=intruscope.demo.unpack.unpack",
+            f"the study needs the {base.source} model ({base.name}), and no function to unpack it was given",
+            remedy="pass unpack=intruscope.demo.unpack.unpack to run_study",
         )
     unpack(folder, base.source)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
-    from intruscope.studies.verdicts import Verdict
+    from intruscope.studies.verdicts import ClaimVerdict
 
 SCHEMA = "intruscope.studies/1"
 NOT_RUN = "not run"
@@ -30,20 +30,20 @@ SHOWN_SCALES = ("mini", "paper")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A claim with what became of it.
+    """A claim with its verdict.
 
     Attributes:
         claim: The claim.
         verdict: None where nothing of its study was run.
-        num_runs: That count.
-        num_diverged: That were left out by the rule.
+        num_runs: Number of runs that count.
+        num_diverged: Number of runs excluded by the rule.
         num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
         outcome_with_all: The verdict if the runs that learned nothing did count; None where there are none.
     """
 
     claim: Claim
-    verdict: Verdict | None
+    verdict: ClaimVerdict | None
     num_runs: int
     num_diverged: int
     num_planned: int
@@ -63,23 +63,23 @@ class Judged:
         return self._what_is_missing() + self.verdict.reason + self._what_is_left_out()
 
     @property
-    def told_with_all(self) -> str:
-        """What the rule that leaves runs out does to the verdict; empty where it is not asked."""
+    def with_all_text(self) -> str:
+        """How including the excluded runs would change the verdict; empty if there are none."""
         if self.verdict is None or self.outcome_with_all is None:
             return ""
         if self.outcome_with_all == self.verdict.outcome:
-            return "counted, they would not change the verdict"
-        return f"counted, they would make it “{self.outcome_with_all}”"
+            return "including them would not change the verdict"
+        return f"including them would change it to “{self.outcome_with_all}”"
 
     @property
-    def told_outcome(self) -> str:
+    def outcome_text(self) -> str:
         """The verdict, as a table shows it."""
         if self.verdict is None:
             return NOT_RUN
         return self.verdict.outcome if self.is_whole else f"{self.verdict.outcome} so far"
 
     @property
-    def told_runs(self) -> str:
+    def runs_text(self) -> str:
         """Runs that count, as a table shows them."""
         planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
         diverged = f" (+{self.num_diverged} diverged)" if self.num_diverged else ""
@@ -88,14 +88,14 @@ class Judged:
     def _what_is_left_out(self) -> str:
         if not self.num_diverged:
             return ""
-        told = f"; {self.told_with_all}" if self.told_with_all else ""
-        return f" {self.num_diverged} runs diverged and are left out{told}."
+        left_out = f"; {self.with_all_text}" if self.with_all_text else ""
+        return f" {self.num_diverged} runs diverged and are excluded{left_out}."
 
     def _what_is_missing(self) -> str:
         if self.is_whole:
             return ""
         finished = self.num_runs + self.num_diverged
-        return f"Preliminary, on {finished} of {self.num_planned} planned runs. "
+        return f"Preliminary, from {finished} of {self.num_planned} planned runs. "
 
 
 def judge(
@@ -114,6 +114,23 @@ def judge(
         _judged(claim, [place for place in every if place.recipe == claim.recipe], records, planned)
         for claim in claims
     ]
+
+
+def too_few_seeds(claims: Sequence[Claim], found: Sequence[Place]) -> list[Claim]:
+    """The claims that stay undecided however their runs turn out, for want of seeds.
+
+    Args:
+        claims: To be decided.
+        found: Every arm that there is or will be.
+    """
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for place in found:
+        seeds.setdefault((place.recipe, place.task), set()).add(place.seed)
+    most = dict.fromkeys((claim.recipe for claim in claims), 0)
+    for (recipe, _), own in seeds.items():
+        if recipe in most:
+            most[recipe] = max(most[recipe], len(own))
+    return [claim for claim in claims if most[claim.recipe] < claim.min_seeds]
 
 
 def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:

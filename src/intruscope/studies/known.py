@@ -71,13 +71,15 @@ def read_known(name: str, scale: Scale) -> Known:
     else:
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise UsageError(_absent(name, scale), remedy="name a runs.parquet, or the --out of a study")
+            raise UsageError(
+                _absent(name, scale), remedy="pass a runs.parquet, or the --out folder of a study"
+            )
         records, about = read_results(path)
         found = about["scale"]
     if found != scale.name:
         raise UsageError(
-            f"got known results of the scale {printable(found)}, expected the scale {scale.name}",
-            remedy="name results of the same scale, or change --scale",
+            f"these are results of the scale {printable(found)}, not of {scale.name}",
+            remedy="use results of the same scale, or change --scale",
             file=path,
         )
     return Known(name=name, records=records)
@@ -85,8 +87,8 @@ def read_known(name: str, scale: Scale) -> Known:
 
 def _absent(name: str, scale: Scale) -> str:
     if name == SHIPPED:
-        return f"no results of the scale {scale.name} ship with this version, expected some to be known"
-    return f"got no known results at {printable(name)}, expected a table of results or a study's folder"
+        return f"no results of the scale {scale.name} ship with this version"
+    return f"{printable(name)} holds no results"
 
 
 def take(
@@ -124,13 +126,13 @@ def _check_settings(work: Work, record: Record, name: str) -> None:
     wanted = json.loads(json.dumps(settings_of(work)))
     if json.loads(json.dumps(record["settings"])) != wanted:
         raise MalformedInput(
-            f"holds a record {work.key} with settings that are not its own, expected those of that key",
+            f"the settings of the record {work.key} do not match its key",
             remedy="make it again with intruscope study report",
             file=name,
         )
 
 
-def told_refusals(refused: Mapping[tuple[str, str], int]) -> Sequence[str]:
+def refusal_lines(refused: Mapping[tuple[str, str], int]) -> Sequence[str]:
     """A line for each place and difference."""
     return [
         f"{count} run{'' if count == 1 else 's'} of {name} not taken: {differs}"

@@ -195,16 +195,3 @@ def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Pat
         known = {name: value for name, value in cell.items() if value is not None}
         cells.setdefault(report.cell.control, {})[f"{report.cell.strength:g}"] = known
     return {"interventions": cells}
-
-
-def environment_of() -> dict[str, Any]:
-    """Versions that a figure depends on, and the GPU where there is one."""
-    from importlib.metadata import version
-
-    import torch
-
-    from intruscope.spectra.scan import environment
-
-    versions = {name: version(name) for name in ("transformers", "peft", "accelerate")}
-    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {**environment(), **versions, **device}

@@ -16,9 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.environment import LAB, environment
 from intruscope.errors import printable
 from intruscope.studies.grid import Chain, Checkpoint, Run
-from intruscope.studies.measure import CONTROLS, STRENGTHS, environment_of
+from intruscope.studies.measure import CONTROLS, STRENGTHS
 from intruscope.studies.training import tune_settings
 from intruscope.studies.weights import EPSILON, K
 from intruscope.train.settings import TuneSettings
@@ -50,14 +51,16 @@ def origin_of(work: Work, scale: Scale, inputs: Mapping[str, str]) -> Origin:
         "inputs": dict(inputs),
         "resolved": resolved(work, scale),
         "code_sha256": code_digest(),
-        "environment": dict(_environment()),
+        "environment": run_environment(),
     }
 
 
-@functools.cache
-def _environment() -> dict[str, Any]:
-    """Read once a process: these are files."""
-    return environment_of()
+def run_environment() -> dict[str, Any]:
+    """The versions that a run's figures depend on, and the GPU if there is one."""
+    import torch
+
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {**environment(LAB), **device}
 
 
 def inputs_read(work: Work, digests: Mapping[str, str]) -> dict[str, str]:
@@ -105,8 +108,8 @@ def resolved(work: Work, scale: Scale) -> dict[str, Any]:
                 "strengths": STRENGTHS,
                 "controls": CONTROLS,
             }
-    told = {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
-    return _plain({"training": told, "measuring": measuring})
+    kept = {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
+    return _plain({"training": kept, "measuring": measuring})
 
 
 def difference(work: Work, scale: Scale, inputs: Mapping[str, str], record: Record) -> str | None:
@@ -162,7 +165,7 @@ def code_digest() -> str:
     return state.hexdigest()
 
 
-def told_origins(records: Iterable[Record]) -> list[str]:
+def origin_lines(records: Iterable[Record]) -> list[str]:
     """A line for each place that records are from, and each code and environment that made them.
 
     Args:
@@ -179,6 +182,6 @@ def told_origins(records: Iterable[Record]) -> list[str]:
 
 def _made_by(origin: Origin | None) -> str:
     if origin is None:
-        return "nobody knows what"
+        return "an unknown version"
     versions = ", ".join(f"{name} {version}" for name, version in origin["environment"].items())
     return f"code {origin['code_sha256'][:_CODE_CHARS]} ({versions})"

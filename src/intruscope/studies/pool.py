@@ -167,11 +167,11 @@ def check_complete(report: StudyReport) -> None:
         IncompleteResult: something failed.
     """
     if report.failed:
-        told = "; ".join(f"{label}: {reason}" for label, reason in report.failed[:_SHOWN])
+        listed = "; ".join(f"{label}: {reason}" for label, reason in report.failed[:_SHOWN])
         more = f"; and {len(report.failed) - _SHOWN} more" if len(report.failed) > _SHOWN else ""
         raise IncompleteResult(
-            f"{len(report.failed)} runs failed, expected none ({told}{more}); all others are kept",
-            remedy="run the same command again: they are tried once more",
+            f"{len(report.failed)} runs failed ({listed}{more}); all others are kept",
+            remedy="run the same command again to retry them",
         )
 
 
@@ -189,8 +189,8 @@ def study_records(out: Path) -> tuple[str, dict[str, Record]]:
     """
     if not is_study(out):
         raise UsageError(
-            "got a folder without a study, expected the --out of intruscope study run",
-            remedy="run one first: intruscope study run all --scale smoke --out DIR",
+            "the folder does not hold a study",
+            remedy="run one first: intruscope study run all --scale smoke --out FOLDER",
             file=out,
         )
     plan = _plan_in(out)
@@ -208,8 +208,8 @@ def _plan_in(out: Path) -> dict[str, Any]:
     if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
         there = f"{plan.get('schema')} of intruscope {plan.get('version')}"
         raise OutputConflict(
-            f"holds results of {there}, expected {SCHEMA} of {version('intruscope')}",
-            remedy="read them with that version, or choose another --out",
+            f"the folder holds results of {there}; this is {SCHEMA} of intruscope {version('intruscope')}",
+            remedy="use that version to read them, or choose another --out",
             file=out,
         )
     return plan
@@ -218,13 +218,13 @@ def _plan_in(out: Path) -> dict[str, Any]:
 def _check_folder(out: Path) -> None:
     """Nothing but a study may be in the folder."""
     if out.exists() and not out.is_dir():
-        raise OutputConflict("is a file, expected a folder", remedy="choose another --out", file=out)
+        raise OutputConflict("this is a file, not a folder", remedy="choose another --out", file=out)
     if out.is_dir() and any(out.iterdir()) and not is_study(out):
         ours = {"inputs", "journal"}  # a study that was stopped before its plan was written
         foreign = sorted(each.name for each in out.iterdir() if each.name not in ours)
         if foreign:
-            fact = "holds something else than a study, expected a new or empty folder"
-            raise OutputConflict(fact, remedy="choose another --out", file=out)
+            fact = "the folder holds something other than a study"
+            raise OutputConflict(fact, remedy="choose a new or empty folder with --out", file=out)
 
 
 def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> Journal:

@@ -1,7 +1,7 @@
 """The studies of the paper, each a function from a cell (base, task, seed) to its arms.
 
 An arm is the part that a run plays in a study; several arms of several studies may be one run. All of them
-are made by :class:`Cell`, so that nothing is set in two places.
+are made by :class:`StudyCell`, so that nothing is set in two places.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PICTURED_SEED = 0
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One base, task and seed, and every run that a study makes there."""
 
     base: Base
@@ -114,12 +114,12 @@ class Cell:
         )
 
 
-def _lora_ranks(cell: Cell) -> dict[str, Run]:
+def _lora_ranks(cell: StudyCell) -> dict[str, Run]:
     ranks = {f"lora_r{rank}": cell.lora(rank) for rank in (1, 8, 16, 64)}
     return {**ranks, "lora_full_width": cell.lora(cell.base.rates.width)}
 
 
-def counts(cell: Cell) -> dict[str, Run]:
+def counts(cell: StudyCell) -> dict[str, Run]:
     """Figure 4, C1, C2, C4, C22: LoRA at every rank beside full fine-tuning."""
     return {"full": cell.full(), **_lora_ranks(cell)}
 
@@ -131,10 +131,10 @@ def is_pictured(run: Run, base: Base) -> bool:
         run: A run.
         base: Its base.
     """
-    return run.seed == _PICTURED_SEED and run in counts(Cell(base, run.task, run.seed)).values()
+    return run.seed == _PICTURED_SEED and run in counts(StudyCell(base, run.task, run.seed)).values()
 
 
-def rates(cell: Cell) -> dict[str, Run]:
+def rates(cell: StudyCell) -> dict[str, Run]:
     """Figure 7, C3, C13, C23: learning rates of LoRA r = 8 and of full fine-tuning."""
     given = cell.base.rates
     return {
@@ -149,12 +149,12 @@ def rates(cell: Cell) -> dict[str, Run]:
     }
 
 
-def trajectory(cell: Cell) -> dict[str, Run]:
+def trajectory(cell: StudyCell) -> dict[str, Run]:
     """Figure 5, C5: an intruder from its birth on."""
     return {"lora_r8": cell.lora(8)}
 
 
-def data_size(cell: Cell) -> dict[str, Run]:
+def data_size(cell: StudyCell) -> dict[str, Run]:
     """Appendix J, C6: a quarter, a half and all of the examples, one number of passes."""
     return {
         f"r{rank}_{name}": cell.lora(rank, share=share)
@@ -163,7 +163,7 @@ def data_size(cell: Cell) -> dict[str, Run]:
     }
 
 
-def alpha(cell: Cell) -> dict[str, Run]:
+def alpha(cell: StudyCell) -> dict[str, Run]:
     """C7, C8 and appendix H: alpha 8 beside alpha 2r, and effective ranks."""
     width = cell.base.rates.width
     return {
@@ -176,23 +176,23 @@ def alpha(cell: Cell) -> dict[str, Run]:
     }
 
 
-def methods(cell: Cell) -> dict[str, Run]:
+def methods(cell: StudyCell) -> dict[str, Run]:
     """C9 and C11: other methods beside LoRA r = 8."""
     others = ("b_only", "adalora", "lora_plus", "pissa", "vera")
     return {"lora_r8": cell.lora(8), **{name: cell.method(name) for name in others}}
 
 
-def seeds(cell: Cell) -> dict[str, Run]:
+def seeds(cell: StudyCell) -> dict[str, Run]:
     """C10: LoRA r = 8 over more seeds."""
     return {"lora_r8": cell.lora(8)}
 
 
-def equal_fit(cell: Cell) -> dict[str, Run]:
+def equal_fit(cell: StudyCell) -> dict[str, Run]:
     """Figure 6, C12: forgetting where the held-out loss is equal."""
     return {name: run for name, run in counts(cell).items() if run.look_every}
 
 
-def correlations(cell: Cell) -> dict[str, Run]:
+def correlations(cell: StudyCell) -> dict[str, Run]:
     """Figure 8, C14, C15, C21: every rank, alpha and rate of LoRA, and full fine-tuning at every rate.
 
     Of a task that takes no part in the studies of rates or alpha, what it has; nothing is run for this alone.
@@ -207,7 +207,7 @@ def correlations(cell: Cell) -> dict[str, Run]:
     return found
 
 
-def interventions(cell: Cell) -> dict[str, Run]:
+def interventions(cell: StudyCell) -> dict[str, Run]:
     """Figure 12 and table 3, C16 to C18: intruders turned down and up, beside every control."""
     return {f"lora_r{rank}": cell.lora(rank) for rank in _EDITED}
 
@@ -216,7 +216,7 @@ def sequence(base: Base, seed: int) -> dict[str, Chain]:
     """Figures 8 and 9 (v1: 17), C19, C20, C24: task after task."""
     if base.turns is None:
         return {}
-    cell = Cell(base, base.tasks[0], seed)
+    cell = StudyCell(base, base.tasks[0], seed)
     alone = {"full": cell.full()} | {f"lora_r{rank}": cell.lora(rank) for rank in (1, 8, 64)}
     alone |= {f"alpha8_r{rank}": cell.alpha8(rank) for rank in (1, 8, 64)}
     return {
@@ -240,7 +240,7 @@ def sequence(base: Base, seed: int) -> dict[str, Chain]:
     }
 
 
-RECIPES: Mapping[str, Callable[[Cell], dict[str, Run]]] = {
+RECIPES: Mapping[str, Callable[[StudyCell], dict[str, Run]]] = {
     recipe.__name__: recipe
     for recipe in (
         counts,
@@ -307,7 +307,7 @@ def places(
                         continue
                     if seed in more and (name != "seeds" or seed not in scale.more_seeds.get(task, ())):
                         continue
-                    arms = RECIPES[name](Cell(base, task, seed))
+                    arms = RECIPES[name](StudyCell(base, task, seed))
                     found += [
                         Place(recipe=name, arm=arm, task=task, seed=seed, work=r) for arm, r in arms.items()
                     ]

@@ -155,10 +155,10 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
         table = pq.read_table(path)
         about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if about.get("schema") != SCHEMA:
-            raise ValueError(f"schema {about.get('schema')}")
+            raise ValueError(f"its schema is {about.get('schema')}")
         rows = table.to_pylist()
         if about.pop(_CHECKSUM.decode(), None) != _checksum(rows):
-            raise ValueError("rows that do not fit the file's checksum")
+            raise ValueError("the rows do not match the file's checksum")
         found = {}
         for row in rows:
             more = json.loads(row.pop("more"))
@@ -176,8 +176,8 @@ def read_results(path: Path) -> tuple[dict[str, Record], dict[str, str]]:
             }
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise MalformedInput(
-            f"got no table of results ({error}), expected {SCHEMA}",
-            remedy="make it again with intruscope study report",
+            f"this is not a table of results in the format {SCHEMA} ({error})",
+            remedy="write it again with intruscope study report",
             file=path,
         ) from None
     return found, about

@@ -28,11 +28,11 @@ class Rates:
 
     Attributes:
         lora: By rank, at alpha twice the rank; the largest rank is full width.
-        low, high: Of LoRA at rank 8 in the study of rates.
-        full: Of full fine-tuning.
-        full_lowest, full_low, full_high: In the study of rates.
-        vera: Of VeRA, which trains vectors alone.
-        source: Where they are from.
+        low, high: Learning rates of LoRA at rank 8 in the study of rates.
+        full: Learning rate of full fine-tuning.
+        full_lowest, full_low, full_high: Learning rates of full fine-tuning in the study of rates.
+        vera: Learning rate of VeRA, which trains only vectors.
+        source: Where the rates come from.
     """
 
     lora: Mapping[int, float]
@@ -56,12 +56,12 @@ class Cost:
     """Seconds on one core, about; every run notes what it took.
 
     Attributes:
-        training: Of one run on all its examples, the mean over tasks.
-        measuring: Of one run.
-        looks: Of a run's looks, besides.
-        interventions: Of a run's interventions, besides.
-        chain: Of one chain.
-        full_width: Times as much for LoRA at full width.
+        training: Cost of training one run on all its examples, mean over tasks.
+        measuring: Cost of measuring one run.
+        looks: Additional cost of a run's looks.
+        interventions: Additional cost of a run's interventions.
+        chain: Cost of one chain.
+        full_width: Cost factor of LoRA at full width.
     """
 
     training: float
@@ -78,9 +78,9 @@ class Turns:
 
     Attributes:
         tasks: In the order of training.
-        examples: Of each.
-        head_examples: That each head is fitted on.
-        eval_examples: That each task is scored on; None for all.
+        examples: Number of training examples of each task.
+        head_examples: Number of examples each head is fitted on.
+        eval_examples: Number of examples each task is scored on; None for all.
     """
 
     tasks: tuple[str, ...]
@@ -99,22 +99,22 @@ class Base:
             the shipped one was, or ``made`` from a configuration.
         kind: Of the language model. Tasks of a masked one are classification or choices; a causal one is
             trained on text of its own.
-        examples: Training examples, by task.
+        examples: Number of training examples by task.
         text: Of forgetting, within the data folder; empty where the base brings its own.
         rates: Learning rates.
-        epochs: Passes.
+        epochs: Passes over the data.
         batch: Examples per step.
         max_length: Longest input in tokens.
         bf16: Train in bfloat16 autocast.
-        group_by_length: Take examples of about one length together.
+        group_by_length: Batch examples of similar length.
         look_every: Steps between looks of the runs that are watched.
         look_examples: Held-out examples of which a look takes the loss; of text, documents.
         text_sequences: Of the text, that forgetting is measured on; None for all.
         sweep_sequences: Of the text, for the interventions.
         sweep_examples: Of the held-out task, for the interventions.
-        turns: The sequential study; None for none.
+        turns: The sequential study, if there is one.
         only: Of tasks that take part in some studies only, which, by recipe.
-        cost: None where nobody knows it.
+        cost: Cost of its runs; None if unknown.
     """
 
     name: str
@@ -157,10 +157,10 @@ class Scale:
     """A size of the studies.
 
     Attributes:
-        name: As it is asked for.
+        name: Name on the command line.
         bases: Each with its tasks.
-        seeds: Of every run.
-        more_seeds: Further ones of LoRA r = 8, by task, for the study of seeds.
+        seeds: Seeds of every run.
+        more_seeds: Additional seeds of LoRA r = 8, by task, for the study of seeds.
         checkpoints: Published fine-tunes that are scanned, not trained. Their names are as the organisation
             forms them; no hub was in reach to check them.
     """
@@ -409,7 +409,7 @@ def find_scale(name: str) -> Scale:
     """
     if name not in SCALES:
         raise UsageError(
-            f"got the scale {printable(name)}, expected one of {', '.join(SCALES)}",
-            remedy=nearest(name, SCALES, what="scale") or "choose one of these",
+            f"unknown scale {printable(name)}; known scales are {', '.join(SCALES)}",
+            remedy=nearest(name, SCALES, what="scale") or "choose one of them",
         )
     return SCALES[name]

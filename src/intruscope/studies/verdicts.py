@@ -1,6 +1,6 @@
 """From statements with intervals to a verdict.
 
-A claim of the paper is parted into statements that a figure can support or contradict: the figure lies
+Each claim of the paper is split into statements that a figure can support or contradict: the figure lies
 above, below or within bounds that were set before the runs. A statement is *supported* where its whole
 interval does what it says, *contradicted* where its whole interval does not, and *open* otherwise. All
 statements of a claim share one level: with m of them each interval has level 1 - 0.05 / m (Bonferroni), so
@@ -21,7 +21,7 @@ Outcome = Literal["holds", "holds in part", "does not hold", "undecided"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Finding = Literal["supported", "contradicted", "open", "not measured"]
 _ERROR = 0.05
-_NO_ESTIMATE = "too few runs, or all of them agree exactly"
+_NO_ESTIMATE = "too few runs, or all runs agree exactly"
 
 
 class Unit(NamedTuple):
@@ -46,15 +46,15 @@ def shared_level(num_statements: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """Something that one figure decides.
+    """A statement that one figure decides.
 
     Attributes:
         text: As a sentence about the figure.
         estimate: None where it could not be measured.
-        above: The figure is claimed to lie above it.
-        below: The figure is claimed to lie below it.
+        above: Lower bound that is claimed for the figure.
+        below: Upper bound that is claimed for the figure.
         unit: Of the figure.
-        is_aside: A control or another version's reading: shown, and no part of the verdict.
+        is_aside: A control, or the claim of another version: shown, but not part of the verdict.
         missing: Why there is no estimate.
     """
 
@@ -68,7 +68,7 @@ class Statement:
 
     @property
     def finding(self) -> Finding:
-        """What the figure says of it."""
+        """What the figure says about the statement."""
         if self.estimate is None:
             return "not measured"
         if self.above < self.estimate.low and self.estimate.high < self.below:
@@ -79,7 +79,7 @@ class Statement:
 
     @property
     def why_missing(self) -> str:
-        """In words, where there is no estimate."""
+        """Why there is no estimate."""
         return self.missing or _NO_ESTIMATE
 
     def __str__(self) -> str:
@@ -95,15 +95,15 @@ class Statement:
             )
         )
         unit = self.unit.suffix
-        said = f"{self.text}: {value}{unit} ({low} to {high}; {self.estimate.told_size}), {self.finding}"
+        said = f"{self.text}: {value}{unit} ({low} to {high}; {self.estimate.size_text}), {self.finding}"
         if self.finding == "open":
-            said += f"; {seen}{unit} from the bound would have been seen"
+            said += f"; a distance of {seen}{unit} from the bound would have been detected"
         return said
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What became of a claim.
+class ClaimVerdict:
+    """The verdict on a claim.
 
     Attributes:
         outcome: The verdict.
@@ -116,7 +116,7 @@ class Verdict:
     statements: tuple[Statement, ...]
 
 
-def verdict(statements: Sequence[Statement]) -> Verdict:
+def verdict(statements: Sequence[Statement]) -> ClaimVerdict:
     """The verdict on a claim.
 
     It *holds* where every statement is supported, *does not hold* where one is contradicted and none
@@ -135,8 +135,8 @@ def verdict(statements: Sequence[Statement]) -> Verdict:
     else:
         outcome = "undecided"
     asides = [each for each in statements if each.is_aside]
-    return Verdict(
+    return ClaimVerdict(
         outcome=outcome,
-        reason=". ".join(map(str, counted)) + "." + "".join(f" Beside it: {each}." for each in asides),
+        reason=". ".join(map(str, counted)) + "." + "".join(f" For comparison: {each}." for each in asides),
         statements=(*counted, *asides),
     )

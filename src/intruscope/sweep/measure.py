@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
+from intruscope.engine.environment import CORE, environment
 from intruscope.errors import OutputConflict, UsageError
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import (
-    RunOptions,
-    check_outputs,
-    environment,
-    open_journal,
-)
+from intruscope.spectra.scan import RunOptions, check_outputs, open_journal
 from intruscope.sweep.assemble import assemble
 from intruscope.sweep.records import DataSource, SweepReport, SweepSettings
 from intruscope.sweep.run import checked_settings, run_grid
@@ -278,10 +274,5 @@ def _within(options: RunOptions, name: str) -> RunOptions:
 
 
 def _environment(measuring: MeasureOptions, device: str) -> dict[str, Any]:
-    packages = {}
-    for name in ("transformers", "peft"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {**environment(), **packages, "device": device, "dtype": measuring.dtype}
+    versions = environment((*CORE, "transformers", "peft"))
+    return {**versions, "device": device, "dtype": measuring.dtype}

@@ -40,9 +40,10 @@ def go_on(attached: Attached, method: Method, folder: Path) -> None:
     """
     if not can_go_on(method):
         raise UsageError(
-            f"got the method {method.name}, whose saved adapter is not the form that it trains, expected one "
-            "that can go on with it",
-            remedy="merge between the tasks instead",
+            f"{method.name} cannot continue from a saved adapter: it saves the adapter in another form than "
+            "it "
+            "trains",
+            remedy="merge the update between the tasks instead",
         )
     from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
@@ -56,9 +57,10 @@ def go_on(attached: Attached, method: Method, folder: Path) -> None:
             continue
         if key not in before or before[key].shape != tensor.shape:
             raise MalformedInput(
-                f"got an adapter without {printable(key)} in the shape {list(tensor.shape)}, expected one of "
-                f"the same method and options",
-                remedy="name the model of an earlier run with the same --method, --rank and targets",
+                f"the adapter has no tensor {printable(key)} of shape {list(tensor.shape)}, so it was "
+                "trained with "
+                "another method or other options",
+                remedy="pass the model of an earlier run with the same --method, --rank and targets",
                 file=folder,
             )
         state[key] = before[key]

@@ -67,8 +67,8 @@ def label_names(task: ClassificationTask) -> tuple[str, ...]:
     found = set(task.labels)
     if len(found) < 2:
         raise MalformedInput(
-            f"got {len(found)} kinds of labels, expected at least 2",
-            remedy="check the column of the labels (--task-fields)",
+            f"the task has {len(found)} distinct labels, and a classifier needs at least 2",
+            remedy="check which column holds the labels (--task-fields)",
             file=task.name,
         )
     numeric = all(label.lstrip("-").isdigit() for label in found)

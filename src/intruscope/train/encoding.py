@@ -79,9 +79,10 @@ def _choices(loaded: Loaded, task: ChoiceTask, max_length: int, indices: Sequenc
     counts = sorted({len(choice.endings) for choice in task.choices})
     if len(counts) > 1:
         raise UsageError(
-            f"got examples of {counts[0]} to {counts[-1]} choices, expected one number: this model scores "
-            "all choices of a batch together",
-            remedy="leave out the examples of another number, or train a causal language model",
+            f"the examples have between {counts[0]} and {counts[-1]} choices, and this model needs the same "
+            "number "
+            "everywhere because it scores all choices of a batch together",
+            remedy="remove the examples that differ, or train a causal language model",
             file=task.name,
         )
     rows: list[Example] = []

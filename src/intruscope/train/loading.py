@@ -121,7 +121,7 @@ def _with_head(head: TaskHead, config: Any, source: ModelSource) -> type[torch.n
         return found
     what = "a classifier" if head == "classes" else "a head for multiple choice"
     raise UnsupportedFormat(
-        f"got the model type {printable(config.model_type)}, expected one with {what} in transformers",
+        f"transformers has no {what} for the model type {printable(config.model_type)}",
         remedy="train it on text with --text",
         file=source.path,
     )
@@ -135,15 +135,15 @@ def _replace_body(model: Any, tensors: Mapping[str, Tensor]) -> set[str]:
     lost = sorted(name for name in own if name not in given and "pooler." not in name)
     if lost:
         raise MalformedInput(
-            f"got no {printable(lost[0])} ({len(lost)} tensors of the body are missing), expected all",
-            remedy="give the state of a whole model of this architecture",
+            f"{len(lost)} tensors of the model's body are missing, the first is {printable(lost[0])}",
+            remedy="pass the state of a complete model of this architecture",
         )
     replaced = {name: given[name] for name in own if name in given}
     try:
         model.base_model.load_state_dict(replaced, strict=False)
     except RuntimeError as error:
         raise ShapeMismatch(
-            f"got tensors that do not fit the body ({printable(error)}), expected its shapes",
-            remedy="give the state of a model of this size",
+            f"the tensors do not fit the model's body ({printable(error)})",
+            remedy="pass the state of a model of this size",
         ) from error
     return set(replaced)

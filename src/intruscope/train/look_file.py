@@ -27,12 +27,12 @@ class Look:
     """Everything that was seen at one step.
 
     Attributes:
-        step: Optimiser steps done.
-        epoch: The Trainer's.
-        seconds: What the look took, of the slowest process.
+        step: Number of optimiser steps done.
+        epoch: Epoch, as the Trainer counts it.
+        seconds: Duration of the look in the slowest process.
         matrices: One for each watched matrix.
         loss: Nats per token of the fixed text, if one is measured.
-        forgetting: Its rise over the first look.
+        forgetting: Rise of the loss since the first look.
     """
 
     step: int
@@ -75,7 +75,7 @@ class LookFile:
     """The file of one run, open for more.
 
     Args:
-        path: Its place; the folder is made.
+        path: Path of the file; its folder is created.
         header: What is watched, and how; plain data.
         step: Where the run starts; past 0 the looks up to there are kept.
 
@@ -94,14 +94,14 @@ class LookFile:
         if path.exists():
             if step == 0:
                 raise OutputConflict(
-                    "holds the looks of another run, expected a new file",
+                    "the file already holds the looks of another run",
                     remedy="give IntruderWatch another folder, or remove the file",
                     file=path,
                 )
             before, looks = read_looks(path)
             if before != json.loads(json.dumps(header)):
                 raise OutputConflict(
-                    "holds the looks of a run that was watched in another way, expected the same settings",
+                    "the file holds the looks of a run that was watched with other settings",
                     remedy="give IntruderWatch another folder",
                     file=path,
                 )
@@ -133,8 +133,8 @@ class LookFile:
                     raise
         except OSError as error:
             raise ResourceExhausted(
-                f"could not be written ({error.strerror}), expected room; earlier looks are intact",
-                remedy="free some space",
+                f"the look could not be written ({error.strerror}); earlier looks are intact",
+                remedy="free some disk space",
                 file=self.path,
             ) from error
 
@@ -155,7 +155,7 @@ def read_looks(path: Path) -> tuple[dict[str, Any], list[Look]]:
         looks = [_look(record) for record in records]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedInput(
-            f"got no file of looks ({error}), expected lines of {SCHEMA}",
+            f"this is not a file of looks in the format {SCHEMA} ({error})",
             remedy="give IntruderWatch another folder, or remove the file",
             file=path,
         ) from None

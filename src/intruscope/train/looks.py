@@ -43,12 +43,12 @@ class VectorLook:
     """One of the leading singular vectors of a matrix at one look.
 
     Attributes:
-        singular_value: Its value.
+        singular_value: Singular value.
         alignment_lower, alignment_upper: Bounds on its alignment with the base (left side).
-        verdict: As a scan gives it.
-        track: Number of the vector within its matrix; it stays while the vector turns slowly.
-        turned: Degrees that it turned since the last look; None for one that was not seen then.
-        born: An intruder that was none at the last look; never at the first.
+        verdict: Verdict, as in a scan.
+        track: Number of the vector within its matrix; it stays the same while the vector turns slowly.
+        turned: Rotation since the last look in degrees; None if it was not seen then.
+        born: It is an intruder now and was not at the last look; always False at the first look.
     """
 
     singular_value: float
@@ -65,9 +65,9 @@ class MatrixLook:
     """The top of one matrix at one look.
 
     Attributes:
-        name: As a scan names it.
+        name: Name of the matrix, as in a scan.
         how: ``warm`` from the last look, ``full`` as a scan, or ``refused`` (weights that are not finite).
-        vectors: By falling singular value.
+        vectors: Leading vectors in descending order of singular value.
     """
 
     name: str
@@ -79,9 +79,9 @@ class MatrixWatch:
     """Follows one matrix from look to look.
 
     Args:
-        name: Of the matrix.
+        name: Name of the matrix.
         base: Gives the base's matrix, (O, I) in float32 or wider.
-        settings: Of the verdicts: k, epsilon and the seed.
+        settings: k, epsilon and the seed.
     """
 
     def __init__(self, name: str, base: Callable[[], Tensor], settings: ScanSettings) -> None:
@@ -102,7 +102,7 @@ class MatrixWatch:
         Args:
             last: Its look at this very state, whose vectors the next look will find again; None where there
                 is none.
-            num_tracks: How many numbers it gave.
+            num_tracks: Number of tracks it assigned.
         """
         self._before = last.vectors if last is not None else ()
         self._num_tracks = num_tracks

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from intruscope.engine.environment import LAB, environment
 from intruscope.errors import UsageError, nearest, printable
-from intruscope.spectra.scan import environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from intruscope.methods.contract import Method, Options
     from intruscope.train.settings import TuneSettings
     from intruscope.weights.source import ModelSource
-
-_LAB = ("transformers", "peft", "accelerate")
 
 
 def plan_of(
@@ -67,7 +65,7 @@ def plan_of(
         "held_out_sha256": held_out.sha256 if held_out is not None else None,
         "forget_text": [str(name) for name in forget_text],
         "processes": num_processes,
-        "environment": environment() | _versions(),
+        "environment": environment(LAB),
     }
 
 
@@ -75,12 +73,6 @@ def _checked(rate: float) -> float:
     if 0.0 <= rate < float("inf"):
         return rate
     raise UsageError(f"the learning rate is {rate}, which is not a finite number", remedy="lower --lr")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in _LAB}
 
 
 def _check_integrations(names: Sequence[str]) -> None:
@@ -93,11 +85,11 @@ def _check_integrations(names: Sequence[str]) -> None:
         if name in ("all", "none") or name in get_available_reporting_integrations():
             continue
         if name in INTEGRATION_TO_CALLBACK:
-            fact = f"got --report-to {name}, whose package is not installed, expected it"
+            fact = f"the package that --report-to {name} needs is not installed"
             raise UsageError(fact, remedy="install it, or leave --report-to out")
         known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
         raise UsageError(
-            f"got --report-to {printable(name)}, expected one of {known}",
+            f"--report-to {printable(name)} is not an integration of transformers; there are {known}",
             remedy=nearest(name, INTEGRATION_TO_CALLBACK, what="integration") or "leave --report-to out",
         )
 
@@ -125,9 +117,9 @@ def training_arguments(
     _check_integrations(report_to)
     num_parts = plan["accumulate"] * plan["processes"]
     if plan["batch"] % num_parts:
-        told = f"{plan['accumulate']} for each of {plan['processes']} processes"
+        parts = f"{plan['accumulate']} for each of {plan['processes']} processes"
         raise UsageError(
-            f"got a batch of {plan['batch']} in {num_parts} parts ({told}), expected parts of one size",
+            f"a batch of {plan['batch']} cannot be split evenly into {num_parts} parts ({parts})",
             remedy="change --batch, --accumulate or the number of processes",
         )
     from transformers import TrainingArguments

@@ -41,7 +41,7 @@ class ForgettingProbe:
         tokenizer: Of the model.
         text: Files, patterns or datasets, as ``forgetting.texts`` reads them.
         base: Where a classifier's language-model head is from; a name that transformers loads.
-        max_sequences: At most so many, spread evenly over the text.
+        max_sequences: Maximum number of sequences, sampled evenly over the text.
 
     Raises:
         UsageError: no tokenizer, or a classifier without ``base``.
@@ -59,8 +59,8 @@ class ForgettingProbe:
     ) -> None:
         if tokenizer is None:
             raise UsageError(
-                "got a Trainer without a tokenizer, expected one: the text must be cut into tokens",
-                remedy="give the Trainer processing_class=tokenizer",
+                "the Trainer has no tokenizer, which is needed to measure forgetting on a text",
+                remedy="pass processing_class=tokenizer to the Trainer",
             )
         whole: Any = model
         inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
@@ -113,8 +113,8 @@ def _grafted(inner: Any, cls: type[nn.Module], base: str | Path | None) -> Any:
     """The base's language model around the body that is trained."""
     if base is None:
         raise UsageError(
-            f"got a text to measure on and a {type(inner).__name__}, which has no language-model head",
-            remedy="name the base: IntruderWatch(base=..., text=...); its head is put on the body",
+            f"forgetting cannot be measured on a {type(inner).__name__}, which has no language-model head",
+            remedy="name the base, whose head is used: IntruderWatch(base=..., text=...)",
         )
     with quiet():
         config = without_kernels(cls.config_class.from_pretrained(base))  # type: ignore[attr-defined]
@@ -123,8 +123,8 @@ def _grafted(inner: Any, cls: type[nn.Module], base: str | Path | None) -> Any:
     body = getattr(inner, inner.base_model_prefix, None)
     if body is None or not hasattr(language, prefix):
         raise UsageError(
-            f"got a {type(inner).__name__} whose body cannot be put under {cls.__name__}",
-            remedy="leave the text out, and measure afterwards with intruscope forget",
+            f"the body of this {type(inner).__name__} does not fit into {cls.__name__}",
+            remedy="leave text out, and measure forgetting afterwards with intruscope forget",
         )
     parameter: torch.nn.Parameter = next(inner.parameters())
     language.to(parameter.device)

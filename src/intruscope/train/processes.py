@@ -36,7 +36,7 @@ def is_first() -> bool:
 
 
 def let_the_first_speak() -> None:
-    """Wait before leaving with an error that the first process tells.
+    """Wait before leaving with an error that the first process reports.
 
     torch's launchers end all processes once one has failed: the first might be ended before it said why.
     Theirs is also the signal that ends this wait, as one from the terminal does, without a word.
@@ -48,8 +48,8 @@ def let_the_first_speak() -> None:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
-    """Errors of the request and its files, which every process meets alike, are told by the first alone."""
+def report_once() -> Iterator[None]:
+    """Errors of the request and its files, which every process meets, are reported by the first alone."""
     try:
         yield
     except (UsageError, MalformedInput) as error:
@@ -66,9 +66,10 @@ def join() -> int:
     kind, count = _state().distributed_type, int(_state().num_processes)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or kind in ("FSDP", "DEEPSPEED"):
         raise UnsupportedFormat(
-            "got processes that share one model's weights (FSDP or DeepSpeed), expected data-parallel ones: "
-            "each must hold the whole model, which is saved and watched",
-            remedy="start it with: accelerate launch --multi_gpu -m intruscope tune",
+            "the model is sharded over processes (FSDP or DeepSpeed), but each process must hold the whole "
+            "model "
+            "to save and watch it",
+            remedy="use data parallelism: accelerate launch --multi_gpu -m intruscope tune ...",
         )
     return count
 

@@ -16,17 +16,17 @@ class Recipe:
     """What a run does where nothing else is asked for.
 
     Attributes:
-        name: As it is asked for.
-        source: Where it is from.
+        name: Name on the command line.
+        source: Where its values come from.
         epochs: Passes over the data.
         batch: Examples per optimiser step.
         max_length: Longest input in tokens.
-        schedule: Of the learning rate, by transformers' name.
-        warmup: Share of the steps in which the rate rises.
-        weight_decay: Of AdamW.
+        schedule: Learning-rate schedule, by its name in transformers.
+        warmup: Share of the steps used for warm-up.
+        weight_decay: Weight decay of AdamW.
         full_rate: Learning rate of full fine-tuning.
-        alpha_times_rate: What alpha times the learning rate is held at, whatever the rank.
-        alpha_per_rank: Alpha over the rank.
+        alpha_times_rate: Alpha times the learning rate, constant over the ranks.
+        alpha_per_rank: Alpha divided by the rank.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Recipe:
         if method.rate is not None:
             return method.rate
         raise UsageError(
-            f"got the method {method.name}, for which the recipe {self.name} has no learning rate",
-            remedy="give one with --lr",
+            f"the recipe {self.name} has no learning rate for {method.name}",
+            remedy="set one with --lr",
         )
 
     def completed(self, method: Method, given: dict[str, object]) -> dict[str, object]:
@@ -90,6 +90,6 @@ def find_recipe(name: str) -> Recipe:
         UsageError: there is none.
     """
     if name not in RECIPES:
-        fact = f"got the recipe {printable(name)}, expected one of {', '.join(RECIPES)}"
-        raise UsageError(fact, remedy="leave --recipe out")
+        fact = f"unknown recipe {printable(name)}; known recipes are {', '.join(RECIPES)}"
+        raise UsageError(fact, remedy="leave --recipe out to use the default")
     return RECIPES[name]

@@ -38,7 +38,7 @@ def claimed(path: Path, plan: dict[str, Any], *, record: str, what: str) -> Jour
         ResourceExhausted: it cannot be written.
     """
     if (path / record).exists():
-        fact = f"holds a finished {what}, expected a new folder"
+        fact = f"the folder already holds a finished {what}"
         raise OutputConflict(fact, remedy="choose another --out", file=path)
     if not (path / "journal").is_dir():
         check_new_folder(path)
@@ -52,7 +52,7 @@ def claimed(path: Path, plan: dict[str, Any], *, record: str, what: str) -> Jour
 class RunFolder:
     """An open folder; use as a context manager.
 
-    Of several processes the first one holds it and writes; the others know what it told them.
+    Of several processes the first one holds it and writes; the others know only what it sent them.
 
     Args:
         path: New, empty, or of the same run when it was interrupted.

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what came of it."""
+"""Settings and report of a run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    """What a run does; what is None is the recipe's.
+    """Settings of a run; None takes the recipe's value.
 
     Attributes:
         method: By its name (``intruscope methods``).
-        options: Of the method.
-        recipe: Where everything else is from.
+        options: Options of the method.
+        recipe: Preset for hyperparameters that are not set.
         rate: Learning rate.
-        examples: Train on so many of the examples at most, drawn at random; on all by default.
+        examples: Maximum number of training examples, sampled at random; all by default.
         epochs: Passes over the data.
-        steps: Optimiser steps instead.
-        batch: Examples per step, of all processes and accumulated parts together.
-        accumulate: Parts that a batch is taken in.
+        steps: Number of optimiser steps, instead of epochs.
+        batch: Examples per optimiser step, over all processes and accumulation steps.
+        accumulate: Gradient-accumulation steps.
         max_length: Longest input in tokens.
-        group_by_length: Take examples of about one length together, which saves padding.
-        targets: Ends of the names of the modules that are changed; all linear layers by default.
+        group_by_length: Batch examples of similar length, which saves padding.
+        targets: Module-name suffixes to train; all linear layers by default.
         bf16: Compute in bfloat16 (weights and optimiser stay float32).
-        seed: Of everything random.
+        seed: Random seed.
         save_every: Steps between checkpoints.
         watch_every: Steps between looks for intruders; 0 for none.
         eval_every: Steps between scores of the held-out data, one before the first step among them; by
             default an epoch, and none before.
-        report_to: Integrations of transformers that take the log.
+        report_to: Integrations of transformers to log to.
     """
 
     method: str
@@ -60,17 +60,17 @@ class TuneSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneReport:
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
         model: Folder of the tuned model, or of the adapter.
-        plan: Everything that is needed to repeat it.
-        steps: Optimiser steps.
-        seconds: Of training, looks included; of the last part where it was resumed.
+        plan: All settings needed to repeat the run.
+        steps: Number of optimiser steps.
+        seconds: Duration of training including looks; after a resume, of the last part.
         loss: Mean training loss at the end (last logged).
-        accuracy: On the held-out task at each evaluation, in order; empty without one.
+        accuracy: Accuracy on the held-out task at each evaluation; empty without one.
         watch: Figures of the last look; empty without a watch.
-        num_trained: Numbers that were trained.
+        num_trained: Number of trainable parameters.
     """
 
     model: Path

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what we add: a loss that is no number ends the run, and progress is told."""
+"""transformers' Trainer with additions: a loss of NaN ends the run, and progress is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALLOCATION = re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE)
 
 
 class Diverged(Exception):
-    """The loss, or a weight, is no longer a number."""
+    """The loss or a weight became NaN or infinite."""
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(what, step)
@@ -86,7 +86,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
-    """Tells progress, and notes whole checkpoints; none is written of weights that are no numbers."""
+    """Reports progress and records complete checkpoints; none is written with weights that are not finite."""
 
     def __init__(
         self, folder: RunFolder, model: torch.nn.Module, on_progress: Callable[[str, int, int], None]
@@ -124,7 +124,7 @@ def allocation_asked(error: BaseException) -> str | None:
     """What an error says of the memory that was wanted: empty without a figure, None where it is another."""
     wanted = _ALLOCATION.search(str(error))
     if wanted is not None:
-        return f"{wanted.group(1)} more were asked for"
+        return f"{wanted.group(1)} more were requested"
     return "" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else None
 
 
@@ -142,7 +142,7 @@ def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[Non
         last = folder.last_checkpoint()
         kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint was written yet"
         failed = IncompleteResult(
-            f"got {error.what} that is NaN or infinite at step {error.step}, expected numbers; {kept}",
+            f"{error.what} became NaN or infinite at step {error.step}; {kept}",
             remedy="lower --lr (or leave --bf16 out) and choose another --out",
             file=folder.path,
         )
@@ -154,7 +154,7 @@ def explained(folder: RunFolder, *, batch: int, max_length: int) -> Iterator[Non
             raise
         figure = f" ({wanted})" if wanted else ""
         raise ResourceExhausted(
-            f"got no memory for a batch of {batch} x {max_length} tokens{figure}, expected room",
-            remedy="lower --batch and raise --accumulate by as much, or lower --max-length",
+            f"out of memory for a batch of {batch} x {max_length} tokens{figure}",
+            remedy="lower --max-length, or --batch; --accumulate keeps the batch and computes it in parts",
             file=folder.path,
         ) from error

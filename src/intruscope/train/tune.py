@@ -45,19 +45,19 @@ def tune(
     """Train a model; run again after an interruption, it goes on from its last checkpoint.
 
     Args:
-        base: Model before: a path or ``org/name@revision``.
+        base: Base model: a path or ``org/name@revision``.
         out: Folder of the run.
-        settings: What is done.
+        settings: Settings of the run.
         data: A classification, multiple choice, or text for a language model.
         held_out: A task of the same kind (and labels), scored after every epoch; for a run on text held-out
             text, of which the loss is taken.
         forget_text: Text on which the watch measures forgetting.
         start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
             with under a new head.
-        tokenizer: Folder of one; the base's by default.
+        tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        pictures: Draw what the watch saw.
-        on_progress: Called with a stage, what is done of it, and all there is.
+        pictures: Draw a picture of what the watch saw.
+        on_progress: Called with the stage, the steps done and the total.
 
     Raises:
         UsageError: settings that make no sense, an unknown method or option, no target, no learning rate.
@@ -68,8 +68,8 @@ def tune(
     """
     method = find(settings.method)
     if "no_training" in method.departures:
-        fact = f"got the method {method.name}, which computes an update and trains nothing"
-        raise UsageError(fact, remedy="use it from Python: see intruscope methods")
+        fact = f"{method.name} computes an update and cannot be trained"
+        raise UsageError(fact, remedy=f"use it from Python; see intruscope methods {method.name}")
     options = method.options(settings.recipe.completed(method, dict(settings.options)))
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
@@ -118,11 +118,11 @@ def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
         if isinstance(held_out, TextTask):
             return
         raise UsageError(
-            "got a held-out task for a run on text, expected one only beside a task with right answers",
-            remedy="leave --eval out, and measure afterwards with intruscope forget",
+            "a run on text has no labels, so it cannot be scored on a task with --eval",
+            remedy="leave --eval out, and score the model afterwards with intruscope forget",
         )
     if type(held_out) is not type(data):
         raise UsageError(
-            f"got {held_out.name} to score, which is of another kind than {data.name}, expected one kind",
-            remedy="give both as classification, or both as multiple choice",
+            f"--eval {held_out.name} and --task {data.name} are of different kinds",
+            remedy="use classification for both, or multiple choice for both",
         )

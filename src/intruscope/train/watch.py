@@ -13,12 +13,12 @@ import torch
 from transformers import TrainerCallback
 
 from intruscope.adapters.live_matrices import LiveMatrix, live_matrices
+from intruscope.engine.environment import environment
 from intruscope.errors import IntruscopeError, UsageError
 from intruscope.plots.figures import write_figures
 from intruscope.plots.watch import watch_figure
 from intruscope.spectra.matrix import exact_arithmetic
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import environment
 from intruscope.train.look_file import Look, LookFile, figures
 from intruscope.train.looks import MatrixLook, MatrixWatch
 from intruscope.train.probe import ForgettingProbe
@@ -61,10 +61,10 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             head is from.
         text: Small text on which forgetting is measured at every look.
         folder: Where looks and picture go; ``intruders`` in the Trainer's output folder by default.
-        pictures: Draw at the end.
-        stop_at_intruders: End the training when there are so many.
-        stop_at_forgetting: End it when the loss on the text has risen by so many nats per token.
-        seed: Of the certificates' random vectors.
+        pictures: Draw a picture at the end, if there are intruders or forgetting to show.
+        stop_at_intruders: Stop training at this number of intruders.
+        stop_at_forgetting: Stop training when the loss on the text has risen by this many nats per token.
+        seed: Random seed of the certificates.
 
     Raises:
         UsageError: values that make no sense.
@@ -120,8 +120,8 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             moved = next((m.name for m in self._matrices if not m.keeps_base), None)
             if state.global_step > 0 and moved is not None and self._base_name is None:
                 raise UsageError(
-                    "got a resumed run whose weights before are not known, expected to have seen them",
-                    remedy="give the watch to the Trainer when it is made, or name the base: "
+                    "the run was resumed, and the watch never saw the weights from before training",
+                    remedy="pass the watch to the Trainer's constructor, or name the base: "
                     "IntruderWatch(base=...)",
                     tensor=moved,
                 )
@@ -129,8 +129,8 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         kept = self._kept if self._kept is not None else {}
         if not self._matrices:
             raise UsageError(
-                "got a model of which no linear layer of a block is trained, expected some",
-                remedy="leave IntruderWatch out, or train some: nothing else can have intruders",
+                "no linear layer of the model's blocks is trained, so there is nothing to watch",
+                remedy="train some of them, or remove IntruderWatch",
             )
         self._watches = [
             MatrixWatch(m.name, _base_of(m, kept.get(m.name)), self._settings) for m in self._matrices
@@ -154,12 +154,16 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         """Look at the end, and draw."""
         if self.looks and self.looks[-1].step < state.global_step:
             self._look(args, state, control)
-        if self._pictures and args.process_index == 0 and self._file is not None:
+        if self._pictures and args.process_index == 0 and self._file is not None and self._has_a_picture():
             path = self._file.path
             try:
                 write_figures(lambda: [(_FIGURE_NAME, watch_figure(self.looks))], path.parent)
             except IntruscopeError as error:
-                warnings.warn(f"the picture of the run was not drawn: {error}", stacklevel=2)
+                warnings.warn(f"the picture of the watched run could not be written: {error}", stacklevel=2)
+
+    def _has_a_picture(self) -> bool:
+        """Whether there is anything to draw: an intruder at some look, or forgetting."""
+        return any(look.intruders or look.forgetting is not None for look in self.looks)
 
     # --- the base ------------------------------------------------------------------------------------
 
@@ -267,7 +271,7 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             self._file.append(look)
         except IntruscopeError as error:  # a watch must not end the training that it watches
             self._writing = False
-            warnings.warn(f"looks are no longer written: {error}", stacklevel=2)
+            warnings.warn(f"the watch can no longer write its looks: {error}", stacklevel=2)
 
 
 def _check(every: int, k: int, epsilon: float, stop_at_forgetting: float | None, text: object) -> None:
@@ -280,7 +284,7 @@ def _check(every: int, k: int, epsilon: float, stop_at_forgetting: float | None,
     ):  # fmt: skip
         if not good:
             raise UsageError(
-                f"got {name}={value}, expected {expected}", remedy="see the docstring of IntruderWatch"
+                f"{name}={value} is not valid: it needs {expected}", remedy="see help(IntruderWatch)"
             )
 
 
@@ -312,7 +316,8 @@ class _Unmoved:
         found = float(weight_OI.sum(dtype=torch.float64))
         if self._sum is not None and not math.isclose(found, self._sum, rel_tol=1e-9, abs_tol=1e-9):
             raise UsageError(
-                "got weights under the adapter that have changed since the start, expected the base's",
+                "the weights under the adapter have changed since the start, so they are no longer the "
+                "base's",
                 remedy="name the base: IntruderWatch(base=...)",
                 tensor=self._matrix.name,
             )
@@ -331,8 +336,8 @@ def _stored_base(name: str | Path, wanted: Sequence[LiveMatrix]) -> dict[str, Te
     lost = next((m for m in wanted if m.name not in views or views[m.name].shape != m.view.shape), None)
     if lost is not None:
         raise UsageError(
-            "got a base without this matrix in this shape, expected all that are trained",
-            remedy="name the model that the trained one was made from",
+            "the base has no such matrix of this shape",
+            remedy="name the model that training started from",
             file=str(name),
             tensor=lost.name,
         )

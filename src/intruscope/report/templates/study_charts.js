@@ -122,13 +122,13 @@ function panelChart(panel, hidden, width) {
       high: high === null || isAcross(panel) !== (line.kind === "across") ? null : end(high),
     }));
     const group = shape("g", { class: look.colour, "data-line": line.name }, PARTS[line.kind](at, look));
-    grid.push(line.points.map(([, , , , told], i) => {
+    grid.push(line.points.map(([, , , , tooltip], i) => {
       const isSmall = line.kind === "course" && i < at.length - 1;
-      const node = shape("g", { class: isSmall ? "dot faint" : "dot", role: "img", tabindex: -1, "aria-label": told.replaceAll("\n", "; ") },
+      const node = shape("g", { class: isSmall ? "dot faint" : "dot", role: "img", tabindex: -1, "aria-label": tooltip.replaceAll("\n", "; ") },
         shape("circle", { class: "hit-area", cx: at[i].px, cy: at[i].py, r: isSmall ? 5 : 8 }),
         shape("circle", { class: "ring", cx: at[i].px, cy: at[i].py, r: 9 }),
         isSmall || !look.path ? null : mark(at[i].px, at[i].py, look));
-      tipOn(node, () => told);
+      tipOn(node, () => tooltip);
       group.append(node);
       return node;
     }));
