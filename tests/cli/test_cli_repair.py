@@ -113,17 +113,17 @@ def test_options_reach_the_plan(planted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--strength", "nan"), 2, "finite number of at least 0"),
-        (("--strength", "-0.1"), 2, "finite number of at least 0"),
-        (("--rank", "0"), 2, "expected exact, same or a positive number"),
-        (("--rank", "best"), 2, "expected exact, same or a positive number"),
+        (("--strength", "nan"), 2, "--strength must be a number of at least 0, not 'nan'"),
+        (("--strength", "-0.1"), 2, "--strength must be a number of at least 0, not '-0.1'"),
+        (("--rank", "0"), 2, "--rank must be a whole number of at least 1, 'exact' or 'same', not '0'"),
+        (("--rank", "best"), 2, "--rank must be a whole number of at least 1, 'exact' or 'same', not"),
         (("--rank", "same", "--compact"), 2, "leave one of the two out"),
         (("--k", "all"), 2, "expected a number"),
-        (("--epsilon", "0"), 2, "cosine"),
+        (("--epsilon", "0"), 2, "--epsilon must be a number above 0 and at most 1"),
         (("--control", "magic"), 2, "magic"),
         (("--which", "no.such.matrix"), 2, "did you mean"),
         (("--which", f"{name_of(0)}:40"), 2, "counted from 0"),
-        (("--device", "cuda"), 2, "expected cpu"),
+        (("--device", "cuda"), 2, "--device cuda is not supported"),
     ],
 )
 def test_requests_without_meaning(planted, tmp_path, arguments, code, says):
@@ -139,9 +139,9 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
     models = ("repair", planted / "base", planted / "tuned")
     for out in (planted / "tuned", planted / "base" / "out", tmp_path / "full", tmp_path / "none" / "out"):
         assert_message(invoke(*models, "-o", out, "--workers", 1), 7, "expected")
-    assert_message(invoke(*models), 2, "-o OUT")
+    assert_message(invoke(*models), 2, "no output folder given", "-o FOLDER")
     out = tmp_path / "out"
-    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "expected")
+    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "lies in the output folder")
     assert_message(invoke(*models, "-o", out, "--json", planted / "base" / "x.json"), 7, "lies in")
     assert fingerprint(planted) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 from safetensors.torch import save_file
 
 from intruscope.cli.main import app
@@ -25,7 +24,7 @@ def test_relative_links_lead_somewhere(page):
 
 def test_every_option_that_a_page_names_exists():
     known = set()
-    for command in typer.main.get_command(app).commands.values():
+    for command in app.commands.values():
         for parameter in command.params:
             known |= set(parameter.opts) | set(parameter.secondary_opts)
     elsewhere = {"--help", "--version"}

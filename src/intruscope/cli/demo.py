@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from intruscope.cli.options import Verbose  # noqa: TC001 - typer reads annotations when it runs
+from intruscope.options import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,12 +17,11 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("intruscope-demo"),
-    verbose: Verbose = False,  # noqa: ARG001
+    out: Path = option(Path("intruscope-demo"), help="Folder to write to.", panel="Output", metavar="FOLDER"),
 ) -> None:
-    """Fine-tune a small shipped model in full and with LoRA, scan both, and write a report.
+    """Fine-tune a small bundled model in full and with LoRA, scan both, and write a report.
 
-    Takes a few minutes on two cores, works offline, and needs the 'lab' extra.
+    Works offline and takes a few minutes on two cores. Needs the 'lab' extra.
     """
     # Read by the OpenMP runtime when torch loads it. Threads that spin while they wait take ten times as
     # long where something else runs on the same cores.

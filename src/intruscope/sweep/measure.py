@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import OutputConflict, UsageError
+from intruscope.forgetting.losses import Protocol
+from intruscope.forgetting.models import DType
+from intruscope.forgetting.settings import ForgetSettings
+from intruscope.forgetting.windows import Unit
+from intruscope.options import documented, option, shared
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, environment, open_journal, plan
@@ -21,43 +26,37 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.live import LivePair
     from intruscope.engine.tasks import Progress
-    from intruscope.forgetting.models import DType
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
-    from intruscope.forgetting.windows import Unit
     from intruscope.repair.survey import Survey
     from intruscope.sweep.figures import Measured
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """How the models are loaded and measured; everything here can change a figure.
+    """How the models are loaded and measured; everything here can change a figure."""
 
-    Attributes:
-        protocol: ``causal``, ``fast`` or ``exact``; by default ``causal``, or ``fast`` for a masked model.
-        unit: What a sequence of the text is: ``line`` or ``running``; by default as in ``forget``.
-        context: Longest input in tokens.
-        stride: Of a causal model.
-        max_sequences: Of the text, spread evenly; all by default.
-        max_examples: Of the task, spread evenly; all by default.
-        max_tokens: Examples of a classification are cut to so many.
-        batch_tokens: Positions per batch.
-        device: ``auto``, ``cpu``, ``cuda``.
-        dtype: Of weights and computation.
-        tokenizer: Folder of one; that beside the base by default.
-    """
-
-    protocol: str | None = None
-    unit: Unit | None = None
-    context: int | None = None
-    stride: int | None = None
-    max_sequences: int | None = None
-    max_examples: int | None = None
-    max_tokens: int | None = None
-    batch_tokens: int = 4096
-    device: str = "auto"
-    dtype: DType = "float32"
-    tokenizer: str | None = None
+    protocol: Protocol | None = shared(
+        ForgetSettings,
+        "protocol",
+        help="How losses are computed. Causal models: causal. Masked models: fast (fixed random masks; "
+        "default, because a sweep measures dozens of models) or exact (each token in turn).",
+    )
+    unit: Unit | None = shared(ForgetSettings, "unit")
+    context: int | None = shared(ForgetSettings, "context")
+    stride: int | None = shared(ForgetSettings, "stride")
+    max_sequences: int | None = shared(ForgetSettings, "max_sequences", minimum=4)
+    max_examples: int | None = option(
+        None,
+        help="Maximum number of task examples, sampled evenly (default: all). Not for text tasks.",
+        minimum=4,
+    )
+    max_tokens: int | None = shared(ForgetSettings, "max_task_tokens", flag="max-task-tokens")
+    batch_tokens: int = shared(ForgetSettings, "batch_tokens")
+    device: str = shared(ForgetSettings, "device")
+    dtype: DType = shared(ForgetSettings, "dtype")
+    tokenizer: str | None = shared(ForgetSettings, "tokenizer")
 
 
 def sweep(

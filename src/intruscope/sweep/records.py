@@ -6,10 +6,15 @@ A figure that does not exist (a share of a forgetting that is not there) is None
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.forgetting.intervals import NUM_RESAMPLES, Interval
+from intruscope.forgetting.settings import ForgetSettings
+from intruscope.options import documented, option, shared
 from intruscope.repair.interventions import KINDS
+from intruscope.spectra.records import ScanSettings
+
+if TYPE_CHECKING:
+    from intruscope.forgetting.intervals import Interval
 
 SCHEMA = "intruscope.sweep/1"
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -22,30 +27,49 @@ Outcome = Literal["recommended", "nothing-to-edit", "no-forgetting", "no-gain", 
 Specialness = Literal["special", "not-special", "worse"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """What is swept, and how its figures are made.
+    """What is swept, and how its figures are computed.
 
     Attributes:
-        strengths: Retained fractions; 1 is the tuned model itself and needs no cell.
-        controls: Kinds of :func:`intruscope.repair.interventions.intervene`, the edit itself among them.
-        which: Intruders that are edited: ``top``, ``all`` or a selection; each is a series of its own.
-        k: Leading vectors of a matrix that may be intruders.
-        epsilon: Alignment below which one is.
-        seed: Of the random control, the halves and the resampling.
-        max_task_cost: What a strength may cost: a share of accuracy, or nats per token of a task's loss.
-        num_resamples: Of the bootstrap.
-        confidence: Of every interval.
+        confidence: Level of every interval.
     """
 
-    strengths: tuple[float, ...] = STRENGTHS
-    controls: tuple[str, ...] = KINDS
-    which: tuple[str, ...] = ("top",)
-    k: int = 10
-    epsilon: float = 0.5
-    seed: int = 0
-    max_task_cost: float = 0.01
-    num_resamples: int = NUM_RESAMPLES
+    strengths: tuple[float, ...] = option(
+        STRENGTHS,
+        help="Strengths to try, separated by commas: the fraction of an intruder's singular value that is "
+        "kept. 0 removes it, 1 keeps it.",
+        about="Strengths to try: the fraction of an intruder's singular value that is kept. 1 is the tuned "
+        "model itself and needs no cell.",
+        minimum=0,
+        comma=True,
+        metavar="X,X,...",
+    )
+    controls: tuple[str, ...] = option(
+        KINDS,
+        help="Interventions to compare, separated by commas, or 'all'. 'intruders' is the repair itself; "
+        "docs/controls.md describes the others.",
+        about="Kinds of :func:`intruscope.repair.interventions.intervene`, the repair itself among them.",
+        comma=True,
+        all=KINDS,
+        metavar="NAME,...",
+    )
+    which: tuple[str, ...] = option(
+        ("top",),
+        help="Intruders to edit: top (one per matrix), all, or a selection as in repair. Each is swept "
+        "separately.",
+    )
+    max_task_cost: float = option(
+        0.01,
+        flag="max-cost",
+        help="Largest acceptable loss on the task: a fraction of accuracy, or nats per token.",
+        minimum=0,
+    )
+    k: int = shared(ScanSettings, "k")
+    epsilon: float = shared(ScanSettings, "epsilon")
+    seed: int = shared(ScanSettings, "seed")
+    num_resamples: int = shared(ForgetSettings, "num_resamples")
     confidence: float = 0.95
 
 
