@@ -35,6 +35,7 @@ class Option:
         short: One-letter form, such as ``-o``.
         positional: An argument without a flag.
         metavar: Placeholder of the value in ``--help``.
+        choices: The allowed words, where the type does not list them.
         minimum: Smallest allowed number.
         above: Every allowed number is larger than this.
         maximum: Largest allowed number.
@@ -53,6 +54,7 @@ class Option:
     short: str | None = None
     positional: bool = False
     metavar: str | None = None
+    choices: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None

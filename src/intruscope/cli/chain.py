@@ -31,14 +31,7 @@ if TYPE_CHECKING:
 
 
 def chain(
-    method: MethodOptions,
-    training: Annotated[
-        partial[TuneSettings],
-        Settings(TuneSettings, without=("accumulate", "watch_every", "report_to"), partial=True),
-    ],
-    settings: Annotated[partial[ChainSettings], Settings(ChainSettings, partial=True)],
-    data: Annotated[TaskData, only(TaskData, "data")],
-    outputs: Annotated[Outputs, Writes("chain")],
+    *,
     base: str = BASE,
     tasks: tuple[str, ...] = option(
         REQUIRED,
@@ -47,15 +40,24 @@ def chain(
         comma=True,
         metavar="TASK,...",
     ),
+    data: Annotated[TaskData, only(TaskData, "data")],
     text: tuple[str, ...] = option(
         (),
         help="Text to measure forgetting on after every task: a file, a glob pattern, or hf:org/name:split.",
         panel="Input",
+        metavar="SOURCE",
     ),
     field: str | None = FIELD,
     tokenizer: Path | None = TOKENIZER,
-    out: Path = RUN_FOLDER,
     allow_pickle: bool = ALLOW_PICKLE,
+    method: MethodOptions,
+    training: Annotated[
+        partial[TuneSettings],
+        Settings(TuneSettings, without=("accumulate", "watch_every", "report_to"), partial=True),
+    ],
+    settings: Annotated[partial[ChainSettings], Settings(ChainSettings, partial=True)],
+    out: Path = RUN_FOLDER,
+    outputs: Annotated[Outputs, Writes("chain")],
     quiet: bool = QUIET,
 ) -> None:
     """Train on one task after another, and measure what earlier tasks lose and what builds up in the weights.

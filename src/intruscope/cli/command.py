@@ -172,11 +172,16 @@ def command(function: Callable[..., int | None], *, name: str | None = None) -> 
     verbose = _parameter("verbose", bool, False, option_of(VERBOSE))
     return _Command(
         name or function.__name__,
-        parameters=sorted([*parameters, verbose], key=lambda one: PANELS.index(one.option.panel)),
+        parameters=sorted([*parameters, verbose], key=_place),
         callback=call,
         help=inspect.getdoc(function),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH},
     )
+
+
+def _place(one: Parameter) -> tuple[int, int]:
+    """By panel; in it arguments, then what must be given, then the rest as declared."""
+    return PANELS.index(one.option.panel), 0 if one.option.positional else 1 if one.required else 2
 
 
 def _group(hint: Any) -> Group | None:
@@ -213,6 +218,8 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
         self._parameter = parameter
         self.many, self.words, self._kinds = _analysed(parameter.hint)
         known = parameter.option
+        if known.choices:
+            self.words, self._kinds = known.choices, ()
         self.is_flag = bool in self._kinds
         self.repeated = self.many and not known.comma
         self.metavar = known.metavar or self._placeholder()
@@ -298,7 +305,7 @@ class _Command(click.Command):
         """Write the panels."""
         for panel in PANELS:
             rows = [
-                _help_row(one, declared)
+                help_row(one, declared)
                 for one, declared in zip(self.parameters, self.params, strict=True)
                 if one.option.panel == panel
             ]
@@ -318,7 +325,7 @@ def _click_parameter(one: Parameter) -> click.Parameter:
             type=value,
             required=one.required,
             nargs=-1 if value.repeated else 1,
-            metavar=one.flag if one.required else f"[{one.flag}]",
+            metavar=one.flag + "..." * value.repeated if one.required else f"[{one.flag}]",
         )
     names = [one.name, one.flag, *([one.option.short] if one.option.short else [])]
     if value.is_flag:
@@ -334,13 +341,16 @@ def _click_parameter(one: Parameter) -> click.Parameter:
     )
 
 
-def _help_row(one: Parameter, declared: click.Parameter) -> tuple[str, str]:
-    names, notes = one.flag, []
+def help_row(one: Parameter, declared: click.Parameter) -> tuple[str, str]:
+    """What the help says of a parameter: how it is written, and what it does."""
+    names, notes = one.flag, list[str]()
     if isinstance(declared, click.Option):
         names = f"{one.option.short}, {names}" if one.option.short else names
         names += "" if declared.is_flag else f" {declared.metavar}"
         notes += ["required"] if one.required else []
         notes += ["repeatable"] if declared.multiple else []
+        words = declared.type.words if isinstance(declared.type, _Value) else ()
+        notes += ["choices: " + ", ".join(words)] if words and one.option.metavar else []
     notes += [f"default: {one.default_text}"] if one.default_text else []
     notes += [f"env: {one.option.environment}"] if one.option.environment else []
     return names, one.option.help + (f" [{'; '.join(notes)}]" if notes else "")

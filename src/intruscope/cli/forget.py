@@ -14,10 +14,8 @@ from intruscope.options import option
 
 
 def forget(
+    *,
     pair: Annotated[Pair, only(Pair, "base", "tuned", "allow_pickle")],
-    tasks: TaskData,
-    settings: ForgetSettings,
-    outputs: Annotated[Outputs, Writes("forget")],
     text: tuple[str, ...] = TEXT,
     field: str | None = FIELD,
     task: tuple[str, ...] = option(
@@ -26,6 +24,9 @@ def forget(
         panel="Input",
         metavar="TASK",
     ),
+    tasks: TaskData,
+    settings: ForgetSettings,
+    outputs: Annotated[Outputs, Writes("forget")],
     quiet: bool = QUIET,
 ) -> None:
     """Measure how much a fine-tune forgot: its loss on text minus the base's, with a confidence interval.

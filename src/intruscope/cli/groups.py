@@ -28,6 +28,7 @@ TEXT: tuple[str, ...] = option(
     help="Text to measure forgetting on, like that of pretraining: a file, a glob pattern, or "
     "hf:org/name:split.",
     panel="Input",
+    metavar="SOURCE",
 )
 FIELD: str | None = option(
     None,

@@ -200,16 +200,16 @@ class Outputs:
         others: Sequence[Path | None] = (),
         files: Sequence[str | None] = (),
     ) -> None:
-        """Refuse outputs that would touch an input or another's work, as far as names can tell.
+        """Refuse outputs that would overwrite an input or another result, as far as names can tell.
 
         Args:
             models: As the user named them.
             others: Further files and folders that will be written; None for those not asked for.
-            files: Texts and tasks that are read; what is no path (a pattern, a dataset's name) is let be.
+            files: Texts and tasks that are read; names that are not paths (patterns, datasets) are ignored.
 
         Raises:
-            OutputConflict: one of them would, or two outputs are the same file.
-            UsageError: a model's name makes no sense.
+            OutputConflict: an output would do so, or two outputs are the same file.
+            UsageError: a model's name is invalid.
         """
         from intruscope.weights.names import parse_name
         from intruscope.weights.output import check_output
@@ -223,15 +223,13 @@ class Outputs:
         seen: set[Path] = set()
         for path in (*self.paths, *(other for other in others if other is not None)):
             if path.resolve() in seen:
-                raise OutputConflict(
-                    "is given for two outputs", remedy="give each output its own name", file=path
-                )
+                raise OutputConflict("two outputs have this name", remedy="give each its own file", file=path)
             seen.add(path.resolve())
         for option, path in ((o, p) for o in self.given if (p := self.path(o)) is not None):
             if TABLE[self.verb].files[option].is_folder:
                 _check_folder(path, force=self.force)
             elif path.is_dir():
-                raise OutputConflict("is a folder; a file is needed", remedy="give a file name", file=path)
+                raise OutputConflict("this is a folder, not a file", remedy="name a file", file=path)
 
     def without(self, options: Sequence[str]) -> Outputs:
         """The same, less some options."""
@@ -261,7 +259,7 @@ class Outputs:
 
 
 def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
-    """Nothing else may be written into the folder of a new model: it appears whole, with its own files.
+    """Refuse outputs inside the folder of a new model, which appears whole, with its own files only.
 
     Args:
         outputs: Other files and folders that will be written.
@@ -273,8 +271,8 @@ def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
     for output in outputs:
         if folder is not None and output.resolve().is_relative_to(folder.resolve()):
             raise OutputConflict(
-                "lies in the output folder, which may hold nothing else",
-                remedy="choose another place; the manifest in the folder holds the same",
+                "this file would be inside the output folder",
+                remedy="choose a place beside it; the manifest in the folder holds the same",
                 file=output,
             )
 
@@ -284,7 +282,7 @@ def write_record(record: dict[str, Any], json: str | None) -> None:
 
     Args:
         record: Plain data.
-        json: As the user named it; None for nowhere.
+        json: As the user named it; None to write nothing.
 
     Raises:
         OutputConflict, ResourceExhausted: the file cannot be written.
@@ -301,6 +299,8 @@ def _check_folder(folder: Path, *, force: bool) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise OutputConflict("is a file; a folder is needed", remedy="give a folder name", file=folder)
+        raise OutputConflict("this is a file, not a folder", remedy="name a folder for --plots", file=folder)
     if any(folder.iterdir()) and not force:
-        raise OutputConflict("is not empty", remedy="choose another folder, or add --force", file=folder)
+        raise OutputConflict(
+            "the folder for plots is not empty", remedy="choose another folder, or add --force", file=folder
+        )

@@ -17,13 +17,14 @@ from intruscope.spectra.scan import RunOptions
 
 
 def repair(
+    *,
     pair: Pair,
     settings: RepairSettings,
     scanning: Annotated[ScanSettings, only(ScanSettings, "k", "epsilon", "prove", "seed")],
-    outputs: Annotated[Outputs, Writes("repair")],
-    options: Annotated[RunOptions, only(RunOptions, "workers", "memory_bytes", "work_dir", "fresh")],
     out: Path | None = OUT,
     dry_run: bool = DRY_RUN,
+    outputs: Annotated[Outputs, Writes("repair")],
+    options: Annotated[RunOptions, only(RunOptions, "workers", "memory_bytes", "work_dir", "fresh")],
     device: Literal["auto", "cpu", "cuda"] = CPU,
     quiet: bool = QUIET,
 ) -> None:

@@ -83,7 +83,9 @@ def scan(
 def _maps_file(outputs: Outputs) -> Path | None:
     """Where large similarity maps go: beside the page, or else beside the JSON."""
     report = outputs.path("html") or outputs.path("json")
-    return report.with_name(f"{report.stem}.maps.npz") if report else None
+    if report is None or (report.exists() and not report.is_file()):
+        return None  # beside a pipe or a device there is no place for it
+    return report.with_name(f"{report.stem}.maps.npz")
 
 
 def write_page(report: ScanReport, path: Path) -> None:

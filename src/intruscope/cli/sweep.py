@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
 
 def sweep(
+    *,
     pair: Annotated[Pair, only(Pair, "base", "tuned", "allow_pickle")],
-    tasks: TaskData,
-    settings: SweepSettings,
-    measuring: MeasureOptions,
-    outputs: Annotated[Outputs, Writes("sweep")],
-    options: Annotated[RunOptions, only(RunOptions, "workers", "work_dir", "fresh")],
     task: str = option(
         REQUIRED,
         help="The task of the fine-tune: a built-in name such as sst2 or mnli, a table, or held-out text.",
@@ -34,6 +30,11 @@ def sweep(
     ),
     text: tuple[str, ...] = TEXT,
     field: str | None = FIELD,
+    tasks: TaskData,
+    settings: SweepSettings,
+    measuring: MeasureOptions,
+    outputs: Annotated[Outputs, Writes("sweep")],
+    options: Annotated[RunOptions, only(RunOptions, "workers", "work_dir", "fresh")],
     quiet: bool = QUIET,
 ) -> None:
     """Measure what scaling the intruders down gains and costs, next to controls of the same size.

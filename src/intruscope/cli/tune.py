@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 @told_once()
 def tune(
-    method: MethodOptions,
-    settings: Annotated[partial[TuneSettings], Settings(TuneSettings, partial=True)],
-    tasks: TaskData,
     base: str = BASE,
     task: str | None = option(
         None,
@@ -45,18 +42,26 @@ def tune(
         help="Text to train a language model on, instead of --task: a file, a glob pattern, or "
         "hf:org/name:split.",
         panel="Input",
+        metavar="SOURCE",
     ),
     field: str | None = FIELD,
     eval: str | None = option(
         None, help="Task to evaluate on after every epoch.", panel="Input", metavar="TASK"
     ),
+    *,
+    tasks: TaskData,
     forget_text: tuple[str, ...] = option(
-        (), help="Text on which each scan during training also measures forgetting.", panel="Input"
+        (),
+        help="Text on which each scan during training also measures forgetting.",
+        panel="Input",
+        metavar="SOURCE",
     ),
     tokenizer: Path | None = TOKENIZER,
+    allow_pickle: bool = ALLOW_PICKLE,
+    method: MethodOptions,
+    settings: Annotated[partial[TuneSettings], Settings(TuneSettings, partial=True)],
     recipe: str = option("paper", help="Preset for hyperparameters you do not set.", metavar="NAME"),
     out: Path = RUN_FOLDER,
-    allow_pickle: bool = ALLOW_PICKLE,
     quiet: bool = QUIET,
 ) -> None:
     """Fine-tune a model on a task or on text with any method, and watch intruders appear.

@@ -37,6 +37,7 @@ class ExtractSettings:
         "linear",
         help="Matrices to extract: linear (linear layers of the blocks), all, or names separated by commas, "
         "where * matches anything.",
+        metavar="SELECTION",
     )
     compact: bool = option(
         False, help="Store each matrix at its own rank (PEFT's rank_pattern; some servers ignore it)."

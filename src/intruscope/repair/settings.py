@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intruscope.options import documented, option
-from intruscope.repair.interventions import Kind
+from intruscope.repair.interventions import KINDS
 
 Rank = int | Literal["exact", "same"]
 
@@ -26,11 +26,13 @@ class RepairSettings:
         "top",
         help="Intruders to edit: top (one per matrix), all, or a comma-separated selection of NAME, NAME:all "
         "and NAME:0+2, where * in a name matches anything.",
+        metavar="SELECTION",
     )
-    control: Kind = option(
+    control: str = option(
         "intruders",
         help="Intervention to apply: intruders is the repair itself; docs/controls.md describes the others.",
         metavar="NAME",
+        choices=KINDS,
     )
     rank: Rank = option(
         "exact",

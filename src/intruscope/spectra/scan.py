@@ -145,8 +145,8 @@ def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]
     second = parse_name(tuned)
     if first.adapter is not None:
         raise UsageError(
-            f"the base {base} carries an adapter, expected a model alone",
-            remedy="merge the adapter into its base first, or scan BASE ADAPTER",
+            f"the base model may not carry an adapter, as {base} does",
+            remedy="give the base alone to compare it with the tuned model, or merge the adapter first",
         )
     if second.adapter is not None:
         if (second.path, second.hub_id, second.revision) != (first.path, first.hub_id, first.revision):

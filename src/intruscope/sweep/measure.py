@@ -11,6 +11,7 @@ from intruscope.errors import OutputConflict, UsageError
 from intruscope.forgetting.losses import Protocol
 from intruscope.forgetting.models import DType
 from intruscope.forgetting.settings import ForgetSettings
+from intruscope.forgetting.tasks import TextTask
 from intruscope.forgetting.windows import Unit
 from intruscope.options import documented, option, shared
 from intruscope.repair.survey import survey as survey_pair
@@ -104,6 +105,8 @@ def sweep(
             f"got at most {measuring.max_examples} examples, expected 1 or more",
             remedy="leave --max-examples out, or raise it",
         )
+    if measuring.max_examples is not None and isinstance(task, TextTask):
+        on_notice("--max-examples has no effect on a task that is held-out text")
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
     from intruscope.forgetting.scores import check_task

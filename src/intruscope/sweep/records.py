@@ -52,6 +52,7 @@ class SweepSettings:
         "docs/controls.md describes the others.",
         about="Kinds of :func:`intruscope.repair.interventions.intervene`, the repair itself among them.",
         comma=True,
+        choices=KINDS,
         all=KINDS,
         metavar="NAME,...",
     )
@@ -59,6 +60,7 @@ class SweepSettings:
         ("top",),
         help="Intruders to edit: top (one per matrix), all, or a selection as in repair. Each is swept "
         "separately.",
+        metavar="SELECTION",
     )
     max_task_cost: float = option(
         0.01,

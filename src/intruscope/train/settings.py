@@ -43,15 +43,21 @@ class TuneSettings:
         help="Learning rate (default: from the recipe, which keeps alpha * lr = 2.4e-3 at every rank).",
         minimum=0,
     )
-    epochs: int | None = option(None, help="Number of passes over the data.", minimum=1)
+    epochs: int | None = option(
+        None, help="Number of passes over the data (default: from the recipe).", minimum=1
+    )
     steps: int | None = option(None, help="Number of optimizer steps, instead of --epochs.", minimum=1)
-    batch: int | None = option(None, help="Examples per optimizer step, over all processes.", minimum=1)
+    batch: int | None = option(
+        None, help="Examples per optimizer step, over all processes (default: from the recipe).", minimum=1
+    )
     examples: int | None = option(
         None,
         help="Maximum number of training examples, sampled at random (default: all).",
         minimum=1,
     )
-    max_length: int | None = option(None, help="Maximum input length in tokens.", minimum=2)
+    max_length: int | None = option(
+        None, help="Maximum input length in tokens (default: from the recipe).", minimum=2
+    )
     watch_every: int = option(
         50,
         flag="watch",
