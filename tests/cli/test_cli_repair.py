@@ -132,6 +132,17 @@ def test_requests_without_meaning(planted, tmp_path, arguments, code, says):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_of_adapters_are_pointed_out_for_a_checkpoint(planted):
+    models = ("repair", planted / "base", planted / "tuned", "--dry-run", "--workers", 1, "-q")
+    done = invoke(*models, "--rank", "same", "--merged")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "note: --rank and --compact have no effect: the output is a full checkpoint",
+        "note: --merged has no effect: the tuned model is a full checkpoint already",
+    ]
+    assert invoke(*models).stderr == ""
+
+
 def test_outputs_that_would_harm_are_refused(planted, tmp_path):
     before = fingerprint(planted)
     (tmp_path / "full").mkdir()
@@ -141,7 +152,7 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
         assert_message(invoke(*models, "-o", out, "--workers", 1), 7, "expected")
     assert_message(invoke(*models), 2, "no output folder given", "-o FOLDER")
     out = tmp_path / "out"
-    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "lies in the output folder")
+    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "inside the output folder")
     assert_message(invoke(*models, "-o", out, "--json", planted / "base" / "x.json"), 7, "lies in")
     assert fingerprint(planted) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]

@@ -56,8 +56,8 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "lora", "--task", "T", "-O", "rnak=2"], 2, "rank"),
         (["--method", "full", "--task", "T", "--rank", "2"], 2, "option rank"),
         (["--method", "lora", "--task", "T", "-O", "rank"], 2, "NAME=VALUE"),
-        (["--method", "lora"], 2, "no data"),
-        (["--method", "lora", "--task", "T", "--text", "T"], 2, "one of them"),
+        (["--method", "lora"], 2, "nothing to train on"),
+        (["--method", "lora", "--task", "T", "--text", "T"], 2, "--task and --text exclude each other"),
         (["--method", "lora", "--task", "nowhere.tsv"], 2, "no such file"),
         (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "expected one or two"),
         (["--method", "lora", "--task", "T", "--labels", "warm,happy"], 4, "cold"),
@@ -226,7 +226,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         stopped = commands.stop(running, signal.SIGINT)
-        assert stopped.codes == (130,) and "run the same command again to go on" in stopped.stderr
+        assert stopped.codes == (130,) and "run the same command again to resume" in stopped.stderr
         assert not (out / "run.json").exists()
         again = commands.run(*arguments)
     assert again.is_well, again.stderr

@@ -38,7 +38,7 @@ def demo(
 
 
 def _seen(result: DemoResult, out: Path) -> Iterable[RenderableType]:
-    """The table, what it means, which texts it stands on, and what to do with the folder."""
+    """The table, what it means, the texts it is based on, and what to do next."""
     from rich.text import Text
 
     from intruscope.demo.screen import result_table, texts_table
@@ -50,7 +50,7 @@ def _seen(result: DemoResult, out: Path) -> Iterable[RenderableType]:
         Text.assemble(
             ("\nreport  ", "dim"),
             (f"{result.report_path}", "bold"),
-            ("\n\nOpen it in a browser. Then scan your own, as these two were scanned:", ""),
+            ("\n\nOpen it in a browser. To scan the two fine-tunes again, or your own in the same way:", ""),
             (f"\n  intruscope scan {out / 'base'} {out / 'full'}", "cyan"),
             (f"\n  intruscope scan {out / 'lora'}", "cyan"),
             overflow="fold",

@@ -51,6 +51,8 @@ def repair(
             on_progress=on_progress,
             on_notice=note,
         )
+    if plan.writes == "checkpoint":
+        _note_ignored(settings, is_merged=plan.merges)
     if out is not None and not dry_run:
         with bytes_bar(quiet=quiet) as on_bytes:
             plan.apply(out, on_progress=on_bytes)
@@ -63,3 +65,11 @@ def repair(
             remedy=f"to list them, run intruscope scan {' '.join(printable(n) for n in pair.names if n)}",
             file=plan.survey.pairing.tuned,
         )
+
+
+def _note_ignored(settings: RepairSettings, *, is_merged: bool) -> None:
+    """Point out options that only concern a written adapter."""
+    if settings.rank != "exact" or settings.compact:
+        note("--rank and --compact have no effect: the output is a full checkpoint")
+    if settings.merged and not is_merged:
+        note("--merged has no effect: the tuned model is a full checkpoint already")

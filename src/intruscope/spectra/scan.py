@@ -117,6 +117,12 @@ def open_sources(
                 f"{base} is a model, not an adapter: there is nothing to compare it with",
                 remedy="name two models: intruscope scan BASE TUNED",
             )
+        if lora_alpha is not None:
+            raise UsageError(
+                "lora_alpha is only for LoRA adapters, and this is a full checkpoint",
+                remedy="leave lora_alpha out",
+                file=after.given,
+            )
         return open_model(before, **options), open_model(after, **options)
     adapter = open_adapter(folder, name=after.given, lora_alpha=lora_alpha, **options)
     if before is None:
