@@ -244,7 +244,7 @@ def test_every_writer_of_the_table_exists():
 def test_a_base_with_an_adapter_is_refused_beside_a_tuned_model(models, tmp_path):
     done = invoke("scan", f"{models[0]}+{tmp_path}", models[1])
     assert done.returncode == 2
-    assert "the base model may not carry an adapter" in done.stderr
+    assert "carries an adapter" in done.stderr
 
 
 def test_a_limit_of_examples_is_pointed_out_where_a_task_is_text(tmp_path):

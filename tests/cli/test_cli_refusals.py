@@ -24,7 +24,6 @@ from safetensors.torch import save_file
         (["--null", "-1"], ["--null must be", "not '-1'"]),
         (["--maps", "-1"], ["--maps must be", "not '-1'"]),
         (["--lora-alpha", "inf"], ["--lora-alpha must be a number above 0, not 'inf'"]),
-        (["--lora-alpha", "8"], ["lora_alpha is only for LoRA adapters", "full checkpoint"]),
         (["--fail-on", "intruders"], ["'intruders'", "intruders>0"]),
         (["--device", "cuda"], ["--device cuda is not supported", "leave --device out"]),
         (["--device", "tpu"], ["--device must be 'auto', 'cpu' or 'cuda', not 'tpu'", "scan --help"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from intruscope.errors import UsageError
 from intruscope.extract.checks import check_readable, check_size, checked_choice
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from intruscope.extract.opening import Scratch
     from intruscope.extract.records import CurvePoint, Rest
     from intruscope.extract.rest import Saved
-    from intruscope.extract.settings import Dtype
     from intruscope.weights.matrices import Finding, Pairing
     from intruscope.weights.source import ModelSource
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,8 +7,6 @@ from typing import Literal
 
 from intruscope.options import documented, option
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 @documented
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,6 @@ class ExtractSettings:
     save_rest: bool = option(
         False, help="Also save changed norms, biases and heads, as far as PEFT supports it."
     )
-    dtype: Dtype = option(
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", help="Data type of the factors in the file.", panel="Output", metavar="DTYPE"
     )

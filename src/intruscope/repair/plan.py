@@ -10,7 +10,7 @@ from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedForm
 from intruscope.repair.interventions import Kind, checked_strength, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.placing import check_copyable, check_mergeable
-from intruscope.repair.ranks import module_ranks
+from intruscope.repair.ranks import Rank, module_ranks
 from intruscope.repair.records import EditedMatrix, ModuleRank, edited_matrix
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
-    from intruscope.repair.settings import Rank
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
 

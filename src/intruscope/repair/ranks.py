@@ -7,7 +7,7 @@ servers that read only one rank then read the right one.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from intruscope.repair.factors import low_rank_modules, natural_rank, new_factors
 from intruscope.repair.records import ModuleRank
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
     from intruscope.repair.edits import MatrixEdit
     from intruscope.repair.factors import LowRankModule
-    from intruscope.repair.settings import Rank
     from intruscope.repair.survey import Survey
+
+Rank = Literal["exact", "same"] | int
 
 
 def module_ranks(

@@ -8,8 +8,6 @@ from typing import Literal
 from intruscope.options import documented, option
 from intruscope.repair.interventions import KINDS
 
-Rank = int | Literal["exact", "same"]
-
 
 @documented
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class RepairSettings:
         metavar="NAME",
         choices=KINDS,
     )
-    rank: Rank = option(
+    rank: int | Literal["exact", "same"] = option(
         "exact",
         help="Rank of the written adapter: exact (large enough for every edit), same (each module keeps its "
         "rank), or a number.",

@@ -117,12 +117,6 @@ def open_sources(
                 f"{base} is a model, not an adapter: there is nothing to compare it with",
                 remedy="name two models: intruscope scan BASE TUNED",
             )
-        if lora_alpha is not None:
-            raise UsageError(
-                "lora_alpha is only for LoRA adapters, and this is a full checkpoint",
-                remedy="leave lora_alpha out",
-                file=after.given,
-            )
         return open_model(before, **options), open_model(after, **options)
     adapter = open_adapter(folder, name=after.given, lora_alpha=lora_alpha, **options)
     if before is None:
@@ -151,8 +145,8 @@ def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]
     second = parse_name(tuned)
     if first.adapter is not None:
         raise UsageError(
-            f"the base model may not carry an adapter, as {base} does",
-            remedy="give the base alone to compare it with the tuned model, or merge the adapter first",
+            f"the base {base} carries an adapter, expected a model alone",
+            remedy="merge the adapter into its base first, or scan BASE ADAPTER",
         )
     if second.adapter is not None:
         if (second.path, second.hub_id, second.revision) != (first.path, first.hub_id, first.revision):
