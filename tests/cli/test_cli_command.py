@@ -245,21 +245,3 @@ def test_a_base_with_an_adapter_is_refused_beside_a_tuned_model(models, tmp_path
     done = invoke("scan", f"{models[0]}+{tmp_path}", models[1])
     assert done.returncode == 2
     assert "carries an adapter" in done.stderr
-
-
-def test_a_limit_of_examples_is_pointed_out_where_a_task_is_text(tmp_path):
-    from intruscope.errors import IntruscopeError
-    from intruscope.forgetting.tasks import TextTask
-    from intruscope.sweep.measure import MeasureOptions, sweep
-
-    task, said = TextTask(name="t", corpus=None, sha256=""), []
-    with pytest.raises(IntruscopeError):
-        sweep(
-            "base",
-            "tuned",
-            task=task,
-            text=str(tmp_path / "none.txt"),
-            measuring=MeasureOptions(max_examples=8),
-            on_notice=said.append,
-        )
-    assert said == ["--max-examples has no effect on a task that is held-out text"]

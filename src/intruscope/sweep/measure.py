@@ -11,7 +11,6 @@ from intruscope.errors import OutputConflict, UsageError
 from intruscope.forgetting.losses import Protocol
 from intruscope.forgetting.models import DType
 from intruscope.forgetting.settings import ForgetSettings
-from intruscope.forgetting.tasks import TextTask
 from intruscope.forgetting.windows import Unit
 from intruscope.options import documented, option, shared
 from intruscope.repair.survey import survey as survey_pair
@@ -50,7 +49,7 @@ class MeasureOptions:
     max_sequences: int | None = shared(ForgetSettings, "max_sequences", minimum=4)
     max_examples: int | None = option(
         None,
-        help="Maximum number of task examples, sampled evenly (default: all). Not for text tasks.",
+        help="Maximum number of task examples, sampled evenly (default: all).",
         minimum=4,
     )
     max_tokens: int | None = shared(ForgetSettings, "max_task_tokens", flag="max-task-tokens")
@@ -105,8 +104,6 @@ def sweep(
             f"got at most {measuring.max_examples} examples, expected 1 or more",
             remedy="leave --max-examples out, or raise it",
         )
-    if measuring.max_examples is not None and isinstance(task, TextTask):
-        on_notice("--max-examples has no effect on a task that is held-out text")
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
     from intruscope.forgetting.scores import check_task
