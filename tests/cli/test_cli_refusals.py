@@ -42,7 +42,7 @@ def test_senseless_options(models, options, parts):
 
 def test_senseless_commands():
     assert_message(run("scan"), 2, "BASE", "see intruscope scan --help")
-    assert_message(invoke("scam"), 2, "scam", "see intruscope --help")
+    assert_message(invoke("scam"), 2, "'scam' (did you mean 'scan'?)", "see intruscope --help")
     bare = invoke()
     assert bare.returncode == 2
     assert "Usage: intruscope" in bare.stderr

@@ -102,7 +102,8 @@ def _usage_or_bug(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "intruscope"
-        _complain(f"error[usage] {printable(error.format_message().rstrip('.'))}; see {command} --help")
+        message = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", error.format_message())
+        _complain(f"error[usage] {printable(message.rstrip('.'))}; see {command} --help")
         return 2
     import traceback
 
