@@ -244,11 +244,12 @@ def test_a_user_without_a_home_is_no_obstacle(models, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is(models):
     command = [*COMMAND, "layers", str(models[0])]
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
+    for arguments in (command, [*COMMAND, "--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, "")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert_message(done, 6, "standard output", "No space left")

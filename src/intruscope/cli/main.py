@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from intruscope.cli.command import Verbs, command
+from intruscope.cli.screen import send_output_nowhere
 from intruscope.errors import IntruscopeError, printable
 from intruscope.train.processes import leave, let_the_first_speak
 
@@ -79,7 +80,10 @@ def main() -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, _on_signal)
     try:
-        code = app(prog_name="intruscope", standalone_mode=False)
+        with app.make_context("intruscope", sys.argv[1:]) as context:
+            code = app.invoke(context)
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
     except IntruscopeError as error:
         if error.is_told:
             let_the_first_speak()
@@ -91,6 +95,9 @@ def main() -> NoReturn:
         resumed = sys.argv[1:2] and sys.argv[1] in _RESUMING
         _complain(f"{how}; run the same command again" + (" to resume" if resumed else ""))
         code = stop.exit_code
+    except BrokenPipeError:  # a reader of help or a list has left
+        code = 0
+        send_output_nowhere()
     except Exception as error:
         code = _usage_or_bug(error)
     code = code if isinstance(code, int) else 0

@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 def emit(text: str) -> None:
     """Write text at once.
 
-    A reader that has left (``| head``) is no error: the exit code still tells of the work.
+    A reader that has left (``| head``) is no error: the exit code still reports the work.
 
     Raises:
-        ResourceExhausted: there is no room where it is redirected to.
+        ResourceExhausted: the file that it is redirected to cannot grow.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _to_nowhere()
+        send_output_nowhere()
     except OSError as error:
-        _to_nowhere()
+        send_output_nowhere()
         raise ResourceExhausted(
-            f"standard output could not be written ({error.strerror}), expected room",
-            remedy="free some space or send it elsewhere",
+            f"standard output could not be written ({error.strerror})",
+            remedy="free some space or redirect it elsewhere",
         ) from error
 
 
-def _to_nowhere() -> None:
-    """What is still buffered must not be tried again, and fail again, when the interpreter leaves."""
+def send_output_nowhere() -> None:
+    """Drop what standard output still buffers: the interpreter would try again, and fail, when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
