@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,7 +239,7 @@ def test_every_writer_of_the_table_exists():
     for written in TABLE.values():
         for name in (written.summary, *(output.writer for output in written.files.values())):
             module, _, function = name.partition(":")
-            assert callable(getattr(import_module(f"intruscope.{module}"), function)), name
+            assert callable(attrgetter(function)(import_module(f"intruscope.{module}"))), name
 
 
 def test_a_base_with_an_adapter_is_refused_beside_a_tuned_model(models, tmp_path):
