@@ -271,7 +271,11 @@ def test_the_papers_plan_as_json(capsys):
         (("run", "C1", "--scale", "large"), 2, "got the scale large, expected one of smoke, mini, midi"),
         (("run", "C1", "--scale", "mini"), 2, "got no data folder"),
         (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each once"),
-        (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
+        (
+            ("run", "C1", "--scale", "smoke", "--seeds", "one"),
+            2,
+            "--seeds must be a whole number of at least 0, not",
+        ),
         (("report",), 2, "got a folder without a study"),
     ],
 )

@@ -49,7 +49,8 @@ class MeasureOptions:
     max_sequences: int | None = shared(ForgetSettings, "max_sequences", minimum=4)
     max_examples: int | None = option(
         None,
-        help="Maximum number of task examples (sequences, if the task is text), sampled evenly (default: all).",
+        help="Maximum number of task examples (sequences, if the task is text), sampled evenly (default: "
+        "all).",
         minimum=4,
     )
     max_tokens: int | None = shared(ForgetSettings, "max_task_tokens", flag="max-task-tokens")
