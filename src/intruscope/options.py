@@ -22,6 +22,7 @@ Panel = Literal["Input", "What to compute", "Output", "How it runs"]
 REQUIRED: Any = MISSING
 """Default of an option that must be given."""
 _KEY = "option"
+_BEYOND_USE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +69,16 @@ class Option:
 
     @property
     def range(self) -> str:
-        """The allowed numbers in words; empty where all finite ones are."""
+        """The allowed numbers in words, without limits that no sensible value reaches."""
         limits = [
             f"{word} {limit:.15g}"
             for word, limit in (
                 ("at least", self.minimum),
                 ("above", self.above),
-                ("at most", self.maximum if self.maximum != MAX_SEED else None),
+                ("at most", self.maximum),
                 ("below", self.below),
             )
-            if limit is not None
+            if limit is not None and limit < _BEYOND_USE
         ]
         return " and ".join(limits)
 

@@ -213,6 +213,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(models, tmp_path, monkeypat
     monkeypatch.setenv("INTRUSCOPE_CACHE", str(tmp_path / "cache"))
     done = invoke("scan", *models, "--dry-run", "--json", tmp_path / "r.json")
     assert done.returncode == 0
+    assert done.stderr == "note: --dry-run writes no report\n"
     assert "3 matrices to compare" in done.stdout
     assert "48 x 40" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -232,3 +232,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
     assert again.is_well, again.stderr
     record = json.loads((out / "run.json").read_text())
     assert record["steps"] == 100
+
+
+def test_options_that_exclude_each_other_are_pointed_out(capsys):
+    from intruscope.cli.tune import _warn
+    from intruscope.train.settings import TuneSettings
+
+    _warn(TuneSettings(method="lora", steps=3, epochs=1, watch_every=0), watches_forgetting=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --epochs has no effect beside --steps",
+        "note: --forget-text has no effect with --watch 0",
+    ]
+    _warn(TuneSettings(method="lora", steps=3), watches_forgetting=True)
+    _warn(TuneSettings(method="lora", epochs=1, watch_every=0), watches_forgetting=False)
+    assert capsys.readouterr().err == ""
