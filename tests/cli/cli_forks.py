@@ -20,7 +20,7 @@ from intruscope.errors import UsageError
 assert callable(scanning.executor_for)
 scanning.executor_for = lambda function, settings, options: InlineExecutor(function)
 with contextlib.suppress(UsageError):
-    app(["scan", ".", "--k", "0"], standalone_mode=False)  # and what typer imports to read options
+    app(["scan", ".", "--k", "0"], standalone_mode=False)  # and the verb's module
 
 
 def begin(arguments):

@@ -118,7 +118,7 @@ def test_a_signal_leaves_in_time_with_its_code_and_leaves_nothing_running(slow, 
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - began < 5
     assert process.returncode == code
-    assert err == f"{word}; run the same command again to go on where it stopped\n"
+    assert err == f"{word}; run the same command again to resume\n"
     assert not any(map(alive, workers))
     assert not output.exists()
     assert num_records(work) == 3
@@ -128,7 +128,7 @@ def test_a_deadline_says_unfinished_and_changes_no_other_verdict(slow, models, t
     output, work = tmp_path / "r.json", tmp_path / "work"
     settings = ["--null", "1", "--work", work, "--workers", "1"]
     done = run("scan", *slow, "-q", *settings, "--deadline", "1.5", "--json", output)
-    assert_message(done, 5, "error[incomplete]", "got 3 of 4 matrices")
+    assert_message(done, 5, "error[incomplete]", "only 3 of 4 matrices")
     report = timeless(output)
     assert [m["status"] for m in report["matrices"]] == ["done", "done", "done", "unfinished"]
     (finding,) = report["matrices"][3]["findings"]

@@ -85,7 +85,7 @@ def test_fast_masks_and_a_classification(folder, tmp_path):
 def test_help_says_what_a_sequence_is_by_default():
     done = invoke("forget", "--help")
     assert done.returncode == 0
-    assert "line for a masked" in " ".join(done.stdout.replace("│", " ").split())
+    assert "line for masked models, running for causal ones" in " ".join(done.stdout.split())
 
 
 TEXTS = [
@@ -111,7 +111,7 @@ class TestRefused:
         assert done.stdout == ""
 
     def test_no_text(self, pair):
-        assert_message(invoke("forget", *pair), 2, "got no text", "--text FILE")
+        assert_message(invoke("forget", *pair), 2, "Missing option '--text'", "see intruscope forget --help")
 
     def test_a_text_that_is_not_there(self, pair):
         self.refused(2, "no such file", models=pair, text="nowhere.txt")

@@ -86,5 +86,5 @@ def test_an_adapter_is_refused_by_name(models, tmp_path):
     save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 4)}, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": str(models[0])}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    assert_message(invoke("layers", folder), 2, "got an adapter", "scan ADAPTER --dry-run")
-    assert_message(invoke("layers", f"{models[0]}+{folder}"), 2, "got an adapter")
+    assert_message(invoke("layers", folder), 2, "this is an adapter", "scan ADAPTER --dry-run")
+    assert_message(invoke("layers", f"{models[0]}+{folder}"), 2, "this is an adapter")

@@ -113,23 +113,34 @@ def test_options_reach_the_plan(planted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--strength", "nan"), 2, "finite number of at least 0"),
-        (("--strength", "-0.1"), 2, "finite number of at least 0"),
-        (("--rank", "0"), 2, "expected exact, same or a positive number"),
-        (("--rank", "best"), 2, "expected exact, same or a positive number"),
+        (("--strength", "nan"), 2, "--strength must be a number of at least 0, not 'nan'"),
+        (("--strength", "-0.1"), 2, "--strength must be a number of at least 0, not '-0.1'"),
+        (("--rank", "0"), 2, "--rank must be a whole number of at least 1, 'exact' or 'same', not '0'"),
+        (("--rank", "best"), 2, "--rank must be a whole number of at least 1, 'exact' or 'same', not"),
         (("--rank", "same", "--compact"), 2, "leave out one of the two"),
         (("--k", "all"), 2, "k must be a number"),
-        (("--epsilon", "0"), 2, "cosine"),
+        (("--epsilon", "0"), 2, "--epsilon must be a number above 0 and at most 1"),
         (("--control", "magic"), 2, "magic"),
         (("--which", "no.such.matrix"), 2, "did you mean"),
         (("--which", f"{name_of(0)}:40"), 2, "counted from 0"),
-        (("--device", "cuda"), 2, "expected cpu"),
+        (("--device", "cuda"), 2, "--device cuda is not supported"),
     ],
 )
 def test_requests_without_meaning(planted, tmp_path, arguments, code, says):
     done = invoke("repair", planted / "base", planted / "tuned", "-o", tmp_path / "out", *arguments)
     assert_message(done, code, says)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_adapters_are_pointed_out_for_a_checkpoint(planted):
+    models = ("repair", planted / "base", planted / "tuned", "--dry-run", "--workers", 1, "-q")
+    done = invoke(*models, "--rank", "same", "--merged")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "note: --rank and --compact have no effect: the output is a full checkpoint",
+        "note: --merged has no effect: the tuned model is a full checkpoint already",
+    ]
+    assert invoke(*models).stderr == ""
 
 
 def test_outputs_that_would_harm_are_refused(planted, tmp_path):
@@ -144,9 +155,9 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
         (tmp_path / "none" / "out", "does not exist"),
     ):
         assert_message(invoke(*models, "-o", out, "--workers", 1), 7, says)
-    assert_message(invoke(*models), 2, "-o OUT")
+    assert_message(invoke(*models), 2, "no output folder given", "-o FOLDER")
     out = tmp_path / "out"
-    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "the output folder")
+    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "inside the output folder")
     assert_message(invoke(*models, "-o", out, "--json", planted / "base" / "x.json"), 7, "lies in")
     assert fingerprint(planted) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]

@@ -149,15 +149,16 @@ def test_a_file_is_replaced_whole(scanned, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_gates_exit_with_one_and_say_why(scanned):
+def test_gates_exit_with_one_and_say_why(scanned, tmp_path):
     found = load(scanned.json.read_text())["totals"]["num_intruders"]
-    done = invoke(*scanned.again, "-q", "--fail-on", f"intruders>={found}")
+    again = [*scanned.again, "-q", "--json", tmp_path / "r.json", "--fail-on"]
+    done = invoke(*again, f"intruders>={found}")
     assert (done.returncode, done.stderr) == (
         1,
         f"gate intruders>={found} tripped: the value is {found}\n",
     )
-    assert invoke(*scanned.again, "-q", "--fail-on", f"intruders>{found}").returncode == 0
-    either = invoke(*scanned.again, "-q", "--fail-on", f"intruders>{found},matrices==3")
+    assert invoke(*again, f"intruders>{found}").returncode == 0
+    either = invoke(*again, f"intruders>{found},matrices==3")
     assert either.returncode == 1
     assert "matrices==3" in either.stderr
 
@@ -212,6 +213,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(models, tmp_path, monkeypat
     monkeypatch.setenv("INTRUSCOPE_CACHE", str(tmp_path / "cache"))
     done = invoke("scan", *models, "--dry-run", "--json", tmp_path / "r.json")
     assert done.returncode == 0
+    assert done.stderr == "note: --dry-run writes no report\n"
     assert "3 matrices to compare" in done.stdout
     assert "48 x 40" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -243,11 +245,12 @@ def test_a_user_without_a_home_is_no_obstacle(models, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is(models):
     command = [*COMMAND, "layers", str(models[0])]
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
+    for arguments in (command, [*COMMAND, "--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, "")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert_message(done, 6, "standard output", "No space left")

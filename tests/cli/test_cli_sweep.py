@@ -110,7 +110,7 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same(done, files, tmp_path):
         running.kill()
         running.wait()
     if running.returncode == 130:  # not already done: a tiny model's cells take milliseconds
-        assert errors.rstrip().endswith("run the same command again to go on where it stopped")
+        assert errors.rstrip().endswith("run the same command again to resume")
         assert not (tmp_path / "s.json").exists()
     kept = num_records(tmp_path / "work" / "sweep")
     assert kept >= 2
@@ -123,13 +123,13 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same(done, files, tmp_path):
 @pytest.mark.parametrize(
     ("more", "code", "parts"),
     [
-        (("--strengths", "0.5,nan"), 2, ["strength nan"]),
-        (("--strengths", "half"), 2, ["--strengths holds 'half'"]),
+        (("--strengths", "0.5,nan"), 2, ["--strengths must be a number of at least 0, not 'nan'"]),
+        (("--strengths", "half"), 2, ["--strengths must be a number of at least 0, not 'half'"]),
         (("--strengths", ""), 2, ["strengths is empty"]),
         (("--controls", "uniform"), 2, ["lack 'intruders'"]),
-        (("--k", "all"), 2, ["--k is 'all'"]),
-        (("--epsilon", "0"), 2, ["--epsilon is 0.0"]),
-        (("--max-cost", "-1"), 2, ["largest cost is -1"]),
+        (("--k", "all"), 2, ["--k must be a whole number", "not 'all'"]),
+        (("--epsilon", "0"), 2, ["--epsilon must be a number above 0"]),
+        (("--max-cost", "-1"), 2, ["--max-cost must be a number of at least 0, not '-1'"]),
         (("--which", "no.such.matrix:0"), 2, ["no.such.matrix"]),
         (("--labels", "a,b,c"), 4, ["task.tsv", "expected the model's 2"]),
         (("--json", "OUT/a.json", "--html", "OUT/a.json"), 7, ["two outputs"]),
@@ -147,8 +147,8 @@ def test_what_makes_no_sense_is_one_line(more, code, parts, files, tmp_path):
 
 def test_no_task_no_text_no_example(files, tmp_path):
     given = ("sweep", files / "base", files / "adapter")
-    assert_message(invoke(*given, "--text", files / "text.txt"), 2, "got no task")
-    assert_message(invoke(*given, "--task", files / "task.tsv"), 2, "got no text")
+    assert_message(invoke(*given, "--text", files / "text.txt"), 2, "Missing option '--task'")
+    assert_message(invoke(*given, "--task", files / "task.tsv"), 2, "Missing option '--text'")
     few = write_task(tmp_path / "few.tsv", num_rows=3)
     ran = invoke(*given, *FEW, "--task", few, "--text", files / "text.txt", "--workers", "1")
     assert_message(ran, 2, "needs at least 4 examples, this one has 3")

@@ -58,8 +58,8 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "lora", "--task", "T", "--rank", "10000000000000"], 6, "could not allocate"),
         (["--method", "lora", "--task", "T", "--lr", "inf"], 2, "the learning rate is inf"),
         (["--method", "lora", "--task", "T", "-O", "rank"], 2, "NAME=VALUE"),
-        (["--method", "lora"], 2, "no data"),
-        (["--method", "lora", "--task", "T", "--text", "T"], 2, "one of them"),
+        (["--method", "lora"], 2, "nothing to train on"),
+        (["--method", "lora", "--task", "T", "--text", "T"], 2, "--task and --text exclude each other"),
         (["--method", "lora", "--task", "nowhere.tsv"], 2, "no such file"),
         (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "expected one or two"),
         (["--method", "lora", "--task", "T", "--labels", "warm,happy"], 4, "cold"),
@@ -232,9 +232,23 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         stopped = commands.stop(running, signal.SIGINT)
-        assert stopped.codes == (130,) and "run the same command again to go on" in stopped.stderr
+        assert stopped.codes == (130,) and "run the same command again to resume" in stopped.stderr
         assert not (out / "run.json").exists()
         again = commands.run(*arguments)
     assert again.is_well, again.stderr
     record = json.loads((out / "run.json").read_text())
     assert record["steps"] == 100
+
+
+def test_options_that_exclude_each_other_are_pointed_out(capsys):
+    from intruscope.cli.tune import _warn
+    from intruscope.train.settings import TuneSettings
+
+    _warn(TuneSettings(method="lora", steps=3, epochs=1, watch_every=0), watches_forgetting=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --epochs has no effect beside --steps",
+        "note: --forget-text has no effect with --watch 0",
+    ]
+    _warn(TuneSettings(method="lora", steps=3), watches_forgetting=True)
+    _warn(TuneSettings(method="lora", epochs=1, watch_every=0), watches_forgetting=False)
+    assert capsys.readouterr().err == ""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 from safetensors.torch import save_file
 
 from intruscope.cli.main import app
@@ -20,7 +19,7 @@ def run_example(text, place):
 
 
 def test_every_option_of_the_page_exists():
-    commands = typer.main.get_command(app).commands
+    commands = app.commands
     known = {option for parameter in commands["extract"].params for option in parameter.opts}
     of_others = {"--task", "--max-rank", "--sv-epsilon"}  # intruscope forget's, and mergekit's
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))

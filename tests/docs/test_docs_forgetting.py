@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer.main
 
 from intruscope.cli.main import app
 from intruscope.forgetting import intervals, losses, records, windows
@@ -17,7 +16,7 @@ WORDS = " ".join(TEXT.split())
 
 
 def test_every_option_of_the_page_exists():
-    (command,) = (c for name, c in typer.main.get_command(app).commands.items() if name == "forget")
+    (command,) = (c for name, c in app.commands.items() if name == "forget")
     known = {option for parameter in command.params for option in parameter.opts}
     ours = re.sub(r"`python examples[^`]*`", "", TEXT)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= known

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 from safetensors.torch import save_file
 
 from intruscope.cli.main import app
@@ -37,7 +36,7 @@ def test_anchors_lead_to_a_heading(page):
 
 def test_every_option_that_a_page_names_exists():
     known = set()
-    for command in typer.main.get_command(app).commands.values():
+    for command in app.commands.values():
         for parameter in command.params:
             known |= set(parameter.opts) | set(parameter.secondary_opts)
     elsewhere = {"--help", "--version"}

@@ -4,8 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import typer.main
-
 from intruscope.cli.main import app
 from intruscope.repair.interventions import INTERVENTIONS
 
@@ -14,7 +12,7 @@ TEXT = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8")
 
 
 def test_every_option_and_control_of_the_page_exists():
-    (command,) = (c for name, c in typer.main.get_command(app).commands.items() if name == "repair")
+    (command,) = (c for name, c in app.commands.items() if name == "repair")
     known = {option for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert named <= known

@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import typer.main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sequence"))
 from sequence_models import planted, write_base
@@ -24,7 +23,7 @@ FLAT = " ".join(TEXT.split())
 
 
 def test_every_option_of_the_page_exists():
-    (command,) = (c for name, c in typer.main.get_command(app).commands.items() if name == "chain")
+    (command,) = (c for name, c in app.commands.items() if name == "chain")
     known = {option: parameter for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert named <= known.keys()

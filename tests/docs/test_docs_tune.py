@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import typer.main
-
 from intruscope.cli.main import app
 from intruscope.forgetting.named_tasks import _EVERY, _TASKS, FOLDER_VARIABLE
 from intruscope.train.encoding import MASKED_SHARE
@@ -30,7 +28,7 @@ def test_the_table_has_every_task_with_its_classes_files_and_dataset():
 
 
 def test_every_option_exists():
-    commands = typer.main.get_command(app).commands
+    commands = app.commands
     known = {
         option
         for name in ("tune", "forget", "sweep")

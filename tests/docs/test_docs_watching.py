@@ -4,8 +4,6 @@ import inspect
 import re
 from pathlib import Path
 
-import typer.main
-
 from intruscope.cli.main import app
 from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.train.look_file import Look, figures
@@ -29,7 +27,7 @@ def test_every_figure_is_in_the_table_and_no_other():
 
 
 def test_every_option_and_argument_exists():
-    (command,) = (c for name, c in typer.main.get_command(app).commands.items() if name == "tune")
+    (command,) = (c for name, c in app.commands.items() if name == "tune")
     known = {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) <= known
     arguments = inspect.signature(IntruderWatch).parameters

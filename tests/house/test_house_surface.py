@@ -4,8 +4,6 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
-import typer.main
-
 import intruscope
 from intruscope.cli.main import app
 from intruscope.spectra import records
@@ -24,11 +22,14 @@ def verbs(command, prefix=""):
 
 def surface():
     lines = [f"export {name}" for name in sorted(intruscope.__all__)]
-    for verb, sub in verbs(typer.main.get_command(app)):
-        for parameter in sub.params:
-            option = parameter.param_type_name == "option"
-            names = " ".join(sorted(parameter.opts)) if option else parameter.name
-            lines.append(f"cli {verb} {names}" + (f" = {parameter.default}" if option else ""))
+    for verb, sub in verbs(app):
+        for one in sub.parameters:
+            if one.option.positional:
+                lines.append(f"cli {verb} {one.name}")
+            else:
+                short = f" {one.option.short}" if one.option.short else ""
+                default = "required" if one.required else one.default_text or one.default
+                lines.append(f"cli {verb} {one.flag}{short} = {default}")
     lines.append(f"schema {records.SCHEMA}")
     for name in ("ScanSettings", "MatrixReport", "SideReport", "UpdateReport", "GridCount", "NullCount"):
         lines += [f"record {name}.{field.name}" for field in fields(getattr(records, name))]

@@ -39,7 +39,7 @@ def requests(base, head="auto", **options):
     """One Build per candidate."""
     from intruscope.adapters.live_models import config_of
 
-    settings = ProfileSettings(batches=(2,), lengths=(5,), head=head, **options)
+    settings = ProfileSettings(batches=(2,), lengths=(5,), head=head, device="cpu", **options)
     config = config_of(open_model(str(base)))
     cls, found = head_of(config, head, file=base)
     return {

@@ -291,7 +291,11 @@ def test_the_papers_plan_as_json(capsys):
         (("run", "C1", "--scale", "large"), 2, "unknown scale large; known scales are smoke, mini, midi"),
         (("run", "C1", "--scale", "mini"), 2, "needs a data folder"),
         (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each may occur once"),
-        (("run", "C1", "--scale", "smoke", "--seeds", "one"), 2, "expected numbers"),
+        (
+            ("run", "C1", "--scale", "smoke", "--seeds", "one"),
+            2,
+            "--seeds must be a whole number of at least 0, not",
+        ),
         (("report",), 2, "the folder does not hold a study"),
     ],
 )

@@ -134,11 +134,10 @@ def test_the_examples_of_the_docs_run():
 
 
 def test_the_commands_of_the_docs_exist():
-    import typer.main
 
     from intruscope.cli.study import study
 
-    group = typer.main.get_command(study)
+    group = study
     for line in re.findall(r"^intruscope study (.*?)(?:#.*)?$", PAGE, re.M):
         verb, *rest = line.split()
         known = {name for parameter in group.commands[verb].params for name in parameter.opts}

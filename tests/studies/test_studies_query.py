@@ -212,9 +212,9 @@ def test_a_query_beyond_all_memory_is_ended(records, sql, told):
 def test_without_a_study_the_question_has_nobody_to_ask(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="the folder does not hold a study"):
         app(["study", "query", "SELECT 1", "--out", str(tmp_path)], standalone_mode=False)
-    with pytest.raises(UsageError, match="got --scale and --out"):
+    with pytest.raises(UsageError, match="--scale and --out exclude each other"):
         app(["study", "query", "SELECT 1", "--scale", "midi", "--out", str(tmp_path)], standalone_mode=False)
-    with pytest.raises(UsageError, match="no results of the scale smoke ship with this version"):
+    with pytest.raises(UsageError, match="no results at the scale smoke ship with this version"):
         app(["study", "query", "SELECT 1", "--scale", "smoke"], standalone_mode=False)
     monkeypatch.setattr("intruscope.studies.judge.committed", lambda **_: None)
     with pytest.raises(UsageError, match="no results ship with this version"):

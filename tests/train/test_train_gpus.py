@@ -49,7 +49,9 @@ def test_the_user_is_told_of_idle_gpus_only_where_there_are(monkeypatch, capsys)
         seen(monkeypatch, count)
         monkeypatch.setenv("WORLD_SIZE", world)
         tell_of_idle_gpus("start all")
-        assert ("one of 4 GPUs is used; all are with: start all" in capsys.readouterr().err) is told
+        assert (
+            "uses one of 4 GPUs; to use all of them, start it with: start" in capsys.readouterr().err
+        ) is told
 
 
 @pytest.mark.parametrize(

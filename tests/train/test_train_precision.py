@@ -32,4 +32,4 @@ def test_the_user_is_told_where_it_is_slow_only(place, slow, monkeypatch, capsys
     warn_of_bfloat16(False)
     assert capsys.readouterr().err == ""
     warn_of_bfloat16(True)
-    assert ("leave --bf16 out" in capsys.readouterr().err) is slow
+    assert ("no fast bfloat16; without --bf16" in capsys.readouterr().err) is slow

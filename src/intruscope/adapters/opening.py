@@ -149,6 +149,12 @@ def _open_tuned(
 ) -> ModelSource | AdapterSource:
     folder = find_adapter(name, allow_pickle=allow_pickle)
     if folder is None:
+        if lora_alpha is not None:
+            raise UsageError(
+                "lora_alpha is for LoRA adapters, and this is a full checkpoint",
+                remedy="leave --lora-alpha out",
+                file=name.given,
+            )
         return open_model(name, allow_pickle=allow_pickle)
     return open_adapter(folder, name=name.given, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from intruscope.cli.checks import above_zero
 from intruscope.cli.screen import emit
 from intruscope.errors import printable
+from intruscope.options import option
 
 
 def cache(
-    prune: Annotated[
-        float | None,
-        typer.Option(metavar="DAYS", help="Remove the journals of runs unused for this many days."),
-    ] = None,
+    prune: float | None = option(
+        None,
+        help="Remove the journals of runs unused for this many days.",
+        panel="What to compute",
+        metavar="DAYS",
+        minimum=0,
+    ),
 ) -> None:
     """List the journals in the user's cache, from which interrupted runs resume, or remove old ones."""
     from intruscope.engine.journal import CachedRun, cache_folder, cached_runs, prune_cache
 
-    if prune != 0:
-        above_zero(prune, "--prune")
     runs = cached_runs() if prune is None else prune_cache(days=prune)
     total = sum(run.num_bytes for run in runs) / 2**20
 

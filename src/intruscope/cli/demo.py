@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from intruscope.cli.options import Verbose  # noqa: TC001 - typer reads annotations when it runs
+from intruscope.options import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,12 +16,11 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("intruscope-demo"),
-    verbose: Verbose = False,  # noqa: ARG001
+    out: Path = option(Path("intruscope-demo"), help="Folder to write to.", panel="Output", metavar="FOLDER"),
 ) -> None:
-    """Fine-tune a small shipped model in full and with LoRA, scan both, and write a report.
+    """Fine-tune a small bundled model in full and with LoRA, scan both, and write a report.
 
-    Takes a few minutes on two cores, works offline, and needs the 'lab' extra.
+    Works offline and takes a few minutes on two cores. Needs the 'lab' extra.
     """
     from rich.console import Console
 
@@ -37,7 +34,7 @@ def demo(
 
 
 def _seen(result: DemoResult, out: Path) -> Iterable[RenderableType]:
-    """The table, what it means, which texts it stands on, and what to do with the folder."""
+    """The table, what it means, the texts it is based on, and what to do next."""
     from rich.text import Text
 
     from intruscope.demo.screen import result_table, texts_table
@@ -49,7 +46,7 @@ def _seen(result: DemoResult, out: Path) -> Iterable[RenderableType]:
         Text.assemble(
             ("\nreport  ", "dim"),
             (f"{result.report_path}", "bold"),
-            ("\n\nOpen it in a browser. Then scan your own, as these two were scanned:", ""),
+            ("\n\nOpen it in a browser. To scan the two fine-tunes again, or your own in the same way:", ""),
             (f"\n  intruscope scan {out / 'base'} {out / 'full'}", "cyan"),
             (f"\n  intruscope scan {out / 'lora'}", "cyan"),
             overflow="fold",

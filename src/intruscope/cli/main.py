@@ -7,28 +7,16 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import re
 import signal
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-import typer
+import click
 
-from intruscope.cli.cache import cache
-from intruscope.cli.chain import chain
-from intruscope.cli.demo import demo
-from intruscope.cli.extract import extract
-from intruscope.cli.forget import forget
-from intruscope.cli.layers import layers
-from intruscope.cli.methods import methods
-from intruscope.cli.profile import profile
-from intruscope.cli.repair import repair
-from intruscope.cli.scan import scan
+from intruscope.cli.command import Verbs, command
 from intruscope.cli.screen import emit, send_output_nowhere
-from intruscope.cli.study import study
-from intruscope.cli.sweep import sweep
-from intruscope.cli.tune import tune
 from intruscope.errors import IntruscopeError, ResourceExhausted, allocation_failure, printable
 from intruscope.train.processes import leave, let_the_first_speak
 
@@ -36,45 +24,43 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _RESUMING = ("scan", "repair", "extract", "sweep", "tune", "chain", "study")
-"""The verbs that keep a journal and resume when they are run again."""
+"""The verbs that resume when they are run again."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-app = typer.Typer(
-    name="intruscope",
-    help="See what a fine-tune did to a model's weights.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+_VERBS = {
+    "Look": {
+        "scan": "Find the intruder dimensions of a fine-tuned model.",
+        "layers": "List the matrices of a model.",
+        "demo": "Fine-tune and scan a small bundled model.",
+        "cache": "List or remove what interrupted runs resume from.",
+    },
+    "Measure": {
+        "forget": "Measure how much a fine-tune forgot.",
+        "profile": "Measure what a training step costs with each method.",
+    },
+    "Fix": {
+        "repair": "Scale intruder dimensions down and write the result.",
+        "sweep": "Find the strength at which a repair pays off.",
+        "extract": "Turn a full fine-tune into a LoRA adapter.",
+    },
+    "Train": {
+        "tune": "Fine-tune a model with any method.",
+        "chain": "Fine-tune on one task after another.",
+        "methods": "List the fine-tuning methods.",
+    },
+    "Study": {"study": "Re-run the paper's experiments."},
+}
+
+
+def _load(verb: str) -> click.Command:
+    found = getattr(import_module(f"intruscope.cli.{verb}"), verb)
+    return found if isinstance(found, click.Command) else command(found)
+
+
+app = click.version_option(package_name="intruscope", message="%(prog)s %(version)s")(
+    Verbs("intruscope", _VERBS, _load, help="See what a fine-tune did to a model's weights.")
 )
-app.command()(scan)
-app.command()(layers)
-app.command()(repair)
-app.command()(extract)
-app.command()(forget)
-app.command()(sweep)
-app.command()(tune)
-app.command()(chain)
-app.command()(methods)
-app.command()(profile)
-app.add_typer(study)
-app.command()(cache)
-app.command()(demo)
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        print(f"intruscope {installed('intruscope')}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
 
 
 class _Stopped(BaseException):
@@ -97,13 +83,12 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, _on_signal)
-    if sys.argv[1:2] != ["profile"]:  # which times models the way other programs would run them
-        # OpenMP reads it when torch is loaded. Threads that spin while they wait double the processor time of
-        # small models, and take ten times as long where something else runs on the same cores.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = app(standalone_mode=False)
+        with app.make_context("intruscope", sys.argv[1:]) as context:
+            code = app.invoke(context)
         emit("")  # what is still buffered must not fail unseen, after the last line of this program
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
     except IntruscopeError as error:
         if error.already_reported:
             let_the_first_speak()
@@ -113,7 +98,7 @@ def main() -> NoReturn:
     except _Stopped as stop:
         how = "interrupted" if stop.exit_code == 130 else "terminated"
         resumed = sys.argv[1:2] and sys.argv[1] in _RESUMING
-        _complain(f"{how}; run the same command again" + (" to go on where it stopped" if resumed else ""))
+        _complain(f"{how}; run the same command again" + (" to resume" if resumed else ""))
         code = stop.exit_code
     except BrokenPipeError:  # a reader of help or a list has left
         code = 0
@@ -136,11 +121,11 @@ def _exhausted_usage_or_bug(error: Exception) -> int:
     if exhausted is not None:
         _complain(str(exhausted))
         return exhausted.exit_code
-    # Typer's own complaints; by their form, since it carries click or a copy of it, by version.
-    message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
-    if callable(message):
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "intruscope"
-        _complain(f"error[usage] {printable(message().rstrip('.'))}; see {command} --help")
+        message = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", error.format_message())
+        _complain(f"error[usage] {printable(message.rstrip('.'))}; see {command} --help")
         return 2
     import traceback
 
@@ -149,7 +134,7 @@ def _exhausted_usage_or_bug(error: Exception) -> int:
     place = traceback.extract_tb(error.__traceback__)[-1]
     _complain(
         f"error[bug] {type(error).__name__}: {printable(error)} (line {place.lineno} of {place.name}); "
-        "this is a fault of Intruscope: run again with -v and report what it prints"
+        "this is a bug in Intruscope: run again with -v and report the traceback"
     )
     return 70
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from intruscope.cli.outputs import write_record
+from intruscope.cli.outputs import TABLE, Outputs, Writes
 from intruscope.cli.screen import show
-
-_WIDTH = 160
-"""Columns where the table goes to a file or a pipe: a method keeps to few lines."""
+from intruscope.options import option
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method in full.")] = None,
-    json: Annotated[str | None, typer.Option(help="Write the list as JSON; - for stdout.")] = None,
+    outputs: Annotated[Outputs, Writes("methods")],
+    name: str | None = option(None, help="Show the details of this method.", panel="Input", positional=True),
 ) -> None:
-    """List the fine-tuning methods: papers, options and where their defaults are from."""
+    """List the fine-tuning methods with their papers, options and the sources of their defaults."""
     from intruscope.methods import find, registered
-    from intruscope.report.methods import method_details, methods_json, methods_table
-    from intruscope.weights.output import check_output
+    from intruscope.report.methods import method_details
 
-    chosen = (find(name),) if name is not None else registered()
-    if json is None:
-        show(methods_table(chosen) if name is None else method_details(chosen[0]), width=_WIDTH)
-        return
-    if json != "-":
-        check_output(Path(json), [])
-    write_record(methods_json(chosen), json)
+    chosen = registered() if name is None else (find(name),)
+    outputs.check([])
+    if name is not None and not outputs.given:
+        show(method_details(chosen[0]), width=TABLE["methods"].width)
+    else:
+        outputs.write(chosen, quiet=bool(outputs.given))

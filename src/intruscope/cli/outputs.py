@@ -1,78 +1,211 @@
-"""The output files of a scan: checked before any work is done, written whole after it."""
+"""What each verb writes: one table, checked before any work is done, written whole after it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.cli.screen import emit
+from intruscope.cli.command import Parameter
+from intruscope.cli.screen import emit, show
 from intruscope.errors import OutputConflict
+from intruscope.options import Option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from intruscope.spectra.records import ScanReport
+STDOUT = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targets:
-    """The requested outputs.
+class Output:
+    """One option of a verb that names a file or folder to write.
 
     Attributes:
-        json: File, or ``-`` for standard output.
-        csv: File.
-        parquet: File.
-        html: File.
-        plots: Folder.
-        with_maps: Similarity maps were requested; large ones need a file of their own.
+        help: For ``--help``.
+        writer: ``module:function`` below ``intruscope``, called with the report and the path; for ``json``
+            it is called with the report and gives the record.
+        is_folder: It is a folder of pictures.
     """
 
-    json: str | None
-    csv: Path | None
-    parquet: Path | None
-    html: Path | None
-    plots: Path | None
-    with_maps: bool
+    help: str
+    writer: str
+    is_folder: bool = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the writer."""
+        return _imported(self.writer)(*arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Everything that a verb writes.
+
+    Attributes:
+        files: By option.
+        summary: ``module:function`` below ``intruscope``, which gives what the terminal shows.
+        width: Columns of the summary where it goes to a file or a pipe.
+    """
+
+    files: Mapping[str, Output]
+    summary: str
+    width: int = 80
+
+
+def _json(writer: str, what: str = "report") -> Output:
+    return Output(help=f"Write the {what} as JSON; - writes it to standard output.", writer=writer)
+
+
+def _plots(writer: str) -> Output:
+    return Output(help="Write the figures as PNG and SVG into this folder.", writer=writer, is_folder=True)
+
+
+TABLE = {
+    "scan": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "html": Output(help="Write a self-contained HTML page.", writer="cli.scan:write_page"),
+            "csv": Output(help="Write one row per singular vector as CSV.", writer="cli.scan:write_rows_csv"),
+            "parquet": Output(help="Write the same rows as Parquet.", writer="cli.scan:write_rows_parquet"),
+            "plots": _plots("cli.scan:write_figures"),
+        },
+        summary="report.terminal:summary",
+    ),
+    "layers": Written(
+        files={"json": _json("report.layers:layers_json", "list")},
+        summary="report.layers:layers_table",
+        width=140,  # most names keep to one line for grep
+    ),
+    "methods": Written(
+        files={"json": _json("report.methods:methods_json", "list")},
+        summary="report.methods:methods_table",
+        width=160,
+    ),
+    "forget": Written(
+        files={"json": _json("records.report:Report.to_json")},
+        summary="report.forgetting:forgetting_summary",
+    ),
+    "repair": Written(
+        files={"json": _json("repair.manifest:plan_record", "plan")}, summary="report.repair:repair_table"
+    ),
+    "extract": Written(
+        files={
+            "json": _json("extract.write:plan_record", "plan"),
+            "plots": _plots("report.extract:write_curve"),
+        },
+        summary="report.extract:extract_table",
+    ),
+    "sweep": Written(
+        files={
+            "json": _json("report.sweep_tables:sweep_json"),
+            "html": Output(
+                help="Write a self-contained HTML page.", writer="report.sweep_page:write_sweep_html"
+            ),
+            "parquet": Output(
+                help="Write one row per measured model as Parquet.",
+                writer="report.sweep_tables:write_sweep_parquet",
+            ),
+            "plots": _plots("report.sweep_plots:write_sweep_plots"),
+        },
+        summary="report.sweep_tables:sweep_summary",
+        width=100,
+    ),
+    "chain": Written(
+        files={"json": _json("sequence.records:chain_json")},
+        summary="report.sequence:chain_summary",
+        width=100,
+    ),
+    "profile": Written(
+        files={
+            "json": _json("report.profile:profile_json"),
+            "plots": _plots("report.profile:write_profile_plots"),
+        },
+        summary="report.profile:profile_summary",
+        width=110,
+    ),
+}
+"""What each verb writes."""
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = attrgetter(function)(import_module(f"intruscope.{module}"))
+    return found
+
+
+@dataclass(frozen=True)
+class Writes:
+    """The outputs of a verb as parameters, for ``Annotated``.
+
+    Attributes:
+        verb: Of the table.
+    """
+
+    verb: str
+
+    def parameters(self) -> Iterator[Parameter]:
+        """One per output, and ``--force`` where a folder may hold something."""
+        for name, output in TABLE[self.verb].files.items():
+            hint = str if name == "json" else Path
+            known = Option(help=output.help, panel="Output", metavar="FOLDER" if output.is_folder else "FILE")
+            yield Parameter(name=name, hint=hint, default=None, required=False, option=known)
+        if "plots" in TABLE[self.verb].files:
+            known = Option(
+                help="Write figures into a folder that is not empty.", panel="Output", needs=("--plots",)
+            )
+            yield Parameter(name="force", hint=bool, default=False, required=False, option=known)
+
+    def make(self, given: dict[str, Any]) -> Outputs:
+        """Those that were asked for."""
+        force = given.pop("force", False)
+        return Outputs(verb=self.verb, given=given, force=force)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Outputs that were asked for.
+
+    Attributes:
+        verb: Of the table.
+        given: File or folder by option; ``json`` may be ``-``.
+        force: Write into folders that are not empty.
+    """
+
+    verb: str
+    given: Mapping[str, str | Path]
+    force: bool = False
 
     @property
-    def json_file(self) -> Path | None:
-        """Where the JSON goes, unless it goes to standard output."""
-        return None if self.json in (None, "-") else Path(str(self.json))
+    def on_stdout(self) -> bool:
+        """Whether standard output is for JSON alone."""
+        return self.given.get("json") == STDOUT
 
-    @property
-    def maps_file(self) -> Path | None:
-        """Beside the page, or else beside the JSON."""
-        report = self.html or self.json_file
-        if report is None or not self.with_maps or (report.exists() and not report.is_file()):
-            return None  # beside a pipe or a device there is no place for it
-        return report.with_name(f"{report.stem}.maps.npz")
-
-    @property
-    def _files(self) -> list[Path]:
-        files = (self.json_file, self.csv, self.parquet, self.html, self.maps_file)
-        return [path for path in files if path is not None]
+    def path(self, name: str) -> Path | None:
+        """Where an output goes; None where it was not asked for or goes to standard output."""
+        found = self.given.get(name)
+        return None if found in (None, STDOUT) else Path(str(found))
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Everything that may be written."""
-        return (*self._files, *([self.plots] if self.plots else []))
+        """Every file and folder that may be written."""
+        return tuple(path for path in map(self.path, self.given) if path is not None)
 
     def check(
         self,
         models: Sequence[str | None],
         *,
-        work: Path | None = None,
-        force: bool = False,
-        files: Sequence[str] = (),
+        others: Sequence[Path | None] = (),
+        files: Sequence[str | None] = (),
     ) -> None:
         """Refuse outputs that would overwrite an input or another result, as far as names can tell.
 
         Args:
             models: As the user named them.
-            work: Folder of the journal, if given.
-            force: Write into folders that are not empty.
+            others: Further files and folders that will be written; None for those not asked for.
             files: Texts and tasks that are read; names that are not paths (patterns, datasets) are ignored.
 
         Raises:
@@ -82,66 +215,48 @@ class Targets:
         from intruscope.weights.names import parse_name
         from intruscope.weights.output import check_output
 
-        inputs = [Path(name) for name in files if os.path.exists(name)]  # noqa: PTH110 - takes any string
+        inputs = [Path(name) for name in files if name and os.path.exists(name)]  # noqa: PTH110 - any string
         for model in models:
             name = parse_name(model) if model is not None else None
             inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
-        for path in (*self.paths, *([work] if work else [])):
+        for path in (*self.paths, *(other for other in others if other is not None)):
             check_output(path, inputs)
         seen: set[Path] = set()
-        for path in self.paths:
+        for path in (*self.paths, *(other for other in others if other is not None)):
             if path.resolve() in seen:
-                raise OutputConflict(
-                    "two outputs have this name",
-                    remedy="give each its own file",
-                    file=path,
-                )
+                raise OutputConflict("two outputs have this name", remedy="give each its own file", file=path)
             seen.add(path.resolve())
-        for path in self._files:
-            if path.is_dir():
+        for option, path in ((o, p) for o in self.given if (p := self.path(o)) is not None):
+            if TABLE[self.verb].files[option].is_folder:
+                _check_folder(path, force=self.force)
+            elif path.is_dir():
                 raise OutputConflict("this is a folder, not a file", remedy="name a file", file=path)
-        _check_plots(self.plots, force=force)
 
-    def write(self, report: ScanReport, *, on_notice: Callable[[str], None]) -> None:
-        """Write everything, each file whole or not at all.
+    def without(self, options: Sequence[str]) -> Outputs:
+        """The same, less some options."""
+        return replace(self, given={o: path for o, path in self.given.items() if o not in options})
+
+    def write(self, *report: object, quiet: bool = False) -> None:
+        """Write everything that was asked for, each file whole or not at all, and show the summary.
 
         Args:
-            report: The scan.
-            on_notice: Called with a sentence if maps are written to a file of their own.
+            *report: What the writers and the summary are called with.
+            quiet: No summary.
 
         Raises:
-            OutputConflict: a target is not writable.
-            ResourceExhausted: there is no space for one.
+            OutputConflict: a target may not be written.
+            ResourceExhausted: there is no room for one.
         """
-        compact = report
-        if self.maps_file is not None:
-            from intruscope.report.maps import move_large_maps
-
-            compact = move_large_maps(report, self.maps_file)
-            if compact is not report:
-                on_notice(f"the similarity maps are in {self.maps_file}")
-        if self.json == "-":
-            import json
-
-            emit(json.dumps(report.to_json(), allow_nan=False) + "\n")
-        elif self.json_file is not None:
-            compact.save(self.json_file)
-        if self.csv is not None:
-            from intruscope.records.tables import write_csv
-
-            write_csv(report.columns, report.rows(), self.csv)
-        if self.parquet is not None:
-            from intruscope.records.tables import write_parquet
-
-            write_parquet(report.columns, report.rows(), self.parquet)
-        if self.html is not None:
-            from intruscope.report.html import write_html
-
-            write_html([(report.tuned, compact)], self.html, title="Intruder dimensions")
-        if self.plots is not None:
-            from intruscope.plots.figures import write_plots
-
-            write_plots([(report.tuned, report)], self.plots)
+        written = TABLE[self.verb]
+        for option, output in written.files.items():
+            if option not in self.given:
+                continue
+            if option == "json":
+                write_record(output(*report), str(self.given[option]))
+            else:
+                output(*report, self.path(option))
+        if not quiet and not self.on_stdout:
+            show(_imported(written.summary)(*report), width=written.width)
 
 
 def check_beside(outputs: Sequence[Path], folder: Path | None) -> None:
@@ -181,8 +296,8 @@ def write_record(record: dict[str, Any], json: str | None) -> None:
         write_json_file(record, Path(json))
 
 
-def _check_plots(folder: Path | None, *, force: bool) -> None:
-    if folder is None or not folder.exists():
+def _check_folder(folder: Path, *, force: bool) -> None:
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputConflict("this is a file, not a folder", remedy="name a folder for --plots", file=folder)

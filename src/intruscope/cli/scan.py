@@ -3,150 +3,139 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from intruscope.cli.checks import above_zero, check_device, gibibytes, not_negative, top, within
-from intruscope.cli.options import (  # noqa: TC001 - typer reads annotations when it runs
-    AllowPickle,
-    Base,
-    Epsilon,
-    Force,
-    Fresh,
-    Html,
-    LoraAlpha,
-    Memory,
-    Plots,
-    Prove,
-    Quiet,
-    ReportJson,
-    Tuned,
-    Verbose,
-    Work,
-    Workers,
-)
-from intruscope.cli.outputs import Targets
+from intruscope.cli.groups import CPU, DRY_RUN, QUIET, Pair, check_cpu
+from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import matrix_progress, note, show
 from intruscope.errors import IncompleteResult
+from intruscope.options import option
+from intruscope.spectra.records import ScanSettings
+from intruscope.spectra.scan import RunOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from intruscope.spectra.records import ScanReport
 
 
 def scan(
-    base: Base,
-    tuned: Tuned = None,
-    k: Annotated[str, typer.Option(help="How many top vectors per matrix, or 'all' (dense).")] = "10",
-    epsilon: Epsilon = 0.5,
-    side: Annotated[
-        Literal["left", "right", "both"], typer.Option(help="Output space, input space.")
-    ] = "left",
-    seed: Annotated[int, typer.Option(help="Of every random block.")] = 0,
-    null: Annotated[int, typer.Option(help="Random rotations of the update: what would chance give?")] = 0,
-    maps: Annotated[int, typer.Option(help="Similarity maps of the top N vectors.")] = 0,
-    exact_effective_rank: Annotated[
-        bool, typer.Option("--exact-effective-rank", help="Of large full updates, from all singular values.")
-    ] = False,
-    prove: Prove = False,
-    json: ReportJson = None,
-    csv: Annotated[Path | None, typer.Option(help="One row per tuned vector.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="The same rows as Parquet.")] = None,
-    html: Html = None,
-    plots: Plots = None,
-    fail_on: Annotated[str | None, typer.Option(help="Exit with 1 if e.g. intruders>0 (comma: any).")] = None,
-    ignore: Annotated[
-        str | None, typer.Option(help="Codes of findings that --fail-on does not count as warnings.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, read no weights.")] = False,
-    work: Work = None,
-    fresh: Fresh = False,
-    workers: Workers = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads per worker.")] = 1,
-    deadline: Annotated[float | None, typer.Option(help="Seconds per matrix.")] = None,
-    memory: Memory = None,
-    allow_pickle: AllowPickle = False,
-    lora_alpha: LoraAlpha = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; a scan needs no GPU.")
-    ] = "auto",
-    force: Force = False,
-    verbose: Verbose = False,  # noqa: ARG001
-    quiet: Quiet = False,
-) -> None:
+    pair: Pair,
+    settings: ScanSettings,
+    outputs: Annotated[Outputs, Writes("scan")],
+    options: RunOptions,
+    fail_on: str | None = option(
+        None,
+        help="Exit with code 1 if a condition holds, such as 'intruders>0', or any of several separated by "
+        "commas.",
+        panel="Output",
+        metavar="CONDITION",
+    ),
+    ignore: tuple[str, ...] = option(
+        (),
+        help="Codes of findings that --fail-on does not count as warnings, separated by commas.",
+        panel="Output",
+        comma=True,
+        metavar="CODE,...",
+        needs=("--fail-on",),
+    ),
+    dry_run: bool = DRY_RUN,
+    device: Literal["auto", "cpu", "cuda"] = CPU,
+    quiet: bool = QUIET,
+) -> int:
     """Find the intruder dimensions that a fine-tune left in a model's weights.
 
-    BASE TUNED compares two models; a single adapter names its base itself.
+    An intruder is a leading singular vector of a tuned matrix that matches no singular vector of the base.
+    Give the two models, or an adapter alone, which names its own base.
     """
     from intruscope.spectra.gates import checked, parse_gates
-    from intruscope.spectra.records import ScanSettings
-    from intruscope.spectra.scan import RunOptions
     from intruscope.spectra.scan import plan as make_plan
     from intruscope.spectra.scan import scan as run_scan
 
     gates = parse_gates(fail_on) if fail_on else ()
-    settings = ScanSettings(
-        k=top(k),
-        epsilon=within(epsilon, "--epsilon"),
-        side=side,
-        seed=seed,
-        null_trials=not_negative(null, "--null"),
-        maps=not_negative(maps, "--maps"),
-        exact_effective_rank=exact_effective_rank,
-        prove=prove,
-        threads=threads,
-    )
-    deadline, memory_bytes = above_zero(deadline, "--deadline"), gibibytes(memory, "--memory")
-    check_device(device)
-    targets = Targets(json=json, csv=csv, parquet=parquet, html=html, plots=plots, with_maps=maps > 0)
-    targets.check([base, tuned], work=work, force=force)
-    sources: dict[str, Any] = {"allow_pickle": allow_pickle, "lora_alpha": lora_alpha}
+    check_cpu(device)
+    maps_file = _maps_file(outputs) if settings.maps else None
+    outputs.check(pair.names, others=[options.work_dir, maps_file])
+    sources: dict[str, Any] = {"allow_pickle": pair.allow_pickle, "lora_alpha": pair.lora_alpha}
     if dry_run:
         from intruscope.report.terminal import plan_table
 
-        show(plan_table(make_plan(base, tuned, **sources)))
-        return
-    options = RunOptions(
-        workers=workers,
-        deadline_seconds=deadline,
-        memory_bytes=memory_bytes,
-        work_dir=work,
-        fresh=fresh,
-    )
+        if outputs.given:
+            note("--dry-run writes no report")
+        show(plan_table(make_plan(*pair.names, **sources)))
+        return 0
     with matrix_progress("scanning", quiet=quiet) as on_progress:
         report = run_scan(
-            base,
-            tuned,
+            *pair.names,
             settings=settings,
             options=options,
             on_progress=on_progress,
-            outputs=targets.paths,
+            outputs=[*outputs.paths, *([maps_file] if maps_file else [])],
             on_notice=note,
             **sources,
         )
-    report = checked(report, gates, ignore=[code.strip() for code in (ignore or "").split(",")])
-    targets.write(report, on_notice=note)
-    if not quiet and json != "-":
-        from intruscope.report.terminal import summary
+    report = checked(report, gates, ignore=list(ignore))
+    if maps_file is not None:
+        from intruscope.report.maps import move_large_maps
 
-        show(summary(report))
-    _leave(report)
+        compact = move_large_maps(report, maps_file)
+        if compact is not report:
+            note(f"the similarity maps are in {maps_file}")
+            small = [name for name in ("json", "html") if outputs.path(name) is not None]
+            outputs.without([name for name in outputs.given if name not in small]).write(compact, quiet=True)
+            outputs = outputs.without(small)
+    outputs.write(report, quiet=quiet)
+    return _exit_code(report)
 
 
-def _leave(report: ScanReport) -> None:
+def _maps_file(outputs: Outputs) -> Path | None:
+    """Where large similarity maps go: beside the page, or else beside the JSON."""
+    report = outputs.path("html") or outputs.path("json")
+    if report is None or (report.exists() and not report.is_file()):
+        return None  # beside a pipe or a device there is no place for it
+    return report.with_name(f"{report.stem}.maps.npz")
+
+
+def write_page(report: ScanReport, path: Path) -> None:
+    """The page of one scan."""
+    from intruscope.report.html import write_html
+
+    write_html([(report.tuned, report)], path, title="Intruder dimensions")
+
+
+def write_figures(report: ScanReport, folder: Path) -> None:
+    """The figures of one scan."""
+    from intruscope.plots.figures import write_plots
+
+    write_plots([(report.tuned, report)], folder)
+
+
+def write_rows_csv(report: ScanReport, path: Path) -> None:
+    """One row per singular vector as CSV."""
+    from intruscope.records.tables import write_csv
+
+    write_csv(report.columns, report.rows(), path)
+
+
+def write_rows_parquet(report: ScanReport, path: Path) -> None:
+    """The same rows as Parquet."""
+    from intruscope.records.tables import write_parquet
+
+    write_parquet(report.columns, report.rows(), path)
+
+
+def _exit_code(report: ScanReport) -> int:
     tripped = [gate for gate in report.gates if gate.tripped]
     for gate in tripped:
         value = "unknown" if gate.value is None else f"{gate.value:g}"
         print(f"gate {gate.gate} tripped: the value is {value}", file=sys.stderr)
     if not report.complete:
         missing = sum(matrix.status != "done" for matrix in report.matrices)
-        got = f"got {len(report.matrices) - missing} of {len(report.matrices)} matrices"
-        fact = got if missing else f"{got}, and weights that could not be matched or decoded"
         raise IncompleteResult(
-            f"{fact}, expected everything",
-            remedy="see the findings and the coverage ledger",
+            f"only {len(report.matrices) - missing} of {len(report.matrices)} matrices could be scanned"
+            if missing
+            else "some weights could not be matched or decoded",
+            remedy="see the findings and the coverage ledger of the report",
             file=report.tuned,
         )
-    if tripped:
-        raise typer.Exit(1)
+    return 1 if tripped else 0

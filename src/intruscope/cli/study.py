@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-
-from intruscope.cli.options import Quiet, Verbose  # noqa: TC001 - typer reads annotations when it runs
+from intruscope.cli.checks import require_lab
+from intruscope.cli.command import Verbs, command
+from intruscope.cli.groups import DRY_RUN, JSON, QUIET
 from intruscope.cli.outputs import write_record
 from intruscope.cli.screen import note, show, stage_progress
 from intruscope.errors import UsageError
+from intruscope.options import REQUIRED, option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from intruscope.engine.tasks import Progress
     from intruscope.studies.claims import Claim
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
-study = typer.Typer(
-    name="study",
-    help="Re-run the paper: its claims, their runs, and verdicts that may go against it.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-Claims = Annotated[list[str], typer.Argument(help="Claims (C1 to C24), or 'all'.")]
-ScaleName = Annotated[
-    str, typer.Option("--scale", help="smoke (minutes), mini (hours), midi (a GPU), or paper (GPUs).")
-]
-ShippedScale = Annotated[
-    str | None, typer.Option("--scale", help="Which of the package's results: mini (default), or midi.")
-]
-Seeds = Annotated[str | None, typer.Option(help="Instead of the scale's: A,B,C.")]
 ALL = "all"
+CLAIMS: tuple[str, ...] = option(
+    REQUIRED, help="Claims to run, C1 to C24, or 'all'.", panel="Input", positional=True
+)
+SCALE: str = option(
+    "mini",
+    help="Size of the study: smoke (minutes), mini (hours), midi (hours on a GPU) or paper (many GPUs).",
+    metavar="SCALE",
+)
+SHIPPED_SCALE: str | None = option(
+    None,
+    help="Which results that ship with the package: mini (default) or midi.",
+    flag="scale",
+    panel="Input",
+    metavar="SCALE",
+)
+SEEDS: tuple[int, ...] | None = option(
+    None,
+    help="Seeds to run instead of the scale's, separated by commas.",
+    comma=True,
+    minimum=0,
+    metavar="N,N,...",
+)
+STUDY: Path = option(REQUIRED, help="Folder of the study.", panel="Input", metavar="FOLDER")
+OWN_STUDY: Path | None = option(
+    None,
+    help="Folder of your own study, instead of the results that ship with the package.",
+    panel="Input",
+    metavar="FOLDER",
+)
 
 
-@study.command("list")
 def list_claims(
-    scale: ShippedScale = None,
-    json: Annotated[str | None, typer.Option(help="Write the list as JSON; - for stdout.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
-    ] = None,
-    verbose: Verbose = False,  # noqa: ARG001
+    scale: str | None = SHIPPED_SCALE, out: Path | None = OWN_STUDY, json: str | None = JSON
 ) -> None:
     """Show every claim of the paper with its verdict."""
     from intruscope.report.study import claims_table
@@ -65,64 +75,65 @@ def list_claims(
         show([claims_table(judged)], width=110)
 
 
-@study.command()
 def plan(
-    claims: Claims,
-    scale: ScaleName = "mini",
-    seeds: Seeds = None,
-    json: Annotated[str | None, typer.Option(help="Write every run as JSON; - for stdout.")] = None,
-    verbose: Verbose = False,  # noqa: ARG001
+    claims: tuple[str, ...] = CLAIMS,
+    scale: str = SCALE,
+    seeds: tuple[int, ...] | None = SEEDS,
+    json: str | None = JSON,
 ) -> None:
-    """Show how large a study is; nothing is read and nothing run."""
-    _plan(_claims(claims), scale, _seeds(seeds), json)
+    """Show what a study would run, without running it."""
+    _plan(_claims(claims), scale, seeds, json)
 
 
-@study.command()
 def run(
-    claims: Claims,
-    out: Annotated[Path, typer.Option(help="Folder of the study; the same again goes on where it stopped.")],
-    scale: ScaleName = "mini",
-    data: Annotated[Path | None, typer.Option(help="Folder that holds models/, tasks/ and text/.")] = None,
-    known: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Do not run again what is finished there: a runs.parquet, a study's folder, or 'shipped' "
-            "for the results of this package. May be given several times."
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes at once, of one thread each; 1, or with --ray as many as it has."
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="Run on the machines of this Ray cluster, which share --out and --data: HOST:PORT, or "
-            "'auto' for that of RAY_ADDRESS or of this machine. Needs the 'ray' extra."
-        ),
-    ] = None,
-    seeds: Seeds = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every tuned model.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
-    verbose: Verbose = False,  # noqa: ARG001
-    quiet: Quiet = False,
+    claims: tuple[str, ...] = CLAIMS,
+    out: Path = option(
+        REQUIRED,
+        help="Folder of the study. Running the same command again resumes it.",
+        panel="Output",
+        metavar="FOLDER",
+    ),
+    scale: str = SCALE,
+    seeds: tuple[int, ...] | None = SEEDS,
+    data: Path | None = option(
+        None, help="Folder with models/, tasks/ and text/.", panel="Input", metavar="FOLDER"
+    ),
+    known: tuple[str, ...] = option(
+        (),
+        help="Reuse finished runs from here: a runs.parquet, the folder of another study, or 'shipped' for "
+        "the results that ship with the package.",
+        panel="Input",
+        metavar="PATH",
+    ),
+    jobs: int | None = option(
+        None,
+        help="Number of parallel processes, one thread each (default: 1, or all that the Ray cluster has).",
+        panel="How it runs",
+        minimum=1,
+    ),
+    ray: str | None = option(
+        None,
+        help="Run on this Ray cluster, whose machines must share --out and --data: HOST:PORT, or 'auto' for "
+        "RAY_ADDRESS or a local cluster. Needs the 'ray' extra.",
+        panel="How it runs",
+        metavar="ADDRESS",
+    ),
+    keep_models: bool = option(False, help="Keep every tuned model.", panel="Output"),
+    dry_run: bool = DRY_RUN,
+    quiet: bool = QUIET,
 ) -> None:
-    """Run what the claims need and the folder does not have yet, and say what came of them.
+    """Run the experiments that the claims need, and show the verdicts.
 
-    Needs the 'lab' extra. Runs serve all claims: what one has run, another does not run again.
+    Experiments that the folder already has are not repeated, and claims share them. Needs the 'lab' extra.
     """
-    recipes, chosen = _recipes(claims), _seeds(seeds)
+    recipes = _recipes(claims)
     if dry_run:
-        _plan(_claims(claims), scale, chosen, None)
+        _plan(_claims(claims), scale, seeds, None)
         return
-    from intruscope.adapters.live_models import require
     from intruscope.studies.scales import find_scale
 
     found = find_scale(scale)
-    for package in ("transformers", "peft", "accelerate"):
-        require(package)
+    require_lab()
     from intruscope.demo.unpack import unpack
     from intruscope.report.study import claims_table
     from intruscope.studies.judge import judge
@@ -131,7 +142,7 @@ def run(
     from intruscope.studies.pool import check_complete, run_study
 
     if not quiet:
-        _warn_of_few_seeds(_claims(claims), found, chosen, out)
+        _warn_of_few_seeds(_claims(claims), found, seeds, out)
         _note_growing(found, out)
     with stage_progress(quiet=quiet) as bar:
 
@@ -142,9 +153,9 @@ def run(
             found,
             out,
             recipes=recipes,
-            seeds=chosen,
+            seeds=list(seeds) if seeds else None,
             data=data,
-            known=known or (),
+            known=known,
             jobs=jobs,
             ray=ray,
             keep_models=keep_models,
@@ -162,39 +173,35 @@ def run(
     check_complete(report)
 
 
-@study.command()
 def report(
-    out: Annotated[Path, typer.Option(help="Folder of the study.")],
-    claims: Annotated[list[str] | None, typer.Argument(help="Claims to show first (C1 to C24).")] = None,
-    verbose: Verbose = False,  # noqa: ARG001
-    quiet: Quiet = False,
+    claims: tuple[str, ...] = option(
+        (), help="Claims to show first, C1 to C24.", panel="Input", positional=True
+    ),
+    out: Path = STUDY,
+    quiet: bool = QUIET,
 ) -> None:
-    """Write one page with every claim's figures beside the paper's, pictures, and a table of all runs."""
+    """Write a page with every claim's figures next to the paper's, plots, and a table of all runs."""
     from intruscope.report.study import write_study
 
-    paths = write_study(out, first=_claims(claims or ()))
+    paths = write_study(out, first=_claims(claims))
     if not quiet:
-        show([f"in {path}" for path in paths])
+        show([f"written: {path}" for path in paths])
 
 
-@study.command()
 def query(
-    sql: Annotated[
-        str,
-        typer.Argument(
-            help="One SELECT over runs, counts, looks, interventions, arms, verdicts and statements."
-        ),
-    ],
-    scale: ShippedScale = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of a study of your own, instead of the package's results.")
-    ] = None,
-    json: Annotated[str | None, typer.Option(help="Write the answer as JSON; - for stdout.")] = None,
-    verbose: Verbose = False,  # noqa: ARG001
+    sql: str = option(
+        REQUIRED,
+        help="A SELECT over the tables runs, counts, looks, interventions, arms, verdicts and statements.",
+        panel="Input",
+        positional=True,
+    ),
+    scale: str | None = SHIPPED_SCALE,
+    out: Path | None = OWN_STUDY,
+    json: str | None = JSON,
 ) -> None:
-    """Ask a study a question in SQL; also while it is running. Nothing can be changed by it.
+    """Query the results of a study in SQL, also while it is running. Queries are read-only.
 
-    Needs the 'lab' extra. "DESCRIBE runs" shows the columns of a table.
+    "DESCRIBE runs" shows the columns of a table. Needs the 'lab' extra.
     """
     from intruscope.adapters.live_models import require
 
@@ -250,7 +257,7 @@ def _check_one_source(scale: str | None, out: Path | None) -> None:
     """A study's folder has its scale."""
     if scale is not None and out is not None:
         raise UsageError(
-            "got --scale and --out, expected one of them: a study's folder knows its scale",
+            "--scale and --out exclude each other: the folder of a study has its own scale",
             remedy="leave --scale out",
         )
 
@@ -266,22 +273,23 @@ def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, R
 
     found = committed(scale_name=scale_name)
     if found is None:
-        of_scale = "" if scale_name is None else f" of the scale {scale_name}"
+        of_scale = "" if scale_name is None else f" at the scale {scale_name}"
         raise UsageError(
-            f"got no --out, and no results{of_scale} ship with this version, expected a study to ask",
-            remedy="name the folder of one with --out",
+            f"no results{of_scale} ship with this version",
+            remedy="give the folder of your own study with --out",
         )
     return found[0], read_results(found[1])[0]
 
 
-def _plan(claims: Sequence[Claim], scale: str, seeds: list[int] | None, json: str | None) -> None:
+def _plan(claims: Sequence[Claim], scale: str, seeds: Sequence[int] | None, json: str | None) -> None:
     from intruscope.report.study import plan_json, plan_table
     from intruscope.studies.recipes import places
     from intruscope.studies.scales import find_scale
 
     found: Scale = find_scale(scale)
-    _warn_of_few_seeds(claims, found, seeds)
-    planned = places(found, [claim.recipe for claim in claims], of_seeds=seeds)
+    chosen = list(seeds) if seeds else None
+    _warn_of_few_seeds(claims, found, chosen)
+    planned = places(found, [claim.recipe for claim in claims], of_seeds=chosen)
     write_record(plan_json(planned, found), json)
     if json != "-":
         show([plan_table(planned, found)], width=110)
@@ -299,11 +307,16 @@ def _recipes(claims: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(claim.recipe for claim in _claims(claims)))
 
 
-def _seeds(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
-        fact = f"--seeds is {text!r}, expected numbers with commas between"
-        raise UsageError(fact, remedy="write for example --seeds 0,1,2")
-    return [int(part) for part in parts]
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "list": (list_claims, "Show every claim of the paper with its verdict."),
+    "plan": (plan, "Show what a study would run."),
+    "run": (run, "Run the experiments of a study."),
+    "report": (report, "Write a page with figures, plots and a table of all runs."),
+    "query": (query, "Query results in SQL."),
+}
+study = Verbs(
+    "study",
+    {"Commands": {name: summary for name, (_, summary) in _COMMANDS.items()}},
+    lambda name: command(_COMMANDS[name][0], name=name),
+    help="Re-run the paper's experiments. Each claim gets a verdict, which may contradict the paper.",
+)

@@ -88,7 +88,7 @@ def _of_method(model: nn.Module, method: Method, settings: ProfileSettings) -> I
         ranks = settings.ranks or (RANKS if varied else ranks)
     if "dropout" in has:
         dropouts = settings.dropouts or (DROPOUTS if varied else dropouts)
-    points = list(itertools.product(ranks, sets, dropouts))
+    points = list(dict.fromkeys(itertools.product(ranks, sets, dropouts)))
     if not settings.every_combination:
         centre = points[0]
         points = [p for p in points if sum(a != b for a, b in zip(p, centre, strict=True)) <= 1]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from intruscope.options import documented, option, shared
+from intruscope.spectra.records import ScanSettings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -53,49 +56,69 @@ class Phases(NamedTuple):
         return self.forward + self.backward + self.optimizer
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ProfileSettings:
-    """What is measured, and how; what is None is chosen by the model.
+    """What is measured, and how; what is None is chosen by the model."""
 
-    Attributes:
-        methods: Names of the methods to compare with full fine-tuning.
-        ranks: Of methods that have a rank. The first value is the centre, from which one thing at a time is
-            changed.
-        targets: Sets of matrices: ``all-linear``, ``attention``, ``query-value``, or ends of module names,
-            separated by commas.
-        dropouts: Dropouts on the adapter's input, for methods that have it.
-        last_layers: Numbers of last blocks to train alone.
-        every_combination: Measure every combination of ranks, targets and dropouts.
-        batches: Sequences per step.
-        lengths: Tokens per sequence.
-        head: ``language``, ``classifier``, or ``auto``: as the base has.
-        train_embeddings: Full fine-tuning trains the embeddings too.
-        bf16: Compute in bfloat16 (weights and optimiser stay float32).
-        gradient_checkpointing: Recompute activations instead of storing them.
-        device: A torch device.
-        threads: Threads per process; torch's default otherwise.
-        seconds: Time limit for everything including loading.
-        precision: Target half-width of each interval, as a share of the ratio.
-        seed: Random seed.
-    """
-
-    methods: tuple[str, ...] | None = None
-    ranks: tuple[int, ...] | None = None
-    targets: tuple[str, ...] | None = None
-    dropouts: tuple[float, ...] | None = None
-    last_layers: tuple[int, ...] | None = None
-    every_combination: bool = False
-    batches: tuple[int, ...] = (16,)
-    lengths: tuple[int, ...] = (128,)
-    head: Literal["auto", "language", "classifier"] = "auto"
-    train_embeddings: bool = False
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    device: str = "cpu"
-    threads: int | None = None
-    seconds: float = 600.0
-    precision: float = 0.02
-    seed: int = 0
+    methods: tuple[str, ...] | None = option(
+        None,
+        flag="method",
+        help="Method to compare with full fine-tuning (default: lora and melora).",
+        metavar="METHOD",
+    )
+    ranks: tuple[int, ...] | None = option(
+        None,
+        flag="rank",
+        help="Rank to try. The first is the reference, from which one setting at a time is varied.",
+        minimum=1,
+    )
+    targets: tuple[str, ...] | None = option(
+        None,
+        help="Modules to train: all-linear, attention, query-value, or suffixes of module names separated by "
+        "commas.",
+        metavar="NAME",
+    )
+    dropouts: tuple[float, ...] | None = option(
+        None, flag="dropout", help="Adapter dropout to try.", minimum=0, maximum=0.99
+    )
+    last_layers: tuple[int, ...] | None = option(
+        None, help="Also try training only the last N transformer blocks.", metavar="N"
+    )
+    every_combination: bool = option(
+        False,
+        flag="all-combinations",
+        help="Measure every combination of rank, targets and dropout (default: vary one at a time).",
+    )
+    batches: tuple[int, ...] = option((16,), flag="batch", help="Sequences per batch.", minimum=1)
+    lengths: tuple[int, ...] = option((128,), flag="length", help="Tokens per sequence.", minimum=2)
+    head: Literal["auto", "language", "classifier"] = option(
+        "auto", help="Training objective: language modelling, classification, or whichever fits the model."
+    )
+    train_embeddings: bool = option(False, help="Let full fine-tuning also train the embeddings.")
+    gradient_checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass instead of storing them."
+    )
+    bf16: bool = option(False, help="Compute in bfloat16; weights and optimizer stay in float32.")
+    seconds: float = option(
+        600.0, help="Time limit for the whole measurement in seconds.", above=0, panel="How it runs"
+    )
+    precision: float = option(
+        0.02,
+        help="Stop early once the interval of every ratio is at most this fraction wide to each side.",
+        above=0,
+        panel="How it runs",
+    )
+    device: str = option(
+        "auto",
+        help="Device to train on: auto (a GPU if there is one), cpu, cuda, or a torch device like cuda:1.",
+        panel="How it runs",
+        metavar="DEVICE",
+    )
+    threads: int | None = option(
+        None, help="Threads per process (default: chosen by torch).", minimum=1, panel="How it runs"
+    )
+    seed: int = shared(ScanSettings, "seed")
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.options import documented, option, shared
+from intruscope.spectra.scan import RunOptions
+from intruscope.train.settings import TuneSettings
+
 if TYPE_CHECKING:
     from intruscope.forgetting.intervals import Interval
     from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask
     from intruscope.spectra.records import SimilarityMap
-    from intruscope.train.settings import TuneSettings
 
 SCHEMA = "intruscope.chain/1"
 Between = Literal["merge", "keep"]
@@ -34,6 +37,7 @@ class ChainTask:
     held_out: ClassificationTask | ChoiceTask
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ChainSettings:
     """What a chain does.
@@ -41,24 +45,35 @@ class ChainSettings:
     Attributes:
         training: Of every stage; its seed is the chain's, from which each stage draws its own, and its
             ``examples`` are those of each task.
-        between: ``merge`` the update into the float32 body and start the method anew (the paper), or
-            ``keep`` the adapter and go on with it.
-        num_head_examples: Training examples of each task that its heads are fitted on, drawn by the seed.
-        num_eval_examples: Number of examples of each task to score on; all by default.
-        max_sequences: Maximum number of sequences of the text, sampled evenly.
-        map_size: Leading vectors on each side of a similarity map; 0 for none.
-        workers: Processes of the scans, as in :class:`intruscope.spectra.scan.RunOptions`.
-        keep_models: Keep the merged body of every stage; else only the last.
+        map_size: Number of leading vectors on each side of a similarity map; 0 for none.
     """
 
     training: TuneSettings
-    between: Between = "merge"
-    num_head_examples: int = 1000
-    num_eval_examples: int | None = None
-    max_sequences: int | None = None
+    between: Between = option(
+        "merge",
+        help="After each task, merge the update into the model and start a new adapter (merge; as in the "
+        "paper), or continue with the same adapter (keep).",
+    )
+    num_head_examples: int = option(
+        1000, flag="head-examples", help="Training examples of each task used to fit its head.", minimum=2
+    )
+    num_eval_examples: int | None = option(
+        None,
+        flag="eval-examples",
+        help="Maximum number of held-out examples per task to evaluate on (default: all).",
+        minimum=2,
+    )
+    max_sequences: int | None = option(
+        None,
+        help="Maximum number of text sequences, sampled evenly (default: all).",
+        minimum=2,
+        needs=("--text",),
+    )
     map_size: int = 24
-    workers: int | None = None
-    keep_models: bool = False
+    keep_models: bool = option(
+        False, help="Keep the merged model of every stage, not only the last one.", panel="Output"
+    )
+    workers: int | None = shared(RunOptions, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)

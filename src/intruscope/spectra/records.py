@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.options import MAX_SEED, check_options, documented, option
 from intruscope.records.plain import BASE64, plain
 from intruscope.records.report import Report
 from intruscope.spectra.totals import ScanTotals, total
@@ -35,20 +36,56 @@ EPSILON_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 K_GRID = (1, 2, 5, 10, 20, 50, 100)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings:
-    """Everything that can change a verdict; part of the plan's hash."""
+    """Everything that can change a verdict; part of the plan's hash.
 
-    k: int | Literal["all"] = 10
-    epsilon: float = 0.5
-    side: Literal["left", "right", "both"] = "left"
-    seed: int = 0
-    null_trials: int = 0
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    k: int | Literal["all"] = option(
+        10,
+        help="Number of leading singular vectors of each matrix to examine.",
+        minimum=1,
+        maximum=10**9,
+    )
+    epsilon: float = option(
+        0.5,
+        help="Alignment threshold: a vector whose best match in the base is below it is an intruder.",
+        above=0,
+        maximum=1,
+    )
+    side: Literal["left", "right", "both"] = option(
+        "left", help="Singular vectors to compare: left (output space), right (input space) or both."
+    )
+    null_trials: int = option(
+        0,
+        flag="null",
+        help="Estimate the number of intruders expected by chance from N random rotations of each update.",
+        minimum=0,
+        maximum=10**6,
+    )
     chance_trials: int = 4
-    maps: int = 0
-    exact_effective_rank: bool = False
-    prove: bool = False
-    threads: int = 1
+    maps: int = option(
+        0,
+        help="Also compute similarity maps of the top N vectors of the base and the tuned model.",
+        minimum=0,
+        maximum=10**9,
+        needs=("--json", "--html", "--plots"),
+    )
+    exact_effective_rank: bool = option(
+        False, help="Compute the effective rank of large dense updates exactly, from all singular values."
+    )
+    prove: bool = option(
+        False, help="Use dense float64 decompositions throughout: slower, and every verdict is exact."
+    )
+    seed: int = option(0, help="Random seed.", minimum=0, maximum=MAX_SEED, panel="How it runs")
+    threads: int = option(1, help="Threads per worker process.", minimum=1, maximum=1024, panel="How it runs")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Outcome, Progress, Task
 from intruscope.errors import OutputConflict, ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
+from intruscope.options import documented, option
 from intruscope.records.plain import decode
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
@@ -36,24 +37,49 @@ _RUNTIME_BYTES = 350 << 20
 _BASIS_COLUMNS = 1000
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a scan runs; nothing here changes a verdict.
+    """How a scan runs; nothing here changes a verdict."""
 
-    Attributes:
-        workers: Processes at most; the number of cores by default. 0 runs in this process, one matrix
-            after another, without deadlines.
-        deadline_seconds: Per matrix; past it the matrix is reported unfinished.
-        memory_bytes: What the running matrices may take together.
-        work_dir: Where the journal lies; a folder per plan in the user's cache by default.
-        fresh: Forget what the journal holds.
-    """
-
-    workers: int | None = None
-    deadline_seconds: float | None = None
-    memory_bytes: int | None = None
-    work_dir: Path | None = None
-    fresh: bool = False
+    workers: int | None = option(
+        None,
+        help="Number of worker processes (default: one per core).",
+        about="Number of worker processes; one per core by default. 0 runs in this process, one matrix after "
+        "another, without deadlines.",
+        minimum=1,
+        maximum=1024,
+        panel="How it runs",
+    )
+    memory_bytes: int | None = option(
+        None,
+        flag="memory",
+        help="Memory limit in GiB for the matrices in progress.",
+        about="Memory limit in bytes for the matrices in progress together.",
+        above=0,
+        maximum=10**6,
+        scale=2**30,
+        panel="How it runs",
+        metavar="GIB",
+    )
+    deadline_seconds: float | None = option(
+        None,
+        flag="deadline",
+        help="Time limit per matrix in seconds; a matrix that exceeds it is reported as unfinished.",
+        above=0,
+        panel="How it runs",
+        metavar="SECONDS",
+    )
+    work_dir: Path | None = option(
+        None,
+        flag="work",
+        help="Folder for the journal that makes the run resumable (default: in the user's cache).",
+        panel="How it runs",
+        metavar="FOLDER",
+    )
+    fresh: bool = option(
+        False, help="Start over: discard the results of an interrupted run.", panel="How it runs"
+    )
 
 
 def plan(

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.opening import open_pair
 from intruscope.engine.environment import CORE, environment
 from intruscope.errors import OutputConflict, UsageError
+from intruscope.forgetting.losses import Protocol
+from intruscope.forgetting.models import DType
+from intruscope.forgetting.settings import ForgetSettings
+from intruscope.forgetting.windows import Unit
+from intruscope.options import documented, option, shared
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
@@ -25,44 +30,38 @@ if TYPE_CHECKING:
     from intruscope.adapters.live import LivePair
     from intruscope.adapters.opening import ModelLike
     from intruscope.engine.tasks import Progress
-    from intruscope.forgetting.models import DType
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
-    from intruscope.forgetting.windows import Unit
     from intruscope.repair.survey import Survey
     from intruscope.sweep.figures import Measured
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """How the models are loaded and measured; everything here can change a figure.
+    """How the models are loaded and measured; everything here can change a figure."""
 
-    Attributes:
-        protocol: ``causal``, ``fast`` or ``exact``; by default ``causal``, or ``fast`` for a masked model.
-        unit: What a sequence of the text is: ``line`` or ``running``; by default as in ``forget``.
-        context: Longest input in tokens.
-        stride: How far each window of a causal model moves on, in tokens.
-        max_sequences: Maximum number of sequences of the text, sampled evenly; all by default.
-        max_examples: Maximum number of examples of the task (sequences, where the task is held-out text),
-            sampled evenly; all by default.
-        max_tokens: Truncate the examples of a classification to this many tokens.
-        batch_tokens: Maximum number of token positions per batch.
-        device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        dtype: Precision of weights and computation.
-        tokenizer: Folder of the tokenizer; by default the one beside the base.
-    """
-
-    protocol: str | None = None
-    unit: Unit | None = None
-    context: int | None = None
-    stride: int | None = None
-    max_sequences: int | None = None
-    max_examples: int | None = None
-    max_tokens: int | None = None
-    batch_tokens: int = 4096
-    device: str = "auto"
-    dtype: DType = "float32"
-    tokenizer: str | Path | None = None
+    protocol: Protocol | None = shared(
+        ForgetSettings,
+        "protocol",
+        help="How losses are computed. Causal models: causal. Masked models: fast (fixed random masks; "
+        "default, because a sweep measures dozens of models) or exact (each token in turn).",
+    )
+    unit: Unit | None = shared(ForgetSettings, "unit")
+    context: int | None = shared(ForgetSettings, "context")
+    stride: int | None = shared(ForgetSettings, "stride")
+    max_sequences: int | None = shared(ForgetSettings, "max_sequences", minimum=4)
+    max_examples: int | None = option(
+        None,
+        help="Maximum number of task examples (sequences, if the task is text), sampled evenly (default: "
+        "all).",
+        minimum=4,
+    )
+    max_tokens: int | None = shared(ForgetSettings, "max_task_tokens", flag="max-task-tokens")
+    batch_tokens: int = shared(ForgetSettings, "batch_tokens")
+    device: str = shared(ForgetSettings, "device")
+    dtype: DType = shared(ForgetSettings, "dtype")
+    tokenizer: str | None = shared(ForgetSettings, "tokenizer")
 
 
 def sweep(

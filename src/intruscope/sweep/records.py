@@ -6,10 +6,15 @@ A figure that does not exist (a share of the forgetting where nothing was forgot
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.forgetting.intervals import NUM_RESAMPLES, Interval
+from intruscope.forgetting.settings import ForgetSettings
+from intruscope.options import documented, option, shared
 from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.spectra.records import ScanSettings
+
+if TYPE_CHECKING:
+    from intruscope.forgetting.intervals import Interval
 
 SCHEMA = "intruscope.sweep/1"
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -22,30 +27,51 @@ DataPart = Literal["all", "choosing half", "evaluation half"]
 """Which sequences and examples a figure is computed on."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """What is swept, and how its figures are computed.
 
     Attributes:
-        strengths: Fractions to keep; 1 is the tuned model itself, which is always measured.
-        controls: Names in :data:`intruscope.repair.interventions.INTERVENTIONS`, the edit itself among them.
-        which: Intruders to edit: ``top``, ``all`` or a selection; each is a series of its own.
-        k: Number of leading vectors per matrix that may be intruders.
-        epsilon: Alignment below which a vector is an intruder.
-        seed: Random seed of the random control, of the split into halves and of the resampling.
-        max_task_cost: Largest acceptable cost: a share of accuracy, or nats per token of a task's loss.
-        num_resamples: Number of bootstrap resamples.
         confidence: Level of every interval.
     """
 
-    strengths: tuple[float, ...] = STRENGTHS
-    controls: tuple[str, ...] = field(default_factory=lambda: tuple(INTERVENTIONS))
-    which: tuple[str, ...] = ("top",)
-    k: int = 10
-    epsilon: float = 0.5
-    seed: int = 0
-    max_task_cost: float = 0.01
-    num_resamples: int = NUM_RESAMPLES
+    strengths: tuple[float, ...] = option(
+        STRENGTHS,
+        help="Strengths to try, separated by commas: the fraction of an intruder's singular value that is "
+        "kept. 0 removes it, 1 keeps it.",
+        about="Strengths to try: the fraction of an intruder's singular value that is kept. 1 is the tuned "
+        "model itself and needs no cell.",
+        minimum=0,
+        comma=True,
+        metavar="X,X,...",
+    )
+    controls: tuple[str, ...] = option(
+        tuple(INTERVENTIONS),
+        help="Interventions to compare, separated by commas, or 'all'. 'intruders' is the repair itself; "
+        "docs/controls.md describes the others.",
+        about="Names in :data:`intruscope.repair.interventions.INTERVENTIONS`, the repair itself among them.",
+        comma=True,
+        choices=tuple(INTERVENTIONS),
+        all=tuple(INTERVENTIONS),
+        metavar="NAME,...",
+    )
+    which: tuple[str, ...] = option(
+        ("top",),
+        help="Intruders to edit: top (one per matrix), all, or a selection as in repair. Each is swept "
+        "separately.",
+        metavar="SELECTION",
+    )
+    max_task_cost: float = option(
+        0.01,
+        flag="max-cost",
+        help="Largest acceptable loss on the task: a fraction of accuracy, or nats per token.",
+        minimum=0,
+    )
+    k: int = shared(ScanSettings, "k")
+    epsilon: float = shared(ScanSettings, "epsilon")
+    seed: int = shared(ScanSettings, "seed")
+    num_resamples: int = shared(ForgetSettings, "num_resamples")
     confidence: float = 0.95
 
 

@@ -2,60 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from intruscope.options import REQUIRED, documented, option, shared
+from intruscope.spectra.records import ScanSettings
 from intruscope.train.recipes import PAPER, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    """Settings of a run; None takes the recipe's value.
+    """What a run does; what is None comes from the recipe.
 
     Attributes:
-        method: By its name (``intruscope methods``).
         options: Options of the method.
-        recipe: Preset for hyperparameters that are not set.
-        rate: Learning rate.
-        examples: Maximum number of training examples, sampled at random; all by default.
-        epochs: Passes over the data.
-        steps: Number of optimiser steps, instead of epochs.
-        batch: Examples per optimiser step, over all processes and accumulation steps.
-        accumulate: Gradient-accumulation steps.
-        max_length: Longest input in tokens.
-        group_by_length: Batch examples of similar length, which saves padding.
-        targets: Module-name suffixes to train; all linear layers by default.
-        bf16: Compute in bfloat16 (weights and optimiser stay float32).
-        seed: Random seed.
-        save_every: Steps between checkpoints.
-        watch_every: Steps between looks for intruders; 0 for none.
-        eval_every: Steps between scores of the held-out data, one before the first step among them; by
-            default an epoch, and none before.
-        report_to: Integrations of transformers to log to.
+        recipe: Preset for everything that is None.
+        eval_every: Steps between evaluations on the held-out data, the first before any training; by default
+            after every epoch, and not before training.
     """
 
-    method: str
+    method: str = option(
+        REQUIRED, help="Fine-tuning method; 'intruscope methods' lists them.", metavar="METHOD"
+    )
     options: Mapping[str, object] = field(default_factory=dict)
+    targets: tuple[str, ...] = option(
+        (),
+        flag="target",
+        help="Suffix of the module names to train (default: all linear layers).",
+        metavar="SUFFIX",
+    )
     recipe: Recipe = PAPER
-    rate: float | None = None
-    examples: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch: int | None = None
-    accumulate: int = 1
-    max_length: int | None = None
-    group_by_length: bool = False
-    targets: tuple[str, ...] = ()
-    bf16: bool = False
-    seed: int = 0
-    save_every: int = 500
-    watch_every: int = 50
+    rate: float | None = option(
+        None,
+        flag="lr",
+        help="Learning rate (default: from the recipe, which keeps alpha * lr = 2.4e-3 at every rank).",
+        minimum=0,
+    )
+    epochs: int | None = option(
+        None, help="Number of passes over the data (default: from the recipe).", minimum=1
+    )
+    steps: int | None = option(None, help="Number of optimizer steps, instead of --epochs.", minimum=1)
+    batch: int | None = option(
+        None, help="Examples per optimizer step, over all processes (default: from the recipe).", minimum=1
+    )
+    examples: int | None = option(
+        None,
+        help="Maximum number of training examples, sampled at random (default: all).",
+        minimum=1,
+    )
+    max_length: int | None = option(
+        None, help="Maximum input length in tokens (default: from the recipe).", minimum=2
+    )
+    watch_every: int = option(
+        50,
+        flag="watch",
+        help="Steps between scans for intruders during training; 0 turns them off.",
+        minimum=0,
+    )
     eval_every: int | None = None
-    report_to: tuple[str, ...] = ()
+    seed: int = shared(ScanSettings, "seed")
+    accumulate: int = option(
+        1,
+        help="Gradient-accumulation steps: each batch is split into this many parts.",
+        minimum=1,
+        panel="How it runs",
+    )
+    group_by_length: bool = option(
+        False, help="Batch examples of similar length together to reduce padding.", panel="How it runs"
+    )
+    bf16: bool = option(
+        False, help="Compute in bfloat16; weights and optimizer stay in float32.", panel="How it runs"
+    )
+    save_every: int = option(500, help="Steps between checkpoints.", minimum=1, panel="How it runs")
+    report_to: tuple[str, ...] = option(
+        (),
+        help="Also log to a transformers integration, such as tensorboard or wandb.",
+        panel="Output",
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

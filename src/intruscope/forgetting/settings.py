@@ -1,0 +1,72 @@
+"""What a measurement of forgetting is asked for; the record of one has what was chosen for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intruscope.forgetting.intervals import NUM_RESAMPLES
+from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, Protocol
+from intruscope.forgetting.models import DType
+from intruscope.forgetting.windows import Unit
+from intruscope.options import documented, option, shared
+from intruscope.spectra.records import ScanSettings
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class ForgetSettings:
+    """How losses and scores are measured; the keyword arguments of ``forget``."""
+
+    protocol: Protocol | None = option(
+        None,
+        help="How losses are computed. Causal models: causal. Masked models: exact (each token in turn; "
+        "default) or fast (fixed random masks).",
+    )
+    unit: Unit | None = option(
+        None,
+        help="What counts as a sequence: a line (or table row), or a context of running text. Default: line "
+        "for masked models, running for causal ones.",
+    )
+    context: int | None = option(
+        None,
+        help="Maximum input length in tokens (default: the model's, but at most 1024 for causal and 512 for "
+        "masked models).",
+        minimum=1,
+    )
+    stride: int | None = option(
+        None,
+        help="Tokens by which the window of a causal model advances (default: half the context).",
+        minimum=1,
+    )
+    max_sequences: int | None = option(
+        None, help="Maximum number of sequences, sampled evenly (default: all).", minimum=2
+    )
+    max_task_tokens: int | None = option(
+        None,
+        help="Truncate classification examples to this many tokens (default: the model's limit).",
+        minimum=2,
+        needs=("--task",),
+    )
+    num_resamples: int = option(
+        NUM_RESAMPLES, flag="resamples", help="Number of bootstrap resamples.", minimum=100, maximum=10**6
+    )
+    seed: int = shared(ScanSettings, "seed")
+    tokenizer: str | None = option(
+        None,
+        help="Folder of the tokenizer (default: the base model's own).",
+        panel="Input",
+        metavar="FOLDER",
+    )
+    batch_tokens: int = option(
+        DEFAULT_BATCH_TOKENS, help="Maximum number of tokens per batch.", minimum=1, panel="How it runs"
+    )
+    device: str = option(
+        "auto",
+        help="Device to run the models on: auto (a GPU if there is one), cpu, cuda, or a torch device like "
+        "cuda:1.",
+        panel="How it runs",
+        metavar="DEVICE",
+    )
+    dtype: DType = option(
+        "float32", help="Data type of weights and computation.", panel="How it runs", metavar="DTYPE"
+    )
