@@ -131,7 +131,7 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same(done, files, tmp_path):
         (("--epsilon", "0"), 2, ["--epsilon must be a number above 0"]),
         (("--max-cost", "-1"), 2, ["--max-cost must be a number of at least 0, not '-1'"]),
         (("--which", "no.such.matrix:0"), 2, ["no.such.matrix"]),
-        (("--labels", "a,b,c"), 4, ["task.tsv", "expected the model's 2"]),
+        (("--labels", "a,b,c"), 4, ["task.tsv", "the model has 2"]),
         (("--json", "OUT/a.json", "--html", "OUT/a.json"), 7, ["two outputs"]),
         (("--json", "FILES/base/a.json"), 7, ["lies in the input"]),
         (("--json", "FILES/text.txt"), 7, ["text.txt"]),
