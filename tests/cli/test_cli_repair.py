@@ -146,7 +146,7 @@ def test_outputs_that_would_harm_are_refused(planted, tmp_path):
         assert_message(invoke(*models, "-o", out, "--workers", 1), 7, says)
     assert_message(invoke(*models), 2, "-o OUT")
     out = tmp_path / "out"
-    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "the output folder")
+    assert_message(invoke(*models, "-o", out, "--json", out / "plan.json"), 7, "does not exist")
     assert_message(invoke(*models, "-o", out, "--json", planted / "base" / "x.json"), 7, "lies in")
     assert fingerprint(planted) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
