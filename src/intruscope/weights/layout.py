@@ -108,6 +108,8 @@ def base_matrices(
     used: set[str] = set()
     for name, tensor in source.tensors.items():
         reason, is_gap = _not_a_matrix(tensor, source.unreadable)
+        if name in source.parts:
+            reason, is_gap = "scales of quantised weights", False
         if reason is None:
             views, reason = _views(tensor, config, orientations)
             if views and used.isdisjoint(view.name for view in views):

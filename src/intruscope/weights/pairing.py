@@ -128,6 +128,7 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
             *base.findings,
             *tuned.findings,
             *plan.findings,
+            *_rounding_findings(base, tuned),
             *orientation_findings(coverage),
             *head_findings(coverage, base.tensors, tuned.tensors),
         ),
@@ -135,6 +136,18 @@ def pair_checkpoints(base: ModelSource, tuned: ModelSource) -> Pairing:
         complete=gaps == 0,
         in_memory=base.path is None or tuned.path is None,
     )
+
+
+def _rounding_findings(base: ModelSource, tuned: ModelSource) -> list[Finding]:
+    """Where one side alone is quantised, the update contains the whole rounding error, of full rank."""
+    if (base.packed is None) == (tuned.packed is None):
+        return []
+    side = "base" if base.packed is not None else "tuned model"
+    message = (
+        f"only the {side} is quantised ({base.packed or tuned.packed}), so that every update contains its "
+        "rounding error: compare both in one format"
+    )
+    return [Finding(code="quantisation-error", severity="warning", message=message)]
 
 
 def _same_shape(base: TensorView, tuned: TensorView) -> bool:

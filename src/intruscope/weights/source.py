@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
+from intruscope.weights.matrices import Finding
 from intruscope.weights.names import ModelName, parse_name
+from intruscope.weights.number_formats import unpack
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.shards import read_index
 from intruscope.weights.stored import FileTensor, StoredTensor, input_record, list_folder
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from intruscope.weights.architecture import ModuleClass
-    from intruscope.weights.matrices import Finding
 
 SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_NAMES = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "pytorch_model.pt")
@@ -109,11 +110,15 @@ class ModelSource(Source):
         config: ``config.json`` as data (nothing in it is ever imported); empty when there is none.
         classes: Of its linear layers and embeddings by module name, where the model itself is at hand; see
             :func:`intruscope.weights.architecture.module_classes`.
+        packed: Name of the number format that weights were unpacked from; None for plain numbers.
+        parts: Names of tensors that belong to packed weights, such as scales.
         unreadable: Reason why these tensors mean nothing alone (quantised), None when they do.
     """
 
     config: dict[str, Any]
     classes: Mapping[str, ModuleClass] = field(default_factory=dict)
+    packed: str | None = None
+    parts: frozenset[str] = frozenset()
     unreadable: str | None = None
 
 
@@ -159,14 +164,23 @@ def open_folder_or_file(
     tensors, files = _read_weights(weights, allow_pickle=allow_pickle)
     stamps = {tensor.path: tensor.stamp for tensor in tensors.values()}
     inputs = tuple(input_record(file, stamps.get(file)) for file in files)
+    given: dict[str, Any] = {
+        "name": name,
+        "path": path,
+        "revision": revision,
+        "config": config,
+        "inputs": inputs,
+    }
+    found = unpack(config, tensors)
+    if found is None:
+        return ModelSource(**given, tensors=tensors, unreadable=_quantisation(config, tensors))
+    message = f"the weights of {printable(name)} are stored as {found.title} and are dequantised to be read"
     return ModelSource(
-        name=name,
-        path=path,
-        revision=revision,
-        config=config,
-        tensors=tensors,
-        inputs=inputs,
-        unreadable=_quantisation(config, tensors),
+        **given,
+        tensors=found.tensors,
+        packed=found.title,
+        parts=found.parts,
+        findings=(Finding(code="dequantised", severity="info", message=message),),
     )
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from intruscope.errors import MalformedInput, ResourceExhausted, readable_bytes
+from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat, readable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,7 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+_PACKED_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _PIECE_BYTES = 16 << 20
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGER_NAMES = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
@@ -204,6 +205,20 @@ class StoredTensor(ABC):
             MalformedInput: the file changed since planning, or the dtype cannot be decoded alone.
         """
 
+    def read_packed(self, first: int, count: int) -> torch.Tensor:  # noqa: ARG002 - for subclasses
+        """The same of numbers that need a scale: float8 as it is stored. For number formats alone.
+
+        Raises:
+            UnsupportedFormat: this place holds no packed numbers.
+            MalformedInput: as :meth:`read_leading`.
+        """
+        raise UnsupportedFormat(
+            f"{self.dtype} numbers cannot be read here",
+            remedy="save the model as safetensors",
+            file=self.path,
+            tensor=self.name,
+        )
+
     @abstractmethod
     def raw(self) -> Iterator[bytearray]:
         """The bytes as safetensors stores them, a piece at a time, whatever the dtype.
@@ -243,7 +258,17 @@ class FileTensor(StoredTensor):
                 file=self.path,
                 tensor=self.name,
             )
-        dtype: torch.dtype = getattr(torch, {**TORCH_NAMES, **INTEGER_NAMES}[self.dtype])
+        return self._slices(first, count, getattr(torch, {**TORCH_NAMES, **INTEGER_NAMES}[self.dtype]))
+
+    def read_packed(self, first: int, count: int) -> torch.Tensor:
+        """Read some slices of float8 numbers; see :class:`StoredTensor`."""
+        import torch
+
+        return self._slices(first, count, getattr(torch, _PACKED_NAMES[self.dtype]))
+
+    def _slices(self, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
         inner = self.shape[1:]
         slice_bytes = math.prod(inner) * DTYPE_BITS[self.dtype] // 8
         with open_regular(self.path) as (descriptor, stamp):

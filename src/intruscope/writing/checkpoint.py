@@ -34,6 +34,12 @@ def check_copyable(source: ModelSource) -> None:
     Raises:
         UnsupportedFormat: it is stored as pickles.
     """
+    if source.packed is not None:
+        raise UnsupportedFormat(
+            f"the checkpoint is stored as {source.packed}, which can be read but not written",
+            remedy="dequantise it first, and give that model",
+            file=source.path,
+        )
     pickle = next((file for file in source.weight_files if file.suffix != ".safetensors"), None)
     if pickle is not None:
         raise UnsupportedFormat(

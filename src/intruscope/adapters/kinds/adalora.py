@@ -1,6 +1,7 @@
 """AdaLoRA (arXiv 2303.10512): ΔW = s B diag(E) A with a rank that training spread over the modules.
 
-PEFT scales by alpha / (r + 1e-5), r being the rank that is stored (tuners/adalora/layer.py).
+PEFT scales by alpha / (r + 1e-5), r being the rank at the start, whatever was pruned since
+(tuners/adalora/layer.py and model.py).
 
 Shape suffixes: F rows of the whole matrix, I in, R rank.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, number
+from intruscope.adapters.kind import AdapterKind, closed_form, integer, number
+from intruscope.adapters.kinds.lora import refuse_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 def decode(parts: Parts, base: BaseWeight, options: Mapping[str, Any]) -> LowRankUpdate:
     """The update; see the module."""
     left_FR, right_RI = parts["lora_B"], parts["lora_A"].flatten(1)
-    rank = right_RI.shape[0]
-    scaling = (options["alpha"] if options["alpha"] > 0 else rank) / (rank + 1e-5)
+    start_rank = options["init_r"]
+    scaling = (options["alpha"] if options["alpha"] > 0 else start_rank) / (start_rank + 1e-5)
     return base.low_rank(left_FR * scaling, right_RI * parts["lora_E"])
 
 
@@ -39,7 +41,11 @@ def sizes(shapes: Shapes, options: Mapping[str, Any]) -> tuple[int, int]:  # noq
 
 
 def _read_options(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    return {"alpha": number(raw, "lora_alpha", path, default=8.0)}
+    refuse_options(raw, path)
+    return {
+        "alpha": number(raw, "lora_alpha", path, default=8.0),
+        "init_r": integer(raw, "init_r", path, default=12, least=1),
+    }
 
 
 KIND = AdapterKind(

@@ -219,7 +219,7 @@ def moves_the_base(init: object) -> bool:
 
 
 def _read_options(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    _refuse_options(raw, path)
+    refuse_options(raw, path)
     return {
         "use_rslora": flag(raw, "use_rslora", path),
         "use_dora": flag(raw, "use_dora", path),
@@ -239,7 +239,12 @@ def _enable_lora(value: object, path: Path | None) -> tuple[bool, ...] | None:
     return tuple(value) if any(value) else None
 
 
-def _refuse_options(raw: Mapping[str, Any], path: Path | None) -> None:
+def refuse_options(raw: Mapping[str, Any], path: Path | None) -> None:
+    """Refuse variants whose update is another one, or none.
+
+    Raises:
+        UnsupportedFormat: the config asks for one, by name.
+    """
     for name, what in _REFUSED_OPTIONS.items():
         if raw.get(name):
             fact = f"the adapter uses {what}, which is not read; plain LoRA and DoRA are"

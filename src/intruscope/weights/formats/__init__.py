@@ -1,0 +1,1 @@
+"""Packed number formats, one file each; see :mod:`intruscope.weights.number_formats`."""
