@@ -11,7 +11,10 @@ from intruscope.repair.survey import survey
 
 
 def test_reports_are_those_of_a_scan(models, found):
-    report = scan(str(models / "base"), str(models / "adapter"), options=RunOptions(workers=0))
+    settings = ScanSettings(chance_trials=0)  # a survey draws none
+    report = scan(
+        str(models / "base"), str(models / "adapter"), settings=settings, options=RunOptions(workers=0)
+    )
     scanned = {m.name: m for m in report.matrices}
     assert {m.name for m in found.matrices} == set(SHAPES) == set(scanned)
     for matrix in found.matrices:
