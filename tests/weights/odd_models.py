@@ -283,8 +283,8 @@ def _count(pair: Any, truth: Truth, rows: torch.Tensor, outcome: Outcome) -> Non
 def _moved(truths: list[Truth], covered: set[str], pairing: Pairing, outcome: Outcome) -> None:
     """A matrix that moved must be compared, unless the plan itself says that something is missing."""
     seen = {truth.parameter for truth in truths if truth.module in covered}
-    told = " ".join(entry.tensor for entry in pairing.coverage if entry.gap or entry.head)
-    told += " ".join(f.message for f in pairing.findings if f.severity == "warning")
+    reported = " ".join(entry.tensor for entry in pairing.coverage if entry.gap or entry.head)
+    reported += " ".join(f.message for f in pairing.findings if f.severity == "warning")
     for truth in truths:
         scale = float(truth.base_OI.norm())
         if float((truth.tuned_OI - truth.base_OI).norm()) < 1e-6 * scale or truth.module in covered:
@@ -292,7 +292,7 @@ def _moved(truths: list[Truth], covered: set[str], pairing: Pairing, outcome: Ou
         if truth.parameter in seen:
             continue
         end = ".".join(truth.module.split(".")[-3:])
-        if end not in told:
+        if end not in reported:
             outcome.notes.append(f"{truth.module} moved, and nothing says that it was not compared")
 
 
