@@ -77,7 +77,7 @@ def test_its_code_runs():
 
 
 def test_every_report_offers_what_the_page_says():
-    for report in (intruscope.ScanReport, intruscope.ForgettingReport):
+    for report in (intruscope.ScanReport, intruscope.ForgettingReport, intruscope.SweepReport):
         for method in ("save", "load", "to_json", "from_json", "to_pandas", "to_arrow", "_repr_html_"):
             assert callable(getattr(report, method))
 

@@ -18,16 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "sweep"))
 from sweep_cases import CONTROLS, SETTINGS, STRENGTHS, report_of, world
 
 from intruscope.errors import OutputConflict
+from intruscope.records.tables import write_parquet
 from intruscope.report.sweep_page import sweep_data, write_sweep_html
 from intruscope.report.sweep_plots import write_sweep_plots
-from intruscope.report.sweep_tables import (
-    COLUMNS,
-    sweep_json,
-    sweep_summary,
-    write_sweep_json,
-    write_sweep_parquet,
-)
+from intruscope.report.sweep_tables import sweep_summary
 from intruscope.report.words import printable_text
+from intruscope.sweep.records import COLUMNS, SweepReport
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\u202e\x00"
 ESCAPED = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\\u202e\\x00"
@@ -54,9 +50,11 @@ def page(report, tmp_path_factory):
 
 
 def test_the_schema_and_its_figures(report, tmp_path):
-    write_sweep_json(report, tmp_path / "sweep.json")
+    report.save(tmp_path / "sweep.json")
+    assert SweepReport.load(tmp_path / "sweep.json") == report
+    assert report.recommendations[0].sentence.split(".")[0] in report._repr_html_()
     data = json.loads((tmp_path / "sweep.json").read_text())
-    assert data == sweep_json(report)
+    assert data == report.to_json()
     assert (data["schema"], data["unit"], data["metric"]) == ("intruscope.sweep/1", "nats/token", "accuracy")
     assert [(c["control"], c["strength"]) for c in data["cells"]] == [
         (control, strength) for control in CONTROLS for strength in STRENGTHS
@@ -78,7 +76,7 @@ def test_the_schema_and_its_figures(report, tmp_path):
 
 
 def test_a_row_for_every_cell(report, tmp_path):
-    write_sweep_parquet(report, tmp_path / "sweep.parquet")
+    write_parquet(report.columns, report.rows(), tmp_path / "sweep.parquet")
     table = pq.read_table(tmp_path / "sweep.parquet")
     assert table.column_names == list(COLUMNS)
     rows = table.to_pylist()
@@ -116,7 +114,7 @@ def test_without_forgetting_there_are_no_shares(tmp_path):
     assert all(each.forgetting_share is None for each in report.cells)
     write_sweep_html(report, tmp_path / "page.html")
     write_sweep_plots(report, tmp_path / "plots")
-    json.dumps(sweep_json(report), allow_nan=False)
+    json.dumps(report.to_json(), allow_nan=False)
 
 
 def test_the_page_holds_nothing_that_runs_but_its_own(page):

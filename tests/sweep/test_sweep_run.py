@@ -20,7 +20,6 @@ from intruscope.repair.interventions import INTERVENTIONS, Intervention, interve
 from intruscope.repair.survey import survey
 from intruscope.report.sweep_page import sweep_data, write_sweep_html
 from intruscope.report.sweep_plots import write_sweep_plots
-from intruscope.report.sweep_tables import sweep_json
 from intruscope.spectra.scan import RunOptions, open_sources, pair_sources
 from intruscope.sweep import measure as measure_module
 from intruscope.sweep.live import LiveBench, limited
@@ -217,10 +216,9 @@ def test_the_same_seed_gives_the_same_report_and_another_work_folder_too(files, 
     settings = replace(SETTINGS, controls=("intruders", "random", "matched_change"))
     first = report_of(files, "adapter", work=tmp_path / "a", settings=settings)
     resumed = report_of(files, "adapter", work=tmp_path / "a", settings=settings)
-    assert sweep_json(first) == sweep_json(resumed)
-    assert sweep_json(first) == sweep_json(
-        report_of(files, "adapter", work=tmp_path / "b", settings=settings)
-    )
+    assert first.to_json() == resumed.to_json()
+    again = report_of(files, "adapter", work=tmp_path / "b", settings=settings)
+    assert first.to_json() == again.to_json()
     other = report_of(files, "adapter", work=tmp_path / "c", settings=replace(settings, seed=1))
     random_cells = [
         [cell.forgetting_change.estimate for cell in report.cells if cell.cell.control == "random"]
@@ -247,7 +245,7 @@ def test_examples_that_were_cut_are_told_also_after_an_interruption(limit, num_c
         assert (report.task.num_cut, report.text.num_cut) == (num_cut, 0)
         told = [notice for notice in notices if "20 of 20 examples are longer" in notice]
         assert len(told) == (num_cut > 0)
-        assert sweep_json(report)["task"]["num_cut"] == num_cut
+        assert report.to_json()["task"]["num_cut"] == num_cut
         row = dict(sweep_data(report)["facts"])["Task"]
         assert ("20 examples (20 of them truncated)" in row) is (num_cut > 0)
 
@@ -315,7 +313,7 @@ def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_pa
     np.testing.assert_allclose(grid.by_key["toy/top/0.4"].text_nats, expected, rtol=1e-9)
     assert np.abs(np.array(expected) - grid.tuned.text_nats).max() > 1e-3
     report = report_of_simulated(grid, settings)
-    assert [cell["control"] for cell in sweep_json(report)["cells"]] == ["intruders", "toy"]
+    assert [cell["control"] for cell in report.to_json()["cells"]] == ["intruders", "toy"]
     assert [each["name"] for each in sweep_data(report)["series"]] == ["intruders turned down", toy.title]
     write_sweep_html(report, tmp_path / "page.html")
     assert f"<dt>{toy.title}</dt><dd>{toy.explanation}</dd>" in (tmp_path / "page.html").read_text()

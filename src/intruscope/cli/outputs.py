@@ -101,13 +101,13 @@ TABLE = {
     ),
     "sweep": Written(
         files={
-            "json": _json("report.sweep_tables:sweep_json"),
+            "json": _json("records.report:Report.to_json"),
             "html": Output(
                 help="Write a self-contained HTML page.", writer="report.sweep_page:write_sweep_html"
             ),
             "parquet": Output(
                 help="Write one row per measured model as Parquet.",
-                writer="report.sweep_tables:write_sweep_parquet",
+                writer="cli.scan:write_rows_parquet",
             ),
             "plots": _plots("report.sweep_plots:write_sweep_plots"),
         },

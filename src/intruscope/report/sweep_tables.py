@@ -1,104 +1,23 @@
-"""A sweep as data and in the terminal: the schema ``intruscope.sweep/1``, Parquet rows, a table."""
+"""A sweep in the terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable, printable_text
-from intruscope.records.plain import plain
-from intruscope.records.tables import write_parquet
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.sweep.records import SCHEMA
 from intruscope.sweep.words import interval_text, series_name
-from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from rich.console import RenderableType
 
-    from intruscope.forgetting.intervals import Interval
-    from intruscope.records.tables import Cell
-    from intruscope.sweep.records import CellReport, ChosenStrength, Recommendation, SweepReport
-
-_FIGURES = (
-    "forgetting",
-    "forgetting_change",
-    "forgetting_share",
-    "task",
-    "task_change",
-    "task_loss_change",
-    "forgetting_difference",
-    "task_difference",
-)
-COLUMNS: dict[str, str] = {
-    "control": "string",
-    "which": "string",
-    "strength": "float64",
-    "num_matrices": "int64",
-    "change_norm": "float64",
-    **{f"{name}{end}": "float64" for name in _FIGURES for end in ("", "_low", "_high")},
-}
-"""Column names in order, with their Arrow types; the column with a figure's plain name is its estimate."""
-
-
-def sweep_json(report: SweepReport) -> dict[str, Any]:
-    """A sweep as plain data.
-
-    Args:
-        report: The sweep.
-
-    Returns:
-        The schema's object. Each cell holds its place in the grid beside its figures, and ``data`` says which
-        part of the data they are of.
-    """
-    laid_out = plain(report)
-    settings = laid_out.pop("settings")
-    names = ("base", "tuned")
-    return {
-        "schema": SCHEMA,
-        **{name: laid_out.pop(name) for name in names},
-        "unit": "nats/token",
-        "settings": settings,
-        **laid_out,
-        "cells": [_cell(cell) for cell in report.cells],
-        "choices": [_choice(choice) for choice in report.choices],
-        "recommendations": [_recommendation(each) for each in report.recommendations],
-    }
-
-
-def write_sweep_json(report: SweepReport, path: Path) -> None:
-    """Write the schema's object, whole or not at all.
-
-    Raises:
-        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
-    """
-    write_json_file(sweep_json(report), path)
-
-
-def write_sweep_parquet(report: SweepReport, path: Path) -> None:
-    """Write one row per cell; all figures are of all the data.
-
-    Raises:
-        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
-    """
-    write_parquet(COLUMNS, sweep_rows(report), path)
-
-
-def sweep_rows(report: SweepReport) -> Iterator[tuple[Cell, ...]]:
-    """Yield one row per cell in the order of :data:`COLUMNS`."""
-    for each in report.cells:
-        cell = each.cell
-        figures: list[float | None] = []
-        for name in _FIGURES:
-            value: Interval | None = getattr(each, name)
-            figures += [None] * 3 if value is None else [value.estimate, value.low, value.high]
-        yield (cell.control, cell.which, cell.strength, cell.num_matrices, cell.change_norm, *figures)
+    from intruscope.sweep.records import Recommendation, SweepReport
 
 
 def sweep_summary(report: SweepReport) -> list[RenderableType]:
@@ -191,20 +110,3 @@ def _grid(report: SweepReport) -> Table:
         style = "bold" if INTERVENTIONS[each.cell.control].role == "edit" else ""
         table.add_row(Text(printable(name)), f"{each.cell.strength:g}", forgetting, task, style=style)
     return table
-
-
-def _cell(report: CellReport) -> dict[str, Any]:
-    laid_out = plain(report)
-    return {**laid_out.pop("cell"), **laid_out}
-
-
-def _choice(choice: ChosenStrength) -> dict[str, Any]:
-    return {**plain(choice), "report": None if choice.report is None else _cell(choice.report)}
-
-
-def _recommendation(recommendation: Recommendation) -> dict[str, Any]:
-    return {
-        **plain(recommendation),
-        "report": None if recommendation.report is None else _cell(recommendation.report),
-        "matched": [_cell(each) for each in recommendation.matched],
-    }

@@ -1,20 +1,25 @@
-"""What a sweep reports. Frozen records; the report package writes them as ``intruscope.sweep/1``.
+"""What a sweep reports, as frozen records; :meth:`SweepReport.save` writes them as ``intruscope.sweep/1``.
 
 A figure that does not exist (a share of the forgetting where nothing was forgotten) is None, never NaN.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.forgetting.intervals import Interval  # noqa: TC001 - decoding reads the hints when it runs
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.options import documented, option, shared
+from intruscope.records import notebook
+from intruscope.records.report import Report
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.spectra.records import ScanSettings
 
 if TYPE_CHECKING:
-    from intruscope.forgetting.intervals import Interval
+    from collections.abc import Iterator, Sequence
+
+    from intruscope.records.tables import Cell
 
 SCHEMA = "intruscope.sweep/1"
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -242,9 +247,32 @@ class DataSource:
     num_cut: int = 0
 
 
+_FIGURES = (
+    "forgetting",
+    "forgetting_change",
+    "forgetting_share",
+    "task",
+    "task_change",
+    "task_loss_change",
+    "forgetting_difference",
+    "task_difference",
+)
+COLUMNS: dict[str, str] = {
+    "control": "string",
+    "which": "string",
+    "strength": "float64",
+    "num_matrices": "int64",
+    "change_norm": "float64",
+    **{f"{name}{end}": "float64" for name in _FIGURES for end in ("", "_low", "_high")},
+}
+"""Column names in order, with their Arrow types; the column with a figure's plain name is its estimate."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class SweepReport:
+class SweepReport(Report):
     """A whole sweep. Figures are of all the data, except where a record says otherwise.
+
+    Its table has one row per cell of the grid; the column with a figure's plain name is its estimate.
 
     Attributes:
         base: Name of the base model.
@@ -266,6 +294,9 @@ class SweepReport:
         environment: Versions that a figure depends on.
     """
 
+    schema = SCHEMA
+    columns = COLUMNS
+
     base: str
     tuned: str
     settings: SweepSettings
@@ -283,3 +314,84 @@ class SweepReport:
     choices: tuple[ChosenStrength, ...]
     recommendations: tuple[Recommendation, ...]
     environment: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
+        """One row per cell, in the order of :data:`COLUMNS`."""
+        for each in self.cells:
+            cell = each.cell
+            figures: list[float | None] = []
+            for name in _FIGURES:
+                value: Interval | None = getattr(each, name)
+                figures += [None] * 3 if value is None else [value.estimate, value.low, value.high]
+            yield (cell.control, cell.which, cell.strength, cell.num_matrices, cell.change_norm, *figures)
+
+    def notebook(self) -> Sequence[str]:
+        """The advice, the tuned model's forgetting, and the grid."""
+        forgetting = self.forgetting
+        grid = [
+            (
+                each.cell.control,
+                each.cell.which,
+                each.cell.strength,
+                _interval(each.forgetting_change),
+                _interval(each.task_change),
+            )
+            for each in self.cells
+        ]
+        return [
+            notebook.line(f"{self.base} → {self.tuned}", "top"),
+            notebook.headline(
+                f"{forgetting.estimate:+.3f}",
+                f"nats per token of forgetting ({forgetting.low:+.3f} to {forgetting.high:+.3f}), "
+                f"{self.num_intruders} intruders in {self.num_matrices} matrices",
+            ),
+            *[notebook.line(each.sentence, "warn") for each in self.recommendations],
+            notebook.table(
+                "Against the tuned model, on all the data",
+                ("edit or control", "which", "strength", "forgetting, nats/token", self.metric),
+                grid,
+            ),
+        ]
+
+    def _arranged(self, laid_out: dict[str, Any]) -> dict[str, Any]:
+        first = {name: laid_out.pop(name) for name in ("base", "tuned")}
+        laid_out["cells"] = [_flat(cell) for cell in laid_out["cells"]]
+        for each in (*laid_out["choices"], *laid_out["recommendations"]):
+            each["report"] = None if each["report"] is None else _flat(each["report"])
+        for each in laid_out["recommendations"]:
+            each["matched"] = [_flat(cell) for cell in each["matched"]]
+        return {**first, "unit": "nats/token", "settings": laid_out.pop("settings"), **laid_out}
+
+    @classmethod
+    def _fields(cls, data: dict[str, Any]) -> dict[str, Any]:
+        def nested(each: dict[str, Any]) -> dict[str, Any]:
+            report = each["report"]
+            return {**each, "report": None if report is None else _nested(report)}
+
+        return {
+            **{name: item for name, item in data.items() if name != "unit"},
+            "cells": [_nested(cell) for cell in data["cells"]],
+            "choices": [nested(each) for each in data["choices"]],
+            "recommendations": [
+                {**nested(each), "matched": [_nested(cell) for cell in each["matched"]]}
+                for each in data["recommendations"]
+            ],
+        }
+
+
+def _flat(report: dict[str, Any]) -> dict[str, Any]:
+    """A cell's place in the grid beside its figures."""
+    return {**report["cell"], **{name: item for name, item in report.items() if name != "cell"}}
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`_flat`."""
+    place = {each.name for each in fields(SweepCell)}
+    return {
+        "cell": {name: item for name, item in flat.items() if name in place},
+        **{name: item for name, item in flat.items() if name not in place},
+    }
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
