@@ -3,13 +3,9 @@
 import ast
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import torch
-
-import intruscope
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -49,11 +45,8 @@ def test_the_researchers_notebook(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_practitioners_notebook(tmp_path, monkeypatch, inline):
-    with ExitStack() as folders:
-        for verb in ("scan", "repair"):
-            monkeypatch.setattr(intruscope, verb, from_memory(getattr(intruscope, verb), folders))
-        names, shown = executed("practitioner.ipynb", tmp_path, monkeypatch)
+def test_the_practitioners_notebook(tmp_path, monkeypatch):
+    names, shown = executed("practitioner.ipynb", tmp_path, monkeypatch)
     report, forgetting = names["report"], names["forgetting"]
     assert report in shown
     assert forgetting in shown
@@ -62,14 +55,3 @@ def test_the_practitioners_notebook(tmp_path, monkeypatch, inline):
     assert forgetting.forgetting.low > 0
     assert names["after"].forgetting.estimate < forgetting.forgetting.estimate
     assert os.listdir(tmp_path / "repaired")
-
-
-def from_memory(verb, folders):
-    """The verb for models in memory, by way of a temporary folder."""
-
-    def called(*models, **options):
-        if any(isinstance(model, torch.nn.Module) for model in models):
-            models = folders.enter_context(intruscope.on_disk(*models))
-        return verb(*models, **options)
-
-    return called
