@@ -45,7 +45,7 @@ def main() -> None:
     )
     trainer.add_callback(IntruderWatch(trainer, every=given.every))
     trainer.train()
-    print(f"The looks and the picture are in {given.out / 'intruders'}")
+    print(f"The looks, and a picture if intruders grew, are in {given.out / 'intruders'}")
 
 
 if __name__ == "__main__":

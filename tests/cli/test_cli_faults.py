@@ -256,7 +256,7 @@ def test_of_twenty_simultaneous_starts_one_goes_on(slow, forks, tmp_path):
 )
 def test_an_allocation_that_fails_is_no_fault_of_ours(models, monkeypatch, allocate, figure):
     monkeypatch.setattr("intruscope.weights.names.parse_name", lambda _: allocate())
-    monkeypatch.setattr("intruscope.spectra.scan.parse_name", lambda _: allocate())
+    monkeypatch.setattr("intruscope.weights.source.parse_name", lambda _: allocate())
     assert_message(invoke("scan", *models, "-q"), 6, "out of memory", figure, "more memory")
 
 
@@ -288,7 +288,8 @@ def device_without_room(folder):
 @pytest.mark.parametrize("option", ["--json", "--csv", "--parquet", "--html"])
 def test_an_output_that_takes_nothing_fails(scanned, tmp_path, option):
     full = device_without_room(tmp_path)
-    done = invoke(*scanned.again, "-q", option, full)
+    beside = ["--json", tmp_path / "maps.json"] if option in ("--csv", "--parquet") else []
+    done = invoke(*scanned.again, "-q", *beside, option, full)
     assert_message(done, 6, f"{full}: ", "No space left on device")
     assert full.is_char_device()
 

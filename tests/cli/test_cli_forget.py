@@ -314,4 +314,4 @@ def test_a_config_that_makes_no_model(llama, tmp_path, config, parts):
 def test_a_label_of_thousands_of_digits(folder, pair, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": ' + "1" * 5000 + "}\n")
     done = invoke("forget", *pair, "--text", folder / "text.txt", "--task", tmp_path / "t.jsonl")
-    assert_message(done, 4, "t.jsonl", "in line 1", "a number of thousands of digits")
+    assert_message(done, 4, "t.jsonl", "line 1 is not valid JSON", "a number of thousands of digits")

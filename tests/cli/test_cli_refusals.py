@@ -186,7 +186,7 @@ def test_weights_that_are_not_numbers_or_not_there(models, tmp_path):
     done = run("scan", base, tuned, "-q", "--workers", "1", "--fail-on", "intruders>0", "--json", output)
     assert done.returncode == 5
     gate, message = done.stderr.splitlines()
-    assert gate.startswith("gate intruders>0 tripped: intruders is ")
+    assert gate.startswith("gate intruders>0 tripped: the value is ")
     assert message.startswith(f"error[incomplete] {tuned}: only 6 of 7 matrices could be scanned; see ")
     report = json.loads(output.read_text(), parse_constant=pytest.fail)
     assert [m["status"] for m in report["matrices"]] == ["done", "refused", *["done"] * 5]

@@ -56,12 +56,12 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "lora", "--task", "T", "-O", "rnak=2"], 2, "rank"),
         (["--method", "full", "--task", "T", "--rank", "2"], 2, "option rank"),
         (["--method", "lora", "--task", "T", "--rank", "10000000000000"], 6, "could not allocate"),
-        (["--method", "lora", "--task", "T", "--lr", "inf"], 2, "the learning rate is inf"),
+        (["--method", "lora", "--task", "T", "--lr", "inf"], 2, "--lr must be a number of at least 0"),
         (["--method", "lora", "--task", "T", "-O", "rank"], 2, "NAME=VALUE"),
         (["--method", "lora"], 2, "nothing to train on"),
         (["--method", "lora", "--task", "T", "--text", "T"], 2, "--task and --text exclude each other"),
         (["--method", "lora", "--task", "nowhere.tsv"], 2, "no such file"),
-        (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "expected one or two"),
+        (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "name them with --task-fields"),
         (["--method", "lora", "--task", "T", "--labels", "warm,happy"], 4, "cold"),
         (["--method", "lora", "--task", "T", "--target", "q_prj"], 2, "name ends in q_prj"),
         (["--method", "lora", "--task", "T", "--target", "qury"], 2, "did you mean query"),
@@ -121,14 +121,14 @@ def truncated(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("half.json", "no valid JSON in line 1"),
-        ("cut.jsonl", "no valid JSON in line 8"),
-        ("short.tsv", "number of cells in row 9, expected 2"),
-        ("short.csv", "number of cells in row 9, expected 2"),
-        ("bare.tsv", "got example 8 without text or label"),
-        ("cut.parquet", "no Parquet that can be read"),
+        ("half.json", "line 1 is not valid JSON"),
+        ("cut.jsonl", "line 8 is not valid JSON"),
+        ("short.tsv", "row 9 does not have 2 cells"),
+        ("short.csv", "row 9 does not have 2 cells"),
+        ("bare.tsv", "example 8 is without text or label"),
+        ("cut.parquet", "Parquet magic bytes not found"),
         ("empty.jsonl", "no examples"),
-        ("zeros.tsv", "got a NUL"),
+        ("zeros.tsv", "character 15 is NUL"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_place(folder, tmp_path, name, words):
@@ -203,7 +203,7 @@ def test_a_batch_without_room_is_told_with_the_figure(tmp_path):
     ]
     limited = ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "bash", *map(str, command)]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=200)
-    assert_message(done, 6, "batch of 256 x 64 tokens", "26214400000 bytes more were asked for", "--batch")
+    assert_message(done, 6, "batch of 256 x 64 tokens", "26214400000 bytes more were requested", "--batch")
     assert not (tmp_path / "run").exists()
 
 

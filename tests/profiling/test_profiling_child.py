@@ -211,7 +211,7 @@ def test_what_goes_wrong_with_one_setting_is_an_answer(bases, monkeypatch):
             settings=asked.settings,
         )
     )
-    assert isinstance(refused, Failed) and "5 blocks" in refused.reason
+    assert isinstance(refused, Failed) and "num_blocks = 5 does not divide" in refused.reason
     built(asked)
     for error, words in (
         (

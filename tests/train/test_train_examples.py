@@ -30,5 +30,5 @@ def test_an_example_watches_its_run(name, tmp_path):
     header, looks = read_looks(folder / "looks.jsonl")
     assert [look.step for look in looks] == [0, 2, 4]
     assert len(header["matrices"]) == 7
-    assert (folder / "intruders.svg").exists()
+    assert (folder / "intruders.svg").exists() == any(look.intruders for look in looks)
     assert "intruders/count" in done.stdout + done.stderr

@@ -11,6 +11,7 @@ from odd_families import FAMILIES
 from safetensors.torch import save_file
 
 from intruscope.adapters.folder import open_adapter
+from intruscope.adapters.in_memory import base_source
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.weights import architecture, orientation
 from intruscope.weights.architecture import ask_transformers
@@ -167,11 +168,9 @@ def _adapter(folder, modules, flag):
     return open_adapter(folder)
 
 
-def test_a_model_in_memory_says_what_its_modules_are(tmp_path, nobody):
+def test_a_model_in_memory_says_what_its_modules_are(nobody):
     model = FAMILIES["decision-transformer"].make(True)
-    model.save_pretrained(tmp_path)
-    listing = base_matrices(open_model(tmp_path), classes=architecture.module_classes(model))
-    views = _views(listing)
+    views = _views(base_matrices(base_source(model)))
     assert views["embed_timestep"].kind == "embedding"
     for name, module in model.named_modules():
         view = views.get(name)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import MalformedInput, UsageError, printable
+from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
 from intruscope.methods.targets import targets_of, trained_whole, weight_of
 from intruscope.weights.output import whole_folder
 
@@ -179,6 +179,8 @@ def attach_peft(
         torch.manual_seed(setting.seed)
         try:
             peft_model = get_peft_model(model, config, ADAPTER)
+        except IntruscopeError:
+            raise
         except (ValueError, TypeError) as error:
             raise UsageError(
                 f"PEFT rejects these options of {method.name} for this model ({printable(error)})",
