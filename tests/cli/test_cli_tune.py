@@ -61,7 +61,11 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         (["--method", "lora"], 2, "nothing to train on"),
         (["--method", "lora", "--task", "T", "--text", "T"], 2, "--task and --text exclude each other"),
         (["--method", "lora", "--task", "nowhere.tsv"], 2, "no such file"),
-        (["--method", "lora", "--task", "T", "--task-fields", "sentence,class"], 2, "name them with --task-fields"),
+        (
+            ["--method", "lora", "--task", "T", "--task-fields", "sentence,class"],
+            2,
+            "name them with --task-fields",
+        ),
         (["--method", "lora", "--task", "T", "--labels", "warm,happy"], 4, "cold"),
         (["--method", "lora", "--task", "T", "--target", "q_prj"], 2, "name ends in q_prj"),
         (["--method", "lora", "--task", "T", "--target", "qury"], 2, "did you mean query"),
