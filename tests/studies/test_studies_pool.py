@@ -14,6 +14,7 @@ from intruscope.studies import pool
 from intruscope.studies.execute import Assignment, execute
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MINI, SMOKE
+from reported import stages_of
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,10 @@ def test_one_pool_serves_all_claims_and_runs_each_thing_once(tmp_path, counted):
 
 
 def test_a_report_holds_what_was_asked_for_and_counts_what_is_new(tmp_path):
-    first = pool.run_study(SMOKE, tmp_path / "study", recipes=["counts"])
+    events = []
+    first = pool.run_study(SMOKE, tmp_path / "study", recipes=["counts"], on_progress=events.append)
+    assert stages_of(events) == {"running": "runs"}
+    assert events[-1].total == len(first.records)
     assert set(first.records) == keys("counts")
     assert first.num_new == len(keys("counts"))
     second = pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])

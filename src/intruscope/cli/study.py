@@ -10,14 +10,13 @@ from intruscope.cli.checks import require_lab
 from intruscope.cli.command import Verbs, command
 from intruscope.cli.groups import DRY_RUN, JSON, QUIET
 from intruscope.cli.outputs import write_record
-from intruscope.cli.screen import note, show, stage_progress
+from intruscope.cli.screen import note, progress_bars, show
 from intruscope.errors import UsageError
 from intruscope.options import REQUIRED, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from intruscope.engine.tasks import Progress
     from intruscope.studies.claims import Claim
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
@@ -144,11 +143,7 @@ def run(
     if not quiet:
         _warn_of_few_seeds(_claims(claims), found, seeds, out)
         _note_growing(found, out)
-    with stage_progress(quiet=quiet) as bar:
-
-        def show_progress(event: Progress) -> None:
-            bar("runs", event.num_done, event.num_tasks)
-
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_study(
             found,
             out,
@@ -159,8 +154,8 @@ def run(
             jobs=jobs,
             ray=ray,
             keep_models=keep_models,
-            unpack=partial(unpack, on_step=lambda done, all_: bar("base", done, all_)),
-            on_progress=show_progress,
+            unpack=partial(unpack, on_progress=on_progress),
+            on_progress=on_progress,
         )
     if not quiet:
         judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]

@@ -18,7 +18,7 @@ from intruscope.cli.groups import (
     MethodOptions,
     TaskData,
 )
-from intruscope.cli.screen import note, show, stage_progress
+from intruscope.cli.screen import note, progress_bars, show
 from intruscope.errors import UsageError
 from intruscope.options import option
 from intruscope.train.processes import is_first, report_once
@@ -90,7 +90,7 @@ def tune(
     if not quiet:
         _warn(asked, watches_forgetting=bool(forget_text))
     data = tasks.load(task, split="train") if task is not None else read_texts(list(text), field=field)
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_tune(
             base,
             out=out,

@@ -18,8 +18,9 @@ from intruscope.engine.executors import Event, Executor, LocalExecutor
 from intruscope.engine.journal import Journal, read_records
 from intruscope.engine.ray_executor import RayExecutor, require_ray
 from intruscope.engine.run import run_tasks
-from intruscope.engine.tasks import Task
+from intruscope.engine.tasks import Task, reporting
 from intruscope.errors import IncompleteResult, OutputConflict, UsageError
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.studies.grid import label_of
 from intruscope.studies.inputs import check_data, check_seeds, digests, inputs_of
 from intruscope.studies.known import read_known, take
@@ -31,7 +32,6 @@ from intruscope.studies.sizes import core_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from intruscope.engine.tasks import Progress
     from intruscope.studies.grid import Work
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
@@ -79,7 +79,7 @@ def run_study(
     ray: str | None = None,
     keep_models: bool = False,
     unpack: Callable[[Path, str], None] | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> StudyReport:
     """Run what is missing; after an interruption, or with other recipes, the same folder goes on.
 
@@ -97,7 +97,7 @@ def run_study(
             and ``data`` under the same paths; in processes of this machine by default.
         keep_models: Keep every tuned model.
         unpack: Fills a folder with the shipped model, or a grown one (``intruscope.demo.unpack``).
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first run, and whenever one is started or finished.
 
     Returns:
         Records of everything that was asked for, also of what was there before.
@@ -144,7 +144,9 @@ def run_study(
             for key, work in works.items()
         ]
         executor = _Lenient(_executor(jobs, ray))
-        outcomes = run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
+        outcomes = run_tasks(
+            tasks, executor, journal=journal, on_event=reporting(on_progress, "running", "runs")
+        )
         failed = [
             (label_of(works[outcome.key]), outcome.reason or "no result")
             for outcome in outcomes
