@@ -65,7 +65,7 @@ def list_claims(
         judged, path = judge_committed(scale_name=scale)
         results = in_repository(path) if path is not None else None
     else:
-        from intruscope.studies.pool import study_records
+        from intruscope.studies.folder import study_records
 
         scale_name, records = study_records(out)
         judged, results = judge(scale_name, records), str(out)
@@ -217,9 +217,9 @@ def _warn_of_few_seeds(
     claims: Sequence[Claim], scale: Scale, seeds: Sequence[int] | None, out: Path | None = None
 ) -> None:
     """Before hours are spent: which claims cannot be decided by the runs of these seeds."""
+    from intruscope.studies.folder import is_study, study_records
     from intruscope.studies.inputs import check_seeds
     from intruscope.studies.judge import places_with, too_few_seeds
-    from intruscope.studies.pool import is_study, study_records
     from intruscope.studies.recipes import places
 
     if seeds is not None:
@@ -260,7 +260,7 @@ def _check_one_source(scale: str | None, out: Path | None) -> None:
 def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, Record]]:
     """Of a study's folder, or those that ship."""
     if out is not None:
-        from intruscope.studies.pool import study_records
+        from intruscope.studies.folder import study_records
 
         return study_records(out)
     from intruscope.studies.judge import committed

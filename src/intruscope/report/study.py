@@ -15,11 +15,11 @@ from intruscope.plots.study_draw import picture_figure
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import write_page
 from intruscope.report.study_page import study_page
+from intruscope.studies.folder import study_records
 from intruscope.studies.grid import settings_of
 from intruscope.studies.judge import Judged, judge, places_with, studies_json
 from intruscope.studies.lives import with_equal_fit
 from intruscope.studies.measure import CONTROLS
-from intruscope.studies.pool import study_records
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.sizes import kinds, sizes
 from intruscope.weights.output import write_json_file

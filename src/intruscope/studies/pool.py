@@ -7,20 +7,19 @@ of work that is done here.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intruscope.engine.executors import Event, Executor, LocalExecutor
-from intruscope.engine.journal import Journal, read_records
+from intruscope.engine.journal import Journal
 from intruscope.engine.ray_executor import RayExecutor, require_ray
 from intruscope.engine.run import run_tasks
 from intruscope.engine.tasks import Task, reporting
-from intruscope.errors import IncompleteResult, OutputConflict, UsageError
+from intruscope.errors import IncompleteResult, OutputConflict
 from intruscope.progress import OnProgress, ignore_progress
+from intruscope.studies.folder import SCHEMA, is_study, plan_in
 from intruscope.studies.grid import label_of
 from intruscope.studies.inputs import check_data, check_seeds, digests, inputs_of
 from intruscope.studies.known import read_known, take
@@ -31,15 +30,14 @@ from intruscope.studies.sizes import core_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from intruscope.studies.grid import Work
     from intruscope.studies.recipes import Place
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
-SCHEMA = "intruscope.study/2"
 _FUNCTION = "intruscope.studies.execute:execute"
-_PLAN = Path("journal") / "plan.json"
 _SHOWN = 3
 
 
@@ -177,46 +175,6 @@ def check_complete(report: StudyReport) -> None:
         )
 
 
-def is_study(path: Path) -> bool:
-    """Whether a folder is a study's."""
-    return (path / _PLAN).is_file()
-
-
-def study_records(out: Path) -> tuple[str, dict[str, Record]]:
-    """The scale of a study and its records with their settings, also while it is running.
-
-    Raises:
-        UsageError: the folder holds no study.
-        OutputConflict: of another version.
-    """
-    if not is_study(out):
-        raise UsageError(
-            "the folder does not hold a study",
-            remedy="run one first: intruscope study run all --scale smoke --out FOLDER",
-            file=out,
-        )
-    plan = _plan_in(out)
-    found = read_records(out / "journal")
-    return str(plan["scale"]), {key: {**record, "key": key} for key, record in found.items()}
-
-
-def _plan_in(out: Path) -> dict[str, Any]:
-    """What a study's folder says of itself.
-
-    Raises:
-        OutputConflict: it is of another version.
-    """
-    plan: dict[str, Any] = json.loads((out / _PLAN).read_bytes())
-    if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
-        there = f"{plan.get('schema')} of intruscope {plan.get('version')}"
-        raise OutputConflict(
-            f"the folder holds results of {there}; this is {SCHEMA} of intruscope {version('intruscope')}",
-            remedy="use that version to read them, or choose another --out",
-            file=out,
-        )
-    return plan
-
-
 def _check_folder(out: Path) -> None:
     """Nothing but a study may be in the folder."""
     if out.exists() and not out.is_dir():
@@ -239,7 +197,7 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
     }
     if is_study(out):
         # A fix must not throw away hours: each run tells what made it.
-        plan["code"] = _plan_in(out).get("code", plan["code"])
+        plan["code"] = plan_in(out).get("code", plan["code"])
     try:
         return Journal(out / "journal", plan)
     except OutputConflict as error:
