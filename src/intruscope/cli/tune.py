@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from intruscope.cli.checks import require_lab, tell_of_idle_gpus, warn_of_bfloat16
+from intruscope.cli.checks import note_idle_gpus, require_lab, warn_of_bfloat16
 from intruscope.cli.command import Settings
 from intruscope.cli.groups import (
     ALLOW_PICKLE,
@@ -111,7 +111,7 @@ def tune(
 def _warn(settings: TuneSettings, *, watches_forgetting: bool) -> None:
     """What the user should know before a long run."""
     warn_of_bfloat16(settings.bf16)
-    tell_of_idle_gpus("accelerate launch --multi_gpu -m intruscope tune ...")
+    note_idle_gpus("accelerate launch --multi_gpu -m intruscope tune ...")
     if settings.steps is not None and settings.epochs is not None:
         note("--epochs has no effect beside --steps")
     if watches_forgetting and not settings.watch_every:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.studies.claims import Claim
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
@@ -59,7 +59,7 @@ def claims_table(judged: Sequence[Judged]) -> Table:
     return table
 
 
-def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
+def plan_table(planned: Sequence[RecipePlace], scale: Scale) -> Table:
     """The size of a grid, study by study."""
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left", title=_size_sentence(planned, scale)
@@ -72,7 +72,7 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
     return table
 
 
-def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
+def _size_sentence(planned: Sequence[RecipePlace], scale: Scale) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
@@ -81,7 +81,7 @@ def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
     return f"{scale.name}: {counted}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
 
 
-def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
+def plan_json(planned: Sequence[RecipePlace], scale: Scale) -> dict[str, Any]:
     """The object of the schema ``intruscope.study.plan/1``: sizes, arms, and every run's settings by key."""
     return {
         "schema": "intruscope.study.plan/1",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.studies.grid import Work
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
@@ -60,7 +60,7 @@ class StudyReport:
     failed: tuple[tuple[str, str], ...]
 
 
-def wanted(found: Sequence[Place]) -> dict[str, Work]:
+def wanted(found: Sequence[RecipePlace]) -> dict[str, Work]:
     """The pieces of work behind some arms, each once, in their order."""
     return {place.work.key: place.work for place in found}
 
