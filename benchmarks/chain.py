@@ -22,7 +22,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,9 @@ from intruscope.sequence.chain import chain
 from intruscope.sequence.records import ChainSettings, ChainTask, chain_json
 from intruscope.train.settings import TuneSettings
 from intruscope.weights.output import write_atomically
+
+if TYPE_CHECKING:
+    from intruscope.progress import Progress
 
 TASKS = ("mnli", "qqp", "sst2", "siqa", "winogrande", "fever")
 EXAMPLES, HEAD_EXAMPLES, EVAL_EXAMPLES = 2400, 600, 400
@@ -84,8 +87,9 @@ def _reporter(name: str) -> Any:
     """Print a line at the end of every part, with its processor seconds."""
     last = {"what": "", "at": time.process_time()}
 
-    def report(what: str, done: int, all_: int) -> None:
-        if done >= all_ and what != last["what"]:
+    def report(event: Progress) -> None:
+        what = event.stage
+        if event.done >= event.total and what != last["what"]:
             now = time.process_time()
             print(f"{name}  {what}: {now - float(last['at']):.0f} s", flush=True)
             last.update(what=what, at=now)

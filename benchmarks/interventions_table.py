@@ -12,7 +12,7 @@ from intruscope.records.plain import plain
 from intruscope.records.tables import write_parquet
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.figures import Measured, cell_report
-from intruscope.sweep.records import CellReport, Measurement, SweepCell, SweepSettings
+from intruscope.sweep.records import Measurement, SweepCell, SweepCellReport, SweepSettings
 from intruscope.sweep.statistics import Sample, samples
 from intruscope.weights.output import write_json_file
 
@@ -70,7 +70,7 @@ def pooled(records: list[dict[str, Any]]) -> Measured:
     )
 
 
-def figures(records: list[dict[str, Any]]) -> tuple[Measured, Sample, list[CellReport]]:
+def figures(records: list[dict[str, Any]]) -> tuple[Measured, Sample, list[SweepCellReport]]:
     measured = pooled(records)
     sample, *_ = samples(len(measured.tuned.text_nats), len(measured.tuned.task_scores), GRID)
     return measured, sample, [cell_report(measured, cell, "top", sample) for cell in measured.cells]
@@ -187,7 +187,7 @@ def _three(interval: Any) -> tuple[float | None, float | None, float | None]:
     return (None,) * 3 if interval is None else (interval.estimate, interval.low, interval.high)
 
 
-def _comparison(group: str, report: CellReport, metric: str) -> dict[str, Any]:
+def _comparison(group: str, report: SweepCellReport, metric: str) -> dict[str, Any]:
     """Compare a matched shrink with the edit: the difference, and a p from its interval's width (normal)."""
     difference, task = report.forgetting_difference, report.task_difference
     assert difference is not None
@@ -205,7 +205,7 @@ def _comparison(group: str, report: CellReport, metric: str) -> dict[str, Any]:
     }
 
 
-def _prices(group: str, reports: list[CellReport]) -> list[dict[str, Any]]:
+def _prices(group: str, reports: list[SweepCellReport]) -> list[dict[str, Any]]:
     """For each strength of the edit, the shrink that reduces forgetting most without costing the task more.
 
     The cost is the loss of the right answers, which is finer than accuracy. Strength 1, the tuned model,

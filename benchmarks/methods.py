@@ -63,6 +63,7 @@ from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
     from intruscope.forgetting.losses import SequenceLosses
+    from intruscope.progress import Progress
 
 SEEDS = (0, 1, 2)
 NUM_SEQUENCES = 120
@@ -181,9 +182,9 @@ class Steps:
     def __init__(self) -> None:
         self._marks: list[tuple[int, float]] = []
 
-    def __call__(self, _what: str, done: int, _all: int) -> None:
+    def __call__(self, event: Progress) -> None:
         """Called after each step."""
-        self._marks.append((done, time.process_time()))
+        self._marks.append((event.done, time.process_time()))
 
     @property
     def seconds(self) -> float | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intruscope.forgetting.tasks import load_task
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
+    from intruscope.progress import Progress
     from intruscope.repair import repair
     from intruscope.repair.plan import RepairPlan
     from intruscope.sequence.chain import chain
@@ -45,6 +46,7 @@ __all__ = [
     "MeasureOptions",
     "ProfileReport",
     "ProfileSettings",
+    "Progress",
     "RepairPlan",
     "RunOptions",
     "ScanReport",
@@ -77,6 +79,7 @@ _HOMES = {
     "MeasureOptions": "intruscope.sweep.measure",
     "ProfileReport": "intruscope.profiling.records",
     "ProfileSettings": "intruscope.profiling.records",
+    "Progress": "intruscope.progress",
     "RepairPlan": "intruscope.repair.plan",
     "RunOptions": "intruscope.spectra.scan",
     "ScanReport": "intruscope.spectra.records",

@@ -263,7 +263,7 @@ def test_a_shape_that_does_not_fit_names_the_adapter_and_the_base(base, write_ad
     adapter = open_adapter(write_adapter(_factors(num_in=5)))
     error = adapter_refused(lambda: pair_adapter(base, adapter), 4, says="6 x 5", remedy="for this base")
     assert error.tensor == f"{_KEY}.lora_A.weight"
-    assert "expected 6 x 4" in error.fact
+    assert "is 6 x 4" in error.fact
     assert "model.layers.0.self_attn.q_proj.weight" in error.fact
 
 
@@ -324,7 +324,7 @@ def _expert_factors(num_out=6, num_in=4, rank=2, num_experts=3):
     [
         ((6, 4), {"num_in": 5}, "down_proj [6, 4]"),
         ((6, 4), {"num_experts": 4}, "down_proj [6, 4]"),
-        ((6, 4), {"rank": 4}, "rank 4, expected 2"),
+        ((6, 4), {"rank": 4}, "have rank 4, but the config says 2"),
         ((4, 4), {"num_out": 4}, "more than one way"),
     ],
 )

@@ -175,8 +175,8 @@ def test_an_input_that_changes_during_the_scan_ends_it(models, tmp_path, change)
     seen = []
 
     def after_the_first(event):
-        seen.append(event.event)
-        if seen.count("done") == 1 and event.event == "done":
+        if event.done == 1 and not seen:
+            seen.append(event)
             change(tuned / "model.safetensors")
 
     options = RunOptions(workers=0, work_dir=tmp_path / "work")

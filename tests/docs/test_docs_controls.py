@@ -9,7 +9,7 @@ import pytest
 
 from intruscope.forgetting.intervals import Interval
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.sweep.records import CellReport, SweepCell, SweepSettings
+from intruscope.sweep.records import SweepCell, SweepCellReport, SweepSettings
 from intruscope.sweep.words import recommendation_sentence
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def three(estimate, low, high, scale=0.01):
 
 def cell(control, share, points):
     nothing = three(0, 0, 0)
-    return CellReport(
+    return SweepCellReport(
         cell=SweepCell(control=control, which="top", strength=0.7, num_matrices=3, change_norm=1.0),
         data="evaluation half",
         forgetting=nothing,

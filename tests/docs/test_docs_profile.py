@@ -43,7 +43,7 @@ def test_words_and_fields_are_those_of_the_records():
         assert verdict in TEXT
     for outcome in get_args(records.Outcome):
         assert f"`{outcome}`" in TEXT
-    for record in (records.CellReport, records.Recommendation, records.Memory):
+    for record in (records.ShapeReport, records.ShapeRecommendation, records.Memory):
         for field in fields(record):
             if field.name not in ("batch", "length", "num_rounds"):
                 assert f"`{field.name}`" in TEXT, field.name

@@ -55,7 +55,7 @@ def test_numbers_and_names_are_those_of_the_code():
     "record",
     [
         records.ChainReport,
-        records.CellReport,
+        records.StageScore,
         records.StageReport,
         records.WeightFigures,
         records.Transfer,

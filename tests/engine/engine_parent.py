@@ -24,7 +24,7 @@ try:
                 print(event.key, flush=True)
                 time.sleep(seconds)
 
-        outcomes = run_tasks(tasks, executor, journal=journal, on_progress=note)
+        outcomes = run_tasks(tasks, executor, journal=journal, on_event=note)
 except IntruscopeError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)

@@ -112,7 +112,7 @@ def run(ray, payloads, **options):
     events = []
     tasks = [Task(key=f"t{n}", payload=payload) for n, payload in enumerate(payloads)]
     executor = RayExecutor("engine_functions:work", **options)
-    outcomes = run_tasks(tasks, executor, on_progress=lambda e: events.append((e.event, e.key)))
+    outcomes = run_tasks(tasks, executor, on_event=lambda e: events.append((e.event, e.key)))
     return outcomes, events
 
 

@@ -55,7 +55,7 @@ def test_a_process_that_dies_is_tried_again_and_one_that_always_dies_fails_alone
     events = []
     tasks = tasks_of([("die-once", str(tmp_path / "marker")), ("die", None), ("square", 2)])
     executor = RayExecutor(FUNCTION, address=cluster.address)
-    found = run_tasks(tasks, executor, on_progress=lambda event: events.append((event.event, event.key)))
+    found = run_tasks(tasks, executor, on_event=lambda event: events.append((event.event, event.key)))
     assert [outcome.status for outcome in found] == ["done", "failed", "done"]
     assert events.count(("retried", "t0")) == 1
     assert events.count(("retried", "t1")) == 2
@@ -90,7 +90,7 @@ def test_what_a_lost_node_ran_is_run_by_the_other(cluster, tmp_path):
             cluster.lose_a_node()
             events.append("lost")
 
-    found = run_tasks(tasks_of([("mark", (str(tmp_path), 10))] * 2), executor, on_progress=watch)
+    found = run_tasks(tasks_of([("mark", (str(tmp_path), 10))] * 2), executor, on_event=watch)
     assert [outcome.record for outcome in found] == [{"slept": 10}] * 2
     assert events.count("retried") == 1
     assert len(os.listdir(tmp_path)) >= 2

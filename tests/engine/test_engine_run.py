@@ -34,7 +34,7 @@ def test_results_come_in_the_order_of_the_tasks(executor):
 
 def test_progress_adds_up(executor):
     seen = []
-    run_tasks(squares(5), executor, on_progress=seen.append)
+    run_tasks(squares(5), executor, on_event=seen.append)
     assert seen[0].event == "resumed"
     assert seen[0].num_done == 0
     done = [event for event in seen if event.event == "done"]
@@ -84,7 +84,7 @@ def test_an_unpicklable_error_still_tells_its_name():
 def test_a_killed_worker_costs_one_retry(tmp_path):
     events = []
     task = Task(key="a", payload=("die-once", str(tmp_path / "marker")))
-    (outcome,) = run_tasks([task], LocalExecutor(FUNCTION, num_workers=1), on_progress=events.append)
+    (outcome,) = run_tasks([task], LocalExecutor(FUNCTION, num_workers=1), on_event=events.append)
     assert outcome.record == {"second": True}
     assert [event.event for event in events] == ["resumed", "started", "retried", "started", "done"]
 
@@ -167,7 +167,7 @@ def test_the_bookkeeping_of_many_tasks_is_linear():
     events = []
     tasks = [Task(key=str(i), payload=None, weight=2.0) for i in range(30_000)]
     started = time.process_time()
-    run_tasks(tasks, AtOnce(), on_progress=events.append)
+    run_tasks(tasks, AtOnce(), on_event=events.append)
     assert time.process_time() - started < 20
     assert events[-1].weight_done == events[-1].weight_total == 60_000.0
     assert [event.weight_done for event in events[:5]] == [0.0, 0.0, 2.0, 2.0, 4.0]
@@ -191,7 +191,7 @@ def test_memory_keeps_tasks_apart_that_do_not_fit_together():
             running.discard(event.key)
         most = max(most, len(running))
 
-    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=3, memory_bytes=1000), on_progress=watch)
+    outcomes = run_tasks(tasks, LocalExecutor(FUNCTION, num_workers=3, memory_bytes=1000), on_event=watch)
     assert most == 1
     assert all(outcome.status == "done" for outcome in outcomes)
 

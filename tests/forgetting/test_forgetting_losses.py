@@ -180,11 +180,9 @@ def test_progress_counts_tokens_to_the_end(models):
     language = models("gpt2")
     sequences = cut(corpus(TEXT), language, context=32)
     seen = []
-    measure(
-        language, sequences, protocol="causal", batch_tokens=64, on_progress=lambda d, n: seen.append((d, n))
-    )
-    assert seen[-1] == (sequences.num_tokens, sequences.num_tokens)
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    measure(language, sequences, protocol="causal", batch_tokens=64, on_progress=seen.append)
+    assert seen[-1].done == seen[-1].total == sequences.num_tokens
+    assert [event.done for event in seen] == sorted({event.done for event in seen})
 
 
 def test_a_loss_that_is_no_number_is_refused(models):

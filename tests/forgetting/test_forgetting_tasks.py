@@ -165,9 +165,7 @@ def test_classification_is_what_the_model_says_one_by_one(batch, classifier, tmp
     (tmp_path / "t.json").write_text(json.dumps(rows))
     seen = []
     task = load_task(tmp_path / "t.json")
-    got = score(
-        pair_of(task=classifier), task, batch_tokens=batch, on_progress=lambda d, n: seen.append((d, n))
-    )
+    got = score(pair_of(task=classifier), task, batch_tokens=batch, on_progress=seen.append)
     truncated = 0
     for row, right, nats in zip(rows, got.right_N, got.nats_N, strict=True):
         pair = (row["text_a"], row["text_b"])
@@ -182,7 +180,7 @@ def test_classification_is_what_the_model_says_one_by_one(batch, classifier, tmp
     assert got.num_truncated == truncated
     assert got.metric == "accuracy"
     assert 0 < got.value < 1
-    assert seen[-1] == (40, 40)
+    assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (40, 40, "examples")
 
 
 def test_a_causal_classifier_without_a_padding_token(tmp_path):

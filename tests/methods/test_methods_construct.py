@@ -7,7 +7,7 @@ import torch
 from our_methods import LINEAR, MODELS, assert_peft_alone_runs_it, llama, train
 
 from intruscope.errors import ShapeMismatch, UsageError
-from intruscope.extract import construct_chain
+from intruscope.extract import construct_adapters
 from intruscope.methods import find
 from intruscope.methods.contract import Setting
 
@@ -31,7 +31,7 @@ def product(weights):
 def test_error_is_the_singular_value_after_all_ranks(num_layers, rank):
     frozen = layers(num_layers)
     (target,) = layers(1, seed=9)
-    made = construct_chain(frozen, target, rank)
+    made = construct_adapters(frozen, target, rank)
     adapted = [weight + up @ down for weight, (up, down) in zip(frozen, made.factors, strict=True)]
     assert all(up.shape == (12, rank) and down.shape == (rank, 12) for up, down in made.factors)
     values = torch.linalg.svdvals(target - product(frozen))
@@ -44,7 +44,7 @@ def test_error_is_the_singular_value_after_all_ranks(num_layers, rank):
 
 def test_enough_rank_reaches_the_target():
     frozen, (target,) = layers(3), layers(1, seed=9)
-    made = construct_chain(frozen, target, 4)
+    made = construct_adapters(frozen, target, 4)
     adapted = [weight + up @ down for weight, (up, down) in zip(frozen, made.factors, strict=True)]
     assert made.error == 0.0
     torch.testing.assert_close(product(adapted), target, rtol=1e-7, atol=1e-7)
@@ -52,7 +52,7 @@ def test_enough_rank_reaches_the_target():
 
 def test_one_layer_of_any_shape_is_the_truncated_decomposition():
     weight, target = torch.randn(7, 11, dtype=torch.float64), torch.randn(7, 11, dtype=torch.float64)
-    made = construct_chain([weight], target, 3)
+    made = construct_adapters([weight], target, 3)
     left, values, right = torch.linalg.svd(target - weight, full_matrices=False)
     up, down = made.factors[0]
     torch.testing.assert_close(up @ down, left[:, :3] @ torch.diag(values[:3]) @ right[:3])
@@ -62,10 +62,10 @@ def test_one_layer_of_any_shape_is_the_truncated_decomposition():
 def test_bad_chains_are_refused():
     frozen, (target,) = layers(2), layers(1, seed=9)
     with pytest.raises(UsageError, match="condition number"):
-        construct_chain([frozen[0], torch.ones_like(frozen[1])], target, 1)
+        construct_adapters([frozen[0], torch.ones_like(frozen[1])], target, 1)
     for bad in ([], [frozen[0], torch.randn(12, 5)], [torch.randn(12, 5)]):
         with pytest.raises(ShapeMismatch, match="square"):
-            construct_chain(bad, target, 1)
+            construct_adapters(bad, target, 1)
 
 
 def attached(base, tuned, setting, rank):

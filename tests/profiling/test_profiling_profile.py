@@ -13,9 +13,11 @@ from profiling_models import write_bert
 from intruscope.errors import IncompleteResult, MalformedInput, ResourceExhausted, UsageError
 from intruscope.profiling.profile import profile
 from intruscope.profiling.records import ProfileCell, ProfileSettings
+from intruscope.progress import ignore_progress
 from intruscope.report.profile import profile_json, profile_summary, write_profile_plots
 from intruscope.weights.output import json_text
 from processes import alive, children
+from reported import stages_of
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,16 @@ def base(tmp_path_factory):
     return write_bert(tmp_path_factory.mktemp("base") / "bert")
 
 
-def profiled(base, worker, **options):
+def profiled(base, worker, on_progress=ignore_progress, **options):
     usual = {
         "methods": ("lora",), "ranks": (8,), "last_layers": (1,), "batches": (2,), "lengths": (4,),
         "seconds": 60.0,
     }  # fmt: skip
     return profile(
-        str(base), settings=ProfileSettings(**(usual | options)), function=f"profiling_workers:{worker}"
+        str(base),
+        settings=ProfileSettings(**(usual | options)),
+        function=f"profiling_workers:{worker}",
+        on_progress=on_progress,
     )
 
 
@@ -38,7 +43,10 @@ def plain(base):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     try:
-        return profiled(base, "answer", lengths=(4, 6))
+        events = []
+        report = profiled(base, "answer", lengths=(4, 6), on_progress=events.append)
+        assert stages_of(events) == {"starting": "settings", "measuring": "seconds"}
+        return report
     finally:
         os.environ.pop("PYTHONPATH")
         if before is not None:

@@ -88,7 +88,7 @@ def test_of_two_repairs_to_one_place_one_wins(models, tmp_path):
     plan = plan_of(models)
     out = tmp_path / "out"
 
-    def another(done, total):
+    def another(_):
         if not out.exists():
             out.mkdir()
             (out / "theirs").write_text("first")
@@ -103,8 +103,8 @@ def test_a_repair_that_is_stopped_leaves_nothing(models, tmp_path):
     class Stopped(BaseException):
         pass
 
-    def stop(done, total):
-        assert 0 < done <= total
+    def stop(event):
+        assert 0 < event.done <= event.total
         assert [entry.name.startswith(".out.") for entry in tmp_path.iterdir()] == [True]
         raise Stopped
 

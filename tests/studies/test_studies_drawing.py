@@ -10,7 +10,7 @@ from simulated_study import study
 from intruscope.plots.study import study_pictures
 from intruscope.plots.study_draw import DASHES, legend_names, picture_figure
 from intruscope.plots.study_layout import layout
-from intruscope.plots.study_picture import Axis, Line, Look, MapPanel, Panel, Picture, Point, mean_point
+from intruscope.plots.study_picture import Axis, Line, LineStyle, MapPanel, Panel, Picture, Point, mean_point
 from intruscope.plots.style import MARKERS, SERIES, picture_style
 from intruscope.report.study import study_rows
 
@@ -48,8 +48,8 @@ def marks(axes):
 
 @pytest.mark.parametrize("kind", ["mean", "band", "marks", "course"])
 def test_marks_stand_where_the_points_are_in_the_looks_that_were_asked_for(kind):
-    first = Line(name="a", look=Look(1, 2, 3), kind=kind, points=points((1, 2), (3, 5)))
-    second = Line(name="b", look=Look(4, 0, 0, is_hollow=True), kind=kind, points=points((2, 1)))
+    first = Line(name="a", look=LineStyle(1, 2, 3), kind=kind, points=points((1, 2), (3, 5)))
+    second = Line(name="b", look=LineStyle(4, 0, 0, is_hollow=True), kind=kind, points=points((2, 1)))
     (axes,) = figure_of(panel(first, second)).axes
     (a, colour, mark, inside), (b, _, _, hollow) = marks(axes)
     assert (a, b) == ([(1, 2), (3, 5)], [(2, 1)])
@@ -59,14 +59,14 @@ def test_marks_stand_where_the_points_are_in_the_looks_that_were_asked_for(kind)
 
 
 def test_whiskers_and_bands_reach_from_low_to_high():
-    line = Line(name="a", look=Look(0, 0), kind="mean", points=points((1, 2), (3, 5)))
+    line = Line(name="a", look=LineStyle(0, 0), kind="mean", points=points((1, 2), (3, 5)))
     (axes,) = figure_of(panel(line)).axes
     (whiskers,) = axes.collections
     assert [segment.tolist() for segment in whiskers.get_segments()] == [
         [[1, 1.5], [1, 3]],
         [[3, 4.5], [3, 6]],
     ]
-    band = Line(name="a", look=Look(0, 0), kind="band", points=points((1, 2), (3, 5)))
+    band = Line(name="a", look=LineStyle(0, 0), kind="band", points=points((1, 2), (3, 5)))
     (axes,) = figure_of(panel(band)).axes
     corners = {tuple(each) for each in axes.collections[0].get_paths()[0].vertices.tolist()}
     assert corners == {(1, 1.5), (1, 3), (3, 4.5), (3, 6)}
@@ -75,7 +75,12 @@ def test_whiskers_and_bands_reach_from_low_to_high():
 def test_named_rows_have_their_reach_across_and_their_names_once():
     rows = Axis(title="", ticks=((0.0, "one"), (-1.0, "two")))
     lines = [
-        Line(name=name, look=Look(0, 0), kind="across", points=(Point(x=2, y=y, low=1, high=4, tooltip=""),))
+        Line(
+            name=name,
+            look=LineStyle(0, 0),
+            kind="across",
+            points=(Point(x=2, y=y, low=1, high=4, tooltip=""),),
+        )
         for y, name in rows.ticks
     ]
     left, right = figure_of(panel(*lines, y=rows), panel(*lines, y=rows), columns=2, kind="alpha").axes
@@ -90,7 +95,7 @@ def test_named_rows_have_their_reach_across_and_their_names_once():
 
 
 def test_lines_are_shifted_by_shares_of_the_width_and_never_on_a_logarithmic_axis():
-    line = Line(name="a", look=Look(0, 0), kind="mean", points=points((1, 2), (5, 5)), shift=0.1)
+    line = Line(name="a", look=LineStyle(0, 0), kind="mean", points=points((1, 2), (5, 5)), shift=0.1)
     (axes,) = figure_of(panel(line)).axes
     assert marks(axes)[0][0] == [(1.4, 2), (5.4, 5)]
     (axes,) = figure_of(panel(line, x=Axis(title="along", is_log=True))).axes
@@ -111,24 +116,24 @@ def test_a_map_has_base_vectors_down_and_tuned_ones_across():
 
 def test_what_chance_makes_is_drawn_above_all_and_can_be_seen_through():
     chance = Line(
-        name="by chance", look=Look(None, 0, 1, is_hollow=True), kind="marks", points=points((1, 1))
+        name="by chance", look=LineStyle(None, 0, 1, is_hollow=True), kind="marks", points=points((1, 1))
     )
-    line = Line(name="a", look=Look(0, 0), kind="mean", points=points((1, 1)))
+    line = Line(name="a", look=LineStyle(0, 0), kind="mean", points=points((1, 1)))
     (axes,) = figure_of(panel(line, chance)).axes
     assert [inside for *_, inside in marks(axes)] == ["none", SERIES[0]]
 
 
 def test_zero_and_threshold_are_lines_of_their_own():
-    line = Line(name="a", look=Look(0, 0), kind="mean", points=points((1, 2)))
+    line = Line(name="a", look=LineStyle(0, 0), kind="mean", points=points((1, 2)))
     (axes,) = figure_of(panel(line, has_zero=True, threshold=0.5)).axes
     assert [each.get_ydata()[0] for each in axes.lines if each.get_xdata()[0] == 0] == [0, 0.5]
 
 
 def test_a_lone_name_needs_no_legend_unless_it_is_of_chance():
-    line = Line(name="a", look=Look(0, 0), kind="mean", points=points((1, 2)))
+    line = Line(name="a", look=LineStyle(0, 0), kind="mean", points=points((1, 2)))
     assert legend_names(Picture(kind="rates", panels=(panel(line),), columns=1)) == []
-    chance = Line(name="by chance", look=Look(None, 0), kind="marks", points=points((1, 2)))
-    across = Line(name="r", look=Look(0, 0), kind="across", points=points((1, 2)))
+    chance = Line(name="by chance", look=LineStyle(None, 0), kind="marks", points=points((1, 2)))
+    across = Line(name="r", look=LineStyle(0, 0), kind="across", points=points((1, 2)))
     assert legend_names(Picture(kind="alpha", panels=(panel(across, chance),), columns=1)) == ["by chance"]
 
 
@@ -190,7 +195,7 @@ def test_a_legend_stays_on_the_paper_however_few_panels_there_are(columns, num_n
     """A study that is not whole has fewer tasks, and as many names."""
     names = [f"neighbour number {place} turned down"[: 17 + 4 * place] for place in range(num_names)]
     lines = [
-        Line(name=name, look=Look(place, place, place), kind="mean", points=points((1, place)))
+        Line(name=name, look=LineStyle(place, place, place), kind="mean", points=points((1, place)))
         for place, name in enumerate(names)
     ]
     figure = figure_of(*[panel(*lines)] * columns, columns=columns)

@@ -15,6 +15,7 @@ from intruscope.errors import MalformedInput, OutputConflict, UsageError
 from intruscope.report.study import write_study
 from intruscope.studies import known as known_module
 from intruscope.studies import pool
+from intruscope.studies.folder import study_records
 from intruscope.studies.known import SHIPPED
 from intruscope.studies.origins import (
     difference,
@@ -60,7 +61,7 @@ def run(out, *known, scale=MINI, recipes=("counts",), seeds=None):
 
 def table_of(out):
     """What ``study report`` writes beside its page."""
-    scale, records = pool.study_records(out)
+    scale, records = study_records(out)
     write_results(records, out.with_suffix(".parquet"), about={"scale": scale})
     return out.with_suffix(".parquet")
 

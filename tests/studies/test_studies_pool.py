@@ -1,5 +1,6 @@
 """The pool without any training: what is run, what is kept, what a failure does to the rest."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -12,8 +13,10 @@ from intruscope.errors import IncompleteResult, OutputConflict, ResourceExhauste
 from intruscope.studies import execute as execute_module
 from intruscope.studies import pool
 from intruscope.studies.execute import Assignment, execute
+from intruscope.studies.folder import study_records
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MINI, SMOKE
+from reported import stages_of
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,10 @@ def test_one_pool_serves_all_claims_and_runs_each_thing_once(tmp_path, counted):
 
 
 def test_a_report_holds_what_was_asked_for_and_counts_what_is_new(tmp_path):
-    first = pool.run_study(SMOKE, tmp_path / "study", recipes=["counts"])
+    events = []
+    first = pool.run_study(SMOKE, tmp_path / "study", recipes=["counts"], on_progress=events.append)
+    assert stages_of(events) == {"running": "runs"}
+    assert events[-1].total == len(first.records)
     assert set(first.records) == keys("counts")
     assert first.num_new == len(keys("counts"))
     second = pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
@@ -79,25 +85,25 @@ def test_other_inputs_another_scale_and_a_second_study_are_refused(tmp_path, mon
         pool.run_study(MINI, out, recipes=["trajectory"])
     from intruscope.engine.journal import Journal
 
-    plan = pool.json.loads((out / "journal" / "plan.json").read_bytes())
+    plan = json.loads((out / "journal" / "plan.json").read_bytes())
     with Journal(out / "journal", plan), pytest.raises(OutputConflict, match="another run is using"):
         monkeypatch.setattr(pool, "digests", digests_of)
         pool.run_study(SMOKE, out, recipes=["trajectory"])
 
 
 def test_a_changed_line_of_code_does_not_throw_finished_runs_away(tmp_path, monkeypatch, counted):
-    """It is told in each run's own settings instead; another version is refused."""
+    """Each run records its own code instead; another version is refused."""
     pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
     monkeypatch.setattr(pool, "code_digest", lambda: "0" * 64)
     assert pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"]).num_new == 0
-    monkeypatch.setattr(pool, "version", lambda name: "99.0")
+    monkeypatch.setattr("intruscope.studies.folder.version", lambda name: "99.0")
     with pytest.raises(OutputConflict, match=r"this is intruscope\.study/2 of intruscope 99\.0"):
         pool.run_study(SMOKE, tmp_path / "study", recipes=["trajectory"])
 
 
 def test_a_folder_without_a_study_is_told(tmp_path):
     with pytest.raises(UsageError, match="does not hold a study"):
-        pool.study_records(tmp_path)
+        study_records(tmp_path)
 
 
 # --- one piece of work -----------------------------------------------------------------------------------

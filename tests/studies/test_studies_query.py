@@ -12,6 +12,7 @@ from simulated_runs import CANDIDATES
 from intruscope.cli.main import app
 from intruscope.errors import IntruscopeError, ResourceExhausted, UsageError
 from intruscope.studies import pool
+from intruscope.studies.folder import study_records
 from intruscope.studies.judge import judge
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MINI
@@ -52,7 +53,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(out):
-    return pool.study_records(out)[1]
+    return study_records(out)[1]
 
 
 def ask(sql, records):

@@ -155,8 +155,8 @@ def test_an_interrupted_grid_goes_on_and_gives_the_same(found, tmp_path):
     assert again == whole
     assert len(first.calls) == 7
     assert len(first.calls) + len(second.calls) == len(set(whole.by_key) | {"base", "tuned"}) - 2
-    assert (events[0].event, events[0].num_done) == ("resumed", 7)
-    assert events[-1].num_done == events[-1].num_tasks == len(whole.cells) + 2
+    assert (events[0].done, events[0].item) == (7, "")
+    assert events[-1].done == events[-1].total == len(whole.cells) + 2
 
 
 def test_a_wider_grid_measures_only_what_is_new(found, tmp_path):
@@ -199,7 +199,7 @@ def test_nothing_to_turn_down_is_said_and_costs_nothing(files, tmp_path):
         files,
         "mild",
         work=tmp_path / "work",
-        on_cell=events.append,
+        on_progress=events.append,
         settings=replace(SETTINGS, controls=("intruders", "random")),
     )
     (advice,) = report.recommendations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intruscope.cli.checks import tell_of_idle_gpus
+from intruscope.cli.checks import note_idle_gpus
 from intruscope.studies.pool import _gpus
 from intruscope.train.plan import training_arguments
 
@@ -48,7 +48,7 @@ def test_the_user_is_told_of_idle_gpus_only_where_there_are(monkeypatch, capsys)
     for count, world, told in ((0, "1", False), (1, "1", False), (4, "1", True), (4, "4", False)):
         seen(monkeypatch, count)
         monkeypatch.setenv("WORLD_SIZE", world)
-        tell_of_idle_gpus("start all")
+        note_idle_gpus("start all")
         assert (
             "uses one of 4 GPUs; to use all of them, start it with: start" in capsys.readouterr().err
         ) is told

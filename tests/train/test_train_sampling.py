@@ -84,8 +84,8 @@ def settings(**changes):
 def test_a_run_stopped_in_its_second_epoch_goes_on_with_the_same_batches(files, tmp_path):
     base, task = str(files[0]), load_task(files[1])
 
-    def until_step_10(_what, done, _all):
-        if done == 10:
+    def until_step_10(event):
+        if event.done == 10:
             raise Stopped
 
     whole = tune(base, out=tmp_path / "whole", settings=settings(), data=task)

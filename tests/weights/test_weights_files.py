@@ -138,7 +138,7 @@ def test_special_files_are_refused_without_blocking(tmp_path, refused, sharded, 
             listener.bind(str(path))
     else:
         path = Path("/dev/zero")
-    refused(lambda: read_header(path), 4, says=f"got a {kind}, expected a regular file")
+    refused(lambda: read_header(path), 4, says=f"this is a {kind}, not a regular file")
     if kind != "character device":
         refused(lambda: open_model(folder), 4, says=kind, remedy="ordinary files")
         path.rename(tmp_path / "config.json")
@@ -174,7 +174,9 @@ def test_a_file_changed_after_planning_is_noticed(tmp_path, refused, change):
     else:
         path.unlink()
     remedy = "check the path" if change == "removed" else "leave the inputs alone"
-    refused(stored.read, 4, says="expected", remedy=remedy)
+    what = "size" if change in {"shrunk", "grown"} else "content or identity"
+    says = "could not be opened" if change == "removed" else f"changed its {what} since the scan was planned"
+    refused(stored.read, 4, says=says, remedy=remedy)
 
 
 def test_integers_and_fp8_are_listed_but_not_decoded(tmp_path, refused):
@@ -438,7 +440,7 @@ def test_what_training_leaves_is_never_opened(small_model, refused):
     assert list(open_model(small_model).tensors) == ["layers.0.q_proj.weight"]
     for name in ("optimizer.bin", "optimizer.pt", "rng_state.pth", "training_args.bin"):
         path = small_model / name
-        refused(lambda path=path: open_model(path, allow_pickle=True), 4, says="training run left")
+        refused(lambda path=path: open_model(path, allow_pickle=True), 4, says="the state of a training run")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,7 @@ def test_what_training_leaves_is_never_opened(small_model, refused):
         ("flax_model.msgpack", "Flax"),
         ("model.onnx", "ONNX"),
         ("adapter_model.safetensors", "adapter"),
-        ("notes.txt", "none with weights"),
+        ("notes.txt", "is model.safetensors or its index"),
         ("x.incomplete", "unfinished download"),
     ],
 )

@@ -88,7 +88,7 @@ def _common_words(view: TensorView, dense: StoredTensor) -> int | None:
     """How many words an embedding or head has on both sides; None for a head of other classes."""
     whole = view.tensor.shape
     if view.kind not in ("embedding", "head"):
-        raise mismatch(dense, f"the shape {list(whole)} of the base's {printable(view.tensor.name)}")
+        raise mismatch(dense, f"{list(whole)} like the base's {printable(view.tensor.name)}")
     if not is_word_matrix(view) or len(dense.shape) != 2 or len(whole) != 2 or dense.shape[1] != whole[1]:
         return None
     return min(dense.shape[0], whole[0])
@@ -102,26 +102,26 @@ def check_decodable(module: AdaptedModule) -> None:
     """
     for tensor in module.roles.values():
         if not tensor.decodable and not tensor.is_integer:
-            fact = f"got the dtype {tensor.dtype}, expected F64, F32, F16 or BF16"
+            fact = f"the dtype is {tensor.dtype}, but only F64, F32, F16 and BF16 are read here"
             raise UnsupportedFormat(
                 fact, remedy="save the adapter in float32", file=tensor.path, tensor=tensor.name
             )
 
 
-def check_rank(rank: int, told: int, down: StoredTensor) -> None:
+def check_rank(rank: int, configured: int, down: StoredTensor) -> None:
     """Refuse factors of another rank than the config's: the scaling would be wrong.
 
     Raises:
         MalformedInput: they differ.
     """
-    if told != rank:
-        fact = f"got factors of rank {rank}, expected {told} as the config says"
+    if configured != rank:
+        fact = f"the factors have rank {rank}, but the config says {configured}"
         raise MalformedInput(fact, remedy=_RESTORE_REMEDY, file=down.path, tensor=down.name)
 
 
 def mismatch(tensor: StoredTensor, expected: str) -> ShapeMismatch:
     """The error for a tensor of another shape than its base's matrix asks for."""
-    fact = f"got the shape {list(tensor.shape)}, expected {expected}"
+    fact = f"the shape is {list(tensor.shape)}; it must be {expected}"
     return ShapeMismatch(fact, remedy=OTHER_BASE_REMEDY, file=tensor.path, tensor=tensor.name)
 
 

@@ -15,7 +15,7 @@ from intruscope.adapters.registry import recognised
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
 from intruscope.weights.matrices import Finding
 from intruscope.weights.safetensors_file import read_header
-from intruscope.weights.source import Source
+from intruscope.weights.source import WeightSource
 from intruscope.weights.stored import input_record, list_folder
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _DIFFUSERS_MODELS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2."
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterSource(Source):
+class AdapterSource(WeightSource):
     """An adapter before anything of it is read.
 
     Attributes:
@@ -88,7 +88,7 @@ def find_adapter(name: ModelName, *, allow_pickle: bool = False) -> Path | None:
     if _holds_adapter(path):
         if has_model:
             raise MalformedInput(
-                "got an adapter and a whole model in one folder, expected one of them",
+                "the folder holds both an adapter and a whole model",
                 remedy="name the file of the one to scan",
                 file=path,
             )
@@ -175,7 +175,7 @@ def _weights_file(path: Path) -> Path:
     if below:
         shown = ", ".join(printable(n) for n in below[:_MAX_LISTED])
         raise MalformedInput(
-            f"got {len(below)} adapters in sub-folders ({shown}), expected one",
+            f"the folder holds {len(below)} adapters in sub-folders ({shown})",
             remedy=f"name one of them, for instance {path / below[0]}",
             file=path,
         )
@@ -183,7 +183,7 @@ def _weights_file(path: Path) -> Path:
     if len(loose) == 1:
         return _inside(path / loose[0], path)
     raise MalformedInput(
-        f"got {len(loose)} weight files and no adapter_model.safetensors, expected one adapter",
+        f"the folder holds {len(loose)} weight files, and none is adapter_model.safetensors",
         remedy="name the adapter's file, or check that this is its folder",
         file=path,
     )
@@ -209,7 +209,7 @@ def _inside(file: Path, folder: Path) -> Path:
     is_blob = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
     if not target.is_relative_to(home) and not is_blob:
         raise UnsafeInput(
-            "got a link out of the adapter's folder, expected a file inside it",
+            "this is a link to a file outside of the adapter's folder",
             remedy="copy the file there, or name it directly",
             file=file,
         )
@@ -221,7 +221,7 @@ def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, FileTensor]:
         return read_header(path)
     if not allow_pickle:
         raise UnsafeInput(
-            "got a PyTorch pickle, which can run code when it is opened, expected safetensors",
+            "this is a PyTorch pickle, which can run code when it is opened",
             remedy="use the safetensors version, or pass --allow-pickle if you trust its author",
             file=path,
         )

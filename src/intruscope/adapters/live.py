@@ -69,7 +69,7 @@ class TaskModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class MatrixPlace:
     """A live parameter, and the part of it that is one matrix; the whole parameter where ``view`` is None."""
 
     parameter: str
@@ -98,7 +98,7 @@ class LivePair:
         choices: TaskModel | IntruscopeError | None = None,
         live: Mapping[str, nn.Parameter],
         base: Mapping[str, Tensor],
-        places: Mapping[str, Place],
+        places: Mapping[str, MatrixPlace],
         description: tuple[str, str] = ("base", "tuned"),
     ) -> None:
         self._language = language
@@ -231,7 +231,7 @@ class LivePair:
         """The same for the tuned model."""
         return self._cut(self._tuned, name)
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> MatrixPlace:
         found = self._places.get(name)
         if found is not None:
             return found

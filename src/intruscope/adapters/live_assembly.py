@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.live import LanguageModel, LivePair, Place, TaskModel
+from intruscope.adapters.live import LanguageModel, LivePair, MatrixPlace, TaskModel
 from intruscope.adapters.live_models import max_context
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
 from intruscope.weights.layout import base_matrices
@@ -218,20 +218,22 @@ def _aligned(model: nn.Module, tuned: nn.Module) -> dict[str, str]:
     return found
 
 
-def _places(config: Any, live: Mapping[str, nn.Parameter], stored_names: Iterable[str]) -> dict[str, Place]:
+def _places(
+    config: Any, live: Mapping[str, nn.Parameter], stored_names: Iterable[str]
+) -> dict[str, MatrixPlace]:
     """Where the base's matrices and other tensors are in the live model, by the names that a scan uses."""
     matrices = base_matrices(memory_source(live, config=config.to_dict(), name="live")).matrices
     stored_names = list(stored_names)
     stored_prefix, live_prefix = find_prefixes(stored_names, live)
     known = {name.removeprefix(stored_prefix): name for name in stored_names}
-    found: dict[str, Place] = {}
+    found: dict[str, MatrixPlace] = {}
     for live_name in live:
         stored = known.get(live_name.removeprefix(live_prefix))
         if stored is None:
             continue
         for view in matrices.get(live_name, ()):
             part = view.name.removeprefix(live_name.removesuffix(".weight"))
-            found[stored.removesuffix(".weight") + part] = Place(parameter=live_name, view=view)
+            found[stored.removesuffix(".weight") + part] = MatrixPlace(parameter=live_name, view=view)
         if live_name not in matrices:
-            found[stored] = Place(parameter=live_name, view=None)
+            found[stored] = MatrixPlace(parameter=live_name, view=None)
     return found

@@ -100,7 +100,7 @@ def live_matrices(model: nn.Module) -> list[LiveMatrix]:
             continue
         if type(parameter.data).__name__ == "DTensor" or (parameter.dim() > 0 and parameter.numel() == 0):
             raise UnsupportedFormat(
-                "got a weight that is spread over processes, expected whole ones on each",
+                "the weight is sharded across processes, but every process needs the whole of it",
                 remedy="watch a run without FSDP or ZeRO-3, or scan its checkpoints",
                 tensor=path,
             )
@@ -192,7 +192,7 @@ def _merged(layer: Any, name: str) -> Tensor:
         return weight
     except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
         raise UnsupportedFormat(
-            f"got a layer of {type(layer).__name__} that cannot be merged ({error}), expected one that can",
+            f"this {type(layer).__name__} layer cannot be merged ({error})",
             remedy="watch a method whose update is one matrix",
             tensor=name,
         ) from error

@@ -13,7 +13,7 @@ from intruscope.errors import UsageError, printable
 from intruscope.weights.memory import mapping_source
 from intruscope.weights.names import ModelName, parse_name
 from intruscope.weights.pairing import pair_checkpoints
-from intruscope.weights.source import ModelSource, Source, open_model
+from intruscope.weights.source import ModelSource, WeightSource, open_model
 
 if TYPE_CHECKING:
     import numpy
@@ -49,7 +49,7 @@ class OpenedPair:
         return self.pairing.in_memory
 
 
-ModelLike: TypeAlias = "str | Path | nn.Module | Tensors | Source | OpenedPair"
+ModelLike: TypeAlias = "str | Path | nn.Module | Tensors | WeightSource | OpenedPair"
 """What a verb takes as a model: a name or path, a transformers model or PeftModel, a mapping of names to
 tensors, an opened source, or (alone) a pair that is open already."""
 
@@ -182,7 +182,7 @@ def _mixed(
                 remedy="pass the base and the tuned model",
             )
         return base_source(base), adapter_source(base)
-    after: Source
+    after: WeightSource
     if is_named(tuned):
         name = parse_name(str(tuned))
         if name.adapter is not None:

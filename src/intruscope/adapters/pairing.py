@@ -68,7 +68,7 @@ def pair_adapter(base: ModelSource, adapter: AdapterSource) -> Pairing:
     modules, skipped = sort_keys(adapter)
     listing = adapted_matrices(base, adapter)
     unknown = [entry.tensor for entry in listing.skipped if entry.reason == UNKNOWN]
-    match = Match(modules, listing.matrices, base, adapter, unknown=unknown)
+    match = ModuleMatch(modules, listing.matrices, base, adapter, unknown=unknown)
     scales = match.scales(modules, adapter)
     plan = _Plan()
     for name, parameter in match.parameters.items():
@@ -213,7 +213,7 @@ class _Plan:
         )
 
 
-class Match:
+class ModuleMatch:
     """Which base tensor, or which fused parameter, each module of an adapter is for.
 
     Names agree up to one prefix that a whole side carries.

@@ -84,13 +84,13 @@ def _run(expressions: list[str], modules: Sequence[str], file: Path | None) -> d
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         late = isinstance(error, subprocess.TimeoutExpired)
         what = f"did not finish in {TIME_LIMIT_SECONDS:g} s" if late else "could not be run"
-        fact = f"got {len(expressions)} regular expressions that {what}, expected ones that run at once"
+        fact = f"{len(expressions)} regular expressions of the config {what}"
         remedy = "write the patterns as plain module names"
         raise UnsupportedFormat(fact, remedy=remedy, file=file, tensor=expressions[0]) from None
     hits: dict[str, set[str]] = {}
     for pattern, indices in zip(expressions, json.loads(answer), strict=True):
         if indices is None:
-            fact = "got a pattern that is no regular expression, expected a module name or a pattern"
+            fact = "a pattern in the config is not a valid regular expression"
             raise MalformedInput(fact, remedy="correct the config", file=file, tensor=pattern)
         hits[pattern] = {modules[index] for index in indices}
     return hits

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.keys import ORIGINAL, PEFT_PREFIX, SECOND_COPY, sort_keys
-from intruscope.adapters.pairing import Match, adapted_matrices
+from intruscope.adapters.pairing import ModuleMatch, adapted_matrices
 
 if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
@@ -47,7 +47,7 @@ def trained_vectors(adapter: AdapterSource, base: ModelSource) -> tuple[TrainedV
         if reason not in (SECOND_COPY, ORIGINAL) and len(adapter.tensors[key].shape) < 2
     ]
     named = {key: _plain_name(key) for key in vectors}
-    prefixes = Match(modules, adapted_matrices(base, adapter).matrices, base, adapter).prefixes
+    prefixes = ModuleMatch(modules, adapted_matrices(base, adapter).matrices, base, adapter).prefixes
     stored = {name.removeprefix(prefixes.base): name for name in base.tensors}
     found = []
     for key, (name, module) in named.items():

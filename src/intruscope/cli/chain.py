@@ -19,7 +19,7 @@ from intruscope.cli.groups import (
     TaskData,
 )
 from intruscope.cli.outputs import Outputs, Writes
-from intruscope.cli.screen import note, stage_progress
+from intruscope.cli.screen import note, progress_bars
 from intruscope.options import REQUIRED, option
 from intruscope.sequence.records import ChainSettings
 from intruscope.train.settings import TuneSettings
@@ -80,7 +80,7 @@ def chain(
     loaded = _tasks(tasks, data.data)
     if not quiet:
         warn_of_bfloat16(trained.bf16)
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_chain(
             base,
             tasks=loaded,

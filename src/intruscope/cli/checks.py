@@ -24,7 +24,7 @@ def warn_of_bfloat16(bf16: bool) -> None:
         note("this processor has no fast bfloat16; without --bf16 the run may be ten times faster")
 
 
-def tell_of_idle_gpus(command: str) -> None:
+def note_idle_gpus(command: str) -> None:
     """Say before a long run in one process that it leaves GPUs idle.
 
     Args:

@@ -28,8 +28,8 @@ def demo(
     from intruscope.demo.run import run_demo
     from intruscope.demo.screen import live_progress
 
-    with live_progress(Console(stderr=True)) as on_event:
-        result = run_demo(out, on_event=on_event)
+    with live_progress(Console(stderr=True)) as on_progress:
+        result = run_demo(out, on_progress=on_progress)
     show(_seen(result, out), width=80)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from intruscope.cli.command import only
 from intruscope.cli.groups import CPU, DRY_RUN, OUT, QUIET, Pair, check_cpu, check_out
 from intruscope.cli.outputs import Outputs, Writes, check_beside
-from intruscope.cli.screen import bytes_bar, emit, note, stage_progress
+from intruscope.cli.screen import emit, note, progress_bars
 from intruscope.errors import IncompleteResult, printable
 from intruscope.extract.settings import ExtractSettings
 from intruscope.spectra.records import ScanSettings
@@ -43,7 +43,7 @@ def extract(
     check_out(out, dry_run=dry_run)
     check_beside(outputs.paths, out)
     outputs.check(pair.names, others=[options.work_dir])
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         plan = make_plan(
             *pair.names,
             **asdict(settings),
@@ -57,8 +57,8 @@ def extract(
         )
     written = out is not None and not dry_run and not plan.is_empty
     if out is not None and written:
-        with bytes_bar(quiet=quiet) as on_bytes:
-            plan.apply(out, on_progress=on_bytes)
+        with progress_bars(quiet=quiet) as on_progress:
+            plan.apply(out, on_progress=on_progress)
     outputs.without(["plots"] if plan.is_empty else []).write(plan, quiet=quiet)
     if written and not quiet and not outputs.on_stdout:
         emit(f"written: {printable(out)}\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 from intruscope.cli.command import only
 from intruscope.cli.groups import FIELD, QUIET, TEXT, Pair, TaskData
 from intruscope.cli.outputs import Outputs, Writes
-from intruscope.cli.screen import note, stage_progress
+from intruscope.cli.screen import note, progress_bars
 from intruscope.errors import IncompleteResult
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.options import option
@@ -37,7 +37,7 @@ def forget(
     outputs.check(pair.names, files=[*text, *task])
     from intruscope.forgetting.forget import forget as run_forget
 
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_forget(
             *pair.names,
             **asdict(settings),

@@ -7,7 +7,7 @@ from typing import Annotated
 from intruscope.cli.checks import require_lab, warn_of_bfloat16
 from intruscope.cli.groups import ALLOW_PICKLE, BASE, QUIET
 from intruscope.cli.outputs import Outputs, Writes
-from intruscope.cli.screen import stage_progress
+from intruscope.cli.screen import progress_bars
 from intruscope.profiling.records import ProfileSettings
 
 
@@ -32,7 +32,7 @@ def profile(
         warn_of_bfloat16(settings.bf16)
     from intruscope.profiling.profile import profile as run_profile
 
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_profile(base, settings=settings, allow_pickle=allow_pickle, on_progress=on_progress)
     outputs.write(report, quiet=quiet)
     return 5 if any(result.failure is not None for result in report.results) else 0

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from intruscope.cli.command import only
 from intruscope.cli.groups import CPU, DRY_RUN, OUT, QUIET, Pair, check_cpu, check_out
 from intruscope.cli.outputs import Outputs, Writes, check_beside
-from intruscope.cli.screen import bytes_bar, emit, matrix_progress, note
+from intruscope.cli.screen import emit, note, progress_bars
 from intruscope.errors import IncompleteResult, printable
 from intruscope.repair.settings import RepairSettings
 from intruscope.spectra.records import ScanSettings
@@ -38,7 +38,7 @@ def repair(
     check_out(out, dry_run=dry_run)
     check_beside(outputs.paths, out)
     outputs.check(pair.names, others=[options.work_dir])
-    with matrix_progress("surveying", quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         plan = make_plan(
             *pair.names,
             **asdict(settings),
@@ -54,8 +54,8 @@ def repair(
     if plan.writes == "checkpoint":
         _note_ignored(settings, is_merged=plan.merges)
     if out is not None and not dry_run:
-        with bytes_bar(quiet=quiet) as on_bytes:
-            plan.apply(out, on_progress=on_bytes)
+        with progress_bars(quiet=quiet) as on_progress:
+            plan.apply(out, on_progress=on_progress)
     outputs.write(plan, quiet=quiet)
     if not quiet and not outputs.on_stdout and not dry_run:
         emit(f"written: {printable(out)}\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from intruscope.cli.groups import CPU, DRY_RUN, QUIET, Pair, check_cpu
 from intruscope.cli.outputs import Outputs, Writes
-from intruscope.cli.screen import matrix_progress, note, show
+from intruscope.cli.screen import note, progress_bars, show
 from intruscope.errors import IncompleteResult
 from intruscope.options import option
 from intruscope.spectra.records import ScanSettings
@@ -64,7 +64,7 @@ def scan(
             note("--dry-run writes no report")
         show(plan_table(make_plan(*pair.names, **sources)))
         return 0
-    with matrix_progress("scanning", quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_scan(
             *pair.names,
             settings=settings,

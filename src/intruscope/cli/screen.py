@@ -8,14 +8,15 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from intruscope.errors import ResourceExhausted, printable
+from intruscope.errors import ResourceExhausted, printable, readable_bytes
+from intruscope.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from rich.console import RenderableType
 
-    from intruscope.engine.tasks import Progress
+_FULL_BAR = 1_000_000
 
 
 def emit(text: str) -> None:
@@ -76,102 +77,52 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def matrix_progress(verb: str, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar over matrices with the time left, on a terminal only.
-
-    Args:
-        verb: What is done to them.
-        quiet: No bar.
-
-    Yields:
-        What to call for every event of the engine.
-    """
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn(verb),
-        BarColumn(),
-        TextColumn("{task.fields[count]} matrices"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", style="dim", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        rows: list[TaskID] = []
-
-        def update(event: Progress) -> None:
-            # By weight, not by count, so that the time left is right for matrices of several sizes; and the
-            # row begins with what was resumed, so that it counts as done but not as speed.
-            count = f"{event.num_done}/{event.num_tasks}"
-            shown = printable(event.key) if event.key else ""
-            if not rows:
-                rows.append(
-                    bar.add_task(
-                        shown, total=event.weight_total, completed=int(event.weight_done), count=count
-                    )
-                )
-            bar.update(rows[0], completed=event.weight_done, description=shown, count=count)
-
-        yield update
-
-
-@contextmanager
-def stage_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(*, quiet: bool) -> Iterator[OnProgress]:
     """One bar per stage with the time left, on a terminal only.
 
     Args:
         quiet: No bars.
 
     Yields:
-        What to call with the name of a stage, what is done of it, and all there is.
+        What to pass to a call as ``on_progress``.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda _what, _done, _all: None
+        yield ignore_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[item]}", style="dim", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         rows: dict[str, TaskID] = {}
 
-        def update(what: str, done: int, total: int) -> None:
-            if what not in rows:
-                # What was resumed counts as done, but not as speed.
-                rows[what] = bar.add_task(printable(what), total=total, completed=done)
-            bar.update(rows[what], completed=done)
+        def update(event: Progress) -> None:
+            # By work, not by count, so that the time left is right for matrices of several sizes.
+            share = event.done / max(event.total, 1) if event.work_fraction is None else event.work_fraction
+            if event.stage not in rows:
+                # The row begins with what was resumed, so that it counts as done but not as speed.
+                description = printable(event.stage)
+                rows[event.stage] = bars.add_task(
+                    description, total=_FULL_BAR, completed=round(_FULL_BAR * share), count="", item=""
+                )
+            bars.update(
+                rows[event.stage],
+                completed=_FULL_BAR * share,
+                count=_count(event),
+                item=printable(event.item) if event.item else "",
+            )
 
         yield update
 
 
-@contextmanager
-def bytes_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes written, on a terminal only.
-
-    Args:
-        quiet: No bar.
-
-    Yields:
-        What to call with bytes written and bytes in all.
-    """
-    if quiet or not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+def _count(event: Progress) -> str:
+    if event.unit == "bytes":
+        return f"{readable_bytes(event.done)} of {readable_bytes(event.total)}"
+    return f"{event.done:,}/{event.total:,} {event.unit}"

@@ -10,14 +10,13 @@ from intruscope.cli.checks import require_lab
 from intruscope.cli.command import Verbs, command
 from intruscope.cli.groups import DRY_RUN, JSON, QUIET
 from intruscope.cli.outputs import write_record
-from intruscope.cli.screen import note, show, stage_progress
+from intruscope.cli.screen import note, progress_bars, show
 from intruscope.errors import UsageError
 from intruscope.options import REQUIRED, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from intruscope.engine.tasks import Progress
     from intruscope.studies.claims import Claim
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
@@ -66,7 +65,7 @@ def list_claims(
         judged, path = judge_committed(scale_name=scale)
         results = in_repository(path) if path is not None else None
     else:
-        from intruscope.studies.pool import study_records
+        from intruscope.studies.folder import study_records
 
         scale_name, records = study_records(out)
         judged, results = judge(scale_name, records), str(out)
@@ -144,11 +143,7 @@ def run(
     if not quiet:
         _warn_of_few_seeds(_claims(claims), found, seeds, out)
         _note_growing(found, out)
-    with stage_progress(quiet=quiet) as bar:
-
-        def show_progress(event: Progress) -> None:
-            bar("runs", event.num_done, event.num_tasks)
-
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_study(
             found,
             out,
@@ -159,8 +154,8 @@ def run(
             jobs=jobs,
             ray=ray,
             keep_models=keep_models,
-            unpack=partial(unpack, on_step=lambda done, all_: bar("base", done, all_)),
-            on_progress=show_progress,
+            unpack=partial(unpack, on_progress=on_progress),
+            on_progress=on_progress,
         )
     if not quiet:
         judged = [each for each in judge(scale, report.records) if each.claim.recipe in recipes]
@@ -222,9 +217,9 @@ def _warn_of_few_seeds(
     claims: Sequence[Claim], scale: Scale, seeds: Sequence[int] | None, out: Path | None = None
 ) -> None:
     """Before hours are spent: which claims cannot be decided by the runs of these seeds."""
+    from intruscope.studies.folder import is_study, study_records
     from intruscope.studies.inputs import check_seeds
     from intruscope.studies.judge import places_with, too_few_seeds
-    from intruscope.studies.pool import is_study, study_records
     from intruscope.studies.recipes import places
 
     if seeds is not None:
@@ -265,7 +260,7 @@ def _check_one_source(scale: str | None, out: Path | None) -> None:
 def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, Record]]:
     """Of a study's folder, or those that ship."""
     if out is not None:
-        from intruscope.studies.pool import study_records
+        from intruscope.studies.folder import study_records
 
         return study_records(out)
     from intruscope.studies.judge import committed

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from intruscope.cli.command import only
 from intruscope.cli.groups import FIELD, QUIET, TEXT, Pair, TaskData
 from intruscope.cli.outputs import Outputs, Writes
-from intruscope.cli.screen import note, stage_progress
+from intruscope.cli.screen import note, progress_bars
 from intruscope.options import REQUIRED, option
 from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.measure import MeasureOptions
 from intruscope.sweep.records import SweepSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from intruscope.engine.tasks import Progress
 
 
 def sweep(
@@ -47,7 +42,7 @@ def sweep(
     from intruscope.sweep.run import checked_settings
 
     checked_settings(settings)
-    with stage_progress(quiet=quiet) as on_stage:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_sweep(
             *pair.names,
             task=tasks.load(task),
@@ -58,12 +53,7 @@ def sweep(
             options=options,
             allow_pickle=pair.allow_pickle,
             outputs=outputs.paths,
-            on_survey=_stage("decomposing", on_stage),
-            on_cell=_stage("measuring", on_stage),
+            on_progress=on_progress,
             on_notice=note,
         )
     outputs.write(report, quiet=quiet)
-
-
-def _stage(what: str, on_stage: Callable[[str, int, int], None]) -> Callable[[Progress], None]:
-    return lambda event: on_stage(what, event.num_done, event.num_tasks)

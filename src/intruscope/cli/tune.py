@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from intruscope.cli.checks import require_lab, tell_of_idle_gpus, warn_of_bfloat16
+from intruscope.cli.checks import note_idle_gpus, require_lab, warn_of_bfloat16
 from intruscope.cli.command import Settings
 from intruscope.cli.groups import (
     ALLOW_PICKLE,
@@ -18,7 +18,7 @@ from intruscope.cli.groups import (
     MethodOptions,
     TaskData,
 )
-from intruscope.cli.screen import note, show, stage_progress
+from intruscope.cli.screen import note, progress_bars, show
 from intruscope.errors import UsageError
 from intruscope.options import option
 from intruscope.train.processes import is_first, report_once
@@ -90,7 +90,7 @@ def tune(
     if not quiet:
         _warn(asked, watches_forgetting=bool(forget_text))
     data = tasks.load(task, split="train") if task is not None else read_texts(list(text), field=field)
-    with stage_progress(quiet=quiet) as on_progress:
+    with progress_bars(quiet=quiet) as on_progress:
         report = run_tune(
             base,
             out=out,
@@ -111,7 +111,7 @@ def tune(
 def _warn(settings: TuneSettings, *, watches_forgetting: bool) -> None:
     """What the user should know before a long run."""
     warn_of_bfloat16(settings.bf16)
-    tell_of_idle_gpus("accelerate launch --multi_gpu -m intruscope tune ...")
+    note_idle_gpus("accelerate launch --multi_gpu -m intruscope tune ...")
     if settings.steps is not None and settings.epochs is not None:
         note("--epochs has no effect beside --steps")
     if watches_forgetting and not settings.watch_every:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from intruscope.demo.folder import SCHEMA, replaced_whole
 from intruscope.demo.texts import digest, language_reference, library_texts
 from intruscope.errors import UsageError
+from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.spectra.words import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -40,16 +41,6 @@ NUM_MAPPED_VECTORS = 24
 FULL_LEARNING_RATE = 8e-4
 LORA_LEARNING_RATE = 6.5e-3
 LORA_RANK = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What the demonstration is doing: ``done`` of ``total`` units of a stage, and the latest loss."""
-
-    stage: str
-    done: int
-    total: int
-    loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +153,7 @@ def run_demo(
     steps: int = NUM_STEPS,
     seed: int = 0,
     precision: Precision | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> DemoResult:
     """Fine-tune the shipped model fully and with LoRA, measure both, scan both, and write a report.
 
@@ -171,7 +162,7 @@ def run_demo(
         steps: Optimiser steps of each fine-tune.
         seed: Chooses windows, the test chapters and the adapter's start.
         precision: Numeric mode of training; the faster one on this processor if None.
-        on_event: Called with every progress event, in this process.
+        on_progress: Called at every step of every stage.
 
     Returns:
         Every figure. The same are in ``figures.json``.
@@ -189,11 +180,10 @@ def run_demo(
             remedy="install the 'lab' extra: pip install 'intruscope[lab]'",
         )
     start = time.perf_counter()
-    notify = on_event or (lambda _event: None)
     with replaced_whole(out) as building:
-        notify(Event(stage="preparing", done=0, total=1))
+        on_progress(Progress(stage="preparing", done=0, total=1, unit="texts"))
         with _quiet_transformers():
-            return _run(building, Path(out).absolute(), steps, seed, precision, notify, start)
+            return _run(building, Path(out).absolute(), steps, seed, precision, on_progress, start)
 
 
 def _run(
@@ -202,20 +192,20 @@ def _run(
     steps: int,
     seed: int,
     precision: Precision | None,
-    notify: Callable[[Event], None],
+    on_progress: OnProgress,
     start: float,
 ) -> DemoResult:
     """The demonstration inside its temporary folder ``building``, which will become ``out``."""
     material, texts = _material(steps, seed, precision)
     _save_base(building / "base")
-    notify(Event(stage="preparing", done=1, total=1))
-    base_losses = _measure(_load_base(), material, "measuring the base", notify)
+    on_progress(Progress(stage="preparing", done=1, total=1, unit="texts"))
+    base_losses = _measure(_load_base(), material, "measuring the base", on_progress)
 
     names: tuple[Literal["full", "lora"], ...] = ("full", "lora")
     runs, reports = [], []
     for name in names:
-        run = _fine_tune(name, building / name, out, material, base_losses, notify)
-        report = _scan(building, name, notify)
+        run = _fine_tune(name, building / name, out, material, base_losses, on_progress)
+        report = _scan(building, name, on_progress)
         runs.append(_counted(run, report.totals))
         reports.append(report)
     result = DemoResult(
@@ -289,15 +279,21 @@ def _load_base() -> Any:
     return model.requires_grad_(False)
 
 
-def _measure(model: Any, material: _Material, stage: str, notify: Callable[[Event], None]) -> Losses:
+def step_progress(stage: str, step: int, num_steps: int, loss: float | None = None) -> Progress:
+    """How far a training is, with its latest loss."""
+    item = "" if loss is None else f"loss {loss:.3f}"
+    return Progress(stage=stage, done=step, total=num_steps, unit="steps", item=item)
+
+
+def _measure(model: Any, material: _Material, stage: str, on_progress: OnProgress) -> Losses:
     """Both losses of a model."""
     from intruscope.demo.finetune import evaluate
 
-    notify(Event(stage=stage, done=0, total=2))
+    on_progress(Progress(stage=stage, done=0, total=2, unit="texts"))
     task = evaluate(model, material.task_windows)
-    notify(Event(stage=stage, done=1, total=2))
+    on_progress(Progress(stage=stage, done=1, total=2, unit="texts"))
     source = evaluate(model, material.source_windows)
-    notify(Event(stage=stage, done=2, total=2))
+    on_progress(Progress(stage=stage, done=2, total=2, unit="texts"))
     return Losses(task=task, source=source)
 
 
@@ -307,7 +303,7 @@ def _fine_tune(
     out: Path,
     material: _Material,
     base: Losses,
-    notify: Callable[[Event], None],
+    on_progress: OnProgress,
 ) -> FineTune:
     """Train a fresh copy of the base, measure it and save it as its users would."""
     from intruscope.demo.finetune import LoopSettings, train, train_linear_weights, with_lora
@@ -327,17 +323,15 @@ def _fine_tune(
         seed=material.seed,
     )
     start = time.perf_counter()
-    notify(Event(stage=method, done=0, total=material.num_steps))
+    on_progress(step_progress(method, 0, material.num_steps))
     train(
         model,
         material.train_tokens,
         settings,
         precision=material.precision,
-        on_step=lambda step, loss: notify(
-            Event(stage=method, done=step, total=material.num_steps, loss=loss)
-        ),
+        on_step=lambda step, loss: on_progress(step_progress(method, step, material.num_steps, loss)),
     )
-    losses = _measure(model, material, f"measuring {method}", notify)
+    losses = _measure(model, material, f"measuring {method}", on_progress)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     _save(model, folder, base=out / "base")
     return FineTune(
@@ -367,7 +361,7 @@ def _save(model: Any, folder: Path, *, base: Path) -> None:
             shutil.copyfile(MODEL / name, folder / name)
 
 
-def _scan(building: Path, name: str, notify: Callable[[Event], None]) -> ScanReport:
+def _scan(building: Path, name: str, on_progress: OnProgress) -> ScanReport:
     """Scan one fine-tune against the base; names in the report are relative to the output folder."""
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions, scan
@@ -379,9 +373,7 @@ def _scan(building: Path, name: str, notify: Callable[[Event], None]) -> ScanRep
         str(building / name),
         settings=ScanSettings(maps=NUM_MAPPED_VECTORS),
         options=RunOptions(work_dir=work),
-        on_progress=lambda progress: notify(
-            Event(stage=stage, done=progress.num_done, total=progress.num_tasks)
-        ),
+        on_progress=lambda event: on_progress(replace(event, stage=stage)),
     )
     shutil.rmtree(work, ignore_errors=True)
     return replace(report, base="base", tuned=name)

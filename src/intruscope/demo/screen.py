@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 from intruscope.spectra.words import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from rich.console import Console
     from rich.table import Table
 
-    from intruscope.demo.run import DemoResult, Event
+    from intruscope.demo.run import DemoResult
+    from intruscope.progress import OnProgress, Progress
 
 
 @contextmanager
-def live_progress(console: Console) -> Iterator[Callable[[Event], None]]:
-    """Show a bar per stage; gives the function to pass to ``run_demo`` as ``on_event``.
+def live_progress(console: Console) -> Iterator[OnProgress]:
+    """Show a bar per stage; gives the function to pass to ``run_demo`` as ``on_progress``.
 
     Args:
         console: Where to draw. On one that is no terminal, such as a log, each stage is one line at its end.
@@ -26,35 +27,36 @@ def live_progress(console: Console) -> Iterator[Callable[[Event], None]]:
     if not console.is_terminal:
         yield lambda event: _log(console, event)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[item]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console) as progress:
+    with Bars(*columns, console=console) as bars:
         tasks = {}
 
-        def on_event(event: Event) -> None:
+        def on_progress(event: Progress) -> None:
             """Move the bar of the event's stage, making it when the stage begins."""
             if event.stage not in tasks:
-                tasks[event.stage] = progress.add_task(event.stage, total=event.total, loss="")
-            progress.update(tasks[event.stage], completed=event.done, loss=_loss(event))
+                tasks[event.stage] = bars.add_task(event.stage, total=event.total, item="")
+            bars.update(tasks[event.stage], completed=event.done, item=_loss(event))
 
-        yield on_event
+        yield on_progress
 
 
-def _log(console: Console, event: Event) -> None:
+def _log(console: Console, event: Progress) -> None:
     """One plain line at the end of a stage."""
     if event.done == event.total:
         console.print(f"{event.stage}: done {_loss(event)}".rstrip(), markup=False, highlight=False)
 
 
-def _loss(event: Event) -> str:
-    return "" if event.loss is None else f"loss {event.loss:.3f}"
+def _loss(event: Progress) -> str:
+    return event.item if event.item.startswith("loss") else ""  # not the name of the last matrix
 
 
 def result_table(result: DemoResult) -> Table:

@@ -6,20 +6,19 @@ import json
 import shutil
 from typing import IO, TYPE_CHECKING
 
-from intruscope.demo.run import MODEL, MODEL_FILES
+from intruscope.demo.run import MODEL, MODEL_FILES, step_progress
 from intruscope.demo.texts import language_reference, library_texts
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.weights.output import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from intruscope.demo.texts import Text
 
 
-def unpack(
-    folder: Path, source: str = "shipped", *, on_step: Callable[[int, int], None] = lambda _done, _all: None
-) -> None:
+def unpack(folder: Path, source: str = "shipped", *, on_progress: OnProgress = ignore_progress) -> None:
     """Write ``model/``, and a JSON line for each text: to train on, held out, and like those of pre-training.
 
     Args:
@@ -27,14 +26,14 @@ def unpack(
             ``text.jsonl`` files of the standard library that the model never saw.
         source: Of the model: ``shipped``, or ``grown``: the larger one of
             :data:`intruscope.demo.pretrain.LARGE`, trained now, on a GPU where there is one.
-        on_step: Called with what is done of a training, and all there is.
+        on_progress: Called after every step of a training.
 
     Raises:
         UsageError: this Python does not carry the texts.
         OutputConflict, ResourceExhausted: it cannot be written.
     """
     if source == "grown":
-        _grow(folder / "model", on_step)
+        _grow(folder / "model", on_progress)
     else:
         (folder / "model").mkdir()
         for name in MODEL_FILES:
@@ -45,13 +44,17 @@ def unpack(
     _write(folder / "text.jsonl", library_texts(held_out=True))
 
 
-def _grow(folder: Path, on_step: Callable[[int, int], None]) -> None:
+def _grow(folder: Path, on_progress: OnProgress) -> None:
     import torch
 
     from intruscope.demo.pretrain import LARGE, pretrain
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pretrain(folder, LARGE, device=device, on_step=lambda step, _loss: on_step(step, LARGE.num_steps))
+
+    def report(step: int, loss: float) -> None:
+        on_progress(step_progress("training the base", step, LARGE.num_steps, loss))
+
+    pretrain(folder, LARGE, device=device, on_step=report)
 
 
 def _write(path: Path, texts: Iterable[Text]) -> None:

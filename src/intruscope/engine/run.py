@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from intruscope.engine.tasks import Outcome, Progress, Task
+from intruscope.engine.tasks import Outcome, Task, TaskEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def run_tasks(
     executor: Executor,
     *,
     journal: Journal | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_event: Callable[[TaskEvent], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run the tasks that are not in the journal yet, and return all outcomes in the order of the tasks.
 
@@ -30,7 +30,7 @@ def run_tasks(
         tasks: With unique keys.
         executor: Where they run; always closed on return.
         journal: An open journal; None to keep nothing.
-        on_progress: Called in this process for every event.
+        on_event: Called in this process for every event.
 
     Raises:
         Exception: whatever the function raised; the journal keeps what was finished before.
@@ -46,8 +46,8 @@ def run_tasks(
     weight_done = sum(weights[key] for key in outcomes)
 
     def report(event: str, key: str | None) -> None:
-        on_progress(
-            Progress(
+        on_event(
+            TaskEvent(
                 event=cast("Literal['resumed', 'started', 'done', 'retried', 'unfinished', 'failed']", event),
                 key=key,
                 num_done=len(outcomes),

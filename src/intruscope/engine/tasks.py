@@ -1,9 +1,14 @@
-"""What the engine passes around: tasks in, outcomes and progress events out."""
+"""What the engine passes around: tasks in, outcomes and events out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from intruscope.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Status = Literal["done", "unfinished", "failed"]
 
@@ -43,7 +48,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TaskEvent:
     """Sent whenever something happened to a task, and once before the first with all that was resumed."""
 
     event: Literal["resumed", "started", "done", "retried", "unfinished", "failed"]
@@ -52,3 +57,21 @@ class Progress:
     num_tasks: int
     weight_done: float
     weight_total: float
+
+
+def reporting(on_progress: OnProgress, stage: str, unit: str) -> Callable[[TaskEvent], None]:
+    """What to call with a run's events so that they are reported as the progress of one stage."""
+
+    def report(event: TaskEvent) -> None:
+        on_progress(
+            Progress(
+                stage=stage,
+                done=event.num_done,
+                total=event.num_tasks,
+                unit=unit,
+                item=event.key or "",
+                work_fraction=event.weight_done / event.weight_total if event.weight_total else None,
+            )
+        )
+
+    return report

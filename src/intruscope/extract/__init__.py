@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 from intruscope.lazy import callable_like_its_verb, lazy_names
 
 if TYPE_CHECKING:
-    from intruscope.extract.chain import Construction, construct_chain
+    from intruscope.extract.linear_network import Construction, construct_adapters
     from intruscope.extract.plan import ExtractPlan, extract
 
 __all__ = [
     "Construction",
     "ExtractPlan",
-    "construct_chain",
+    "construct_adapters",
     "extract",
 ]
 
 _HOMES = {
-    "Construction": "intruscope.extract.chain",
+    "Construction": "intruscope.extract.linear_network",
     "ExtractPlan": "intruscope.extract.plan",
-    "construct_chain": "intruscope.extract.chain",
+    "construct_adapters": "intruscope.extract.linear_network",
     "extract": "intruscope.extract.plan",
 }
 

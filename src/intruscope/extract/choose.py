@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from intruscope.extract.allocate import Spectrum, allocate, uniform_error, uniform_parameters
-from intruscope.extract.records import CurvePoint
+from intruscope.extract.records import ErrorPoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def chosen_ranks(
     return {name: min(each.rank, each.rank_bound) for name, each in found.items()}, None
 
 
-def error_curve(spectra: Sequence[Spectrum], also: int | None) -> tuple[CurvePoint, ...]:
+def error_curve(spectra: Sequence[Spectrum], also: int | None) -> tuple[ErrorPoint, ...]:
     """The error at one rank for all: 1, 2, 4 ..., as far as the singular values are known.
 
     Args:
@@ -65,12 +65,12 @@ def error_curve(spectra: Sequence[Spectrum], also: int | None) -> tuple[CurvePoi
         error = uniform_error(spectra, rank)
         if error is not None:
             points.append(
-                CurvePoint(rank=rank, num_parameters=uniform_parameters(spectra, rank), relative_error=error)
+                ErrorPoint(rank=rank, num_parameters=uniform_parameters(spectra, rank), relative_error=error)
             )
     return tuple(points)
 
 
-def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[CurvePoint, ...]:
+def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[ErrorPoint, ...]:
     """The smallest error for each budget of parameters, with the best rank for every matrix.
 
     Only directions that are certainly next are counted: none whose price is below that of the last known one
@@ -89,7 +89,7 @@ def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[Cur
         default=0.0,
     )
     total = sum(spectrum.total for spectrum in spectra)
-    points: list[CurvePoint] = []
+    points: list[ErrorPoint] = []
     kept: list[float] = []
     at, spent = 0, 0
     for budget in sorted(set(budgets)):
@@ -104,5 +104,5 @@ def best_curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> tuple[Cur
             rest = [square for *_, square in directions[at:]] if all(s.complete for s in spectra) else None
             left = math.fsum(rest) if rest is not None else max(0.0, total - math.fsum(kept))
             error = math.sqrt(left / total)
-            points.append(CurvePoint(rank=None, num_parameters=spent, relative_error=error))
+            points.append(ErrorPoint(rank=None, num_parameters=spent, relative_error=error))
     return tuple(points)

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from intruscope.engine.tasks import Outcome, Progress, Task
+from intruscope.engine.tasks import Outcome, Task
 from intruscope.errors import MalformedInput, ResourceExhausted
 from intruscope.extract.allocate import allocate
 from intruscope.extract.choose import spectrum_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from intruscope.extract.decompose import Directions, Wanted
     from intruscope.extract.records import RankChoice
+    from intruscope.progress import OnProgress
     from intruscope.spectra.records import ScanSettings
     from intruscope.spectra.scan import RunOptions
     from intruscope.weights.matrices import Pairing
@@ -40,7 +41,7 @@ class Runner:
         pairing: The paired matrices.
         settings: Seed, k, epsilon and threads of the scan.
         options: How to run: workers, memory, journal.
-        on_progress: Called with the stage, the number of finished matrices, and their total number.
+        on_progress: Called before the first matrix of each stage, and whenever one is started or finished.
         on_notice: Called with messages that the user should see at once.
     """
 
@@ -50,7 +51,7 @@ class Runner:
         settings: ScanSettings,
         options: RunOptions,
         *,
-        on_progress: Callable[[str, int, int], None],
+        on_progress: OnProgress,
         on_notice: Callable[[str], None],
     ) -> None:
         self._pairing, self._settings, self._options = pairing, settings, options
@@ -173,18 +174,15 @@ class Runner:
             options = replace(options, work_dir=options.work_dir / folder)
         executor = executor_for(function, self._settings, options)
         executor.start()
-
-        def report(event: Progress) -> None:
-            self._on_progress(stage, event.num_done, event.num_tasks)
-
         outcomes = run_planned(
             self._pairing,
             tasks,
             self._settings,
             options,
             executor=executor,
-            on_progress=report,
+            on_progress=self._on_progress,
             on_notice=self._on_notice,
+            stage=stage,
             purpose=purpose,
         )
         return {

@@ -13,6 +13,7 @@ from intruscope.extract.findings import plan_findings
 from intruscope.extract.measure import Runner
 from intruscope.extract.records import ExtractedMatrix, ExtractRecord, KeptIntruders
 from intruscope.extract.write import write_extracted
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.spectra.records import Estimate, ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, runs_here
 from intruscope.weights.output import check_new_folder
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 class ExtractPlan(ExtractRecord):
     """An adapter that is computed and not yet written; :meth:`apply` writes it."""
 
-    def apply(self, out: Path | str, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> Path:
+    def apply(self, out: Path | str, *, on_progress: OnProgress = ignore_progress) -> Path:
         """Write the adapter: whole, or not at all.
 
         Args:
             out: A new or empty folder, outside the inputs.
-            on_progress: Called with bytes written and bytes in all.
+            on_progress: Called after every file, in bytes.
 
         Returns:
             The folder.
@@ -73,7 +74,7 @@ def extract(
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
     out: Path | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ExtractPlan:
     """Approximate a fine-tune by a low-rank adapter of its base, as closely as the ranks allow.
@@ -99,7 +100,7 @@ def extract(
         allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
         out: Where the plan will be applied; checked now.
-        on_progress: Called with the stage, the number of finished matrices, and their total number.
+        on_progress: Called before the first matrix of each stage, and whenever one is started or finished.
         on_notice: Called with messages that the user should see at once.
 
     Raises:

@@ -119,7 +119,7 @@ class ExtractedMatrix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurvePoint:
+class ErrorPoint:
     """The error of all matrices together at one size.
 
     Attributes:
@@ -205,8 +205,8 @@ class ExtractRecord:
     matrices: tuple[ExtractedMatrix, ...]
     rest: tuple[Rest, ...]
     saved: Saved
-    curve: tuple[CurvePoint, ...]
-    best: tuple[CurvePoint, ...]
+    curve: tuple[ErrorPoint, ...]
+    best: tuple[ErrorPoint, ...]
     allocation: Allocation | None
     findings: tuple[Finding, ...] = ()
 

@@ -14,18 +14,17 @@ from intruscope.writing.folder import README, output_folder
 from intruscope.writing.lora import LoraAdapter, write_lora
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from intruscope.extract.records import ExtractRecord
+    from intruscope.progress import OnProgress
     from intruscope.weights.stored import StoredTensor
 
 MANIFEST_NAME = "intruscope_extract.json"
 _BEYOND_THE_FACTORS = 1 << 20
 
 
-def write_extracted(plan: ExtractRecord, out: Path | str, *, on_progress: Callable[[int, int], None]) -> Path:
+def write_extracted(plan: ExtractRecord, out: Path | str, *, on_progress: OnProgress) -> Path:
     """See :meth:`intruscope.extract.plan.ExtractPlan.apply`."""
     if plan.is_empty:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from intruscope.forgetting.records import ForgettingReport, ForgettingSettings, 
 from intruscope.forgetting.scores import TaskScore, check_head, check_labels, needs_head, score
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import Sequences, Unit, cut, spread
+from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.weights.matrices import Finding
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def forget(
     dtype: DType = "float32",
     tokenizer: Any = None,
     allow_pickle: bool = False,
-    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ForgettingReport:
     """Measure how much a fine-tune forgot: its loss on text minus the base's, with an interval.
@@ -87,7 +89,7 @@ def forget(
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        on_progress: Called with the name of a stage, what is done of it, and all there is to do.
+        on_progress: Called when the models are loaded, and after each batch, in tokens or examples.
         on_notice: Called with sentences that the user should see at once.
 
     Raises:
@@ -97,8 +99,10 @@ def forget(
     if num_resamples < 100:
         fact = f"{num_resamples} bootstrap resamples are too few for an interval; at least 100 are needed"
         raise UsageError(fact, remedy="raise --resamples, or leave it out")
-    on_progress("loading", 0, 1)
+    loading = Progress(stage="loading", done=0, total=2, unit="models")
+    on_progress(loading)
     pair = load_pair(base, tuned, device=device, dtype=dtype, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    on_progress(replace(loading, done=2))
     language = pair.language_model()
     chosen = choose_protocol(language.kind, protocol)
     sequences = cut(corpus, language, unit=unit, context=context, stride=stride, max_sequences=max_sequences)
@@ -144,8 +148,8 @@ def forget(
             sequences.only(checked),
             protocol="exact",
             batch_tokens=batch_tokens,
-            on_progress=lambda what, done, all_: on_progress(
-                f"checking the fast protocol, {what}", done, all_
+            on_progress=lambda event: on_progress(
+                replace(event, stage=f"checking the fast protocol, {event.stage}")
             ),
         )
         few = list(checked)
@@ -208,17 +212,19 @@ def measure_both(
     protocol: Any,
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> tuple[SequenceLosses, SequenceLosses]:
     """Losses of base and tuned model on the same sequences."""
     language = pair.language_model()
     options: dict[str, Any] = {"protocol": protocol, "seed": seed, "batch_tokens": batch_tokens}
+
+    def under(stage: str) -> OnProgress:
+        return lambda event: on_progress(replace(event, stage=stage))
+
     with pair.as_base():
-        options |= {"name": pair.description[0], "on_progress": lambda d, n: on_progress("base", d, n)}
-        before = measure(language, sequences, **options)
+        before = measure(language, sequences, name=pair.description[0], on_progress=under("base"), **options)
     with pair.as_tuned():
-        options |= {"name": pair.description[1], "on_progress": lambda d, n: on_progress("tuned", d, n)}
-        after = measure(language, sequences, **options)
+        after = measure(language, sequences, name=pair.description[1], on_progress=under("tuned"), **options)
     return before, after
 
 
@@ -245,7 +251,7 @@ def _task_figures(
     unit: Unit | None,
     batch_tokens: int,
     max_tokens: int | None,
-    on_progress: Callable[[str, int, int], None],
+    on_progress: OnProgress,
 ) -> TaskFigures:
     def scored(state: str) -> TaskScore:
         return score(
@@ -254,7 +260,7 @@ def _task_figures(
             unit=unit,
             batch_tokens=batch_tokens,
             max_tokens=max_tokens,
-            on_progress=lambda done, all_: on_progress(f"{task.name}, {state}", done, all_),
+            on_progress=lambda event: on_progress(replace(event, stage=f"{task.name}, {state}")),
         )
 
     with pair.as_tuned():

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
+from intruscope.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -117,7 +118,7 @@ def measure(
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     name: str | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> SequenceLosses:
     """The losses of a model in its present state.
 
@@ -128,7 +129,7 @@ def measure(
         seed: Random seed of the fast protocol's masks.
         batch_tokens: Maximum number of positions per batch, including padding; a batch has at least one row.
         name: The model's name, for errors.
-        on_progress: Called after each batch with the number of tokens scored so far, and of all.
+        on_progress: Called after each batch, in tokens.
 
     Returns:
         Losses in the order of the sequences, whatever the order of computation.
@@ -149,7 +150,7 @@ def measure(
         np.add.at(nats, owners, lost)
         np.add.at(tokens, owners, 1)
         done += len(lost)
-        on_progress(done, sequences.num_tokens)
+        on_progress(Progress(stage="reading text", done=done, total=sequences.num_tokens, unit="tokens"))
     return SequenceLosses(nats=nats, tokens=tokens, bytes=sequences.bytes_N)
 
 

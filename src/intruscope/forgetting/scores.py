@@ -11,20 +11,15 @@ from intruscope.errors import MalformedInput, ResourceExhausted
 from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, choose_protocol, measure
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task
 from intruscope.forgetting.windows import Sequences, Unit, Window, cut, special_ids
+from intruscope.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from intruscope.adapters.live import LanguageModel, LivePair, TaskModel
-
-    Progress = Callable[[int, int], None]
-
-
-def _silent(_done: int, _all: int) -> None:
-    """Show no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +57,7 @@ def score(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     max_tokens: int | None = None,
     max_sequences: int | None = None,
-    on_progress: Progress = _silent,
+    on_progress: OnProgress = ignore_progress,
 ) -> TaskScore:
     """Score a live pair in its present state.
 
@@ -75,7 +70,7 @@ def score(
         max_tokens: Truncate the inputs of a head to this many tokens (as in training, say); by default to the
             model's longest input.
         max_sequences: Maximum number of sequences of held-out text, sampled evenly.
-        on_progress: Called with the number of items done, and of all.
+        on_progress: Called after each batch, in examples or tokens.
 
     Raises:
         IntruscopeError: the model has no head for this task, or does not know its labels.
@@ -102,7 +97,7 @@ def _classify(
     task: ClassificationTask,
     batch_tokens: int,
     max_tokens: int | None,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> TaskScore:
     import torch
 
@@ -120,7 +115,7 @@ def _classify(
 
 
 def _choose_by_head(
-    model: TaskModel, task: ChoiceTask, batch_tokens: int, max_tokens: int | None, on_progress: Progress
+    model: TaskModel, task: ChoiceTask, batch_tokens: int, max_tokens: int | None, on_progress: OnProgress
 ) -> TaskScore:
     """The head scores each ending with its prompt; the highest is the answer."""
     texts = [pair for choice in task.choices for pair in zip(choice.prompts, choice.endings, strict=True)]
@@ -196,7 +191,7 @@ def _head_outputs(
     encoded: list[dict[str, list[int]]],
     name: str,
     batch_tokens: int,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> torch.Tensor:
     """The head's logits for each input, in order: (N, classes), or (N, 1) for multiple choice; float32."""
     import torch
@@ -227,7 +222,7 @@ def _head_outputs(
         for index, row in zip(chosen, logits, strict=True):
             found[index] = row
         done += len(chosen)
-        on_progress(done, len(order))
+        on_progress(Progress(stage="scoring", done=done, total=len(order), unit="examples"))
     return torch.stack(found)
 
 
@@ -251,7 +246,7 @@ def choose(
     task: ChoiceTask,
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Progress = _silent,
+    on_progress: OnProgress = ignore_progress,
 ) -> TaskScore:
     """Score multiple choice by the likelihood of whole endings.
 
@@ -259,7 +254,7 @@ def choose(
         language: The model.
         task: The examples.
         batch_tokens: Maximum number of positions per batch, including padding.
-        on_progress: Called with the number of tokens scored so far, and of all.
+        on_progress: Called after each batch, in tokens.
 
     Raises:
         MalformedInput: an ending without a token, or a loss that is not finite.

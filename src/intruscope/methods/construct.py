@@ -3,7 +3,7 @@
 Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513. For a product of L
 frozen linear layers and a target matrix, adapters of rank R bring the product as close to the target as
 their rank allows: the error is exactly singular value LR + 1 of the difference
-(``intruscope.extract.construct_chain``). In a real model, with other operations between its layers, this
+(``intruscope.extract.construct_adapters``). In a real model, with other operations between its layers, this
 holds for each matrix separately (L = 1): given a model fine-tuned from this one, each adapter is the
 truncated singular value decomposition of the update.
 """

@@ -62,8 +62,8 @@ METHOD = Method(
     title="RAC-LoRA",
     paper="arXiv 2410.08305",
     source="intruscope",
-    cost="rank * out (or rank * in) trained numbers per matrix, about half of LoRA's; the forward pass goes "
-    "through the factors of all links.",
+    cost="rank * out (or rank * in) trainable parameters per matrix, about half of LoRA's; the forward pass "
+    "goes through the factors of all links.",
     how_updated="(alpha / rank) times the sum of B A over the links.",
     parameters=(RANK, ALPHA, NUM_LINKS, FROZEN),
     documentation=__doc__ or "",

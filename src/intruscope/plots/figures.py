@@ -113,7 +113,7 @@ def _publish(files: Mapping[str, bytes], folder: Path) -> None:
         raise
     except OSError as error:
         raise OutputConflict(
-            f"the folder could not be made ({error.strerror}), expected a place that may be written",
+            f"the folder could not be made ({error.strerror})",
             remedy="choose another folder",
             file=folder,
         ) from error

@@ -6,34 +6,34 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from intruscope.plots.study_picture import Line, Look, mean_point, number
+from intruscope.plots.study_picture import Line, LineStyle, mean_point, number
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 Get = Callable[[Row], float | None]
 """A figure of a row; None where it has none."""
 
-ARMS: Mapping[str, tuple[str, Look]] = {
-    "full": ("full", Look(0, 0, 0)),
-    "lora_r1": ("LoRA r 1", Look(1, 1, 1)),
-    "lora_r8": ("LoRA r 8", Look(2, 2, 2)),
-    "lora_r16": ("LoRA r 16", Look(3, 3, 3)),
-    "lora_r64": ("LoRA r 64", Look(4, 4, 4)),
-    "lora_full_width": ("LoRA full width", Look(5, 5, 5)),
-    "lora_r256": ("LoRA r 256", Look(3, 4, 5, is_hollow=True)),
-    "lora_r2048": ("LoRA r 2048", Look(5, 0, 3, is_hollow=True)),
-    "alpha8_r1": ("r 1, alpha 8", Look(1, 1, 4, is_hollow=True)),
-    "alpha8_r8": ("r 8, alpha 8", Look(2, 2, 5, is_hollow=True)),
-    "alpha8_r16": ("r 16, alpha 8", Look(3, 3, 1, is_hollow=True)),
-    "alpha8_r64": ("r 64, alpha 8", Look(4, 4, 2, is_hollow=True)),
-    "alpha8_full_width": ("full width, alpha 8", Look(5, 5, 1, is_hollow=True)),
+ARMS: Mapping[str, tuple[str, LineStyle]] = {
+    "full": ("full", LineStyle(0, 0, 0)),
+    "lora_r1": ("LoRA r 1", LineStyle(1, 1, 1)),
+    "lora_r8": ("LoRA r 8", LineStyle(2, 2, 2)),
+    "lora_r16": ("LoRA r 16", LineStyle(3, 3, 3)),
+    "lora_r64": ("LoRA r 64", LineStyle(4, 4, 4)),
+    "lora_full_width": ("LoRA full width", LineStyle(5, 5, 5)),
+    "lora_r256": ("LoRA r 256", LineStyle(3, 4, 5, is_hollow=True)),
+    "lora_r2048": ("LoRA r 2048", LineStyle(5, 0, 3, is_hollow=True)),
+    "alpha8_r1": ("r 1, alpha 8", LineStyle(1, 1, 4, is_hollow=True)),
+    "alpha8_r8": ("r 8, alpha 8", LineStyle(2, 2, 5, is_hollow=True)),
+    "alpha8_r16": ("r 16, alpha 8", LineStyle(3, 3, 1, is_hollow=True)),
+    "alpha8_r64": ("r 64, alpha 8", LineStyle(4, 4, 2, is_hollow=True)),
+    "alpha8_full_width": ("full width, alpha 8", LineStyle(5, 5, 1, is_hollow=True)),
 }
 """Name and look of every arm. One at alpha 8 has its twin's colour, and open marks."""
 RANKS = ("full", "lora_r1", "lora_r8", "lora_r16", "lora_r64", "lora_r256", "lora_r2048", "lora_full_width")
 """Arms of the counts, full fine-tuning and then by rank."""
 EPSILON = 0.5
 """Under which a vector is an intruder, in every picture that draws the line (arXiv 2410.21228, section 3)."""
-BY_CHANCE = ("by chance: random directions, same spectrum", Look(None, 0, 1, is_hollow=True))
+BY_CHANCE = ("by chance: random directions, same spectrum", LineStyle(None, 0, 1, is_hollow=True))
 
 
 def fine(rows: Iterable[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.plots.study_layout import Box, Layout
-    from intruscope.plots.study_picture import Axis, Line, Look, Panel, Picture
+    from intruscope.plots.study_picture import Axis, Line, LineStyle, Panel, Picture
 
 DASHES: tuple[tuple[float, ...], ...] = (
     (),
@@ -122,7 +122,7 @@ def _moved(panel: Panel, line: Line) -> list[float]:
     return [point.x + line.shift * width for point in line.points]
 
 
-def _style(look: Look) -> dict[str, Any]:
+def _style(look: LineStyle) -> dict[str, Any]:
     colour = SOFT if look.colour is None else SERIES[look.colour % len(SERIES)]
     return {
         "color": colour,
@@ -132,12 +132,12 @@ def _style(look: Look) -> dict[str, Any]:
     }
 
 
-def _inside(look: Look, colour: str) -> str:
+def _inside(look: LineStyle, colour: str) -> str:
     """What chance makes stands above all else, and lets it be seen."""
     return "none" if look.colour is None else "white" if look.is_hollow else colour
 
 
-def _stroke(look: Look) -> Any:
+def _stroke(look: LineStyle) -> Any:
     dash = DASHES[look.dash % len(DASHES)]
     return (0, dash) if dash else "-"
 

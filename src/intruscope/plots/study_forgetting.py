@@ -22,7 +22,7 @@ from intruscope.plots.study_arms import (
 from intruscope.plots.study_picture import (
     Axis,
     Line,
-    Look,
+    LineStyle,
     Panel,
     Picture,
     Point,
@@ -38,7 +38,14 @@ if TYPE_CHECKING:
     from intruscope.plots.study_arms import Get, Row, Rows
 
 _FORGETTING = "forgetting, nats per token"
-_CONTROL_LOOKS = (Look(1, 1), Look(0, 0, 1), Look(2, 2, 2), Look(5, 5, 3), Look(3, 3, 4), Look(4, 4, 5))
+_CONTROL_LOOKS = (
+    LineStyle(1, 1),
+    LineStyle(0, 0, 1),
+    LineStyle(2, 2, 2),
+    LineStyle(5, 5, 3),
+    LineStyle(3, 3, 4),
+    LineStyle(4, 4, 5),
+)
 """The edit in the warm colour, as in the sweep's pictures."""
 
 
@@ -169,7 +176,7 @@ def lives_picture(rows: Rows) -> Picture | None:
     return picture_of("lives", panels, len(places))
 
 
-def _course(row: Row, what: str, name: str, look: Look) -> list[Line]:
+def _course(row: Row, what: str, name: str, look: LineStyle) -> list[Line]:
     points = tuple(
         Point(
             x=look_["step"],
@@ -221,7 +228,7 @@ def _followed(row: Row, what: str) -> list[Line]:
             )
             for step, rank, value in zip(course["step"], course["rank"], course[what], strict=True)
         )
-        look = Look(place % 6, place % 6, place // 6)
+        look = LineStyle(place % 6, place % 6, place // 6)
         lines.append(Line(name="an intruder", look=look, kind="course", points=points))
     return lines
 

@@ -24,13 +24,13 @@ reach across."""
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a line is distinguished from others: never by colour alone.
 
     Attributes:
-        colour: Place in the one row of colours; None for grey.
-        mark: Place in the row of marks; None for none.
-        dash: Place in the row of dashes.
+        colour: RecipePlace in the one row of colours; None for grey.
+        mark: RecipePlace in the row of marks; None for none.
+        dash: RecipePlace in the row of dashes.
         is_hollow: Whether its marks are outlines.
     """
 
@@ -70,7 +70,7 @@ class Line:
     """
 
     name: str
-    look: Look
+    look: LineStyle
     kind: LineKind
     points: tuple[Point, ...]
     shift: float = 0.0

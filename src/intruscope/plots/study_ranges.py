@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.plots.study_arms import ARMS, BY_CHANCE, RANKS, column, fine, fit, of, once, tasks, values
-from intruscope.plots.study_picture import Axis, Line, Look, Panel, across_point, picture_of
+from intruscope.plots.study_picture import Axis, Line, LineStyle, Panel, across_point, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,11 +44,11 @@ def methods_picture(rows: Rows) -> Picture | None:
     """Count, forgetting and fit of other methods beside LoRA at rank 8."""
     arms = {
         "lora_r8": ARMS["lora_r8"],
-        "b_only": ("B only", Look(0, 0)),
-        "adalora": ("AdaLoRA", Look(1, 1)),
-        "lora_plus": ("LoRA+", Look(3, 3)),
-        "pissa": ("PiSSA", Look(4, 4)),
-        "vera": ("VeRA", Look(5, 5)),
+        "b_only": ("B only", LineStyle(0, 0)),
+        "adalora": ("AdaLoRA", LineStyle(1, 1)),
+        "lora_plus": ("LoRA+", LineStyle(3, 3)),
+        "pissa": ("PiSSA", LineStyle(4, 4)),
+        "vera": ("VeRA", LineStyle(5, 5)),
     }
     return ranges_picture(
         rows,
@@ -80,7 +80,7 @@ def equal_fit_picture(rows: Rows) -> Picture | None:
 
 def ranges_picture(
     rows: Rows,
-    arms: Mapping[str, tuple[str, Look]],
+    arms: Mapping[str, tuple[str, LineStyle]],
     quantities: Sequence[Quantity],
     *,
     kind: str,
@@ -115,7 +115,7 @@ def ranges_picture(
 def _ranges(
     rows: Rows,
     present: Sequence[str],
-    arms: Mapping[str, tuple[str, Look]],
+    arms: Mapping[str, tuple[str, LineStyle]],
     get: Get,
     unit: str,
     *,

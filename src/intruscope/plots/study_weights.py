@@ -21,7 +21,7 @@ from intruscope.plots.study_arms import (
 from intruscope.plots.study_picture import (
     Axis,
     Line,
-    Look,
+    LineStyle,
     MapPanel,
     Panel,
     Picture,
@@ -82,7 +82,7 @@ def profile_picture(rows: Rows) -> Picture | None:
     similarity = row["similarity"]
     words = {"intruder": "An intruder", "other": "Another vector"}
     panels = []
-    for what, look in (("intruder", Look(1, None)), ("other", Look(0, None))):
+    for what, look in (("intruder", LineStyle(1, None)), ("other", LineStyle(0, None))):
         profile = similarity["profiles"][what]
         where = f"vector {profile['place'] + 1} of the tuned matrix"
         points = tuple(

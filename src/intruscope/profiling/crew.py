@@ -63,7 +63,7 @@ class Crew:
         self.close()
 
     def wait_until_ready(self) -> None:
-        """Until all have imported what they need; one that died is told of when it is asked.
+        """Wait until all have imported what they need; one that died is reported when it is asked.
 
         Raises:
             OutOfTime: the deadline passed.

@@ -37,6 +37,7 @@ from intruscope.profiling.results import results_of
 from intruscope.profiling.rounds import OutOfTime, Rounds, run_rounds
 from intruscope.profiling.statistics import half_width, level_of_each, ratio_interval, rounds_needed
 from intruscope.profiling.verdicts import recommend
+from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def profile(
     *,
     settings: ProfileSettings,
     allow_pickle: bool = False,
-    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
     function: str = WORKER,
     clock: Callable[[], float] = time.monotonic,
 ) -> ProfileReport:
@@ -75,7 +76,7 @@ def profile(
         base: A path or ``org/name@revision``; only read.
         settings: What is measured.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        on_progress: Called with a stage, what is done of it, and all there is.
+        on_progress: Called for every setting that is started, then with the seconds that have passed.
         function: What the process of each setting serves.
         clock: In seconds.
 
@@ -133,7 +134,7 @@ class _Run:
         *,
         clock: Callable[[], float],
         started: float,
-        on_progress: Callable[[str, int, int], None],
+        on_progress: OnProgress,
     ) -> None:
         self._crew = crew
         self._chosen = chosen
@@ -153,7 +154,7 @@ class _Run:
         self._crew.wait_until_ready()
         beyond = 0
         for number, candidate in enumerate(self._chosen):
-            self._on_progress("starting", number, len(self._chosen))
+            self._report_started(number)
             name = candidate.name
             if name == NULL and FULL in self._failures:
                 self._fail(name, "full fine-tuning failed")
@@ -177,7 +178,7 @@ class _Run:
                 continue
             peak = max(self._warmed[ProfileCell(name, shape)].peak_bytes for shape in self._settings.shapes)
             beyond = max(beyond, peak - least)
-        self._on_progress("starting", len(self._chosen), len(self._chosen))
+        self._report_started(len(self._chosen))
         self._choose_reference()
 
     def _prepared(self, name: str, request: Build) -> bool:
@@ -231,6 +232,7 @@ class _Run:
         )
         if self._rounds.num_rounds == 0 and self._rounds.stopped == "time":
             raise self.too_little_time(first)
+        self._report_passed(self._settings.seconds)  # also when it was precise enough before
 
     def _visit(self, cell: ProfileCell) -> Phases | None:
         found = self._crew.ask(cell.setting, self._request(cell))
@@ -261,8 +263,15 @@ class _Run:
         return True
 
     def _report_time(self) -> None:
-        passed = min(self._clock() - self._started, self._settings.seconds)
-        self._on_progress("measuring, s", round(passed), round(self._settings.seconds))
+        self._report_passed(min(self._clock() - self._started, self._settings.seconds))
+
+    def _report_passed(self, seconds: float) -> None:
+        total = round(self._settings.seconds)
+        self._on_progress(Progress(stage="measuring", done=round(seconds), total=total, unit="seconds"))
+
+    def _report_started(self, num_started: int) -> None:
+        num = len(self._chosen)
+        self._on_progress(Progress(stage="starting", done=num_started, total=num, unit="settings"))
 
     def too_little_time(self, first: float | None = None) -> UsageError:
         """What it would take; known once every setting has taken its first steps."""

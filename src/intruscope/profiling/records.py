@@ -242,7 +242,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellReport:
+class ShapeReport:
     """One setting at one shape.
 
     Attributes:
@@ -287,17 +287,17 @@ class SettingReport:
     failure: str | None
     num_trained: int | None
     num_matrices: int | None
-    cells: tuple[CellReport, ...]
+    cells: tuple[ShapeReport, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recommendation:
+class ShapeRecommendation:
     """What follows for one shape.
 
     Attributes:
         batch, length: The shape.
         outcome: ``faster``: something is; ``not-faster``: nothing is, and every interval says so;
-            ``undecided``: nothing can be told faster; ``noisy``: full fine-tuning differs from itself;
+            ``undecided``: nothing is measurably faster; ``noisy``: full fine-tuning differs from itself;
             ``too-few-rounds``: for intervals of the level; ``no-full``: it could not be measured.
         setting: The fastest that is faster than full fine-tuning; None without one.
         not_told_apart: Settings whose step time does not measurably differ from its own.
@@ -349,5 +349,5 @@ class ProfileReport:
     stopped: str
     seconds: float
     results: tuple[SettingReport, ...]
-    recommendations: tuple[Recommendation, ...]
+    recommendations: tuple[ShapeRecommendation, ...]
     environment: Mapping[str, Any]

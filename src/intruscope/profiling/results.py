@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intruscope.forgetting.intervals import Interval
-from intruscope.profiling.records import FULL, NULL, PHASES, CellReport, ProfileCell, SettingReport
+from intruscope.profiling.records import FULL, NULL, PHASES, ProfileCell, SettingReport, ShapeReport
 from intruscope.profiling.statistics import median_interval, ratio_interval
 from intruscope.profiling.verdicts import MAX_RESOLUTION, resolution, verdict_of
 
@@ -40,7 +40,7 @@ def results_of(
         level: Of the interval of each ratio.
     """
 
-    def cells(name: str) -> tuple[CellReport, ...]:
+    def cells(name: str) -> tuple[ShapeReport, ...]:
         return tuple(
             _cell(cell, samples, memory, reference=reference, level=level)
             for cell in memory
@@ -61,14 +61,14 @@ def results_of(
 
 def _cell(
     cell: ProfileCell, samples: Samples, memory: Mapping[ProfileCell, Memory], *, reference: str, level: float
-) -> CellReport:
+) -> ShapeReport:
     taken = samples[cell]
     seconds = {name: median_interval(_parts(taken, name)) for name in (*PHASES, _STEP)}
     step, tokens = seconds[_STEP], cell.shape.tokens
     beside = ProfileCell(reference, cell.shape)
     is_reference = cell.setting == reference
     ratios = None if is_reference else _ratios(taken, samples[beside], level)
-    return CellReport(
+    return ShapeReport(
         batch=cell.shape.batch,
         length=cell.shape.length,
         num_rounds=len(taken),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.profiling.records import FULL, NULL, Recommendation
+from intruscope.profiling.records import FULL, NULL, ShapeRecommendation
 from intruscope.profiling.statistics import ratio_interval
 from intruscope.profiling.words import reason_of, recommendation_sentence
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.profiling.records import CellReport, Outcome, SettingReport, Shape, StepVerdict
+    from intruscope.profiling.records import Outcome, SettingReport, Shape, ShapeReport, StepVerdict
 
 ALIKE = 0.05
 """Two settings are called alike where the interval of their ratio lies within this share of one."""
@@ -25,7 +25,7 @@ MAX_RESOLUTION = 0.10
 
 
 def resolution(null: Interval) -> float:
-    """How far from 1 the ratio of a setting to itself may be: what is smaller cannot be told from nothing."""
+    """How far from 1 the ratio of a setting to itself may be: a smaller difference may be none."""
     return max(null.high - 1.0, 1.0 - null.low, 0.0)
 
 
@@ -56,7 +56,7 @@ def verdict_of(ratio: Interval, level: float, *, unresolved: float) -> StepVerdi
 
 def recommend(
     results: Sequence[SettingReport], shape: Shape, *, reference: str, level: float
-) -> Recommendation:
+) -> ShapeRecommendation:
     """What follows for one shape.
 
     Args:
@@ -88,7 +88,7 @@ def recommend(
             and verdict_of(_between(cell, judged[best], level), level, unresolved=unresolved) != "slower"
         )
     failures = {r.candidate.name: r.failure for r in results if r.failure is not None}
-    return Recommendation(
+    return ShapeRecommendation(
         batch=shape.batch,
         length=shape.length,
         outcome=outcome,
@@ -101,7 +101,7 @@ def recommend(
     )
 
 
-def _outcome(judged: dict[str, CellReport], reference: str, null: Interval | None, level: float) -> Outcome:
+def _outcome(judged: dict[str, ShapeReport], reference: str, null: Interval | None, level: float) -> Outcome:
     if reference != FULL:
         return "no-full"
     if null is None or null.level < level:
@@ -114,7 +114,7 @@ def _outcome(judged: dict[str, CellReport], reference: str, null: Interval | Non
     return "undecided" if "undecided" in verdicts or not verdicts else "not-faster"
 
 
-def _between(cell: CellReport, other: CellReport, level: float) -> Interval:
+def _between(cell: ShapeReport, other: ShapeReport, level: float) -> Interval:
     rounds = min(len(cell.rounds), len(other.rounds))
     return ratio_interval(
         [phases.step for phases in cell.rounds[:rounds]],
@@ -123,10 +123,10 @@ def _between(cell: CellReport, other: CellReport, level: float) -> Interval:
     )
 
 
-def _step(cell: CellReport | None) -> Interval | None:
+def _step(cell: ShapeReport | None) -> Interval | None:
     return None if cell is None or cell.ratios is None else cell.ratios["step"]
 
 
-def _estimate(cell: CellReport) -> float:
+def _estimate(cell: ShapeReport) -> float:
     assert cell.ratios is not None
     return cell.ratios["step"].estimate

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.profiling.records import CellReport, Outcome
+    from intruscope.profiling.records import Outcome, ShapeReport
 
 COST_ONLY = "The cost of a step says nothing about how much the model learns in it."
 MEMORY_HOLDS = (
@@ -31,7 +31,7 @@ def recommendation_sentence(
     outcome: Outcome,
     best: str | None,
     equals: Sequence[str],
-    judged: Mapping[str, CellReport],
+    judged: Mapping[str, ShapeReport],
     labels: Mapping[str, str],
     null: Interval | None,
 ) -> str:
@@ -71,7 +71,7 @@ def recommendation_sentence(
 
 
 def reason_of(
-    outcome: Outcome, judged: Mapping[str, CellReport], null: Interval | None, failure: str | None
+    outcome: Outcome, judged: Mapping[str, ShapeReport], null: Interval | None, failure: str | None
 ) -> str:
     """The evidence behind the recommendation."""
     if outcome in ("faster", "not-faster", "undecided"):
@@ -94,7 +94,7 @@ def reason_of(
     return f"Full fine-tuning failed: {failure}."
 
 
-def _lora(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -> list[str]:
+def _lora(judged: Mapping[str, ShapeReport], labels: Mapping[str, str]) -> list[str]:
     """How LoRA compares: the question most people have."""
     cells = {name: cell for name, cell in judged.items() if labels[name].startswith("LoRA ")}
     if len(cells) < 2:
@@ -105,7 +105,7 @@ def _lora(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -> list[s
     return [f"Of {len(cells)} LoRA settings: {', '.join(said)}."]
 
 
-def _least_memory(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -> list[str]:
+def _least_memory(judged: Mapping[str, ShapeReport], labels: Mapping[str, str]) -> list[str]:
     known = {name: cell.memory_ratio for name, cell in judged.items() if cell.memory_ratio is not None}
     if not known:
         return []
@@ -113,7 +113,7 @@ def _least_memory(judged: Mapping[str, CellReport], labels: Mapping[str, str]) -
     return [f"{_subject(labels[least])} needs the least memory: {known[least]:.2f} of full fine-tuning's."]
 
 
-def _ratio(cell: CellReport) -> Interval:
+def _ratio(cell: ShapeReport) -> Interval:
     assert cell.ratios is not None
     return cell.ratios["step"]
 

@@ -15,14 +15,13 @@ from intruscope.writing.checkpoint import write_checkpoint
 from intruscope.writing.folder import README, output_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from intruscope.progress import OnProgress
     from intruscope.repair.records import RepairRecord
 
 _MAX_README_BYTES = 16 << 20
 
 
-def write_repair(plan: RepairRecord, out: Path | str, *, on_progress: Callable[[int, int], None]) -> Path:
+def write_repair(plan: RepairRecord, out: Path | str, *, on_progress: OnProgress) -> Path:
     """See :meth:`intruscope.repair.plan.RepairPlan.apply`."""
     out = Path(out)
     base, tuned = plan.survey.base, plan.survey.tuned

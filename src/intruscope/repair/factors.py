@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.keys import sort_keys
 from intruscope.adapters.kinds.lora import LoraUpdate
-from intruscope.adapters.pairing import Match, adapted_matrices
+from intruscope.adapters.pairing import ModuleMatch, adapted_matrices
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import UnsupportedFormat, printable
 from intruscope.linalg.lowrank import low_rank_svd
@@ -95,7 +95,7 @@ def low_rank_modules(
         IntruscopeError: keys that cannot be read; see :func:`intruscope.adapters.keys.sort_keys`.
     """
     modules, _ = sort_keys(adapter)
-    match = Match(modules, adapted_matrices(base, adapter).matrices, base, adapter)
+    match = ModuleMatch(modules, adapted_matrices(base, adapter).matrices, base, adapter)
     scales = match.scales(modules, adapter)
     pairs_of: dict[str, list[MatrixPair]] = {}
     for pair in pairing.pairs:

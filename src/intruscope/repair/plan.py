@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError, printable
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.repair.apply import write_repair
 from intruscope.repair.convert import convert, holds_edits
 from intruscope.repair.interventions import checked_strength, find_intervention, intervene, selected
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.adapters.opening import ModelLike
-    from intruscope.engine.tasks import Progress
     from intruscope.repair.edits import MatrixEdit
     from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 class RepairPlan(RepairRecord):
     """What a repair will change; :meth:`apply` writes it."""
 
-    def apply(self, out: Path | str, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> Path:
+    def apply(self, out: Path | str, *, on_progress: OnProgress = ignore_progress) -> Path:
         """Write the repaired model: whole, or not at all.
 
         Args:
             out: A new or empty folder, outside the inputs.
-            on_progress: Called with bytes written and bytes in all.
+            on_progress: Called after every file, in bytes.
 
         Returns:
             The folder.
@@ -71,7 +71,7 @@ def repair(
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
     out: Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> RepairPlan:
     """Plan a repaired model: its intruders turned down, and nothing else changed.
@@ -94,7 +94,7 @@ def repair(
         allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
         out: Where the plan will be applied; checked now.
-        on_progress: Called for every event of the survey.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
         on_notice: Called with messages that the user should see at once.
 
     Raises:

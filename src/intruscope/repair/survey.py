@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.errors import UsageError
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
 from intruscope.spectra.codec import pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.folder import AdapterSource
     from intruscope.adapters.opening import ModelLike
-    from intruscope.engine.tasks import Progress
     from intruscope.spectra.matrix import Examined
     from intruscope.weights.matrices import MatrixPair, Pairing
     from intruscope.weights.source import ModelSource
@@ -128,7 +128,7 @@ def survey(
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
     outputs: Sequence[Path] = (),
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> Survey:
     """Find the top vectors of every matrix and their verdicts.
@@ -144,7 +144,7 @@ def survey(
         allow_pickle: Also read PyTorch pickles, restricted to tensors.
         lora_alpha: For adapter formats that do not store it.
         outputs: Where the caller will write; refused now if it is an input.
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
         on_notice: Called with messages that the user should see at once.
 
     Raises:
@@ -172,6 +172,7 @@ def survey(
             executor=executor,
             on_progress=on_progress,
             on_notice=on_notice,
+            stage="surveying",
             purpose="survey with updates" if update_spectra else "survey",
         )
     finally:

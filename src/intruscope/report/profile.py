@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from intruscope.profiling.records import CellReport, ProfileReport, SettingReport
+    from intruscope.profiling.records import ProfileReport, SettingReport, ShapeReport
 
 _STYLE = {"faster": "green", "slower": "red", "alike": "", "undecided": "dim"}
 _STOPPED = {
@@ -130,7 +130,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f}"
 
 
-def _cells(report: ProfileReport, shape: Shape) -> Iterator[tuple[SettingReport, CellReport]]:
+def _cells(report: ProfileReport, shape: Shape) -> Iterator[tuple[SettingReport, ShapeReport]]:
     for result in report.results:
         for cell in result.cells:
             if (cell.batch, cell.length) == shape:

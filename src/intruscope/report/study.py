@@ -15,11 +15,11 @@ from intruscope.plots.study_draw import picture_figure
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import write_page
 from intruscope.report.study_page import study_page
+from intruscope.studies.folder import study_records
 from intruscope.studies.grid import settings_of
 from intruscope.studies.judge import Judged, judge, places_with, studies_json
 from intruscope.studies.lives import with_equal_fit
 from intruscope.studies.measure import CONTROLS
-from intruscope.studies.pool import study_records
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.sizes import kinds, sizes
 from intruscope.weights.output import write_json_file
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.studies.claims import Claim
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
@@ -59,7 +59,7 @@ def claims_table(judged: Sequence[Judged]) -> Table:
     return table
 
 
-def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
+def plan_table(planned: Sequence[RecipePlace], scale: Scale) -> Table:
     """The size of a grid, study by study."""
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left", title=_size_sentence(planned, scale)
@@ -72,7 +72,7 @@ def plan_table(planned: Sequence[Place], scale: Scale) -> Table:
     return table
 
 
-def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
+def _size_sentence(planned: Sequence[RecipePlace], scale: Scale) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
@@ -81,7 +81,7 @@ def _size_sentence(planned: Sequence[Place], scale: Scale) -> str:
     return f"{scale.name}: {counted}; about {total:,.0f} core-minutes ({total / 120:.1f} h on two cores)"
 
 
-def plan_json(planned: Sequence[Place], scale: Scale) -> dict[str, Any]:
+def plan_json(planned: Sequence[RecipePlace], scale: Scale) -> dict[str, Any]:
     """The object of the schema ``intruscope.study.plan/1``: sizes, arms, and every run's settings by key."""
     return {
         "schema": "intruscope.study.plan/1",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import CellReport, Recommendation, SweepReport
+    from intruscope.sweep.records import Recommendation, SweepCellReport, SweepReport
 
 _OUTCOMES = {
     "recommended": "recommended",
@@ -62,7 +62,7 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
         report: The sweep.
     """
     is_several = len(report.settings.which) > 1
-    by_series: dict[tuple[str, str | None], list[CellReport]] = {}
+    by_series: dict[tuple[str, str | None], list[SweepCellReport]] = {}
     for each in report.cells:
         by_series.setdefault((each.cell.control, each.cell.which), []).append(each)
     return {
@@ -150,7 +150,7 @@ def _parts(report: SweepReport) -> list[list[str]]:
     ]
 
 
-def _cell(report: CellReport) -> dict[str, Any]:
+def _cell(report: SweepCellReport) -> dict[str, Any]:
     return {
         "strength": report.cell.strength,
         "matrices": report.cell.num_matrices,

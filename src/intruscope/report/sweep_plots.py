@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from intruscope.forgetting.intervals import Interval
     from intruscope.plots.tradeoff import Three
-    from intruscope.sweep.records import CellReport, SweepReport
+    from intruscope.sweep.records import SweepCellReport, SweepReport
 
 
 def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
     is_accuracy = report.metric == "accuracy"
     has_share = any(each.forgetting_share is not None for each in report.cells)
     is_several = len(report.settings.which) > 1
-    by_series: dict[str, list[CellReport]] = {}
+    by_series: dict[str, list[SweepCellReport]] = {}
     for each in report.cells:
         name = series_name(each.cell.control, each.cell.which, is_several=is_several)
         by_series.setdefault(name, []).append(each)
@@ -58,7 +58,7 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
     return write_figures(draw, folder)
 
 
-def _point(report: CellReport, *, is_accuracy: bool, has_share: bool) -> TradePoint:
+def _point(report: SweepCellReport, *, is_accuracy: bool, has_share: bool) -> TradePoint:
     forgetting = report.forgetting_share if has_share else report.forgetting_change
     assert forgetting is not None  # all cells have a share, or none: it is of the same forgetting
     return TradePoint(

@@ -17,6 +17,7 @@ from intruscope.forgetting.tasks import ClassificationTask
 from intruscope.methods.registry import find
 from intruscope.plots.figures import write_figures
 from intruscope.plots.sequence import chain_figures
+from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.sequence.assemble import TEXT_OF_BASE, assemble, key, outcomes_text
 from intruscope.sequence.bodies import merged_body, stored_names, write_body
 from intruscope.sequence.features import Features, features
@@ -33,14 +34,12 @@ from intruscope.train.tune import tune
 from intruscope.weights.source import ModelSource, open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from intruscope.forgetting.tasks import ChoiceTask
     from intruscope.forgetting.texts import Corpus
     from intruscope.train.data import TrainingData
-
-    Progress = Callable[[str, int, int], None]
 
 
 def chain(
@@ -53,7 +52,7 @@ def chain(
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
     pictures: bool = True,
-    on_progress: Progress = lambda _what, _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> ChainReport:
     """Train task after task; run again after an interruption, it goes on where it stopped.
 
@@ -66,7 +65,7 @@ def chain(
         tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         pictures: Draw the finished chain, and what a watch saw of its runs.
-        on_progress: Called with the stage, the steps done and the total.
+        on_progress: Called after every training step, and for every task, matrix and batch of text.
 
     Raises:
         UsageError: a method that cannot be chained, fewer than two tasks, one of them twice.
@@ -126,7 +125,7 @@ class _Chain:
         tokenizer: str | Path | None,
         allow_pickle: bool,
         pictures: bool,
-        on_progress: Progress,
+        on_progress: OnProgress,
     ) -> None:
         self._base = base
         self._source = source
@@ -195,7 +194,7 @@ class _Chain:
                 tokenizer=self._tokenizer,
                 allow_pickle=self._allow_pickle,
                 pictures=self._pictures,
-                on_progress=lambda what, done, all_: self._on_progress(f"{name}: {what}", done, all_),
+                on_progress=self._under(name),
             )
             found = asdict(report)
         return {
@@ -227,7 +226,7 @@ class _Chain:
         """Every task by a new head on the frozen body of a stage."""
         loaded: dict[type, Loaded] = {}
         for place, task in enumerate(self._tasks):
-            self._on_progress(f"{stage}: scoring", place, len(self._tasks))
+            self._report_scored(stage, place)
             name = key("scored", stage, task.name)
             if name in self._folder.records:
                 continue
@@ -241,7 +240,7 @@ class _Chain:
             bf16 = self._settings.training.bf16
             fitted_on, scored_on = (features(loaded[kind], data, bf16=bf16) for data in (fitting, scoring))
             self._folder.once(name, partial(_scored, fitted_on, scored_on, task))
-        self._on_progress(f"{stage}: scoring", len(self._tasks), len(self._tasks))
+        self._report_scored(stage, len(self._tasks))
 
     def _check(self, source: ModelSource, loaded: Loaded, task: ChainTask) -> None:
         """Tell before training what could not be scored, or not be put back."""
@@ -262,9 +261,7 @@ class _Chain:
             work=self._stage(stage) / "scan",
             workers=self._settings.workers,
             allow_pickle=self._allow_pickle,
-            on_progress=lambda event: self._on_progress(
-                f"{stage}: scanning", event.num_done, event.num_tasks
-            ),
+            on_progress=self._under(stage),
         )
 
     def _losses(self, model: str, stage: int) -> dict[str, Any]:
@@ -276,8 +273,15 @@ class _Chain:
             seed=self._settings.training.seed,
             tokenizer=self._tokenizer,
             allow_pickle=self._allow_pickle,
-            on_progress=lambda done, all_: self._on_progress(f"{stage}: reading text", done, all_),
+            on_progress=self._under(stage),
         )
+
+    def _under(self, stage: object) -> OnProgress:
+        return lambda event: self._on_progress(replace(event, stage=f"{stage}: {event.stage}"))
+
+    def _report_scored(self, stage: int, num_scored: int) -> None:
+        scored = Progress(stage="scoring", done=num_scored, total=len(self._tasks), unit="tasks")
+        self._under(stage)(scored)
 
     # --- models and data -----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedForm
 from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -52,7 +52,6 @@ def features(
     *,
     bf16: bool = False,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Features:
     """Run a frozen model over a task and keep what its head sees.
 
@@ -61,7 +60,6 @@ def features(
         data: Of that kind.
         bf16: Compute in bfloat16, as in training.
         batch_tokens: Positions per batch, padding included; at least one example is always taken.
-        on_progress: Called with examples done and all there are.
 
     Raises:
         MalformedInput: a feature is NaN or infinite.
@@ -95,7 +93,6 @@ def features(
         if start != len(seen_BD):
             raise _strange(loaded)
         done += len(chosen)
-        on_progress(done, len(order))
     sizes = np.array([len(each) for each in found], dtype=np.intp)
     rows_RD = np.concatenate(found).astype(np.float64)
     if not np.isfinite(rows_RD).all():

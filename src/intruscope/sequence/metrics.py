@@ -24,7 +24,7 @@ from intruscope.forgetting.intervals import (
     resampled_sums,
     wilson,
 )
-from intruscope.sequence.records import CellReport, Comparison, HeadFigures, Transfer
+from intruscope.sequence.records import Comparison, HeadFigures, StageScore, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def cells(
     tasks: Sequence[str], right: Outcomes, heads: Sequence[Sequence[HeadFigures]]
-) -> tuple[CellReport, ...]:
+) -> tuple[StageScore, ...]:
     """Every task after every stage.
 
     Args:
@@ -48,7 +48,7 @@ def cells(
         heads: Likewise.
     """
     return tuple(
-        CellReport(
+        StageScore(
             stage=stage,
             task=name,
             accuracy=wilson(int(row[place].sum()), len(row[place])),

@@ -113,7 +113,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellReport:
+class StageScore:
     """One task after one stage.
 
     Attributes:
@@ -269,13 +269,13 @@ class ChainReport:
     between: Between
     plan: dict[str, Any]
     tasks: tuple[str, ...]
-    cells: tuple[CellReport, ...]
+    cells: tuple[StageScore, ...]
     stages: tuple[StageReport, ...]
     map_matrix: str | None
     model: str
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def cell(self, stage: int, task: str) -> CellReport:
+    def cell(self, stage: int, task: str) -> StageScore:
         """One cell of the accuracy matrix."""
         return self.cells[stage * len(self.tasks) + self.tasks.index(task)]
 

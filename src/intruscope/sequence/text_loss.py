@@ -8,11 +8,10 @@ from intruscope.forgetting.intervals import paired_difference
 from intruscope.forgetting.losses import PROTOCOLS, choose_protocol, measure
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.windows import cut
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.sequence.records import ForgettingFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from intruscope.forgetting.texts import Corpus
 
 
@@ -24,7 +23,7 @@ def text_losses(
     seed: int = 0,
     tokenizer: Any = None,
     allow_pickle: bool = False,
-    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
     """Losses of one model, sequence by sequence; a masked one by the fast protocol, as in a sweep.
 
@@ -35,7 +34,7 @@ def text_losses(
         seed: Of the masks.
         tokenizer: Folder of one; the model's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        on_progress: Called with tokens done and all there are.
+        on_progress: Called after each batch, in tokens.
 
     Returns:
         Plain data for :func:`figures`.

@@ -6,15 +6,13 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.sequence.records import MatrixFigures, WeightFigures
 from intruscope.spectra.records import ScanReport, ScanSettings, SimilarityMap
 from intruscope.spectra.scan import RunOptions, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-    from intruscope.engine.tasks import Progress
 
 
 def look(
@@ -25,7 +23,7 @@ def look(
     work: Path,
     workers: int | None = None,
     allow_pickle: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
     """Scan a body against the base.
 
@@ -36,7 +34,7 @@ def look(
         work: Folder of the scan's own journal.
         workers: See :class:`intruscope.spectra.scan.RunOptions`.
         allow_pickle: For the base.
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
 
     Returns:
         Plain data for :func:`figures` and :func:`similarity`.

@@ -17,10 +17,11 @@ from intruscope.engine.environment import environment
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor, check_threads
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
-from intruscope.engine.tasks import Outcome, Progress, Task
+from intruscope.engine.tasks import Outcome, Task, reporting
 from intruscope.errors import OutputConflict, ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
 from intruscope.options import documented, option
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
 from intruscope.spectra.findings import model_findings, without_figures
 from intruscope.spectra.records import MatrixReport, ScanReport, ScanSettings
@@ -122,7 +123,7 @@ def scan(
     allow_pickle: bool = False,
     lora_alpha: float | None = None,
     outputs: Sequence[Path] = (),
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ScanReport:
     """Scan a base and what was trained from it.
@@ -136,7 +137,7 @@ def scan(
         allow_pickle: See :func:`plan`.
         lora_alpha: See :func:`plan`.
         outputs: Where the caller will write what it makes of the report; refused now if that is an input.
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
         on_notice: Called with sentences that the user should see at once.
 
     Returns:
@@ -189,7 +190,7 @@ def scan_pairing(
     options: RunOptions,
     *,
     executor: Executor,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
     on_notice: Callable[[str], None],
 ) -> ScanReport:
     """Run a plan; see :func:`scan`."""
@@ -201,6 +202,7 @@ def scan_pairing(
         executor=executor,
         on_progress=on_progress,
         on_notice=on_notice,
+        stage="scanning",
     )
     matrices = tuple(map(matrix_report, pairing.pairs, outcomes))
     finished = all(matrix.status == "done" for matrix in matrices)
@@ -223,8 +225,9 @@ def run_pairs(
     options: RunOptions,
     *,
     executor: Executor,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
     on_notice: Callable[[str], None],
+    stage: str,
     purpose: str | None = None,
 ) -> list[Outcome]:
     """Run the executor's function on pairs, durably.
@@ -235,8 +238,9 @@ def run_pairs(
         settings: Part of each payload and of the journal's identity.
         options: How it runs.
         executor: Of a function of (pair, settings); closed on return.
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
         on_notice: Called with sentences that the user should see at once.
+        stage: Name of the work in progress reports.
         purpose: Tells the records of another function apart from a scan's.
 
     Raises:
@@ -259,6 +263,7 @@ def run_pairs(
         executor=executor,
         on_progress=on_progress,
         on_notice=on_notice,
+        stage=stage,
         purpose=purpose,
     )
 
@@ -270,8 +275,9 @@ def run_planned(
     options: RunOptions,
     *,
     executor: Executor,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
     on_notice: Callable[[str], None],
+    stage: str,
     purpose: str | None = None,
 ) -> list[Outcome]:
     """Run tasks on what a plan names, durably; see :func:`run_pairs`, whose tasks hold a pair each.
@@ -282,8 +288,9 @@ def run_planned(
         settings: Part of the journal's identity.
         options: How it runs.
         executor: Of the tasks' function; closed on return.
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first matrix, and whenever one is started or finished.
         on_notice: Called with sentences that the user should see at once.
+        stage: Name of the work in progress reports.
         purpose: Everything else that the records depend on.
 
     Raises:
@@ -299,7 +306,7 @@ def run_planned(
     }
     journal = None if pairing.in_memory else open_journal(identity, options, on_notice)
     try:
-        return run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
+        return run_tasks(tasks, executor, journal=journal, on_event=reporting(on_progress, stage, "matrices"))
     finally:
         if journal is not None:
             journal.close()

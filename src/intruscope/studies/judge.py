@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.studies.claims import Claim
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
     from intruscope.studies.verdicts import ClaimVerdict
 
@@ -116,7 +116,7 @@ def judge(
     ]
 
 
-def too_few_seeds(claims: Sequence[Claim], found: Sequence[Place]) -> list[Claim]:
+def too_few_seeds(claims: Sequence[Claim], found: Sequence[RecipePlace]) -> list[Claim]:
     """The claims that stay undecided however their runs turn out, for want of seeds.
 
     Args:
@@ -133,7 +133,7 @@ def too_few_seeds(claims: Sequence[Claim], found: Sequence[Place]) -> list[Claim
     return [claim for claim in claims if most[claim.recipe] < claim.min_seeds]
 
 
-def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
+def places_with(scale_name: str, records: Mapping[str, Record]) -> list[RecipePlace]:
     """The arms of a scale, and of whatever other seeds the records hold."""
     scale = find_scale(scale_name)
     usual = places(scale)
@@ -142,7 +142,9 @@ def places_with(scale_name: str, records: Mapping[str, Record]) -> list[Place]:
     return usual + (places(scale, of_seeds=further) if further else [])
 
 
-def _judged(claim: Claim, found: Sequence[Place], records: Mapping[str, Record], planned: Set[str]) -> Judged:
+def _judged(
+    claim: Claim, found: Sequence[RecipePlace], records: Mapping[str, Record], planned: Set[str]
+) -> Judged:
     plain = rows_of(found, records)
     rows = with_equal_fit(plain)
     once: dict[str, Record] = {row["key"]: row for row in rows}

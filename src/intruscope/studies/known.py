@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intruscope.errors import MalformedInput, UsageError, printable
+from intruscope.studies.folder import is_study, study_records
 from intruscope.studies.grid import settings_of
 from intruscope.studies.origins import difference, inputs_read
 from intruscope.studies.records import COMMITTED, FILE, read_results
@@ -63,8 +64,6 @@ def read_known(name: str, scale: Scale) -> Known:
         MalformedInput: a table that is damaged, was changed by hand, or has another schema.
         OutputConflict: the folder of a study of another version.
     """
-    from intruscope.studies.pool import is_study, study_records
-
     path = COMMITTED / scale.name / FILE if name == SHIPPED else Path(name)
     if is_study(path):
         found, records = study_records(path)

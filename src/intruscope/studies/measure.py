@@ -134,8 +134,8 @@ def _above_chance(right_N: NDArray[np.bool_], task: Task) -> dict[str, Any]:
     interval = wilson(int(right_N.sum()), len(right_N))
     if interval.low > common:
         return {"learned": True, "reason": None}
-    told = f"held-out accuracy {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-    return {"learned": False, "reason": f"{told}, the commonest answer has {common:.3f}"}
+    reason = f"held-out accuracy {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return {"learned": False, "reason": f"{reason}, the commonest answer has {common:.3f}"}
 
 
 def _below_base(pair: LivePair, task: Task, scored: TaskScore, options: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def _below_base(pair: LivePair, task: Task, scored: TaskScore, options: dict[str
     change = paired_difference(before.nats_N, scored.nats_N, scored.units_N)
     if change.high < 0.0:
         return {"learned": True, "reason": None}
-    told = f"held-out loss less the base's {change.estimate:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
-    return {"learned": False, "reason": told}
+    reason = f"held-out loss less the base's {change.estimate:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+    return {"learned": False, "reason": reason}
 
 
 def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Path) -> dict[str, Any]:

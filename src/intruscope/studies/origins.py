@@ -2,7 +2,7 @@
 
 A run's key is a hash of what distinguishes it within a study. Whether a record that was made elsewhere *is*
 that run depends on more: the bytes that it read, the recipe of its training, and how its scale measures. All
-of it is kept with every record and compared before one is taken. Code and versions are kept and told, not
+of it is kept with every record and compared before one is taken. Code and versions are kept and reported, not
 compared.
 """
 

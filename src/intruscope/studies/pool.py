@@ -7,19 +7,19 @@ of work that is done here.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intruscope.engine.executors import Event, Executor, LocalExecutor
-from intruscope.engine.journal import Journal, read_records
+from intruscope.engine.journal import Journal
 from intruscope.engine.ray_executor import RayExecutor, require_ray
 from intruscope.engine.run import run_tasks
-from intruscope.engine.tasks import Task
-from intruscope.errors import IncompleteResult, OutputConflict, UsageError
+from intruscope.engine.tasks import Task, reporting
+from intruscope.errors import IncompleteResult, OutputConflict
+from intruscope.progress import OnProgress, ignore_progress
+from intruscope.studies.folder import SCHEMA, is_study, plan_in
 from intruscope.studies.grid import label_of
 from intruscope.studies.inputs import check_data, check_seeds, digests, inputs_of
 from intruscope.studies.known import read_known, take
@@ -30,16 +30,14 @@ from intruscope.studies.sizes import core_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from intruscope.engine.tasks import Progress
     from intruscope.studies.grid import Work
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
-SCHEMA = "intruscope.study/2"
 _FUNCTION = "intruscope.studies.execute:execute"
-_PLAN = Path("journal") / "plan.json"
 _SHOWN = 3
 
 
@@ -62,7 +60,7 @@ class StudyReport:
     failed: tuple[tuple[str, str], ...]
 
 
-def wanted(found: Sequence[Place]) -> dict[str, Work]:
+def wanted(found: Sequence[RecipePlace]) -> dict[str, Work]:
     """The pieces of work behind some arms, each once, in their order."""
     return {place.work.key: place.work for place in found}
 
@@ -79,7 +77,7 @@ def run_study(
     ray: str | None = None,
     keep_models: bool = False,
     unpack: Callable[[Path, str], None] | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> StudyReport:
     """Run what is missing; after an interruption, or with other recipes, the same folder goes on.
 
@@ -97,7 +95,7 @@ def run_study(
             and ``data`` under the same paths; in processes of this machine by default.
         keep_models: Keep every tuned model.
         unpack: Fills a folder with the shipped model, or a grown one (``intruscope.demo.unpack``).
-        on_progress: Called for every event of the engine.
+        on_progress: Called before the first run, and whenever one is started or finished.
 
     Returns:
         Records of everything that was asked for, also of what was there before.
@@ -144,7 +142,9 @@ def run_study(
             for key, work in works.items()
         ]
         executor = _Lenient(_executor(jobs, ray))
-        outcomes = run_tasks(tasks, executor, journal=journal, on_progress=on_progress)
+        outcomes = run_tasks(
+            tasks, executor, journal=journal, on_event=reporting(on_progress, "running", "runs")
+        )
         failed = [
             (label_of(works[outcome.key]), outcome.reason or "no result")
             for outcome in outcomes
@@ -175,46 +175,6 @@ def check_complete(report: StudyReport) -> None:
         )
 
 
-def is_study(path: Path) -> bool:
-    """Whether a folder is a study's."""
-    return (path / _PLAN).is_file()
-
-
-def study_records(out: Path) -> tuple[str, dict[str, Record]]:
-    """The scale of a study and its records with their settings, also while it is running.
-
-    Raises:
-        UsageError: the folder holds no study.
-        OutputConflict: of another version.
-    """
-    if not is_study(out):
-        raise UsageError(
-            "the folder does not hold a study",
-            remedy="run one first: intruscope study run all --scale smoke --out FOLDER",
-            file=out,
-        )
-    plan = _plan_in(out)
-    found = read_records(out / "journal")
-    return str(plan["scale"]), {key: {**record, "key": key} for key, record in found.items()}
-
-
-def _plan_in(out: Path) -> dict[str, Any]:
-    """What a study's folder says of itself.
-
-    Raises:
-        OutputConflict: it is of another version.
-    """
-    plan: dict[str, Any] = json.loads((out / _PLAN).read_bytes())
-    if plan.get("schema") != SCHEMA or plan.get("version") != version("intruscope"):
-        there = f"{plan.get('schema')} of intruscope {plan.get('version')}"
-        raise OutputConflict(
-            f"the folder holds results of {there}; this is {SCHEMA} of intruscope {version('intruscope')}",
-            remedy="use that version to read them, or choose another --out",
-            file=out,
-        )
-    return plan
-
-
 def _check_folder(out: Path) -> None:
     """Nothing but a study may be in the folder."""
     if out.exists() and not out.is_dir():
@@ -237,7 +197,7 @@ def _journal(out: Path, scale: Scale, read: Mapping[str, Mapping[str, str]]) -> 
     }
     if is_study(out):
         # A fix must not throw away hours: each run tells what made it.
-        plan["code"] = _plan_in(out).get("code", plan["code"])
+        plan["code"] = plan_in(out).get("code", plan["code"])
     try:
         return Journal(out / "journal", plan)
     except OutputConflict as error:

@@ -260,7 +260,7 @@ _WITH_CHECKPOINTS = ("counts", "rates", "alpha")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RecipePlace:
     """An arm of a recipe, filled by a run.
 
     Attributes:
@@ -280,7 +280,7 @@ class Place:
 
 def places(
     scale: Scale, recipes: Iterable[str] | None = None, *, of_seeds: Sequence[int] | None = None
-) -> list[Place]:
+) -> list[RecipePlace]:
     """Every arm of some recipes at a scale, seed by seed, so that what is interrupted covers all tasks.
 
     Args:
@@ -289,7 +289,7 @@ def places(
         of_seeds: Instead of the scale's; the study of seeds then has no further ones.
     """
     wanted = list(dict.fromkeys([*RECIPES, SEQUENCE] if recipes is None else recipes))
-    found: list[Place] = []
+    found: list[RecipePlace] = []
     more = (
         sorted({seed for seeds_ in scale.more_seeds.values() for seed in seeds_}) if of_seeds is None else []
     )
@@ -299,7 +299,8 @@ def places(
                 if name == SEQUENCE:
                     chains = sequence(base, seed).items() if seed not in more else ()
                     found += [
-                        Place(recipe=name, arm=arm, task=base.name, seed=seed, work=c) for arm, c in chains
+                        RecipePlace(recipe=name, arm=arm, task=base.name, seed=seed, work=c)
+                        for arm, c in chains
                     ]
                     continue
                 for task in base.tasks:
@@ -309,9 +310,12 @@ def places(
                         continue
                     arms = RECIPES[name](StudyCell(base, task, seed))
                     found += [
-                        Place(recipe=name, arm=arm, task=task, seed=seed, work=r) for arm, r in arms.items()
+                        RecipePlace(recipe=name, arm=arm, task=task, seed=seed, work=r)
+                        for arm, r in arms.items()
                     ]
     for name in wanted:
         if name in _WITH_CHECKPOINTS:
-            found += [Place(recipe=name, arm=c.arm, task=c.task, seed=0, work=c) for c in scale.checkpoints]
+            found += [
+                RecipePlace(recipe=name, arm=c.arm, task=c.task, seed=0, work=c) for c in scale.checkpoints
+            ]
     return found

@@ -21,7 +21,7 @@ from intruscope.weights.output import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
 
 Record = dict[str, Any]
 SCHEMA = "intruscope.study.results/2"
@@ -78,7 +78,7 @@ def records_of(works: Mapping[str, Work], found: Mapping[str, Mapping[str, Any]]
     }
 
 
-def rows_of(places: Sequence[Place], records: Mapping[str, Record]) -> list[Record]:
+def rows_of(places: Sequence[RecipePlace], records: Mapping[str, Record]) -> list[Record]:
     """Rows as the claims' judges take them: one for each arm that has a record.
 
     Args:

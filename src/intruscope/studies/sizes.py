@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from intruscope.studies.grid import Work
-    from intruscope.studies.recipes import Place
+    from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.scales import Scale
 
 
@@ -53,7 +53,7 @@ def core_seconds(work: Work, scale: Scale) -> float | None:
     )
 
 
-def sizes(places: Sequence[Place], scale: Scale) -> list[RecipeSize]:
+def sizes(places: Sequence[RecipePlace], scale: Scale) -> list[RecipeSize]:
     """The size of every study, in order, with what it adds to those before it.
 
     Args:
@@ -84,7 +84,7 @@ def _minutes(works: Iterable[Work], scale: Scale) -> float | None:
     return None if None in seconds else sum(each for each in seconds if each is not None) / 60.0
 
 
-def kinds(places: Sequence[Place]) -> dict[str, int]:
+def kinds(places: Sequence[RecipePlace]) -> dict[str, int]:
     """How many runs, chains and checkpoints there are, each counted once."""
     works = {place.work.key: place.work for place in places}.values()
     names = {Run: "runs", Chain: "chains", Checkpoint: "checkpoints"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.figures import Measured, cell_report, forgetting_of
-from intruscope.sweep.records import CellReport, ChosenStrength, Recommendation, SweepCell, SweepSettings
+from intruscope.sweep.records import ChosenStrength, Recommendation, SweepCell, SweepCellReport, SweepSettings
 from intruscope.sweep.statistics import gain
 from intruscope.sweep.words import recommendation_sentence
 
@@ -111,7 +111,7 @@ def _recommendation(
 ) -> Recommendation:
     assert choice.which is not None
     num_sequences = len(evaluation.text_items)
-    matched: tuple[CellReport, ...] = ()
+    matched: tuple[SweepCellReport, ...] = ()
     intruders: Specialness | None = None
     if choice.report is not None:
         strength = choice.report.cell.strength
@@ -204,7 +204,7 @@ def _outcome(
     return "recommended" if is_cheap and is_less else "not-confirmed"
 
 
-def specialness(matched: Sequence[CellReport], metric: Metric) -> Specialness:
+def specialness(matched: Sequence[SweepCellReport], metric: Metric) -> Specialness:
     """Whether the intruder edit does what no mere shrink of its size does, by interval.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.sweep.records import CellReport, SweepCell, cell_key
+from intruscope.sweep.records import SweepCell, SweepCellReport, cell_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Measured:
         return self.by_key.get(cell_key("intruders", which, cell.strength))
 
 
-def cell_report(measured: Measured, cell: SweepCell, which: str, sample: Sample) -> CellReport:
+def cell_report(measured: Measured, cell: SweepCell, which: str, sample: Sample) -> SweepCellReport:
     """The figures of one cell.
 
     Args:
@@ -58,7 +58,7 @@ def cell_report(measured: Measured, cell: SweepCell, which: str, sample: Sample)
     forgetting = tuned_losses - sample.losses(measured.base_text)
     change = losses - tuned_losses
     edit = measured.edit_beside(cell, cell.which or which)
-    return CellReport(
+    return SweepCellReport(
         cell=cell,
         data=sample.data,
         forgetting=sample.interval(change + forgetting),
@@ -91,6 +91,6 @@ def task_difference(first: Measurement, second: Measurement, metric: Metric, sam
     return sample.interval(sample.scores(first) - sample.scores(second))
 
 
-def grid_reports(measured: Measured, which: Sequence[str], sample: Sample) -> tuple[CellReport, ...]:
+def grid_reports(measured: Measured, which: Sequence[str], sample: Sample) -> tuple[SweepCellReport, ...]:
     """The figures of the grid; a control without a selection is compared with the first selection's edit."""
     return tuple(cell_report(measured, cell, which[0], sample) for cell in measured.cells)

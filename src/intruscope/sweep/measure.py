@@ -15,6 +15,7 @@ from intruscope.forgetting.models import DType
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.forgetting.windows import Unit
 from intruscope.options import documented, option, shared
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.live import LivePair
     from intruscope.adapters.opening import ModelLike
-    from intruscope.engine.tasks import Progress
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
     from intruscope.repair.survey import Survey
@@ -76,8 +76,7 @@ def sweep(
     options: RunOptions | None = None,
     allow_pickle: bool = False,
     outputs: Sequence[Path] = (),
-    on_survey: Callable[[Progress], None] = lambda _: None,
-    on_cell: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> SweepReport:
     """Measure every strength of every control on a text and a task, and say which one is worth it.
@@ -93,8 +92,7 @@ def sweep(
         options: How the survey runs, and the folder of both journals.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         outputs: Paths that the caller will write; refused at once where one is an input.
-        on_survey: Called for every matrix.
-        on_cell: Called for every cell.
+        on_progress: Called for every matrix (``surveying``), then for every model (``measuring``).
         on_notice: Called with sentences that the user should see at once.
 
     Returns:
@@ -137,7 +135,7 @@ def sweep(
         settings=ScanSettings(k=settings.k, epsilon=settings.epsilon, seed=settings.seed),
         options=_within(options, "survey-with-updates" if needs_updates else "survey"),
         update_spectra=needs_updates,
-        on_progress=on_survey,
+        on_progress=on_progress,
         on_notice=on_notice,
     )
     if found.unreadable:
@@ -153,7 +151,7 @@ def sweep(
         settings=settings,
         measuring=measuring,
         options=_within(options, "sweep"),
-        on_cell=on_cell,
+        on_progress=on_progress,
         on_notice=on_notice,
     )
     num_cut, num_examples = measured.tuned.num_cut, len(measured.tuned.task_scores)
@@ -193,7 +191,7 @@ def measure_pair(
     settings: SweepSettings,
     measuring: MeasureOptions,
     options: RunOptions,
-    on_cell: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Measure the grid of a pair that is already surveyed and loaded.
@@ -206,7 +204,7 @@ def measure_pair(
         settings: Settings of the grid.
         measuring: How it is measured.
         options: Where the journal is.
-        on_cell: Called for every cell.
+        on_progress: Called before the first model, and before and after each.
         on_notice: Called with sentences that the user should see at once.
 
     Raises:
@@ -258,7 +256,7 @@ def measure_pair(
     }
     journal = None if survey.pairing.in_memory else open_journal(identity, options, on_notice)
     try:
-        return run_grid(survey, bench, settings, journal=journal, on_progress=on_cell)
+        return run_grid(survey, bench, settings, journal=journal, on_progress=on_progress)
     finally:
         if journal is not None:
             journal.close()

@@ -131,7 +131,7 @@ def cell_key(control: str, which: str | None, strength: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellReport:
+class SweepCellReport:
     """The figures of a cell on one part of the data; every change is relative to the tuned model, paired.
 
     Attributes:
@@ -175,7 +175,7 @@ class ChosenStrength:
     control: str
     which: str | None
     strength: float | None
-    report: CellReport | None
+    report: SweepCellReport | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +201,8 @@ class Recommendation:
     which: str
     outcome: AdviceOutcome
     strength: float | None
-    report: CellReport | None
-    matched: tuple[CellReport, ...]
+    report: SweepCellReport | None
+    matched: tuple[SweepCellReport, ...]
     intruders: Specialness | None
     sentence: str
     command: str | None = None
@@ -310,7 +310,7 @@ class SweepReport(Report):
     forgetting: Interval
     task_score: Interval
     halves: tuple[DataHalf, DataHalf]
-    cells: tuple[CellReport, ...]
+    cells: tuple[SweepCellReport, ...]
     choices: tuple[ChosenStrength, ...]
     recommendations: tuple[Recommendation, ...]
     environment: dict[str, Any] = field(default_factory=dict)

@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from intruscope.engine.tasks import Progress
 from intruscope.errors import UsageError, printable
+from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.repair.interventions import (
     INTERVENTIONS,
     change_norm,
@@ -98,7 +98,7 @@ def run_grid(
     settings: SweepSettings,
     *,
     journal: Journal | None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Measured:
     """Measure the base, the tuned model and every cell, reusing what the journal already holds.
 
@@ -111,7 +111,7 @@ def run_grid(
         settings: Settings of the grid.
         journal: An open journal, or None to keep nothing. A later sweep with more strengths or controls can
             continue it.
-        on_progress: Called before the first cell with what was resumed, and before and after each cell.
+        on_progress: Called before the first model, and before and after each.
 
     Raises:
         UsageError: see :func:`checked_settings`.
@@ -124,30 +124,23 @@ def run_grid(
     planned = list(_planned(survey, settings))
     num_done = sum(key in found for key in (_BASE, _TUNED, *(cell.key for cell, _ in planned)))
 
-    def report(event: Any, key: str | None) -> None:
+    def report(key: str = "") -> None:
         on_progress(
-            Progress(
-                event=event,
-                key=key,
-                num_done=num_done,
-                num_tasks=len(planned) + 2,
-                weight_done=float(num_done),
-                weight_total=float(len(planned) + 2),
-            )
+            Progress(stage="measuring", done=num_done, total=len(planned) + 2, unit="models", item=key)
         )
 
     def measure(key: str, how: Callable[[], Measurement]) -> Measurement:
         nonlocal num_done
         if key not in found:
-            report("started", key)
+            report(key)
             found[key] = how()
             if journal is not None:
                 journal.append(key, asdict(found[key]))
             num_done += 1
-            report("done", key)
+            report(key)
         return found[key]
 
-    report("resumed", None)
+    report()
     measure(_BASE, bench.base_text)
     same: dict[str, Measurement] = {_digest(()): measure(_TUNED, lambda: bench.edited(()))}
     for cell, digest in planned:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import AdviceOutcome, CellReport, Metric, Specialness
+    from intruscope.sweep.records import AdviceOutcome, Metric, Specialness, SweepCellReport
 
 _CONCLUSIONS = {
     "special": "the intruders are special here, beyond their size",
@@ -29,10 +29,10 @@ def recommendation_sentence(
     *,
     which: str,
     outcome: AdviceOutcome,
-    report: CellReport | None,
-    matched: Sequence[CellReport],
+    report: SweepCellReport | None,
+    matched: Sequence[SweepCellReport],
     intruders: Specialness | None,
-    shrink: CellReport | None,
+    shrink: SweepCellReport | None,
     metric: Metric,
     max_task_cost: float,
     forgetting: Interval,
@@ -88,7 +88,7 @@ def recommendation_sentence(
     )
 
 
-def effect(report: CellReport, metric: Metric) -> str:
+def effect(report: SweepCellReport, metric: Metric) -> str:
     """What a cell does, as a predicate: "removes 23% (15 to 31) of the forgetting and costs ..."."""
     share = report.forgetting_share
     if share is None:
@@ -133,7 +133,7 @@ def _cost(change: Interval, metric: Metric) -> str:
     return f"gains {rise} of accuracy" if is_higher else f"costs {fall} of accuracy"
 
 
-def _control(matched: Sequence[CellReport], intruders: Specialness | None, metric: Metric) -> str:
+def _control(matched: Sequence[SweepCellReport], intruders: Specialness | None, metric: Metric) -> str:
     """The shrink of the same size that forgets least, and what follows."""
     if intruders is None:
         return ""

@@ -27,7 +27,7 @@ def can_go_on(method: Method) -> bool:
 
 
 def go_on(attached: Attached, method: Method, folder: Path) -> None:
-    """Put the trained numbers of an earlier run into a method that was just attached, but for what is new.
+    """Put the trained parameters of an earlier run into a method that was just attached, but for what is new.
 
     Args:
         attached: On the same base, by the same method and options; it is changed.

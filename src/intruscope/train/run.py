@@ -20,11 +20,12 @@ from intruscope.train.trainer import Keeper, SteadyTrainer, explained, silence
 from intruscope.train.watch import IntruderWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from intruscope.forgetting.tasks import ChoiceTask
     from intruscope.methods.contract import Attached, Method, Options
+    from intruscope.progress import OnProgress
     from intruscope.train.data import TrainingData
     from intruscope.train.loading import Loaded
     from intruscope.train.run_folder import RunFolder
@@ -171,7 +172,7 @@ class Run:
         training: TrainingData,
         evaluation: TrainingData | None,
         scorer: Scorer | None,
-        on_progress: Callable[[str, int, int], None],
+        on_progress: OnProgress,
     ) -> TuneReport:
         """Train from the last checkpoint on, save, record.
 

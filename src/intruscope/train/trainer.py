@@ -11,11 +11,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from intruscope.errors import IncompleteResult, ResourceExhausted
+from intruscope.progress import OnProgress, Progress
 from intruscope.train import processes
 from intruscope.train.sampling import LengthOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from intruscope.train.run_folder import RunFolder
 
@@ -88,16 +89,16 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
 class Keeper(TrainerCallback):  # type: ignore[misc]
     """Reports progress and records complete checkpoints; none is written with weights that are not finite."""
 
-    def __init__(
-        self, folder: RunFolder, model: torch.nn.Module, on_progress: Callable[[str, int, int], None]
-    ) -> None:
+    def __init__(self, folder: RunFolder, model: torch.nn.Module, on_progress: OnProgress) -> None:
         self._folder = folder
         self._model = model
         self._on_progress = on_progress
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Between a step and its checkpoint."""
-        self._on_progress("training", state.global_step, state.max_steps)
+        self._on_progress(
+            Progress(stage="training", done=state.global_step, total=state.max_steps, unit="steps")
+        )
         if control.should_save or state.global_step >= state.max_steps:
 
             def trained() -> Iterator[torch.Tensor]:

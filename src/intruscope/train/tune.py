@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from intruscope.errors import UsageError
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task, TextTask
 from intruscope.methods.registry import find
+from intruscope.progress import OnProgress, ignore_progress
 from intruscope.train import processes
 from intruscope.train.carrying import go_on
 from intruscope.train.encoding import encode
@@ -21,7 +22,7 @@ from intruscope.train.run_folder import RunFolder
 from intruscope.weights.source import open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from intruscope.forgetting.texts import Corpus
@@ -40,7 +41,7 @@ def tune(
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
     pictures: bool = True,
-    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> TuneReport:
     """Train a model; run again after an interruption, it goes on from its last checkpoint.
 
@@ -57,7 +58,7 @@ def tune(
         tokenizer: Folder of a tokenizer; the base's by default.
         allow_pickle: Also read PyTorch files, restricted to tensors.
         pictures: Draw a picture of what the watch saw.
-        on_progress: Called with the stage, the steps done and the total.
+        on_progress: Called after every step.
 
     Raises:
         UsageError: settings that make no sense, an unknown method or option, no target, no learning rate.

@@ -53,7 +53,7 @@ _CONVERT = "give the safetensors version of this model, or save one with save_pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class WeightSource:
     """Something that holds weights, before any is read: names, shapes and dtypes, from headers alone.
 
     Attributes:
@@ -103,7 +103,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSource(Source):
+class ModelSource(WeightSource):
     """A whole model before anything of it is read.
 
     Attributes:
@@ -142,7 +142,7 @@ def open_model(name_or_path: str | Path | ModelName, *, allow_pickle: bool = Fal
     if name.path is not None:
         return open_folder_or_file(name.path, name=name.given, allow_pickle=allow_pickle)
     if name.hub_id is None:
-        raise UsageError("got an empty model name, expected a path or a hub id", remedy="name a model")
+        raise UsageError("the model name is empty", remedy="give a path or a hub id")
     from intruscope.weights.hub import download_model
 
     folder, revision = download_model(name.hub_id, revision=name.revision, allow_pickle=allow_pickle)
@@ -202,7 +202,7 @@ def _weights_file(folder: Path, *, allow_pickle: bool) -> Path:
     if candidates or indexes:
         shown = ", ".join(printable(n) for n in [*indexes, *candidates][:6])
         raise MalformedInput(
-            f"got several weight files without one index ({shown}), expected one model",
+            f"the folder holds several weight files ({shown}) and no single index that covers them",
             remedy="name the file to scan, or restore the missing model.safetensors.index.json",
             file=folder,
         )
@@ -220,17 +220,17 @@ def _is_leftover_or_adapter(name: str) -> bool:
 
 
 def _refuse_second_truth(single: Path) -> None:
-    """A single file and an index beside it must tell of the same tensors."""
+    """A single file and an index beside it must name the same tensors."""
     index = single.with_name(f"{single.name}.index.json")
     if not os.path.lexists(index):
         return
-    told = set(read_index(index).shard_of)
+    indexed = set(read_index(index).shard_of)
     held = set(read_header(single))
-    if told != held:
-        example = printable(min(told ^ held))
+    if indexed != held:
+        example = printable(min(indexed ^ held))
         raise MalformedInput(
-            f"got {len(held)} tensors in the file and {len(told)} in {index.name} beside it, "
-            f"expected the same ones (first difference: {example})",
+            f"the file holds {len(held)} tensors and {index.name} beside it lists {len(indexed)}, and they "
+            f"are not the same (first difference: {example})",
             remedy="remove the file or the index that is out of date",
             file=single,
         )
@@ -241,7 +241,7 @@ def _nothing_to_read(folder: Path, names: Iterable[str]) -> Exception:
     adapters = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"}
     if adapters & set(names):
         return UnsupportedFormat(
-            "got an adapter, expected a whole model",
+            "this is an adapter, not a whole model",
             remedy="give it as the tuned model, or as base+adapter",
             file=folder,
         )
@@ -249,17 +249,19 @@ def _nothing_to_read(folder: Path, names: Iterable[str]) -> Exception:
         kind = _foreign_kind(folder / entry)
         if kind is not None:
             return UnsupportedFormat(
-                f"got {kind} ({printable(entry)}), expected safetensors", remedy=_CONVERT, file=folder
+                f"the weights are in a format that is not read: {kind} ({printable(entry)})",
+                remedy=_CONVERT,
+                file=folder,
             )
     incomplete = [n for n in names if n.endswith(".incomplete")]
     if incomplete:
         return MalformedInput(
-            f"got an unfinished download ({printable(incomplete[0])}), expected model.safetensors",
+            f"the folder holds an unfinished download ({printable(incomplete[0])}) and no model.safetensors",
             remedy="finish the download",
             file=folder,
         )
     return MalformedInput(
-        f"got {len(names)} files and none with weights, expected model.safetensors or its index",
+        f"none of the {len(names)} files in the folder is model.safetensors or its index",
         remedy="check that this is the model's folder",
         file=folder,
     )
@@ -278,7 +280,7 @@ def _refuse_pipeline(folder: Path) -> None:
     main = next((p for p in ("transformer", "unet") if p in parts), parts[0] if parts else "unet")
     shown = ", ".join(map(printable, parts[:8]))
     raise UnsupportedFormat(
-        f"got a diffusers pipeline of {len(parts)} models ({shown}), expected one",
+        f"this is a diffusers pipeline of {len(parts)} models ({shown})",
         remedy=f"give the sub-folder to scan, for instance {folder / main}",
         file=folder,
     )
@@ -286,7 +288,7 @@ def _refuse_pipeline(folder: Path) -> None:
 
 def _pickle_refused(path: Path) -> UnsafeInput:
     return UnsafeInput(
-        "got a PyTorch pickle, which can run code when it is opened, expected safetensors",
+        "this is a PyTorch pickle, which can run code when it is opened",
         remedy="use the safetensors version, or pass --allow-pickle if you trust its author",
         file=path,
     )
@@ -307,9 +309,11 @@ def _read_weights(path: Path, *, allow_pickle: bool) -> tuple[dict[str, FileTens
         return index.read(read_pickle), (path, *index.files)
     kind = _foreign_kind(path)
     if kind is not None:
-        raise UnsupportedFormat(f"got {kind}, expected safetensors", remedy=_CONVERT, file=path)
+        raise UnsupportedFormat(
+            f"the weights are in a format that is not read: {kind}", remedy=_CONVERT, file=path
+        )
     if name in TRAINING_LEFTOVERS:
-        fact = "got what a training run left beside the weights, expected the weights"
+        fact = "this file is the state of a training run, not a model's weights"
         raise UnsupportedFormat(fact, remedy="give the model's folder", file=path)
     if path.suffix in _PICKLE_SUFFIXES:
         if not allow_pickle:

@@ -60,7 +60,7 @@ def open_regular(path: Path) -> Iterator[tuple[int, FileStamp]]:
                 (name for test, name in _FILE_KINDS if test(mode)),
                 "special file",
             )
-            fact = f"got a {kind}, expected a regular file"
+            fact = f"this is a {kind}, not a regular file"
             raise MalformedInput(fact, remedy="give the weights as ordinary files", file=path)
         # O_NONBLOCK: the path may have become a FIFO since the line above.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -68,12 +68,12 @@ def open_regular(path: Path) -> Iterator[tuple[int, FileStamp]]:
         if isinstance(error, MalformedInput):
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        fact = f"could not be opened ({reason}), expected a readable file"
+        fact = f"the file could not be opened ({reason})"
         raise MalformedInput(fact, remedy="check the path and its permissions", file=path) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            fact = "was replaced by a special file, expected a regular file"
+            fact = "the file was replaced by a special file"
             raise MalformedInput(fact, remedy="give the weights as ordinary files", file=path)
         yield (
             descriptor,
@@ -109,14 +109,14 @@ def read_exactly(descriptor: int, offset: int, num_bytes: int, *, path: Path) ->
     done = 0
     while done < num_bytes:
         try:
-            got = os.preadv(descriptor, [view[done:]], offset + done)
+            num_read = os.preadv(descriptor, [view[done:]], offset + done)
         except OSError as error:
-            fact = f"could not be read at byte {offset + done} ({error.strerror}), expected {num_bytes} bytes"
+            fact = f"the file could not be read at byte {offset + done} ({error.strerror})"
             raise MalformedInput(fact, remedy="check the disk and copy the file again", file=path) from None
-        if got == 0:
-            fact = f"got {done} bytes from offset {offset}, expected {num_bytes}: the file has shrunk"
+        if num_read == 0:
+            fact = f"the file has shrunk: only {done} of {num_bytes} bytes can be read from offset {offset}"
             raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=path)
-        done += got
+        done += num_read
     return buffer
 
 
@@ -132,7 +132,7 @@ def list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        fact = f"could not be listed ({error.strerror}), expected a folder that may be read"
+        fact = f"the folder could not be listed ({error.strerror})"
         raise MalformedInput(fact, remedy="check its permissions", file=folder) from None
 
 
@@ -144,7 +144,7 @@ def read_whole_file(path: Path, *, max_bytes: int) -> bytes:
     """
     with open_regular(path) as (descriptor, stamp):
         if stamp.num_bytes > max_bytes:
-            fact = f"got {stamp.num_bytes} bytes, expected at most {max_bytes}"
+            fact = f"the file has {stamp.num_bytes} bytes; at most {max_bytes} are read"
             raise MalformedInput(fact, remedy="check that this is the right file", file=path)
         return bytes(read_exactly(descriptor, 0, stamp.num_bytes, path=path))
 
@@ -348,7 +348,7 @@ def check_unchanged(path: Path, planned: FileStamp, found: FileStamp, *, tensor:
     if found != planned:
         what = "size" if found.num_bytes != planned.num_bytes else "content or identity"
         fact = (
-            f"changed {what} since the scan was planned (got {found.num_bytes} bytes, "
-            f"expected {planned.num_bytes})"
+            f"the file changed its {what} since the scan was planned ({found.num_bytes} bytes now, "
+            f"{planned.num_bytes} before)"
         )
         raise MalformedInput(fact, remedy=_CHANGED_REMEDY, file=path, tensor=tensor)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import MalformedInput, printable
+from intruscope.progress import OnProgress, Progress
 from intruscope.weights.companions import Companions, companions
 from intruscope.weights.output import check_output, check_room, json_text, whole_folder
 from intruscope.weights.written import HashedFile, copy_file
@@ -26,14 +27,14 @@ class OutputFolder:
     Args:
         path: Exists, and nobody else writes to it.
         num_bytes: Expected size of everything that will be written.
-        on_progress: Called with the bytes written so far and the expected total.
+        on_progress: Called after every file, in bytes; the expected size is the total.
 
     Attributes:
         path: The same.
         written: File name to ``bytes`` and ``sha256``.
     """
 
-    def __init__(self, path: Path, *, num_bytes: int, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Path, *, num_bytes: int, on_progress: OnProgress) -> None:
         self.path = path
         self.written: dict[str, dict[str, Any]] = {}
         self._total, self._done, self._on_progress = num_bytes, 0, on_progress
@@ -49,7 +50,7 @@ class OutputFolder:
                 content(file)
         self.written[name] = {"bytes": file.num_bytes, "sha256": file.sha256}
         self._done += file.num_bytes
-        self._on_progress(min(self._done, self._total), self._total)
+        self._report(min(self._done, self._total), name)
 
     def copy(self, source: Path, name: str) -> None:
         """Copy a file byte for byte; raises MalformedInput if it cannot be read."""
@@ -91,6 +92,12 @@ class OutputFolder:
         """
         text = json_text({**record, "files": dict(sorted(self.written.items())), **more})
         (self.path / manifest).write_bytes(text.encode("ascii"))
+        self._report(self._total, manifest)
+
+    def _report(self, num_bytes: int, name: str) -> None:
+        self._on_progress(
+            Progress(stage="writing", done=num_bytes, total=self._total, unit="bytes", item=name)
+        )
 
 
 @contextmanager
@@ -99,7 +106,7 @@ def output_folder(
     sources: Collection[ModelSource | AdapterSource],
     *,
     num_bytes: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> Iterator[OutputFolder]:
     """Claim a folder; it appears under its name when the block ends without an error, and not before.
 
@@ -107,7 +114,7 @@ def output_folder(
         out: A new or empty folder.
         sources: Models that are read. The folder must lie outside of them.
         num_bytes: Expected size of the output.
-        on_progress: Called with the bytes written so far and the expected total.
+        on_progress: Called after every file, in bytes; the expected size is the total.
 
     Raises:
         OutputConflict: the folder holds something, or lies in an input.

@@ -158,12 +158,12 @@ def update(
     num_groups = sum(enabled) if enabled is not None else 1
     if len(down.shape) < 2 or len(up.shape) < 2 or 0 in down.shape or 0 in up.shape:
         raise mismatch(
-            down if len(down.shape) < 2 or 0 in down.shape else up, "a factor with a rank of at least 1"
+            down if len(down.shape) < 2 or 0 in down.shape else up, "that of a factor of rank 1 or more"
         )
     rank = up.shape[1]
     if view.kind == "conv" and down.shape[0] > rank and down.shape[0] % rank == 0:
-        fact = f"got factors {list(down.shape)} and {list(up.shape)} of a grouped convolution, "
-        fact += "which is not read, expected those of a plain one"
+        fact = f"the factors {list(down.shape)} and {list(up.shape)} are of a grouped convolution, "
+        fact += "which is not read"
         remedy = "leave it out: PEFT cannot merge it either"
         raise UnsupportedFormat(fact, remedy=remedy, file=adapter.path, tensor=down.name)
     if down.shape[0] != rank * num_groups or math.prod(up.shape[2:]) != 1:
@@ -174,7 +174,7 @@ def update(
     num_out, num_in = up.shape[0], math.prod(down.shape[1:])
     if enabled is not None:
         if num_out % num_groups:
-            raise mismatch(up, f"rows that {num_groups} enabled parts share equally")
+            raise mismatch(up, f"one whose rows divide evenly among {num_groups} enabled parts")
         num_out = num_out // num_groups * len(enabled)
     # An embedding's factors are (width, vocabulary) as our views of embeddings are. A Linear that is stored
     # under an embedding's name, or an embedding under another, is the other way round.
@@ -183,16 +183,16 @@ def update(
     if view.kind == "embedding" and not swapped and not module.roles.keys().isdisjoint(("saved", "replaced")):
         num_in = min(num_in, expected[1])  # resized: factors of an embedding are cut when they are read
     if (num_out, num_in) != expected:
-        fact = f"got an update of {num_out} x {num_in} (out x in), expected {expected[0]} x {expected[1]}"
-        fact += f" as {printable(view.tensor.name)} of the base"
+        fact = f"the update is {num_out} x {num_in} (out x in), but the base's "
+        fact += f"{printable(view.tensor.name)} is {expected[0]} x {expected[1]}"
         raise ShapeMismatch(fact, remedy=OTHER_BASE_REMEDY, file=adapter.path, tensor=down.name)
     magnitude = module.roles.get("magnitude")
     if adapter.config is not None and options["use_dora"] != (magnitude is not None):
-        fact = "got a DoRA magnitude" if magnitude is not None else "got no DoRA magnitude"
-        fact += f", expected {'none' if magnitude is not None else 'one'} as use_dora in the config says"
+        has, says = ("a", "false") if magnitude is not None else ("no", "true")
+        fact = f"the module has {has} DoRA magnitude, but use_dora is {says} in the config"
         raise MalformedInput(fact, remedy=_RESTORE_REMEDY, file=adapter.path, tensor=down.name)
     if magnitude is not None and (swapped or math.prod(magnitude.shape) != num_out):
-        raise mismatch(magnitude, f"{num_out} magnitudes, one per output")
+        raise mismatch(magnitude, f"[{num_out}], one magnitude per output")
     replaced = module.roles.get("replaced")
     return LoraUpdate(
         view=view,

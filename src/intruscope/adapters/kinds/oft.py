@@ -83,7 +83,7 @@ def _block_size(num_entries: int) -> int:
 
 
 def sizes(shapes: Shapes, options: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """(out, in) of the whole matrix; the side that is not rotated is not told."""
+    """(out, in) of the whole matrix; the side that is not rotated is unknown."""
     is_embedding = "oft_embedding_R" in shapes
     num_blocks, num_entries = shapes["oft_embedding_R" if is_embedding else "oft_R"]
     size = None if options["block_share"] else num_blocks * _block_size(num_entries)

@@ -1,7 +1,7 @@
-"""Adapters for a chain of linear layers, with an exact law of their error.
+"""Adapters for a network of linear layers, with an exact law of their error.
 
 Zeng & Lee, "The Expressive Power of Low-Rank Adaptation", ICLR 2024, arXiv 2310.17513: adapters of rank R on
-the L layers of a frozen linear chain bring its product to within the singular value LR + 1 of what was
+the L layers of a frozen linear network bring its product to within the singular value LR + 1 of what was
 missing. No adapters of that rank come closer: what they add to the product has rank LR at most. One layer
 alone (L = 1) is the truncated decomposition that an extraction writes.
 
@@ -26,7 +26,7 @@ _WORST_CONDITION = 1e12
 
 @dataclass(frozen=True, kw_only=True)
 class Construction:
-    """Adapters of a chain of linear layers.
+    """Adapters of a network of linear layers.
 
     Attributes:
         factors: B (out, R) and A (R, in) of each layer, from the input on, float64; the update is B A.
@@ -38,7 +38,7 @@ class Construction:
     error: float
 
 
-def construct_chain(frozen: Sequence[Tensor], target: Tensor, rank: int) -> Construction:
+def construct_adapters(frozen: Sequence[Tensor], target: Tensor, rank: int) -> Construction:
     """Adapters of a rank that bring the product of frozen layers closest to a target.
 
     With E what is missing, Q_l the l-th block of R of its right singular vectors, S_l the product of the
@@ -63,7 +63,7 @@ def construct_chain(frozen: Sequence[Tensor], target: Tensor, rank: int) -> Cons
     from intruscope.linalg.dense import svd
 
     layers = [layer.double() for layer in frozen]
-    _check_chain(layers, target, rank)
+    _check_network(layers, target, rank)
     width = target.shape[1]
     above = torch.eye(target.shape[0], dtype=torch.float64)
     tops = [above]
@@ -86,7 +86,7 @@ def construct_chain(frozen: Sequence[Tensor], target: Tensor, rank: int) -> Cons
     )
 
 
-def _check_chain(layers: Sequence[Tensor], target: Tensor, rank: int) -> None:
+def _check_network(layers: Sequence[Tensor], target: Tensor, rank: int) -> None:
     if rank < 1:
         raise UsageError(f"the rank is {rank}, but must be at least 1", remedy="use a positive integer")
     shapes = [tuple(layer.shape) for layer in layers]

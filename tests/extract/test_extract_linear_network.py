@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from intruscope.errors import MalformedInput, ShapeMismatch, UsageError
-from intruscope.extract import construct_chain, extract
+from intruscope.extract import construct_adapters, extract
 
 
 def product(weights):
@@ -35,7 +35,7 @@ def test_the_error_is_the_singular_value_after_all_ranks(num_layers, rank, width
         for _ in range(num_layers)
     ]
     target = torch.randn(width, width, generator=generator).to(dtype)
-    made = construct_chain(frozen, target, rank)
+    made = construct_adapters(frozen, target, rank)
     adapted = [weight.double() + up @ down for weight, (up, down) in zip(frozen, made.factors, strict=True)]
     missing = (target.double() - product([weight.double() for weight in frozen])).numpy()
     values = np.linalg.svd(missing, compute_uv=False)
@@ -55,7 +55,7 @@ def test_the_error_is_the_singular_value_after_all_ranks(num_layers, rank, width
 def test_one_layer_of_any_shape_is_the_truncated_update(rows, columns, rank, seed):
     generator = torch.Generator().manual_seed(seed)
     weight, target = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
-    made = construct_chain([weight], target, rank)
+    made = construct_adapters([weight], target, rank)
     left, values, right = np.linalg.svd((target - weight).numpy(), full_matrices=False)
     ((up, down),) = made.factors
     closest = (left[:, :rank] * values[:rank]) @ right[:rank]
@@ -73,7 +73,7 @@ def test_one_layer_is_what_an_extraction_writes(tmp_path):
     plan.apply(tmp_path / "out")
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     up, down = (stored[f"base_model.model.model.layers.0.mlp.up_proj.lora_{x}.weight"] for x in "BA")
-    made = construct_chain([before], after, 5)
+    made = construct_adapters([before], after, 5)
     expected = made.factors[0][0] @ made.factors[0][1]
     torch.testing.assert_close((up @ down).double(), expected, rtol=1e-5, atol=1e-6)
     (matrix,) = plan.matrices
@@ -87,7 +87,7 @@ def test_no_adapters_of_the_rank_come_closer():
         torch.eye(6, dtype=torch.float64) + 0.2 * torch.randn(6, 6, dtype=torch.float64) for _ in range(2)
     ]
     target = torch.randn(6, 6, dtype=torch.float64)
-    made = construct_chain(frozen, target, 1)
+    made = construct_adapters(frozen, target, 1)
     factors = [f.clone().requires_grad_() for pair in made.factors for f in pair]
     optimizer = torch.optim.SGD(factors, lr=1e-3)
     best = np.inf
@@ -104,10 +104,10 @@ def test_no_adapters_of_the_rank_come_closer():
 def test_chains_without_meaning_are_refused():
     square, target = torch.eye(4), torch.randn(4, 4)
     with pytest.raises(UsageError, match="rank is 0"):
-        construct_chain([square], target, 0)
+        construct_adapters([square], target, 0)
     with pytest.raises(MalformedInput, match="NaN or infinity"):
-        construct_chain([square, square * float("nan")], target, 1)
+        construct_adapters([square, square * float("nan")], target, 1)
     with pytest.raises(ShapeMismatch, match="several square ones"):
-        construct_chain([torch.randn(5, 4), torch.randn(4, 5)], target, 1)
+        construct_adapters([torch.randn(5, 4), torch.randn(4, 5)], target, 1)
     with pytest.raises(UsageError, match="condition number"):
-        construct_chain([square, torch.ones(4, 4)], target, 1)
+        construct_adapters([square, torch.ones(4, 4)], target, 1)
