@@ -1,4 +1,4 @@
-"""``intruscope tune`` in processes of its own, one or several of one run, started by ``tune_forks.py``."""
+"""A command, ``tune`` by default, in processes of its own, one or several, started by ``tune_forks.py``."""
 
 import os
 import signal
@@ -41,8 +41,8 @@ class Commands:
     def __exit__(self, *raised):
         self._ask.__exit__(*raised)
 
-    def start(self, *arguments, processes=1, script=None):
-        """Begin ``tune``, or a script, in so many processes; their ids and the files of their errors."""
+    def start(self, *arguments, verb="tune", processes=1, script=None):
+        """Begin a verb, or a script, in so many processes; their ids and the files of their errors."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -54,7 +54,7 @@ class Commands:
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
             request = {
                 "script": script and str(script),
-                "arguments": [*([] if script else ["tune"]), *map(str, arguments)],
+                "arguments": [*([] if script else [verb]), *map(str, arguments)],
                 "stderr": str(file),
                 "environment": {k: str(v) for k, v in world.items()} if processes > 1 else {},
             }
