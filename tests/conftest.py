@@ -44,6 +44,15 @@ def inline(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Starts commands in forks of one process that has the libraries."""
+    from commands import Commands
+
+    with Commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """The real models, adapters and texts beside the repository."""
     folder = Path(__file__).parents[2] / "shared" / "data"

@@ -1,6 +1,6 @@
 """Processes started again and again out of one that has the libraries, so that a start costs little.
 
-A server (``cli_forks.py``, ``tune_forks.py``) reads lines of JSON. A number waits for that process and
+A server (``cli_forks.py``, ``command_forks.py``) reads lines of JSON. A number waits for that process and
 answers with its exit code (negative for a signal); anything else starts one in a fork and answers with its
 process id. The forks are whole processes, to be killed, and so are their workers.
 """
@@ -36,7 +36,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
         )  # fmt: skip
 
     def __enter__(self):

@@ -3,14 +3,10 @@
 import json
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from tune_commands import Commands
 
 from intruscope.cli.main import app
 from intruscope.cli.study import _note_growing
@@ -22,12 +18,6 @@ from intruscope.studies.scales import MIDI, MINI, SMOKE
 from processes import alive
 
 pytest.importorskip("peft")
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with Commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
 
 
 def study(commands, *arguments):

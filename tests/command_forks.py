@@ -11,8 +11,6 @@ import sys
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import peft  # noqa: F401 - like what follows: a run imports it
 import scipy.stats  # noqa: F401
 import torch
@@ -41,6 +39,7 @@ def ended():
     try:
         if sys.argv[0] == "intruscope":
             main()
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as leaving:
         return leaving.code
