@@ -1,5 +1,6 @@
 """Shared by all tests: the one oracle is importable, and nothing is written to the user's cache."""
 
+import functools
 import gc
 import os
 import sys
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items):
     files = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: (item.path not in slow, -files[item.path]))
+
+
+def pytest_configure():
+    """PEFT fills in a page of text whenever it saves an adapter: its template is compiled once for all."""
+    import jinja2
+
+    jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
 
 
 def pytest_collection_finish():
