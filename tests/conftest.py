@@ -1,5 +1,6 @@
 """Shared by all tests: the one oracle is importable, and nothing is written to the user's cache."""
 
+import functools
 import gc
 import os
 import sys
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path not in slow, -files[item.path]))
 
 
+def pytest_configure():
+    """PEFT fills in a page of text whenever it saves an adapter: its template is compiled once for all."""
+    import jinja2
+
+    jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
+
+
 def pytest_collection_finish():
     """Imported modules are no garbage: the collection at each Trainer's start would go through them."""
     gc.freeze()
@@ -41,6 +49,15 @@ def inline(monkeypatch):
         monkeypatch.setattr(
             f"intruscope.{place}.executor_for", lambda function, settings, options: InlineExecutor(function)
         )
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Starts commands in forks of one process that has the libraries."""
+    from commands import Commands
+
+    with Commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

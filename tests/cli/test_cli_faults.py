@@ -71,7 +71,8 @@ def slow(tmp_path_factory):
 def forks(tmp_path_factory):
     """Asks ``cli_forks`` for a start (arguments) or an exit code (process id)."""
     errors = tmp_path_factory.mktemp("forks") / "errors"
-    with errors.open("w") as stream, Server(Path(__file__).with_name("cli_forks.py"), stderr=stream) as ask:
+    script = Path(__file__).with_name("cli_forks.py")
+    with errors.open("w") as stream, Server(script, stderr=stream, OMP_NUM_THREADS="1") as ask:
         ask.errors = errors
         yield ask
 

@@ -1,6 +1,7 @@
-"""The verb: real settings in real processes, refusals in one line, and signals that leave nothing behind."""
+"""The verb: real settings in their own processes, refusals in one line, signals that leave nothing behind."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "profiling"))
-from cli_support import assert_message, eventually, fingerprint, invoke, run, start
+from cli_support import assert_message, eventually, fingerprint, invoke
 from profiling_models import write_bert, write_gpt2
 
 from processes import alive, children
@@ -28,9 +29,9 @@ def bases(tmp_path_factory):
 def test_a_profile_is_measured_written_and_shown(bases, tmp_path, base, head):
     before = fingerprint(bases[base])
     out, plots = tmp_path / "profile.json", tmp_path / "plots"
-    done = run(
+    done = invoke(
         "profile", bases[base], *SMALL, "--seconds", "400", "--precision", "0.9", "--json", out,
-        "--plots", plots, timeout=500,
+        "--plots", plots,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text(), parse_constant=pytest.fail)
@@ -79,15 +80,15 @@ def test_an_output_inside_the_base_is_refused_before_any_work(bases):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_in_time_and_leaves_nothing_running(bases, tmp_path, number, code):
+def test_a_signal_leaves_in_time_and_leaves_nothing_running(bases, commands, tmp_path, number, code):
     out = tmp_path / "p.json"
-    process = start("profile", bases["bert"], *SMALL, "--precision", "1e-6", "--json", out)
-    eventually(lambda: len(children(process.pid)) == 3, seconds=120)
-    settings = children(process.pid)
+    running = commands.start(bases["bert"], *SMALL, "--precision", "1e-6", "--json", out, verb="profile")
+    ((pid, _),) = running
+    eventually(lambda: len(children(pid)) == 3, seconds=120)
+    settings = children(pid)
     time.sleep(1.0)
-    process.send_signal(number)
+    os.kill(pid, number)
     eventually(lambda: not any(map(alive, settings)), seconds=5)
-    # The command itself also has transformers to unload, a second of processor time.
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code and err.count("\n") == 1
+    done = commands.wait(running)
+    assert done.codes == (code,) and done.stderr.count("\n") == 1
     assert not out.exists()

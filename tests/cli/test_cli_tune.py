@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from cli_support import assert_message, invoke
-from tune_commands import Commands
 from tune_models import write_bert, write_choices, write_llama, write_task, write_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -212,7 +211,7 @@ def test_a_batch_without_room_is_told_with_the_figure(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, commands, tmp_path):
     out = tmp_path / "run"
     numbers = [
         "--steps",
@@ -228,17 +227,16 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, tmp_path):
         "-q",
     ]
     arguments = [folder / "base", "--task", folder / "task.tsv", "--out", out, *numbers]
-    with Commands(tmp_path) as commands:
-        running = commands.start(*arguments)
-        records = out / "journal" / "records.jsonl"
-        deadline = time.monotonic() + 200
-        while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        stopped = commands.stop(running, signal.SIGINT)
-        assert stopped.codes == (130,) and "run the same command again to resume" in stopped.stderr
-        assert not (out / "run.json").exists()
-        again = commands.run(*arguments)
+    running = commands.start(*arguments)
+    records = out / "journal" / "records.jsonl"
+    deadline = time.monotonic() + 200
+    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stopped = commands.stop(running, signal.SIGINT)
+    assert stopped.codes == (130,) and "run the same command again to resume" in stopped.stderr
+    assert not (out / "run.json").exists()
+    again = commands.run(*arguments)
     assert again.is_well, again.stderr
     record = json.loads((out / "run.json").read_text())
     assert record["steps"] == 100

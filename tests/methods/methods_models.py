@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 import transformers
@@ -43,11 +44,17 @@ KINDS = {"linear": "linear", "conv1d": "conv1d", "tied_bfloat16": "linear"}
 """What the layers are of those that every method is put on."""
 
 
-def fresh(model: str) -> nn.Module:
-    """The same model every time."""
+@functools.cache
+def _made(model: str) -> nn.Module:
     torch.manual_seed(7)
-    made = MODELS[model]()
-    return made.eval()
+    return MODELS[model]().eval()
+
+
+def fresh(model: str) -> nn.Module:
+    """The same model every time, and the same random state after it."""
+    made = copy.deepcopy(_made(model))
+    torch.manual_seed(7)
+    return made
 
 
 def batches(num: int = STEPS) -> list[dict[str, torch.Tensor]]:

@@ -38,7 +38,9 @@ def _setting(**changes):
 
 
 def _attach(method, model, **changes):
-    return method.attach(model, _setting(tuned=tiny.tuned(model), **changes), method.options())
+    if "no_training" in method.departures:
+        changes["tuned"] = tiny.tuned(model)
+    return method.attach(model, _setting(**changes), method.options())
 
 
 def _weights(model):

@@ -1,5 +1,6 @@
 """Every adapter kind of PEFT: the repaired output is the formula over what PEFT merges of the original."""
 
+import copy
 import json
 import sys
 from functools import cache
@@ -15,6 +16,7 @@ from intruscope.repair.plan import plan_repair
 from intruscope.repair.survey import survey
 from intruscope.spectra.scan import RunOptions
 from intruscope.weights.layout import base_matrices
+from intruscope.weights.memory import memory_source
 from intruscope.weights.source import open_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
@@ -47,37 +49,49 @@ FULL = {
 }
 
 
-def matrices(folder):
-    listing = base_matrices(open_model(folder)).matrices.values()
+def matrices(source):
+    listing = base_matrices(source).matrices.values()
     return {view.name: view.load().double() for views in listing for view in views}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Base, adapter and PEFT's merge of each kind, made once, with its survey."""
+def base(tmp_path_factory):
+    """In memory and saved."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    model = peft_models.llama()
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def merged_matrices(model, base_folder):
+    merged = model.merge_and_unload(safe_merge=True)
+    config = open_model(base_folder).config
+    return matrices(memory_source(merged.state_dict(), config=config, name="merged"))
+
+
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    """The matrices of PEFT's merge of each kind and the adapter's survey, made once."""
+    model, base_folder = base
 
     @cache
     def get(name):
-        folder = tmp_path_factory.mktemp(name)
-        torch.manual_seed(0)
-        model = peft_models.llama()
-        model.save_pretrained(folder / "base")
+        adapter = tmp_path_factory.mktemp(name)
+        torch.manual_seed(1)
         options = {**THIN, **FULL}[name]
         config = getattr(peft, name)(target_modules=TARGETS, task_type="CAUSAL_LM", **options)
-        model = get_peft_model(model, config)
-        peft_models.train(model)
-        model.save_pretrained(folder / "adapter")
-        model.merge_and_unload(safe_merge=True).save_pretrained(folder / "merged")
-        found = survey(
-            str(folder / "base"), str(folder / "adapter"), names=["*"], options=RunOptions(workers=0)
-        )
-        return folder, found
+        tuned = get_peft_model(copy.deepcopy(model), config)
+        peft_models.train(tuned)
+        tuned.save_pretrained(adapter)
+        found = survey(str(base_folder), str(adapter), names=["*"], options=RunOptions(workers=0))
+        return merged_matrices(tuned, base_folder), found
 
     return get
 
 
-def formula(folder, edited):
-    expected = matrices(folder / "merged")
+def formula(merged, edited):
+    expected = dict(merged)
     for name in edited:
         left, values, right_t = torch.linalg.svd(expected[name], full_matrices=False)
         expected[name] = expected[name] + (STRENGTH - 1.0) * (left[:, :2] * values[:2]) @ right_t[:2]
@@ -90,24 +104,25 @@ def check(got, expected):
 
 
 @pytest.mark.parametrize("name", THIN)
-def test_a_repaired_adapter_is_a_lora_that_peft_merges_to_the_formula(name, made, tmp_path):
-    folder, found = made(name)
+def test_a_repaired_adapter_is_a_lora_that_peft_merges_to_the_formula(name, base, made, tmp_path):
+    model, base_folder = base
+    merged, found = made(name)
     plan = plan_repair(found, strength=STRENGTH, which="*:0+1")
     plan.apply(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    model = PeftModel.from_pretrained(peft_models.llama().from_pretrained(folder / "base"), tmp_path / "out")
-    model.merge_and_unload(safe_merge=True).save_pretrained(tmp_path / "remerged")
+    repaired = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out")
     edited = {matrix.name for matrix in plan.matrices}
     assert len(edited) == 4
-    check(matrices(tmp_path / "remerged"), formula(folder, edited))
+    check(merged_matrices(repaired, base_folder), formula(merged, edited))
 
 
 @pytest.mark.parametrize("name", [*THIN, *FULL])
 def test_a_merged_checkpoint_is_the_formula(name, made, tmp_path):
-    folder, found = made(name)
+    merged, found = made(name)
     plan = plan_repair(found, strength=STRENGTH, which="*:0+1", merged=True)
     plan.apply(tmp_path / "out")
-    check(matrices(tmp_path / "out"), formula(folder, {matrix.name for matrix in plan.matrices}))
+    edited = {matrix.name for matrix in plan.matrices}
+    check(matrices(open_model(tmp_path / "out")), formula(merged, edited))
 
 
 @pytest.mark.parametrize("name", FULL)

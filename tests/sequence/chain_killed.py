@@ -2,7 +2,8 @@
 
 A process that has torch already forks for every try, so that a start costs little. A try is killed (SIGKILL,
 by itself) at one of its events: just before or after a record is journaled, by the chain, by the training's
-own folder or by the scan; and just before or after a folder gets its name. Prints where each one died.
+own folder or by the scan; and just before or after a folder gets its name. Arguments: the folder of the
+inputs, the chain's, and a file that gets to hold where each one died.
 """
 
 import os
@@ -59,7 +60,8 @@ def arm(event, say):
 
 
 def main():
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, out, places = map(Path, sys.argv[1:])
+    say = os.open(places, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     torch.set_num_threads(1)
     generator = random.Random(0)
     for _ in range(200):
@@ -67,7 +69,7 @@ def main():
         event = generator.randint(2, LAST)
         child = os.fork()
         if child == 0:
-            arm(event, 1)
+            arm(event, say)
             run(folder, out)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

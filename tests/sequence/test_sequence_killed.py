@@ -1,9 +1,6 @@
 """A chain that is killed, wherever, and run again ends bit for bit as one that was left alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +23,7 @@ def without_seconds(file):
 
 
 @pytest.mark.slow
-def test_a_chain_killed_at_every_kind_of_moment_ends_as_if_it_had_not_been(tmp_path):
+def test_a_chain_killed_at_every_kind_of_moment_ends_as_if_it_had_not_been(commands, tmp_path):
     write_base(tmp_path / "base")
     (tmp_path / "text.txt").write_text("\n".join(text for text, _ in tasks()[0].train.texts) + "\n")
     threads = torch.get_num_threads()
@@ -35,14 +32,10 @@ def test_a_chain_killed_at_every_kind_of_moment_ends_as_if_it_had_not_been(tmp_p
         run(tmp_path, tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
-    script = Path(__file__).with_name("chain_killed.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path), str(tmp_path / "killed")],
-        env=environment, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    places = [line for line in done.stdout.splitlines() if line.startswith(("before", "after"))]
+    script, file = Path(__file__).with_name("chain_killed.py"), tmp_path / "places"
+    done = commands.run(tmp_path, tmp_path / "killed", file, script=script)
+    assert done.is_well, done.stderr[-2000:]
+    places = file.read_text().splitlines()
     assert len(places) > 10, places
     for kind in ("scored/", "checkpoint-", "encoder.layer"):  # scoring, training, scanning
         assert any(kind in place for place in places), (kind, places)

@@ -1,11 +1,8 @@
 """A whole study at the smallest scale, as a user runs it: killed, resumed, listed, reported."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,39 +15,26 @@ from intruscope.studies.claims import CLAIMS, find_claim
 from intruscope.studies.judge import too_few_seeds
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MIDI, MINI, SMOKE
+from processes import alive
 
 pytest.importorskip("peft")
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "intruscope", "study", *map(str, arguments)]
+def study(commands, *arguments):
+    """Run to the end; gives standard error."""
+    done = commands.run(*arguments, verb="study")
+    assert done.is_well, done.stderr
+    return done.stderr
 
 
-def study(*arguments, code=0):
-    """Run to the end; gives standard output and standard error."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=900)
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
-
-
-def start(*arguments):
-    """Begin, and do not wait."""
-    return subprocess.Popen(
-        command(*arguments),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_after(process, out, number):
+def killed(commands, *arguments, out, number):
     """With ``kill -9``, once so many runs are finished; gives how many were."""
+    running = commands.start(*arguments, "--out", out, "-q", verb="study")
+    ((pid, _),) = running
     deadline = time.monotonic() + 600
-    while finished(out) < number and process.poll() is None and time.monotonic() < deadline:
+    while finished(out) < number and alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert commands.stop(running).codes == (-signal.SIGKILL,)
     kept = finished(out)
     assert kept >= number
     return kept
@@ -62,21 +46,20 @@ def finished(out):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(commands, tmp_path_factory):
     """All claims, killed once in the middle of a run."""
     out = tmp_path_factory.mktemp("studies") / "all"
-    process = start("run", "all", "--scale", "smoke", "--out", out, "-q")
-    kept = kill_after(process, out, 2)
+    kept = killed(commands, "run", "all", "--scale", "smoke", out=out, number=2)
     before = {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/settings.json")}
-    said, noted = study("run", "all", "--scale", "smoke", "--out", out, "--jobs", "2")
-    return {"out": out, "kept": kept, "before": before, "said": said, "noted": noted}
+    noted = study(commands, "run", "all", "--scale", "smoke", "--out", out, "--jobs", "2")
+    return {"out": out, "kept": kept, "before": before, "noted": noted}
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
+def fresh(commands, tmp_path_factory):
     """One claim and one seed in a folder of its own, never killed."""
     out = tmp_path_factory.mktemp("fresh") / "one"
-    study("run", "C5", "--scale", "smoke", "--seeds", "0", "--out", out, "-q")
+    study(commands, "run", "C5", "--scale", "smoke", "--seeds", "0", "--out", out, "-q")
     return out
 
 
@@ -112,15 +95,14 @@ def test_an_uninterrupted_study_of_one_claim_gives_the_same_figures(whole, fresh
 
 
 @pytest.mark.slow
-def test_the_second_machine_takes_what_the_first_one_finished(whole, fresh, tmp_path):
+def test_the_second_machine_takes_what_the_first_one_finished(commands, whole, fresh, tmp_path):
     """A fresh folder that knows the pool's table of one seed; killed; resumed without the table."""
     second = tmp_path / "second"
     here("report", "--out", fresh)
     carried = fresh / "results" / "runs.parquet"
-    process = start("run", "C5", "--scale", "smoke", "--known", carried, "--out", second, "-q")
-    kill_after(process, second, 3)
+    killed(commands, "run", "C5", "--scale", "smoke", "--known", carried, out=second, number=3)
     carried.unlink()
-    _, noted = study("run", "C5", "--scale", "smoke", "--out", second)
+    noted = study(commands, "run", "C5", "--scale", "smoke", "--out", second)
     assert "2 runs taken from" in noted
     assert "2 runs made here" in noted
     assert {path.name for path in (second / "runs").iterdir()} == records(second).keys() - records(

@@ -11,7 +11,6 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from tune_commands import Commands
 from tune_models import (
     without_dropout,
     write_bert,
@@ -223,21 +222,20 @@ def command(base, task, out):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(commands, tmp_path):
     base, task = write_bert(tmp_path / "base"), write_task(tmp_path / "task.tsv")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with Commands(tmp_path) as commands:
-        assert commands.run(*command(base, task, whole)).is_well
-        running = commands.start(*command(base, task, killed))
-        records = killed / "journal" / "records.jsonl"
-        deadline = time.monotonic() + 200
-        while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        assert commands.stop(running).codes == (-signal.SIGKILL,)
-        assert not (killed / "run.json").exists()
-        assert commands.run(*command(base, task, killed)).is_well
-        done = commands.run(*command(base, task, killed))
+    assert commands.run(*command(base, task, whole)).is_well
+    running = commands.start(*command(base, task, killed))
+    records = killed / "journal" / "records.jsonl"
+    deadline = time.monotonic() + 200
+    while not (records.exists() and b"checkpoint-4" in records.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert commands.stop(running).codes == (-signal.SIGKILL,)
+    assert not (killed / "run.json").exists()
+    assert commands.run(*command(base, task, killed)).is_well
+    done = commands.run(*command(base, task, killed))
     assert done.codes == (7,) and "finished run" in done.stderr
     first = load_file(whole / "model" / "adapter_model.safetensors")
     second = load_file(killed / "model" / "adapter_model.safetensors")

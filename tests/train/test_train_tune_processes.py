@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from test_train_watch import assert_equals_scan, scanned
 from train_models import llama
-from tune_commands import Commands
 from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
 
 from intruscope.cli.main import main
@@ -35,12 +34,6 @@ def tune(base, data, out, **changes):
 
 def trained(out):
     return load_file(out / "model" / "adapter_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with Commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

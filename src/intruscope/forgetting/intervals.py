@@ -1,13 +1,14 @@
 """Intervals for figures that are paired by sequence or by example.
 
 Losses per token are ratios of sums over sequences of unequal length, so the bootstrap resamples whole
-sequences: both models' losses and the tokens of a sequence stay together. Shape suffixes: C columns, N
-    sequences or
-examples, R resamples.
+sequences: both models' losses and the tokens of a sequence stay together.
+
+Shape suffixes: C columns, N sequences or examples, R resamples.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import numpy as np
 from intruscope.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 NUM_RESAMPLES = 4000
 _MAX_CELLS = 1 << 22
+_KEPT_CELLS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +65,23 @@ def resampled_sums(
             f"an interval needs at least 2 sequences, this text has {num}",
             remedy="give more text, or a smaller context",
         )
+    draw = _kept_draws if num * num_resamples <= _KEPT_CELLS else _draws
+    return np.concatenate([part_RN @ columns.T for part_RN in draw(num, num_resamples, seed)])
+
+
+def _draws(num: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of ``num`` sequences is in each resample, in parts of limited size."""
     generator = np.random.default_rng(seed)
     shares = np.full(num, 1.0 / num)
     step = max(1, _MAX_CELLS // num)
-    parts = [
-        generator.multinomial(num, shares, size=min(step, num_resamples - first)) @ columns.T
-        for first in range(0, num_resamples, step)
-    ]
-    return np.concatenate(parts).astype(np.float64)
+    for first in range(0, num_resamples, step):
+        yield generator.multinomial(num, shares, size=min(step, num_resamples - first))
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_draws(num: int, num_resamples: int, seed: int) -> tuple[NDArray[np.int64], ...]:
+    """The same, kept: several figures of the same sequences share their draws, which take all the time."""
+    return tuple(_draws(num, num_resamples, seed))
 
 
 def percentile_interval(samples_R: ArrayLike, estimate: float, *, level: float = LEVEL) -> Interval:

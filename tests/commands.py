@@ -1,4 +1,4 @@
-"""``intruscope tune`` in processes of its own, one or several of one run, started by ``tune_forks.py``."""
+"""A command, by default ``tune``, in a process of its own, or several, started by ``command_forks.py``."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forks import Server
+
+OURS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class Done:
 
 
 class Commands:
-    """Starts, kills and waits for runs; for the time of a ``with``."""
+    """Starts, kills and waits for them; for the time of a ``with``. Each has the environment of its start."""
 
     def __init__(self, folder):
         self._folder = folder
         self._count = 0
-        script = Path(__file__).with_name("tune_forks.py")
-        self._ask = Server(script, CUDA_VISIBLE_DEVICES="")
+        script = Path(__file__).with_name("command_forks.py")
+        self._ask = Server(script, **OURS)
 
     def __enter__(self):
         return self
@@ -41,8 +43,8 @@ class Commands:
     def __exit__(self, *raised):
         self._ask.__exit__(*raised)
 
-    def start(self, *arguments, processes=1, script=None):
-        """Begin ``tune``, or a script, in so many processes; their ids and the files of their errors."""
+    def start(self, *arguments, verb="tune", processes=1, script=None):
+        """Begin a verb, or a script, in so many processes; their ids and the files of their errors."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -52,11 +54,12 @@ class Commands:
             file = self._folder / f"stderr-{self._count}"
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            world = {name: str(value) for name, value in world.items()}
             request = {
                 "script": script and str(script),
-                "arguments": [*([] if script else ["tune"]), *map(str, arguments)],
+                "arguments": [*([] if script else [verb]), *map(str, arguments)],
                 "stderr": str(file),
-                "environment": {k: str(v) for k, v in world.items()} if processes > 1 else {},
+                "environment": {**os.environ, **OURS, **(world if processes > 1 else {})},
             }
             found.append((self._ask(request), file))
         return found

@@ -1,7 +1,7 @@
-"""A server of :mod:`forks` for runs, in one process or several.
+"""A server of :mod:`forks` for runs and studies, in one process or several.
 
-A request is an object: ``arguments`` of the command, or of a ``script`` if one is named; ``stderr``, a file;
-``environment``.
+A request is an object: ``arguments`` of the command, its verb first, or of a ``script`` if one is named;
+``stderr``, a file; ``environment``.
 """
 
 import gc
@@ -11,19 +11,25 @@ import sys
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import peft  # noqa: F401 - like what follows: a run imports it
+import scipy.stats  # noqa: F401
 import torch
 import torch._dynamo
 import torch.distributed.nn.functional
 import transformers
 
 import intruscope.train.tune  # noqa: F401
-from forks import serve
+from forks import fork_workers, serve
 from intruscope.cli.main import main
 
-for name in ("Trainer", "BertForSequenceClassification", "BertForMultipleChoice", "GPT2LMHeadModel"):
+for name in (
+    "Trainer",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForMaskedLM",
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+):
     getattr(transformers, name)
 gc.freeze()  # else every fork's collector copies what it looks at
 
@@ -33,6 +39,7 @@ def ended():
     try:
         if sys.argv[0] == "intruscope":
             main()
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as leaving:
         return leaving.code
@@ -53,4 +60,5 @@ def begin(request):
 
 
 if __name__ == "__main__":
+    fork_workers()
     serve(begin)
