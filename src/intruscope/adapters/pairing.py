@@ -396,8 +396,9 @@ def _no_match(
         or "none"
         for names in (trained, stored)
     ]
+    asked = f" and its config asks for the base {printable(adapter.base_name)}" if adapter.base_name else ""
     return MalformedInput(
-        f"no adapter key matches the base: the adapter has {shown[0]}; the base has {shown[1]}",
+        f"no adapter key matches the base: the adapter has {shown[0]}{asked}; the base has {shown[1]}",
         remedy=f"{OTHER_BASE_REMEDY}; `intruscope layers {printable(base.name)}` lists its matrices",
         file=adapter.path,
     )
