@@ -90,6 +90,13 @@ def test_any_flipped_bit_costs_one_record_and_is_said(journal):
         assert len(records) == 5 or num_damaged >= 1
 
 
+def test_the_journal_of_another_command_is_refused_in_words(tmp_path):
+    with Journal(tmp_path / "j", {"settings": {"k": 10}}):
+        pass
+    with pytest.raises(OutputConflict, match="the journal is of another command; choose another folder"):
+        Journal(tmp_path / "j", {"settings": {"k": 5}, "purpose": "survey"})
+
+
 def test_another_plan_is_refused_with_what_differs(tmp_path):
     folder = tmp_path / "j"
     before = {"version": "1", "settings": {"k": 10, "seed": 0}, "inputs": [{"path": "a"}, {"path": "b"}]}

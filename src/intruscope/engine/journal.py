@@ -222,7 +222,9 @@ class Journal:
                 hidden = len(found) - _MAX_DIFFERENCES
                 more = f" and {hidden} more fields" if hidden > 0 else ""
                 raise OutputConflict(
-                    "the journal is of a run that differs in "
+                    "the journal is of another command"
+                    if isinstance(before, dict) and before.get("purpose") != now.get("purpose")
+                    else "the journal is of a run that differs in "
                     f"{', '.join(found[:_MAX_DIFFERENCES]) or 'its plan'}{more}",
                     remedy="choose another folder with --work, or start over with --fresh",
                     file=self.folder,
