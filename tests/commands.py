@@ -24,6 +24,12 @@ class Done:
     stderr: str
 
     @property
+    def returncode(self):
+        """Of one process, as ``subprocess.run`` names it."""
+        (code,) = self.codes
+        return code
+
+    @property
     def is_well(self):
         return not any(self.codes)
 
@@ -43,8 +49,11 @@ class Commands:
     def __exit__(self, *raised):
         self._ask.__exit__(*raised)
 
-    def start(self, *arguments, verb="tune", processes=1, script=None):
-        """Begin a verb, or a script, in so many processes; their ids and the files of their errors."""
+    def start(self, *arguments, verb="tune", processes=1, script=None, memory=None):
+        """Begin a verb, or a script, in so many processes; their ids and the files of their errors.
+
+        Each may have ``memory`` bytes of address space.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -59,6 +68,7 @@ class Commands:
                 "script": script and str(script),
                 "arguments": [*([] if script else [verb]), *map(str, arguments)],
                 "stderr": str(file),
+                "memory": memory,
                 "environment": {**os.environ, **OURS, **(world if processes > 1 else {})},
             }
             found.append((self._ask(request), file))
