@@ -1,11 +1,12 @@
 """A server of :mod:`forks` for runs and studies, in one process or several.
 
 A request is an object: ``arguments`` of the command, its verb first, or of a ``script`` if one is named;
-``stderr``, a file; ``environment``.
+``outputs``, the files of standard output and error; ``environment``; ``memory``, a limit in bytes or null.
 """
 
 import gc
 import os
+import resource
 import runpy
 import sys
 import traceback
@@ -52,9 +53,11 @@ def ended():
 def begin(request):
     """In a fork: its world and its errors' file first."""
     os.environ.update(request["environment"])
+    if request["memory"]:
+        resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
     torch.set_num_threads(1)
-    os.dup2(os.open(request["stderr"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for number, file in enumerate(request["outputs"], start=1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
     sys.argv = [request["script"] or "intruscope", *request["arguments"]]
     return ended()
 

@@ -43,10 +43,22 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def inline(monkeypatch):
     """Matrices are computed in this process, for tests that do not ask about the workers."""
+    _compute_inline(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def inline_module():
+    """The same for the fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        _compute_inline(patch)
+        yield
+
+
+def _compute_inline(patch):
     from intruscope.engine.executors import InlineExecutor
 
     for place in ("spectra.scan", "repair.survey", "extract.measure"):
-        monkeypatch.setattr(
+        patch.setattr(
             f"intruscope.{place}.executor_for", lambda function, settings, options: InlineExecutor(function)
         )
 

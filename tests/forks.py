@@ -23,6 +23,7 @@ def serve(begin):
             answer = os.fork()
             if answer == 0:
                 code = begin(request)
+                sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)  # taking torch apart costs a second
         print(answer, flush=True)

@@ -2,16 +2,17 @@
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cli_support import COMMAND, assert_message, eventually, fingerprint, invoke, num_records
+from cli_support import assert_message, eventually, fingerprint, invoke, num_records
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sweep"))
 from sweep_models import write_adapter, write_base, write_task, write_text
+
+from processes import alive
 
 FEW = ("--strengths", "0.3,0.7", "--controls", "intruders,matched_change,uniform", "--resamples", "200")
 # transformers warns of what PEFT asks it for.
@@ -94,23 +95,16 @@ def test_json_on_standard_output_is_alone_there(done, files):
     assert told == timeless(out / "sweep.json")
 
 
-def test_a_stopped_sweep_goes_on_and_gives_the_same(done, files, tmp_path):
+def test_a_stopped_sweep_goes_on_and_gives_the_same(commands, done, files, tmp_path):
     """SIGINT after some cells; the same command finishes with the report of a run that was never stopped."""
     _, out, _ = done
-    command = [
-        *COMMAND,
-        *map(str, arguments(files, *FEW, "--work", tmp_path / "work", "--json", tmp_path / "s.json")),
-    ]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        eventually(lambda: num_records(tmp_path / "work" / "sweep") >= 2 or running.poll() is not None)
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
-    if running.returncode == 130:  # not already done: a tiny model's cells take milliseconds
-        assert errors.rstrip().endswith("run the same command again to resume")
+    verb, *options = arguments(files, *FEW, "--work", tmp_path / "work", "--json", tmp_path / "s.json")
+    running = commands.start(*options, verb=verb)
+    ((pid, _),) = running
+    eventually(lambda: num_records(tmp_path / "work" / "sweep") >= 2 or not alive(pid))
+    stopped = commands.stop(running, signal.SIGINT)
+    if stopped.returncode == 130:  # not already done: a tiny model's cells take milliseconds
+        assert stopped.stderr.rstrip().endswith("run the same command again to resume")
         assert not (tmp_path / "s.json").exists()
     kept = num_records(tmp_path / "work" / "sweep")
     assert kept >= 2

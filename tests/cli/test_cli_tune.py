@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -174,10 +173,11 @@ def test_a_rate_that_is_far_too_high_ends_with_the_last_good_checkpoint(folder, 
 
 
 @pytest.mark.slow
-def test_a_batch_without_room_is_told_with_the_figure(tmp_path):
+def test_a_batch_without_room_is_told_with_the_figure(commands, tmp_path):
     """Logits over many words in a process that may have 16 GB."""
     base = write_llama(tmp_path / "base", vocab_size=400_000, hidden_size=8)
     text = write_text(tmp_path / "text.txt")
+    text.write_text(text.read_text() * 20)
     options = [
         "--batch",
         "256",
@@ -191,21 +191,7 @@ def test_a_batch_without_room_is_told_with_the_figure(tmp_path):
         "lora",
         "-q",
     ]
-    text.write_text(text.read_text() * 20)
-    command = [
-        sys.executable,
-        "-m",
-        "intruscope",
-        "tune",
-        base,
-        "--text",
-        text,
-        "--out",
-        tmp_path / "run",
-        *options,
-    ]
-    limited = ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "bash", *map(str, command)]
-    done = subprocess.run(limited, capture_output=True, text=True, timeout=200)
+    done = commands.run(base, "--text", text, "--out", tmp_path / "run", *options, memory=16 << 30)
     assert_message(done, 6, "batch of 256 x 64 tokens", "26214400000 bytes more were requested", "--batch")
     assert not (tmp_path / "run").exists()
 

@@ -24,7 +24,7 @@ def events_of(events, stage):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(inline_module, tmp_path_factory):
     """A demonstration in less time: fewer and smaller steps, at higher rates."""
     events = []
     out = tmp_path_factory.mktemp("demo") / "out"

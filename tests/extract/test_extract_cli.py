@@ -1,9 +1,7 @@
 """``intruscope extract`` from outside: what it writes and says, how it refuses, and that it goes on."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +22,8 @@ from cli_support import (
     name_of,
     write_model,
 )
+
+from processes import alive
 
 pytestmark = pytest.mark.usefixtures("inline")
 COUNT = 6
@@ -137,7 +137,7 @@ def test_models_of_other_shapes_are_refused(models, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_and_resumed_is_the_same_as_never_killed(models, tmp_path):
+def test_killed_and_resumed_is_the_same_as_never_killed(commands, models, tmp_path):
     whole = invoke(*command(models, "--energy", "0.9", "-o", tmp_path / "whole", "-q"))
     assert whole.returncode == 0, whole.stderr
     work, out = tmp_path / "work", tmp_path / "out"
@@ -148,15 +148,11 @@ def test_killed_and_resumed_is_the_same_as_never_killed(models, tmp_path):
         return sum(p.read_bytes().count(b"\n") for p in work.glob("*/records.jsonl"))
 
     for at_least in (3, COUNT + 3):  # in the first pass, and in the second
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        eventually(lambda p=process, n=at_least: finished() >= n or p.poll() is not None, seconds=300)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        verb, *options = arguments
+        running = commands.start(*options, verb=verb)
+        ((pid, _),) = running
+        eventually(lambda pid=pid, n=at_least: finished() >= n or not alive(pid), seconds=300)
+        commands.stop(running)
         assert not any(out.glob("*"))
         time.sleep(0.2)
     before = finished()

@@ -1,9 +1,6 @@
 """The examples run, and leave what their last line says."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +13,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["watch_trainer.py", "watch_sft.py"])
-def test_an_example_watches_its_run(name, tmp_path):
+def test_an_example_watches_its_run(name, commands, tmp_path, monkeypatch):
     if name == "watch_sft.py" and importlib.util.find_spec("trl") is None:
         pytest.skip("trl is not installed")
     base, text = write_llama(tmp_path / "base"), write_text(tmp_path / "text.txt")
-    arguments = [str(EXAMPLES / name), str(base), str(text), str(tmp_path / "run")]
-    command = [sys.executable, "-W", "ignore", *arguments, "--steps", "4", "--every", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = [base, text, tmp_path / "run", "--steps", "4", "--every", "2"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = commands.run(*arguments, script=EXAMPLES / name)
+    assert done.is_well, done.stderr[-3000:]
     folder = tmp_path / "run" / "intruders"
     assert str(folder) in done.stdout
     header, looks = read_looks(folder / "looks.jsonl")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from weights_models import LLAMA
 
 from intruscope.errors import IntruscopeError
+from intruscope.weights import architecture
 from intruscope.weights.source import open_model
 
 _DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -95,3 +96,16 @@ def model(tmp_path):
         return open_model(folder)
 
     return make
+
+
+@pytest.fixture
+def asked_here(monkeypatch):
+    """transformers is asked in this process, which has imported it, and not in one of its own."""
+
+    def ask(config):
+        try:
+            return tuple(architecture._built(json.loads(config)).items())
+        except Exception:
+            return ()  # as of a process that ends with an error
+
+    monkeypatch.setattr(architecture, "_ask", ask)

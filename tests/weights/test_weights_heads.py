@@ -116,7 +116,7 @@ def test_the_words_head_may_be_tied_but_not_lost(model):
     assert _verdict(pair_checkpoints(model("b4", without, tied), model("t4", other, LM)))[0] == set(WORDS)
 
 
-def test_a_pooler_that_goes_when_a_language_model_is_saved_anew_is_told(model):
+def test_a_pooler_that_goes_when_a_language_model_is_saved_anew_is_told(asked_here, model):
     pooled = {**MODEL, "model.pooler.dense.weight": (4, 4)}
     pairing = pair_checkpoints(model("base", pooled, LM), model("tuned", MODEL, LM))
     assert _verdict(pairing) == (set(), {("model.pooler.dense.weight", "dropped")})

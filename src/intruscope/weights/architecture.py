@@ -126,13 +126,18 @@ def _answer() -> None:
         raise OSError("no network here")
 
     socket.socket.connect = refuse  # type: ignore[method-assign]
+    json.dump(_built(given), out)
+
+
+def _built(given: Mapping[str, Any]) -> dict[str, ModuleClass]:
+    """Classes by module name of a config's model, which is built without its numbers."""
     import torch
     import transformers
 
     config = transformers.AutoConfig.for_model(**given)
     with torch.device("meta"):
         model = _class_of(config, given)(config)
-    json.dump(module_classes(model), out)
+    return module_classes(model)
 
 
 def _class_of(config: Any, given: Mapping[str, Any]) -> Any:
