@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from intruscope.adapters.on_disk import on_disk
 
 from benchmarks.common import RESULTS, environment
 from benchmarks.methods_rates import CANDIDATES
@@ -144,11 +143,10 @@ class Measuring:
         figures = {"forgetting": self._forgetting(case, attached.model, loaded.tokenizer)}
         if "no_static_update" in method.departures:
             return figures
-        return {**self._spectra(attached.merged(), folder), **figures}
+        return {**self._spectra(attached.merged()), **figures}
 
-    def _spectra(self, merged: torch.nn.Module, folder: Path) -> dict[str, Any]:
-        with on_disk(self._place.base, merged) as (before, after):
-            report = scan(before, after, options=RunOptions(workers=0, work_dir=folder / "scan"))
+    def _spectra(self, merged: torch.nn.Module) -> dict[str, Any]:
+        report = scan(self._place.base, merged, options=RunOptions(workers=0))
         matrices = [matrix for matrix in report.matrices if matrix.scope == "paper"]
         verdicts = Counter(v for matrix in matrices for v in matrix.sides[0].verdicts)
         updates = [matrix.update for matrix in matrices if matrix.update is not None]
