@@ -112,19 +112,9 @@ class LivePair:
         self.description = description
 
     @property
-    def has_task(self) -> bool:
-        """Whether the tuned model classifies sequences."""
-        return isinstance(self._task, TaskModel)
-
-    @property
     def changed(self) -> tuple[str, ...]:
         """Names of the live parameters that differ between base and tuned."""
         return self._changed
-
-    @property
-    def matrix_names(self) -> tuple[str, ...]:
-        """Matrices that can be edited, as a scan names them."""
-        return tuple(name for name, place in self._places.items() if place.view is not None)
 
     def language_model(self) -> LanguageModel:
         """The language model, in the present state.

@@ -128,7 +128,7 @@ def _facts(method: Method) -> list[tuple[str, str]]:
         ("Update", method.how_updated),
         (
             "Layers",
-            " and ".join({"linear": "Linear", "conv1d": "Conv1D"}[kind] for kind in _in_order(method)),
+            " and ".join(_KIND_NAMES[kind] for kind in _in_order(method)),
         ),
     ]
     if method.rate is not None:

@@ -1,4 +1,4 @@
-"""A chain as JSON and in the terminal: the public schema ``intruscope.chain/1``, two tables, one sentence."""
+"""A chain in the terminal: one sentence and two tables."""
 
 from __future__ import annotations
 
@@ -9,28 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable
-from intruscope.sequence.records import chain_json
 from intruscope.sweep.words import interval_text
-from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import RenderableType
 
     from intruscope.forgetting.intervals import Interval
     from intruscope.sequence.records import ChainReport, StageReport
 
 _NAME = 12
-
-
-def write_chain(report: ChainReport, path: Path) -> None:
-    """Write the schema's object, whole or not at all.
-
-    Raises:
-        OutputConflict, ResourceExhausted: see :func:`intruscope.weights.output.write_atomically`.
-    """
-    write_json_file(chain_json(report), path)
 
 
 def chain_sentence(report: ChainReport) -> str:

@@ -31,7 +31,6 @@ WORTH_HAVING = 0.1
 """'A large drop of forgetting': a tenth of it. The paper's at strength 0.7: 9% to 33% (its table 3)."""
 NO_CORRELATION = 0.5
 """What 15 models, the paper's number, just tell from none: |rho| of .51 at the 5% level."""
-STRONG = 0.5
 
 
 def c12(rows: Rows) -> list[Statement]:

@@ -171,11 +171,6 @@ class Scale:
     more_seeds: Mapping[str, tuple[int, ...]]
     checkpoints: tuple[Checkpoint, ...] = ()
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether files of a data folder are read."""
-        return any(base.files for base in self.bases)
-
     def base(self, name: str) -> Base:
         """A base by its name."""
         return next(base for base in self.bases if base.name == name)
