@@ -34,8 +34,8 @@ def test_the_larger_twin_lies_where_the_shipped_one_would(tmp_path):
     (tmp_path / "grown").mkdir()
     steps = []
     unpack(tmp_path / "shipped")
-    unpack(tmp_path / "grown", "grown", on_step=lambda *step: steps.append(step))
-    assert steps == [(step, 30) for step in range(1, 31)]
+    unpack(tmp_path / "grown", "grown", on_progress=steps.append)
+    assert [(step.done, step.total) for step in steps if step.done] == [(step, 30) for step in range(1, 31)]
     for name in ("train.jsonl", "held_out.jsonl", "text.jsonl"):
         assert (tmp_path / "grown" / name).read_bytes() == (tmp_path / "shipped" / name).read_bytes()
     config = json.loads((tmp_path / "grown" / "model" / "config.json").read_text())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import selectors
 import time
@@ -122,8 +121,6 @@ class LocalExecutor(Executor):
         memory_bytes: Limit for the estimated memory of the running tasks together.
         gpus: As ``CUDA_VISIBLE_DEVICES`` names them; each worker sees one of them, the one with the fewest
             workers. Without any, workers see what this process sees.
-        weight_per_worker: Do not start a further worker for less work than this, in the unit of the tasks'
-            weights: its start would cost more than it saves. 0 starts them all.
 
     Raises:
         UsageError: too many threads.
@@ -138,10 +135,8 @@ class LocalExecutor(Executor):
         deadline_seconds: float | None = None,
         memory_bytes: int | None = None,
         gpus: Sequence[str] = (),
-        weight_per_worker: float = 0.0,
     ) -> None:
         self._function = function
-        self._weight_per_worker = weight_per_worker
         self._num_workers = max(1, num_workers)
         self._threads = check_threads(threads_per_worker)
         self._deadline = deadline_seconds
@@ -152,12 +147,8 @@ class LocalExecutor(Executor):
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
-        """Start workers now, up to one per core; they import their function while the caller plans.
-
-        Only the first where the work decides how many are worth their start.
-        """
-        first = 1 if self._weight_per_worker else os.cpu_count() or 1
-        while len(self._workers) < min(self._num_workers, first):
+        """Start workers now, up to one per core; they import their function while the caller plans."""
+        while len(self._workers) < min(self._num_workers, os.cpu_count() or 1):
             self._workers.append(self._spawn())
 
     def _spawn(self) -> _Worker:
@@ -183,7 +174,7 @@ class LocalExecutor(Executor):
         self._check_memory(tasks)
         waiting = list(reversed(tasks))
         tries = dict.fromkeys((task.key for task in tasks), 0)
-        self._num_workers = min(self._num_workers, len(tasks), self._worth_starting(tasks))
+        self._num_workers = min(self._num_workers, len(tasks))
         for surplus in self._workers[self._num_workers :]:
             surplus.end()
         self._workers = self._workers[: self._num_workers]
@@ -193,11 +184,6 @@ class LocalExecutor(Executor):
                 for worker in self._ready():
                     yield from self._collect(worker, waiting, tries)
                 yield from self._give_up(waiting)
-
-    def _worth_starting(self, tasks: Sequence[Task]) -> int:
-        if not self._weight_per_worker:
-            return len(tasks)
-        return max(1, math.ceil(sum(task.weight for task in tasks) / self._weight_per_worker))
 
     def _check_memory(self, tasks: Sequence[Task]) -> None:
         largest = max(tasks, key=lambda task: task.estimated_bytes, default=None)

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
 _RUNTIME_BYTES = 350 << 20
 _BASIS_COLUMNS = 1000
-_SECONDS_PER_WORKER = 2.0
-"""A worker imports torch before it begins, which takes one to two seconds of processor time."""
 
 
 @documented
@@ -180,7 +178,6 @@ def executor_for(function: str, settings: ScanSettings, options: RunOptions) -> 
         threads_per_worker=settings.threads,
         deadline_seconds=options.deadline_seconds,
         memory_bytes=options.memory_bytes,
-        weight_per_worker=_SECONDS_PER_WORKER if options.workers is None else 0.0,
     )
 
 
@@ -251,7 +248,7 @@ def run_pairs(
             key=pair.name,
             payload=(pair, settings),
             estimated_bytes=memory_for(pair, settings),
-            weight=seconds_for(pair, settings),
+            weight=float(pair.base.shape[0]) * float(pair.base.shape[1]),
         )
         for pair in pairs
     ]
@@ -327,25 +324,12 @@ def _as_found(
     return tuple(map(found, ledger))
 
 
-def _is_dense(pair: MatrixPair, settings: ScanSettings) -> bool:
-    """Whether the matrix is decomposed whole: small, or asked for."""
-    smaller = min(pair.base.shape)
-    dense = settings.prove or settings.exact_effective_rank or settings.k == "all"
-    return dense or smaller <= DENSE_LIMIT or 32 * max(int(settings.k), settings.maps) > smaller
-
-
-def seconds_for(pair: MatrixPair, settings: ScanSettings) -> float:
-    """Roughly how long a pair takes on one core: two dense float64 decompositions, or a few Krylov spaces."""
-    rows, columns = pair.base.shape
-    once = 1e-9 * rows * columns * min(rows, columns) if _is_dense(pair, settings) else 3e-8 * rows * columns
-    return once * (1 + settings.null_trials)
-
-
 def memory_for(pair: MatrixPair, settings: ScanSettings) -> int:
     """Peak bytes of a worker on this pair: what is read, the working copies, and the runtime."""
     rows, columns = pair.base.shape
     smaller = min(rows, columns)
-    if _is_dense(pair, settings):
+    dense = settings.prove or settings.exact_effective_rank or settings.k == "all"
+    if dense or smaller <= DENSE_LIMIT or 32 * max(int(settings.k), settings.maps) > smaller:
         # Two float64 decompositions with all vectors (measured: 70 to 194 bytes an entry, more when square).
         working = 64 * rows * columns + 128 * smaller * smaller
     else:
