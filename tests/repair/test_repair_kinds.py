@@ -22,7 +22,6 @@ from intruscope.weights.source import open_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 import peft_models
 
-pytest.importorskip("intruscope.adapters.kinds", reason="kinds other than LoRA are not read yet")
 pytestmark = pytest.mark.filterwarnings("ignore")
 STRENGTH = 0.3
 TARGETS = ["q_proj", "up_proj"]
