@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -55,6 +56,7 @@ def begin(request):
     os.environ.update(request["environment"])
     if request["memory"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     torch.set_num_threads(1)
     for number, file in enumerate(request["outputs"], start=1):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
