@@ -62,7 +62,7 @@ def fork_workers():
 
 
 class _Forks:
-    """Of the module ``subprocess`` what :mod:`intruscope.engine.processes` uses."""
+    """The part of the module ``subprocess`` that :mod:`intruscope.engine.processes` uses."""
 
     PIPE, TimeoutExpired = subprocess.PIPE, subprocess.TimeoutExpired
 

@@ -102,7 +102,7 @@ def made(tmp_path_factory):
 
 @cache
 def survey_of(folder, names):
-    """Of a case, once: many plans are made from it."""
+    """The survey of a case; it is made once, because many plans are made from it."""
     return survey(str(folder / "base"), str(folder / "adapter"), names=names, options=INLINE)
 
 

@@ -320,6 +320,21 @@ def _whisper(square: bool) -> nn.Module:
     return t.WhisperForConditionalGeneration(config)
 
 
+def _bigcode(square: bool, *, multi_query: bool) -> nn.Module:
+    config = t.GPTBigCodeConfig(
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=HEADS,
+        vocab_size=WORDS,
+        n_positions=20,
+        n_inner=_inner(square),
+        multi_query=multi_query,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return t.GPTBigCodeForCausalLM(config)
+
+
 FAMILIES: dict[str, Family] = {
     "gpt2": _family(lambda s: t.GPT2LMHeadModel(_gpt2(s)), _C_ATTN),
     "gpt2-body": _family(lambda s: t.GPT2Model(_gpt2(s)), _C_ATTN),
@@ -390,35 +405,11 @@ FAMILIES: dict[str, Family] = {
         )
     ),
     "gpt-bigcode": _family(
-        lambda s: t.GPTBigCodeForCausalLM(
-            t.GPTBigCodeConfig(
-                n_embd=WIDTH,
-                n_layer=2,
-                n_head=HEADS,
-                vocab_size=WORDS,
-                n_positions=20,
-                n_inner=_inner(s),
-                multi_query=True,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        ),
+        lambda s: _bigcode(s, multi_query=True),
         {r"c_attn$": _one_group},
     ),
     "gpt-bigcode-heads": _family(
-        lambda s: t.GPTBigCodeForCausalLM(
-            t.GPTBigCodeConfig(
-                n_embd=WIDTH,
-                n_layer=2,
-                n_head=HEADS,
-                vocab_size=WORDS,
-                n_positions=20,
-                n_inner=_inner(s),
-                multi_query=False,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        ),
+        lambda s: _bigcode(s, multi_query=False),
         {r"c_attn$": _per_head},
     ),
     "gpt-neox": _family(

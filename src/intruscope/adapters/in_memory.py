@@ -17,7 +17,7 @@ from intruscope.weights.architecture import module_classes
 from intruscope.weights.memory import memory_source, memory_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
     import torch
 
@@ -48,35 +48,29 @@ def base_source(model: Any) -> ModelSource:
         _check_unmoved(config)
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in _own_tensors(inner):
+    wrappers = _wrappers(inner)
+    for stored, tensor in inner.state_dict().items():
+        name = _plain_name(stored, wrappers)
+        if name is None:
+            continue
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if tensor.numel() and not tensor.is_meta and place in seen:
             continue  # tied: a checkpoint stores it once
         seen.add(place)
         tensors[name] = tensor
     config = inner.config.to_dict() if hasattr(getattr(inner, "config", None), "to_dict") else {}
-    name = f"{type(inner).__name__} in memory"
-    return memory_source(tensors, config=config, name=name, classes=_classes(inner))
+    title = f"{type(inner).__name__} in memory"
+    return memory_source(tensors, config=config, name=title, classes=_classes(inner, wrappers))
 
 
-def _classes(inner: Any) -> dict[str, ModuleClass]:
+def _classes(inner: Any, wrappers: Mapping[str, Any]) -> dict[str, ModuleClass]:
     """What each module is, by the names of a checkpoint."""
-    wrappers = _wrappers(inner)
     found = {}
     for name, kind in module_classes(inner).items() if hasattr(inner, "named_modules") else ():
         plain = _plain_name(f"{name}.weight", wrappers)
         if plain is not None:
             found[plain.removesuffix(".weight")] = kind
     return found
-
-
-def _own_tensors(inner: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """State-dict names without PEFT's wrappers; what the adapters added is left out."""
-    wrappers = _wrappers(inner)
-    for name, tensor in inner.state_dict().items():
-        plain = _plain_name(name, wrappers)
-        if plain is not None:
-            yield plain, tensor
 
 
 def _wrappers(inner: Any) -> dict[str, Any]:
@@ -102,16 +96,14 @@ def _wrappers(inner: Any) -> dict[str, Any]:
     return found
 
 
-def _plain_name(name: str, wrappers: dict[str, Any]) -> str | None:
-    """The base's name of a parameter; None for what an adapter added."""
+def _plain_name(name: str, wrappers: Mapping[str, Any]) -> str | None:
+    """The base's name of a parameter of the state dict; None for what an adapter added."""
     words = name.split(".")
     for depth in range(len(words) - 1, 0, -1):
         path = ".".join(words[:depth])
         if path not in wrappers:
             continue
-        inner = words[depth]
-        is_own = inner in ("base_layer", "original_module")
-        if not is_own:
+        if words[depth] not in ("base_layer", "original_module"):
             return None
         words = words[:depth] + words[depth + 1 :]
     return ".".join(words)

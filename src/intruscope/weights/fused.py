@@ -90,7 +90,7 @@ class Config:
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """Of a tower, its own and then those of the models that it is part of."""
+        """Its own types first, then, for a tower, those of the models that contain it."""
         return (*self.own_types, *self._outer)
 
     @property
