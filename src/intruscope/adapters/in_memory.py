@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.config import checked_config
 from intruscope.adapters.folder import AdapterSource
-from intruscope.adapters.kinds.lora import moves_the_base
+from intruscope.adapters.kinds.lora import why_moved
 from intruscope.adapters.live_models import quiet, require
 from intruscope.errors import UsageError, printable
 from intruscope.weights.architecture import module_classes
@@ -110,17 +110,11 @@ def _plain_name(name: str, wrappers: Mapping[str, Any]) -> str | None:
 
 
 def _check_unmoved(config: Any) -> None:
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    moved = moves_the_base(getattr(config, "init_lora_weights", True))
-    bias = getattr(config, "bias", "none")
-    if moved or bias not in ("none", None):
-        what = (
-            "its initialisation changed the base's weights"
-            if moved
-            else f"bias='{bias}' trains them in place"
-        )
+    why = why_moved(config)
+    if why is not None:
+        kind = getattr(config.peft_type, "value", config.peft_type)
         raise UsageError(
-            f"the model carries a {kind} adapter, and {what}: it is no longer the base",
+            f"the model carries a {kind} adapter, and {why}: it is no longer the base",
             remedy="give the base by its name or path, or as a model of its own",
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.folder import AdapterSource
-from intruscope.adapters.kinds.lora import moves_the_base
+from intruscope.adapters.kinds.lora import why_moved
 from intruscope.adapters.live_assembly import Start, assemble
 from intruscope.adapters.live_merge import HEADS, Merged, head_class, merge_adapter, merge_in_memory, untie
 from intruscope.adapters.live_models import (
@@ -189,11 +189,9 @@ def pristine_base(base: nn.Module, tuned: Any) -> nn.Module:
         fact = "the base in memory carries an adapter of another model"
         raise UsageError(fact, remedy=remedy)
     for config in tuned.peft_config.values():
-        bias = getattr(config, "bias", "none")
-        moved = moves_the_base(getattr(config, "init_lora_weights", True))
-        if moved or bias != "none":
-            what = "its initialisation moved the weights" if moved else f"bias='{bias}' trained the biases"
-            fact = f"the base in memory is no longer the base: it carries the adapter, and {what} in place"
+        why = why_moved(config)
+        if why is not None:
+            fact = f"the base in memory is no longer the base: it carries the adapter, and {why}"
             raise UsageError(fact, remedy=remedy)
     twin: Any = copy.deepcopy(tuned)
     twin.unmerge_adapter()

@@ -10,7 +10,7 @@ from intruscope.cli.command import only
 from intruscope.cli.groups import CPU, DRY_RUN, OUT, QUIET, Pair, check_cpu, check_out
 from intruscope.cli.outputs import Outputs, Writes, check_beside
 from intruscope.cli.screen import emit, note, progress_bars
-from intruscope.errors import IncompleteResult, printable
+from intruscope.errors import printable
 from intruscope.extract.settings import ExtractSettings
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
@@ -62,9 +62,4 @@ def extract(
     outputs.without(["plots"] if plan.is_empty else []).write(plan, quiet=quiet)
     if written and not quiet and not outputs.on_stdout:
         emit(f"written: {printable(out)}\n")
-    if not plan.pairing.complete:
-        raise IncompleteResult(
-            "some weights could not be matched or decoded and are missing from the adapter",
-            remedy=f"to list them, run intruscope scan {' '.join(printable(n) for n in pair.names if n)}",
-            file=plan.pairing.tuned,
-        )
+    pair.check_complete(plan.pairing, "are missing from the adapter")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from intruscope.errors import UsageError, printable
+from intruscope.errors import IncompleteResult, UsageError, printable
 from intruscope.options import REQUIRED, option
 
 if TYPE_CHECKING:
     from intruscope.forgetting.named_tasks import Split
     from intruscope.forgetting.tasks import Task
+    from intruscope.weights.matrices import Pairing
 
 DATA_VARIABLE = "INTRUSCOPE_DATA"
 MODEL: str = option(REQUIRED, help="Model: a folder or org/name@revision.", panel="Input", positional=True)
@@ -101,6 +102,23 @@ class Pair:
     def names(self) -> tuple[str, str | None]:
         """The two models as the user named them."""
         return self.base, self.tuned
+
+    def check_complete(self, pairing: Pairing, rest: str) -> None:
+        """Fail, after everything is written, if not all weights were compared.
+
+        Args:
+            pairing: Of the two models.
+            rest: What became of the others.
+
+        Raises:
+            IncompleteResult: they were not.
+        """
+        if not pairing.complete:
+            raise IncompleteResult(
+                f"some weights could not be matched or decoded and {rest}",
+                remedy=f"to list them, run intruscope scan {' '.join(printable(n) for n in self.names if n)}",
+                file=pairing.tuned,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

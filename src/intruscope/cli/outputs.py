@@ -18,6 +18,8 @@ from intruscope.options import Option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from intruscope.records.report import Report
+
 STDOUT = "-"
 
 
@@ -69,8 +71,12 @@ TABLE = {
         files={
             "json": _json("records.report:Report.to_json"),
             "html": Output(help="Write a self-contained HTML page.", writer="cli.scan:write_page"),
-            "csv": Output(help="Write one row per singular vector as CSV.", writer="cli.scan:write_rows_csv"),
-            "parquet": Output(help="Write the same rows as Parquet.", writer="cli.scan:write_rows_parquet"),
+            "csv": Output(
+                help="Write one row per singular vector as CSV.", writer="cli.outputs:write_rows_csv"
+            ),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
             "plots": _plots("cli.scan:write_figures"),
         },
         summary="report.terminal:summary",
@@ -107,7 +113,7 @@ TABLE = {
             ),
             "parquet": Output(
                 help="Write one row per measured model as Parquet.",
-                writer="cli.scan:write_rows_parquet",
+                writer="cli.outputs:write_rows_parquet",
             ),
             "plots": _plots("report.sweep_plots:write_sweep_plots"),
         },
@@ -219,10 +225,11 @@ class Outputs:
         for model in models:
             name = parse_name(model) if model is not None else None
             inputs += [part.path for part in (name, name.adapter if name else None) if part and part.path]
-        for path in (*self.paths, *(other for other in others if other is not None)):
+        targets = (*self.paths, *(other for other in others if other is not None))
+        for path in targets:
             check_output(path, inputs)
         seen: set[Path] = set()
-        for path in (*self.paths, *(other for other in others if other is not None)):
+        for path in targets:
             if path.resolve() in seen:
                 raise OutputConflict("two outputs have this name", remedy="give each its own file", file=path)
             seen.add(path.resolve())
@@ -290,10 +297,24 @@ def write_record(record: dict[str, Any], json: str | None) -> None:
     """
     from intruscope.weights.output import json_text, write_json_file
 
-    if json == "-":
+    if json == STDOUT:
         emit(json_text(record))
     elif json is not None:
         write_json_file(record, Path(json))
+
+
+def write_rows_csv(report: Report, path: Path) -> None:
+    """A report's table as CSV."""
+    from intruscope.records.tables import write_csv
+
+    write_csv(report.columns, report.rows(), path)
+
+
+def write_rows_parquet(report: Report, path: Path) -> None:
+    """A report's table as Parquet."""
+    from intruscope.records.tables import write_parquet
+
+    write_parquet(report.columns, report.rows(), path)
 
 
 def _check_folder(folder: Path, *, force: bool) -> None:

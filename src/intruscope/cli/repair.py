@@ -10,7 +10,7 @@ from intruscope.cli.command import only
 from intruscope.cli.groups import CPU, DRY_RUN, OUT, QUIET, Pair, check_cpu, check_out
 from intruscope.cli.outputs import Outputs, Writes, check_beside
 from intruscope.cli.screen import emit, note, progress_bars
-from intruscope.errors import IncompleteResult, printable
+from intruscope.errors import printable
 from intruscope.repair.settings import RepairSettings
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions
@@ -59,12 +59,7 @@ def repair(
     outputs.write(plan, quiet=quiet)
     if not quiet and not outputs.on_stdout and not dry_run:
         emit(f"written: {printable(out)}\n")
-    if not plan.survey.pairing.complete:
-        raise IncompleteResult(
-            "some weights could not be matched or decoded and are unchanged in the output",
-            remedy=f"to list them, run intruscope scan {' '.join(printable(n) for n in pair.names if n)}",
-            file=plan.survey.pairing.tuned,
-        )
+    pair.check_complete(plan.survey.pairing, "are unchanged in the output")
 
 
 def _note_ignored(settings: RepairSettings, *, is_merged: bool) -> None:

@@ -110,20 +110,6 @@ def write_figures(report: ScanReport, folder: Path) -> None:
     write_plots([(report.tuned, report)], folder)
 
 
-def write_rows_csv(report: ScanReport, path: Path) -> None:
-    """One row per singular vector as CSV."""
-    from intruscope.records.tables import write_csv
-
-    write_csv(report.columns, report.rows(), path)
-
-
-def write_rows_parquet(report: ScanReport, path: Path) -> None:
-    """The same rows as Parquet."""
-    from intruscope.records.tables import write_parquet
-
-    write_parquet(report.columns, report.rows(), path)
-
-
 def _exit_code(report: ScanReport) -> int:
     tripped = [gate for gate in report.gates if gate.tripped]
     for gate in tripped:

@@ -218,6 +218,14 @@ def moves_the_base(init: object) -> bool:
     return isinstance(init, str) and init.lower().startswith(_INITS_THAT_MOVE_THE_BASE)
 
 
+def why_moved(config: Any) -> str | None:
+    """Why a model in memory with an adapter of this config is no longer the base; None if it still is."""
+    if moves_the_base(getattr(config, "init_lora_weights", True)):
+        return "its initialisation moved the weights in place"
+    bias = getattr(config, "bias", None) or "none"
+    return None if bias == "none" else f"bias='{bias}' trained the biases in place"
+
+
 def _read_options(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     refuse_options(raw, path)
     return {
