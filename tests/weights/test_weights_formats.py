@@ -162,7 +162,7 @@ def test_a_format_is_one_module_and_one_line(tmp_path, monkeypatch):
             for name, t in tensors.items()
             if t.dtype == "I32"
         }
-        return {**tensors, **found}, frozenset(), "halves"
+        return number_formats.Unpacked({**tensors, **found}, frozenset(), "halves")
 
     toy.unpacked = unpacked
     monkeypatch.setitem(sys.modules, toy.__name__, toy)

@@ -129,20 +129,14 @@ def selected(survey: Survey, which: str) -> dict[str, tuple[int, ...]]:
     """
     parsed = parse_which(which)
     if isinstance(parsed, str):
-        taken = {m.name: m.intruders[:1] if parsed == "top" else m.intruders for m in survey.matrices}
+        taken = {matrix.name: _indices(matrix, parsed) for matrix in survey.matrices}
         return {name: indices for name, indices in taken.items() if indices}
     by_name = {matrix.name: matrix for matrix in survey.matrices}
     gathered: dict[str, set[int]] = {}
     for item in parsed:
         for name in matching(item.pattern, list(by_name)):
             matrix = by_name[name]
-            indices = (
-                item.vectors
-                if isinstance(item.vectors, tuple)
-                else matrix.intruders[:1]
-                if item.vectors == "top"
-                else matrix.intruders
-            )
+            indices = _indices(matrix, item.vectors)
             if indices and max(indices) >= len(matrix.values_K):
                 raise UsageError(
                     f"{printable(name)} has no vector {max(indices)}: only its top {len(matrix.values_K)} "
@@ -151,6 +145,13 @@ def selected(survey: Survey, which: str) -> dict[str, tuple[int, ...]]:
                 )
             gathered.setdefault(name, set()).update(indices)
     return {name: tuple(sorted(gathered[name])) for name in by_name if gathered.get(name)}
+
+
+def _indices(matrix: SurveyedMatrix, vectors: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Those that ``top``, ``all`` or a list of indices means in one matrix."""
+    if isinstance(vectors, tuple):
+        return vectors
+    return matrix.intruders[:1] if vectors == "top" else matrix.intruders
 
 
 def change_norm(survey: Survey, edits: Sequence[MatrixEdit]) -> float:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from intruscope.weights.stored import StoredTensor
 
 _MODULES = ("fp8_block",)
-"""Modules below ``formats/``, in the order in which they are tried. Each has ``TITLE`` and a function
+"""Modules below ``formats/``, in the order in which they are tried. Each has a function
 ``unpacked(config, tensors)`` that returns :class:`Unpacked`, or None for a checkpoint of another format."""
 
 
@@ -44,8 +44,9 @@ def unpack(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Un
     Returns:
         None where nothing is packed, or no format is known.
     """
-    for module in _MODULES:
-        found = import_module(f"intruscope.weights.formats.{module}").unpacked(config, tensors)
+    for name in _MODULES:
+        module = import_module(f"intruscope.weights.formats.{name}")
+        found: Unpacked | None = module.unpacked(config, tensors)
         if found is not None:
-            return Unpacked(*found)
+            return found
     return None

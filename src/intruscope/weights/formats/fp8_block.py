@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from intruscope.weights.number_formats import Unpacked
 from intruscope.weights.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     import torch
 
-TITLE = "float8 in blocks"
 _SCALE = "_scale_inv"
 _BLOCK = (128, 128)
 
@@ -51,9 +51,7 @@ class BlockScaledTensor(StoredTensor):
         yield bytearray(self.read().contiguous().numpy().tobytes())
 
 
-def unpacked(
-    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
-) -> tuple[dict[str, StoredTensor], frozenset[str], str] | None:
+def unpacked(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Unpacked | None:
     """The tensors with every float8 weight readable; None unless each one has a scale of the right shape."""
     block = _block_of(config)
     packed = {name for name, tensor in tensors.items() if tensor.dtype.startswith("F8_")}
@@ -77,7 +75,11 @@ def unpacked(
         )
     if not found:
         return None
-    return {**tensors, **found}, frozenset(f"{name}{_SCALE}" for name in found), TITLE
+    return Unpacked(
+        tensors={**tensors, **found},
+        parts=frozenset(f"{name}{_SCALE}" for name in found),
+        title="float8 in blocks",
+    )
 
 
 def _block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
