@@ -12,8 +12,8 @@ import intruscope
 PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
-    ("repair",),
-    ("extract",), ("forgetting",), ("sweep",), ("methods",), ("train",), ("sequence", "profiling"),
+    ("inspect", "merge", "verify"), ("repair",),
+    ("extract",), ("forgetting",), ("compare", "sweep"), ("methods",), ("train",), ("sequence", "profiling"),
     ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}

@@ -1,0 +1,1 @@
+"""Whether a merged model holds the adapters that it should hold."""
