@@ -30,6 +30,7 @@ from intruscope.weights.matrices import (
     Pairing,
     StoredUpdate,
 )
+from intruscope.weights.names import last_part
 from intruscope.weights.orientation import UNKNOWN, orientation_findings
 from intruscope.weights.pairing import check_one_place, prefix_findings
 from intruscope.weights.prefixes import NameMatch, match_names
@@ -426,11 +427,7 @@ def _base_name_findings(base: ModelSource, adapter: AdapterSource) -> list[Findi
     stated = adapter.base_name
     if stated is None or base.path is None:
         return []
-
-    def last(name: str) -> str:
-        return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
-
-    if last(stated) in (last(base.name), last(str(base.path))):
+    if last_part(stated) in (last_part(base.name), last_part(str(base.path))):
         return []
     message = (
         f"the adapter was trained on '{printable(stated)}', but the base here is '{printable(base.name)}'"

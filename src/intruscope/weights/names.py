@@ -124,3 +124,12 @@ def matching(pattern: str, names: Sequence[str]) -> list[str]:
             remedy=f"did you mean {printable(near[0])}?" if near else "the fine-tune changed none",
         )
     return found
+
+
+def last_part(name: str) -> str:
+    """The last part of a model's name, without its revision, by which a folder and a hub id can agree.
+
+    Args:
+        name: A path or ``org/name@revision``.
+    """
+    return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
