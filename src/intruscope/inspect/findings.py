@@ -135,7 +135,7 @@ def _content(tensor: StoredTensor) -> bytes | None:
 def _digest(numbers_X: torch.Tensor) -> bytes:
     import torch
 
-    return hashlib.blake2b(numbers_X.view(torch.uint8).numpy(), digest_size=16).digest()
+    return hashlib.blake2b(numbers_X.view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
 
 
 def _unread(alone: AloneAdapter) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def inspect(
 ) -> InspectReport:
     """Look into adapters on their own: spectra, ranks, scaling, duplicates, and what looks wrong.
 
-    No base is read. One matrix is in memory at a time, as its factors.
+    No base is read. One matrix for each core is in memory at a time, as its factors.
 
     Args:
         *adapters: Paths, hub ids, PeftModels in memory, or opened adapters.
