@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.inspect import inspect
+    from intruscope.inspect.records import InspectReport
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
     from intruscope.progress import Progress
@@ -41,6 +43,7 @@ __all__ = [
     "ChainSettings",
     "ExtractPlan",
     "ForgettingReport",
+    "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
@@ -59,6 +62,7 @@ __all__ = [
     "chain",
     "extract",
     "forget",
+    "inspect",
     "linalg",
     "load_task",
     "plan",
@@ -74,6 +78,7 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
+    "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
@@ -92,6 +97,7 @@ _HOMES = {
     "chain": "intruscope.sequence.chain",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "plan": "intruscope.spectra.scan",
