@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,7 @@ def main() -> None:
         process = subprocess.Popen(command)
         peak = peak_bytes(process)
         code = process.wait()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = time.perf_counter() - started
         if code:
             raise SystemExit(code)
@@ -89,6 +91,7 @@ def main() -> None:
             "modules": len(modules),
             "file_gb": round(num_bytes / 1e9, 2),
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
             "milliseconds_per_module": round(1000 * seconds / len(modules), 1),
             "peak_memory_mib": round(peak / 2**20),
         },
