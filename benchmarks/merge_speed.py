@@ -5,9 +5,9 @@ The factors of each matrix are made when they are needed; this is not timed. TIE
 of an adapter over all matrices, so ours makes three passes.
 
 The dense way forms ``[ΔW_1 | ... | ΔW_7]`` in float64 and decomposes it, once by ``torch.linalg.svd`` as in
-the released code of KnOTS, and once through its Gram matrix, the fastest dense way we know. It is timed on one
-matrix of the smallest shape and extrapolated: both cost ``O² T I`` operations per matrix. Its peak memory is
-that of this matrix; larger shapes need up to 2.7 times as much. Each way runs in its own process.
+the released code of KnOTS, and once through its Gram matrix, the fastest dense way we know. It is timed on
+one matrix of the smallest shape and extrapolated: both cost ``O² T I`` operations per matrix. Its peak memory
+is that of this matrix; larger shapes need up to 2.7 times as much. Each way runs in its own process.
 """
 
 from __future__ import annotations
