@@ -26,8 +26,8 @@ def verify(
     ),
     merged: str | None = option(
         None,
-        help="Merged model: a full checkpoint, as a folder or org/name@revision. With --adapter, the second of "
-        "two names.",
+        help="Merged model: a full checkpoint, as a folder or org/name@revision. With --adapter, "
+        "the second of two names.",
         panel="Input",
         positional=True,
     ),

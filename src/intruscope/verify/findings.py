@@ -60,7 +60,7 @@ def _other_base(report: VerifyReport) -> list[Finding]:
     if num_changed < 2 or 2 * num_changed <= total or not unlike:
         return []
     message = (
-        f"{num_changed} of the {total} tensors that the adapter leaves alone differ from the base: the merged "
+        f"{num_changed} of the {total} tensors that no adapter changes differ from the base: the merged "
         "model was probably made from another base, or trained further"
     )
     return [Finding(code="other-base", severity="warning", message=message)]
@@ -77,7 +77,9 @@ def _bases(report: VerifyReport) -> list[Finding]:
     fits = f"{best.num_applied} of {best.num_modules} modules agree"
     against = f"with {printable(other.name)}, {other.num_applied} do"
     if not best.num_applied:
-        message = f"neither base fits: no module agrees with {printable(best.name)} or {printable(other.name)}"
+        message = (
+            f"neither base fits: no module agrees with {printable(best.name)} or {printable(other.name)}"
+        )
         return [Finding(code="no-base", severity="warning", message=message)]
     message = f"the merge was made on {printable(best.name)}: {fits}; {against}"
     return [Finding(code="base", severity="info", message=message)]
@@ -87,9 +89,9 @@ def _changed(report: VerifyReport) -> list[Finding]:
     if not report.unexplained:
         return []
     count = len(report.unexplained)
-    what = "1 tensor that no adapter changes is" if count == 1 else f"{count} tensors that no adapter changes are"
+    what = "1 tensor differs" if count == 1 else f"{count} tensors differ"
     names = _names(each.name for each in report.unexplained)
-    message = f"{what} not the same as in the base: {names}"
+    message = f"{what} from the base without an adapter that explains it: {names}"
     return [Finding(code="other-changes", severity="warning", message=message)]
 
 

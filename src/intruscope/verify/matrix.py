@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _RESOLVED = 0.25
 """Of the update: half the distance between E and E/2, shared by the two bounds around them."""
+_BELOW = "the update is smaller than the rounding of the stored dtype"
 
 
 def verify_task(payload: tuple[Check | Compare, ScanSettings]) -> dict[str, Any]:
@@ -70,9 +71,9 @@ def _judged(check: Check) -> dict[str, Any]:
     damaged = _not_finite(sides)
     if damaged is not None:
         side, reason = damaged
-        status = "other change" if side == "merged" else "open"
-        found = replace(_blank(check), status=status, reason="" if side == "merged" else reason)
-        found = replace(found, cause=reason if side == "merged" else None)
+        found = replace(_blank(check), reason=reason)
+        if side == "merged":
+            found = replace(_blank(check), status="other change", cause=reason)
         return {**plain(found), "square": None, "error_square": None}
     for reading in sides.readings:
         sums = _sums(reading)
@@ -134,7 +135,9 @@ def _factors(update: StoredUpdate, base_OI: Tensor, weight: float) -> Factors | 
     elif term_source(update) == "stored":
         return None
     found = update.load(base_OI)
-    return Factors(found.left_OR, found.right_RI, scale * weight) if isinstance(found, LowRankUpdate) else None
+    return (
+        Factors(found.left_OR, found.right_RI, scale * weight) if isinstance(found, LowRankUpdate) else None
+    )
 
 
 def _with_sizes(form: Whole, factors: Factors, base_OI: Tensor) -> Whole:
@@ -153,8 +156,8 @@ def _not_finite(sides: Sides) -> tuple[str, str] | None:
     parts = [("base", "the base", sides.base_OI)]
     for update in (*sides.updates, *sides.foreign):
         form = update.form
-        numbers = [form.left_OR, form.right_RI] if isinstance(form, Factors) else [form.tuned_OI]
-        parts += [("adapter", "the adapter", each) for each in numbers]
+        held = [form.left_OR, form.right_RI] if isinstance(form, Factors) else [form.tuned_OI]
+        parts += [("adapter", "the adapter", each) for each in held]
     parts.append(("merged", "the merged model", sides.merged_OI))
     for side, label, numbers in parts:
         count = int((~numbers.isfinite()).sum())
@@ -181,7 +184,7 @@ class _Sums:
     resolved_doubt: float = 0.0
 
     def add(self, piece: Piece, same_dtype: bool, merged_dtype: torch.dtype) -> None:
-        change, update, bound = piece.change_CI, piece.update_CI, piece.bound_CI
+        change, update, bound = piece.change, piece.update_CI, piece.bound_CI
         kept = piece.base_CI if same_dtype else rounded(piece.base_CI, merged_dtype)
         resolved = bound < _RESOLVED * update.abs()
         self.num_entries += change.numel()
@@ -291,7 +294,7 @@ def _agrees(sides: Sides, factor: float = 1.0, *, slack: float = 0.0) -> bool:
     num_resolved = 0
     for piece in sides.pieces(factor):
         size = piece.update_CI.abs()
-        if bool(((piece.change_CI - piece.update_CI).abs() > piece.bound_CI + slack * size).any()):
+        if bool(((piece.change - piece.update_CI).abs() > piece.bound_CI + slack * size).any()):
             return False
         num_resolved += int((piece.bound_CI < _RESOLVED * size).sum())
     return num_resolved > 0 or factor != 1.0
@@ -324,7 +327,7 @@ def _without_magnitude(check: Check, sides: Sides) -> Sides | None:
     if not any(getattr(term.update, "magnitude", None) is not None for term in check.terms):
         return None
     terms = [
-        replace(term, update=replace(term.update, magnitude=None))  # type: ignore[type-var, call-arg]
+        replace(term, update=replace(term.update, magnitude=None))  # type: ignore[type-var]
         if getattr(term.update, "magnitude", None) is not None
         else term
         for term in check.terms
@@ -364,8 +367,7 @@ def _by_replay(check: Check, sides: Sides, sums: _Sums, blank: ModuleCheck) -> M
             moved = found[0].num_moved
             cause = f"the merged matrix equals the base; a merge would have changed {_entries(moved)}"
             return replace(blank, status="not applied", cause=cause)
-        reason = "the update is smaller than the rounding of the stored dtype: a merge changes no stored value"
-        return replace(blank, reason=reason)
+        return replace(blank, reason=f"{_BELOW}: a merge changes no stored value")
     matching = [each for each in found if not each.num_wrong and each.num_moved]
     for each in matching:
         others = [_replay(sides, each.recipe, factor) for factor in (0.5, 2.0)]
@@ -382,11 +384,7 @@ def _by_replay(check: Check, sides: Sides, sums: _Sums, blank: ModuleCheck) -> M
                 return _scaled(check, at, factor, 0.0)
     if sums.num_outside:
         return _unlike(check, sides, blank)
-    reason = (
-        "the update is smaller than the rounding of the stored dtype, and no known way to merge gives exactly "
-        "these values"
-    )
-    return replace(blank, reason=reason)
+    return replace(blank, reason=f"{_BELOW}, and no known way to merge gives exactly these values")
 
 
 def _entries(count: int) -> str:

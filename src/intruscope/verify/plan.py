@@ -1,17 +1,16 @@
-"""What a verification looks at, from headers alone: adapted matrices to judge, all other tensors to compare."""
+"""What a verification looks at, from headers alone: adapted matrices to judge, other tensors to compare."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.kind import DecodedUpdate
 from intruscope.adapters.kinds.lora import LoraUpdate
-from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.updates import SavedUpdate
 from intruscope.adapters.vectors import trained_vectors
-from intruscope.errors import printable
 from intruscope.verify.causes import ScaleFacts, scale_factors
 from intruscope.verify.records import ModuleCheck, OtherTensor
 from intruscope.weights.matrices import DenseUpdate, StoredUpdate
@@ -200,7 +199,9 @@ def stored_dtypes(update: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def make_plan(base: ModelSource, adapters: Sequence[tuple[OpenedPair, float]], merged: OpenedPair) -> VerifyPlan:
+def make_plan(
+    base: ModelSource, adapters: Sequence[tuple[OpenedPair, float]], merged: OpenedPair
+) -> VerifyPlan:
     """Plan a verification.
 
     Args:
@@ -240,7 +241,9 @@ class _Planner:
         """Everything."""
         checks = [*self._matrices(), *self._vectors(), *self._new_modules()]
         compares, others = self._rest({check.name for check in checks})
-        gaps = [e for pair, _ in self._adapters for e in pair.pairing.coverage if e.gap and e.origin != "base"]
+        gaps = [
+            e for pair, _ in self._adapters for e in pair.pairing.coverage if e.gap and e.origin != "base"
+        ]
         return VerifyPlan(
             checks=tuple(checks),
             compares=tuple(compares),
@@ -303,7 +306,7 @@ class _Planner:
         if twin is None:
             elsewhere = [entry for entry in self._pairing.coverage if entry.gap and entry.origin == "tuned"]
             if elsewhere:
-                reason = "the merged model has no tensor of this name, and tensors of names that the base lacks"
+                reason = "the merged model names its tensors otherwise, so that this one was not found"
             else:
                 status = "missing"
         elif not twin.decodable:
@@ -436,14 +439,11 @@ class _Planner:
         apart = twin is not None and twin.name != merged.tensor.name and twin.shape == merged.tensor.shape
         one: StoredTensor | TensorView = pair.base
         other: StoredTensor | TensorView = merged
-        if whole and pair.base.tensor.shape == merged.tensor.shape and pair.base.rows is None:
-            if pair.base.expert is None:
-                one, other = pair.base.tensor, merged.tensor
+        if whole and pair.base.rows is None and pair.base.expert is None:
+            one, other = pair.base.tensor, merged.tensor
         return Compare(name=pair.name, base=one, merged=other, also=twin if apart else None)
 
-    def _resized(
-        self, by_tensor: Mapping[str, list[MatrixPair]]
-    ) -> tuple[list[Compare], list[OtherTensor]]:
+    def _resized(self, by_tensor: Mapping[str, list[MatrixPair]]) -> tuple[list[Compare], list[OtherTensor]]:
         """Vocabularies of another size: their further words are an adapter's, or nothing explains them."""
         compares, others = [], []
         for name, pairs in by_tensor.items():

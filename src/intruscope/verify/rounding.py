@@ -15,13 +15,13 @@ differ), and ``u_E`` that of the coarsest of these and the adapter. A merge that
 throughout rounds to the merged model's dtype alone; where that is finer, this smaller bound is tried first.
 
 **The replays.** If the update is smaller than the rounding, the bound says nothing. But merging is
-deterministic: W + E moves some stored numbers and not others. Every way to merge in :func:`recipes` is a chain
-of monotone steps, so the interval that E is known to lie in gives an interval of stored numbers, usually a
-single one. The merged model holds the adapter if all of its numbers lie in these intervals.
+deterministic: W + E moves some stored numbers and not others. Every way to merge in :func:`recipes` is a
+chain of monotone steps, so the interval that E is known to lie in gives an interval of stored numbers,
+usually a single one. The merged model holds the adapter if all of its numbers lie in these intervals.
 
-PEFT 0.21 (``tuners/lora/layer.py``): ``Linear`` and ``Conv`` round s B A to the adapter's dtype when they run on
-a CPU in half precision; ``Embedding`` and wrapped parameters round it to the base's. The sum is then rounded to
-the base's dtype once.
+PEFT 0.21 (``tuners/lora/layer.py``): ``Linear`` and ``Conv`` round s B A to the adapter's dtype when they run
+on a CPU in half precision; ``Embedding`` and wrapped parameters round it to the base's. The sum is then
+rounded to the base's dtype once.
 
 Shape suffixes: O out, I in, R rank; C rows of one piece.
 """
@@ -160,7 +160,7 @@ class Piece(NamedTuple):
     bound_CI: Tensor
 
     @property
-    def change_CI(self) -> Tensor:
+    def change(self) -> Tensor:
         """D: what the merged model has more than the base, without what other modules add."""
         return self.merged_CI - self.base_CI - self.foreign_CI
 
@@ -285,7 +285,8 @@ def recipes(sides: Sides) -> list[Recipe]:
     """The usual ways to merge into these dtypes, most usual first."""
     base, merged = sides.base_OI.dtype, sides.merged_OI.dtype
     updates = (*sides.updates, *sides.foreign)
-    narrow = [d for d in dict.fromkeys([*(d for u in updates for d in u.dtypes), base, merged]) if is_narrow(d)]
+    dtypes = dict.fromkeys([*(dtype for update in updates for dtype in update.dtypes), base, merged])
+    narrow = [dtype for dtype in dtypes if is_narrow(dtype)]
     found = [Recipe("added in float32, rounded once", sum=None)]
     if is_narrow(base) and base != merged:
         found.append(Recipe(f"added in {name(base)}", sum=base))
@@ -297,7 +298,9 @@ def recipes(sides: Sides) -> list[Recipe]:
         cast = Recipe(f"adapter cast to {kind}", start=start, factors=dtype, update=dtype, sum=to)
         found += [cast, replace(cast, words=f"all arithmetic in {kind}", product=dtype)]
     if len(updates) > 1:
-        found += [replace(each, words=f"{each.words}, adapters summed first", together=True) for each in found]
+        found += [
+            replace(each, words=f"{each.words}, adapters summed first", together=True) for each in found
+        ]
     return found
 
 

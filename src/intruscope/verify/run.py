@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.opening import OpenedPair, open_pair
@@ -29,7 +29,7 @@ from intruscope.verify.records import (
 from intruscope.weights.matrices import Pairing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from intruscope.adapters.opening import ModelLike
@@ -79,7 +79,9 @@ def verify(
         UsageError: MERGED is an adapter, or weights do not go with the adapters.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
-    adapters = list(adapter) if isinstance(adapter, (list, tuple)) else [adapter]
+    adapters: list[ModelLike] = (
+        list(adapter) if isinstance(adapter, (list, tuple)) else [cast("ModelLike", adapter)]
+    )
     factors = _checked_weights(weights, len(adapters))
     given = (base, *adapters, merged, *([or_base] if or_base is not None else []))
     options = runs_here(options or RunOptions(), *given)
@@ -105,7 +107,8 @@ def _checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float
         return (1.0,) * count
     if len(weights) != count:
         raise UsageError(
-            f"there are {len(weights)} weights for {count} adapters", remedy="give one weight for each adapter"
+            f"there are {len(weights)} weights for {count} adapters",
+            remedy="give one weight for each adapter",
         )
     wrong = [weight for weight in weights if not 0 < abs(weight) < 1e6]
     if wrong:
@@ -199,7 +202,8 @@ def _judge(
 ) -> _Judged:
     plan = make_plan(opened.merged.base, list(zip(opened.adapters, weights, strict=True)), opened.merged)
     settings = ScanSettings()
-    tasks = [_task(each, settings) for each in (*plan.checks, *plan.compares)]
+    work: list[Check | Compare] = [*plan.checks, *plan.compares]
+    tasks = [_task(each, settings) for each in work]
     outcomes = run_planned(
         opened.pairing,
         tasks,
@@ -215,8 +219,7 @@ def _judge(
 
 
 def _task(what: Check | Compare, settings: ScanSettings) -> Task:
-    tensor = what.merged.tensor if not isinstance(what, Compare) else None
-    size = tensor.num_bytes if tensor is not None else what.estimated_bytes // 8
+    size = what.merged.tensor.num_bytes if isinstance(what, Check) else what.estimated_bytes // 8
     return Task(
         key=f"{'module' if isinstance(what, Check) else 'tensor'} {what.name}",
         payload=(what, settings),
@@ -230,7 +233,9 @@ def _assembled(
 ) -> _Judged:
     num_checks = len(plan.checks)
     squares: list[tuple[float, float]] = []
-    modules = [_module(check, o, squares) for check, o in zip(plan.checks, outcomes[:num_checks], strict=True)]
+    modules = [
+        _module(check, o, squares) for check, o in zip(plan.checks, outcomes[:num_checks], strict=True)
+    ]
     modules += plan.settled
     others = list(plan.others)
     num_equal = 0

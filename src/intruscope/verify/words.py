@@ -47,9 +47,8 @@ def _answer(report: VerifyReport, what: str, applied: int, total: int) -> str:
         return f"{what} neither confirmed nor refuted: no module can be told ({counts})."
     if report.verdict == "not applied":
         return f"{what} not applied: {counts}."
-    return f"{what} not applied as it should be: {counts}." if len(report.adapters) == 1 else (
-        f"{what} not applied as they should be: {counts}."
-    )  # fmt: skip
+    pronoun = "it" if len(report.adapters) == 1 else "they"
+    return f"{what} not applied as {pronoun} should be: {counts}."
 
 
 def _rest(report: VerifyReport) -> str:
@@ -64,15 +63,13 @@ def _rest(report: VerifyReport) -> str:
         return f"{len(open_ones)} other {verb} no counterpart that explains them."
     if not report.num_equal:
         return "There is no other tensor."
-    return f"{'All ' if report.num_equal > 1 else 'The '}{_tensors(report.num_equal)} that it leaves alone {'are' if report.num_equal > 1 else 'is'} equal to the base."
+    if report.num_equal == 1:
+        return "The only other tensor is equal to the base's."
+    return f"All {report.num_equal} other tensors are equal to the base's."
 
 
 def _modules(count: int) -> str:
     return "1 module" if count == 1 else f"{count} modules"
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def by_attention(modules: Sequence[ModuleCheck]) -> list[ModuleCheck]:
