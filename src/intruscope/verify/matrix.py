@@ -266,6 +266,8 @@ def _judge(check: Check, sides: Sides, sums: _Sums) -> ModuleCheck:
     if not sums.num_changed:
         return replace(blank, status="not applied", cause="the merged matrix equals the base")
     error = sums.strength_error or 0.0
+    if abs(strength - 1.0) <= error:  # the right scale, with something else on top
+        return _unlike(check, sides, blank)
     is_none = abs(strength) <= error
     if _agrees(sides, 0.0 if is_none else strength, slack=0.0 if is_none else error / abs(strength)):
         return _scaled(check, blank, strength, error)
@@ -372,7 +374,7 @@ def _by_replay(check: Check, sides: Sides, sums: _Sums, blank: ModuleCheck) -> M
     for each in matching:
         others = [_replay(sides, each.recipe, factor) for factor in (0.5, 2.0)]
         if all(other.num_wrong for other in others):
-            return replace(blank, status="applied", replay=each.recipe.words)
+            return replace(_at(blank, sums, 1.0, each), status="applied")
     if matching:
         reason = "half and twice the update give the same stored values"
         return replace(blank, reason=reason)
@@ -380,11 +382,15 @@ def _by_replay(check: Check, sides: Sides, sums: _Sums, blank: ModuleCheck) -> M
         for each in found:
             again = _replay(sides, each.recipe, factor)
             if not again.num_wrong and again.num_moved:
-                at = replace(blank, strength=factor, residual=sums.residual(factor), replay=each.recipe.words)
-                return _scaled(check, at, factor, 0.0)
+                return _scaled(check, _at(blank, sums, factor, each), factor, 0.0)
     if sums.num_outside:
         return _unlike(check, sides, blank)
     return replace(blank, reason=f"{_BELOW}, and no known way to merge gives exactly these values")
+
+
+def _at(blank: ModuleCheck, sums: _Sums, factor: float, found: _Replay) -> ModuleCheck:
+    """The record with the scale that a replay has shown, in place of one that rounding distorts."""
+    return replace(blank, strength=factor, residual=sums.residual(factor), replay=found.recipe.words)
 
 
 def _entries(count: int) -> str:

@@ -325,14 +325,15 @@ class Interval(NamedTuple):
         return Interval(rounded(self.low, dtype), rounded(self.high, dtype))
 
     def plus(self, other: Interval) -> Interval:
-        """The sum in float32."""
-        low, high = self.low + other.low, self.high + other.high
-        return Interval(low - FLOAT32 * low.abs(), high + FLOAT32 * high.abs())
+        """The sum of two float32 numbers that lie in these intervals, in float32."""
+        found = Interval(self.low + other.low, self.high + other.high)
+        return found.rounded(torch.float32)
 
     def times(self, factor: float) -> Interval:
-        """A multiple."""
-        ends = (self.low * factor, self.high * factor)
-        return Interval(*(ends if factor >= 0 else ends[::-1]))
+        """A multiple in float32. The factor may have been rounded to float32 before."""
+        near = float(torch.tensor(factor, dtype=torch.float32))
+        ends = torch.stack([end * each for end in self for each in (factor, near)])
+        return Interval(ends.amin(dim=0), ends.amax(dim=0)).rounded(torch.float32)
 
 
 def replayed(sides: Sides, recipe: Recipe, rows: slice, factor: float = 1.0) -> Interval:
