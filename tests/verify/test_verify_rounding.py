@@ -46,7 +46,9 @@ def merged_as(recipe, sides):
 @pytest.mark.parametrize("num_adapters", [1, 2])
 @pytest.mark.parametrize("adapter_dtype", [F32, BF16])
 @pytest.mark.parametrize(("base_dtype", "dtype"), PAIRS)
-def test_every_recipe_lies_in_its_interval_and_within_the_bound(base_dtype, dtype, adapter_dtype, num_adapters):
+def test_every_recipe_lies_in_its_interval_and_within_the_bound(
+    base_dtype, dtype, adapter_dtype, num_adapters
+):
     for seed, size in enumerate((1.0, 0.01, 1e-4)):
         sides = sides_of(base_dtype, dtype, adapter_dtype, size, seed, num_adapters)
         for recipe in recipes(sides):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from peft.tuners import lora
 from safetensors.torch import load_file, save_file
 
 from intruscope.spectra.scan import RunOptions
@@ -125,13 +126,25 @@ def build(kind, folder, size="plain", num_adapters=1, adapter_dtype=torch.float3
         if adapter_dtype != torch.float32:
             file = place / "adapter_model.safetensors"
             save_file({k: t.to(adapter_dtype) for k, t in load_file(file).items()}, file)
-        # safe_merge: PEFT would otherwise change tensors that the state dict of the base still shares.
+        exact = {} if options.get("use_dora") else deltas(tuned)
         tuned.merge_and_unload(safe_merge=True).save_pretrained(folder / f"merged{number}")
         merged = load_file(folder / f"merged{number}" / WEIGHTS)
-        built.updates.append({n: merged[n].double() - base[n].double() for n in base if n in merged})
+        update = {n: merged[n].double() - base[n].double() for n in base if n in merged}
+        built.updates.append(update if kind == "tied-both" else {**update, **exact})
         built.merged = merged
         built.adapters.append(place)
     return built
+
+
+def deltas(tuned):
+    """PEFT's own update of each module with factors: more exact than the difference of two rounded sums."""
+    return {
+        f"{name.removeprefix('base_model.model.')}.weight": module.get_delta_weight("default")
+        .detach()
+        .double()
+        for name, module in tuned.named_modules()
+        if isinstance(module, (lora.Linear, lora.Embedding))
+    }
 
 
 def _adapt_experts(built, number):

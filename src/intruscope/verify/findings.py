@@ -63,7 +63,7 @@ def _other_base(report: VerifyReport) -> list[Finding]:
         f"{num_changed} of the {total} tensors that no adapter changes differ from the base: the merged "
         "model was probably made from another base, or trained further"
     )
-    return [Finding(code="other-base", severity="warning", message=message)]
+    return [Finding(code="unlike-base", severity="warning", message=message)]
 
 
 def _bases(report: VerifyReport) -> list[Finding]:

@@ -191,14 +191,14 @@ class _Sums:
         self.num_changed += int((piece.merged_CI != kept).sum())
         self.num_outside += int(((change - update).abs() > bound).sum())
         self.num_resolved += int(resolved.sum())
-        self.square += float(update.square().sum())
-        self.inner += float((change * update).sum())
-        self.change_square += float(change.square().sum())
-        self.bound_square += float(bound.square().sum())
-        chosen = update[resolved]
-        self.resolved_square += float(chosen.square().sum())
-        self.resolved_inner += float((change[resolved] * chosen).sum())
-        self.resolved_doubt += float((bound[resolved] * chosen.abs()).sum())
+        self.square += _inner(update, update)
+        self.inner += _inner(change, update)
+        self.change_square += _inner(change, change)
+        self.bound_square += _inner(bound, bound)
+        chosen = update * resolved
+        self.resolved_square += _inner(chosen, chosen)
+        self.resolved_inner += _inner(change, chosen)
+        self.resolved_doubt += _inner(bound, chosen.abs_())
 
     @property
     def strength(self) -> float | None:
@@ -221,6 +221,10 @@ class _Sums:
         """‖D − strength · E‖ / ‖E‖."""
         square = self.change_square - 2 * strength * self.inner + strength**2 * self.square
         return math.sqrt(max(0.0, square) / self.square)
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.flatten(), other.flatten()))
 
 
 def _sums(sides: Sides) -> _Sums:

@@ -244,10 +244,11 @@ class Sides:
             unit = max(unit, *map(unit_roundoff, update.dtypes))
         if isinstance(form, Factors):
             left, right = form.left_OR[rows].double(), form.right_RI.double()
-            change = form.scale * (left @ right)
-            sizes = abs(form.scale) * (left.abs() @ right.abs())
-            sums = (right.shape[0] + 2) * FLOAT32
-            return change, 2 * unit * (sizes + change.abs()) + sums * sizes
+            change = (form.scale * left) @ right
+            # A sum of positive numbers: float32 loses next to nothing of it.
+            sizes = (left.abs().float() @ right.abs().float()).double().mul_(abs(form.scale))
+            sums = 2 * unit + (right.shape[0] + 3) * FLOAT32
+            return change, sizes.mul_(sums).add_(change.abs(), alpha=2 * unit)
         tuned = form.tuned_OI[rows].double()
         change = form.weight * (tuned - base)
         doubt = abs(form.weight) * form.noise(rows, base, unit)
@@ -288,8 +289,8 @@ def recipes(sides: Sides) -> list[Recipe]:
     dtypes = dict.fromkeys([*(dtype for update in updates for dtype in update.dtypes), base, merged])
     narrow = [dtype for dtype in dtypes if is_narrow(dtype)]
     found = [Recipe("added in float32, rounded once", sum=None)]
-    if is_narrow(base) and base != merged:
-        found.append(Recipe(f"added in {name(base)}", sum=base))
+    if is_narrow(base) and (base != merged or len(updates) > 1):
+        found.append(Recipe(f"added in float32, rounded to {name(base)}", sum=base))
     for dtype in narrow:
         found.append(Recipe(f"the update rounded to {name(dtype)}, then added", update=dtype, sum=base))
     for dtype in narrow:
