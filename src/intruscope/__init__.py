@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from intruscope.train.settings import TuneReport, TuneSettings
     from intruscope.train.tune import tune
     from intruscope.train.watch import IntruderWatch
+    from intruscope.verify import verify
+    from intruscope.verify.records import VerifyReport
 
 __all__ = [
     "ChainReport",
@@ -59,6 +61,7 @@ __all__ = [
     "SweepSettings",
     "TuneReport",
     "TuneSettings",
+    "VerifyReport",
     "chain",
     "extract",
     "forget",
@@ -71,6 +74,7 @@ __all__ = [
     "scan",
     "sweep",
     "tune",
+    "verify",
 ]
 
 _HOMES = {
@@ -94,6 +98,7 @@ _HOMES = {
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
+    "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
@@ -106,6 +111,7 @@ _HOMES = {
     "scan": "intruscope.spectra.scan",
     "sweep": "",
     "tune": "intruscope.train.tune",
+    "verify": "",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
