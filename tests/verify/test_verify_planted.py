@@ -1,11 +1,11 @@
-"""Merges that are right, or wrong in one known way: every module's status, its strength, and the exit code."""
+"""Merges that are right, or wrong in one known way: status and strength of every module, and exit codes."""
 
 import functools
 import math
 
 import pytest
 import torch
-from verify_models import BLOCK, RANK, SCALING, Merge, Q, K, UP, build
+from verify_models import BLOCK, RANK, SCALING, UP, K, Merge, Q, build
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 RIGHT = ("applied", 1.0)
@@ -54,7 +54,7 @@ def stored_transposed(name):
 
 
 def in_half(dtype):
-    """Factors, product, multiple and sum in the dtype, as a model that was loaded in it is merged on a GPU."""
+    """Factors, product, multiple and sum in the dtype, as a GPU merges a model that was loaded in it."""
 
     def plant(merge):
         from safetensors.torch import load_file
@@ -234,7 +234,7 @@ CASES = {
     ),
     "DoRA merged as LoRA": (
         ("dora",), F32, F32, without_magnitude, "partly",
-        {name: ("other change", None) for name in ALL3}, 1,
+        dict.fromkeys(ALL3, ("other change", None)), 1,
     ),
     "below rounding, right": (SMALL, BF16, BF16, keep, "applied", {}, 0),
     "below rounding, PEFT": (SMALL, BF16, BF16, by_peft(BF16, safe=False), "applied", {}, 0),

@@ -22,7 +22,6 @@ from intruscope.records.plain import plain
 from intruscope.spectra.matrix import exact_arithmetic
 from intruscope.verify.causes import causes_of
 from intruscope.verify.others import compare_tensors
-from intruscope.verify.plan import Check, Compare, Term, stored_dtypes, term_source
 from intruscope.verify.records import ModuleCheck
 from intruscope.verify.rounding import (
     Factors,
@@ -33,6 +32,7 @@ from intruscope.verify.rounding import (
     replayed,
     rounded,
 )
+from intruscope.verify.tasks import Check, Compare, Term, stored_dtypes, term_source
 from intruscope.weights.matrices import DenseUpdate, LowRankUpdate
 from intruscope.weights.stored import TORCH_NAMES
 

@@ -59,8 +59,8 @@ def _rest(report: VerifyReport) -> str:
         verb = "differs" if num_changed == 1 else "differ"
         return f"{num_changed} other {'tensor' if num_changed == 1 else 'tensors'} {verb} from the base."
     if open_ones:
-        verb = "tensor has" if len(open_ones) == 1 else "tensors have"
-        return f"{len(open_ones)} other {verb} no counterpart that explains them."
+        noun = "tensor" if len(open_ones) == 1 else "tensors"
+        return f"{len(open_ones)} other {noun} could not be compared."
     if not report.num_equal:
         return "There is no other tensor."
     if report.num_equal == 1:
