@@ -1,4 +1,4 @@
-"""What workers are handed: a matrix to judge, or a tensor to compare. Known from headers; nothing is read yet."""
+"""What workers are handed: a matrix to judge or a tensor to compare, known from headers alone."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ def _answer(report: VerifyReport, what: str, applied: int, total: int) -> str:
             return f"{what} applied {where}, and the others cannot be told."
         return f"{what} neither confirmed nor refuted: no module can be told ({counts})."
     if report.verdict == "not applied":
+        if report.counts["not applied"] == total:
+            return f"{what} not applied: {_modules(total)} {'equals' if total == 1 else 'equal'} the base."
         return f"{what} not applied: {counts}."
     pronoun = "it" if len(report.adapters) == 1 else "they"
     return f"{what} not applied as {pronoun} should be: {counts}."
