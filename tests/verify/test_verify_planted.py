@@ -103,6 +103,20 @@ def without_magnitude(merge):
         merge.tensors[f"{name}.weight"] = (merge.base[f"{name}.weight"].double() + change).to(merge.dtype)
 
 
+def in_tensor_float32(merge):
+    """Factors rounded to the 10 bits after the point that TensorFloat-32 keeps."""
+    from safetensors.torch import load_file
+
+    factors = load_file(merge.built.adapters[0] / "adapter_model.safetensors")
+    for name in (Q, K, UP):
+        kept = []
+        for part in "AB":
+            mantissa, exponent = torch.frexp(factors[f"base_model.model.{name}.lora_{part}.weight"].double())
+            kept.append(torch.ldexp((mantissa * 2**11).round() / 2**11, exponent))
+        change = SCALING * kept[1] @ kept[0]
+        merge.tensors[f"{name}.weight"] = (merge.base[f"{name}.weight"].double() + change).to(merge.dtype)
+
+
 def part_only(rows, name):
     """Some rows of a fused matrix keep the base's numbers."""
 
@@ -235,6 +249,9 @@ CASES = {
     "DoRA merged as LoRA": (
         ("dora",), F32, F32, without_magnitude, "partly",
         dict.fromkeys(ALL3, ("other change", None)), 1,
+    ),
+    "TensorFloat-32": (
+        ("llama",), F32, F32, in_tensor_float32, "partly", dict.fromkeys(ALL3, ("other change", 1.0)), 1,
     ),
     "below rounding, right": (SMALL, BF16, BF16, keep, "applied", {}, 0),
     "below rounding, PEFT": (SMALL, BF16, BF16, by_peft(BF16, safe=False), "applied", {}, 0),

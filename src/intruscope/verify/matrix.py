@@ -24,6 +24,7 @@ from intruscope.verify.causes import causes_of
 from intruscope.verify.others import compare_tensors
 from intruscope.verify.records import ModuleCheck
 from intruscope.verify.rounding import (
+    TENSOR_FLOAT32,
     Factors,
     Sides,
     Update,
@@ -315,6 +316,9 @@ def _unlike(check: Check, sides: Sides, blank: ModuleCheck) -> ModuleCheck:
                 return replace(blank, status="transposed", cause="the update was added transposed")
             if _agrees(replace(one, merged_OI=one.merged_OI.T)):
                 return replace(blank, status="transposed", cause="the merged matrix is stored transposed")
+    if _agrees(replace(sides, factor_unit=TENSOR_FLOAT32)):
+        cause = "the update agrees to the precision of TensorFloat-32 only: was it merged on a GPU with TF32?"
+        return replace(blank, status="other change", cause=cause)
     plain_lora = _without_magnitude(check, sides)
     if plain_lora is not None and _agrees(plain_lora):
         cause = "the factors were merged without DoRA's magnitudes"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FLOAT32 = 2.0**-24
 """Unit roundoff of float32, in which merges of half precision are computed too."""
+TENSOR_FLOAT32 = 2.0**-11
+"""Unit roundoff of TensorFloat-32, in which GPUs multiply float32 matrices if a program allows it."""
 _DORA_STEPS = 32
 """Roundings on the way to a row's norm (pairwise sums of at most 2³⁰ squares), and of DoRA's other steps."""
 _PIECE_ENTRIES = 1 << 20
@@ -174,6 +176,8 @@ class Sides:
         updates: Of the module itself, one per adapter that changes it.
         foreign: Of other modules that share the matrix.
         wide: Assume that all steps but the last were computed in float32 or wider.
+        factor_unit: Unit roundoff of the factors and of their product, where that is coarser than the dtypes
+            say.
     """
 
     base_OI: Tensor
@@ -181,6 +185,7 @@ class Sides:
     updates: tuple[Update, ...]
     foreign: tuple[Update, ...] = ()
     wide: bool = False
+    factor_unit: float = 0.0
 
     @property
     def is_square(self) -> bool:
@@ -239,7 +244,7 @@ class Sides:
     def _change(self, update: Update, rows: slice, base: Tensor) -> tuple[Tensor, Tensor]:
         """An update on some rows, and how far a merge may be off it before it is added."""
         form = update.form
-        unit = unit_roundoff(self.coarsest)
+        unit = max(unit_roundoff(self.coarsest), self.factor_unit)
         if not self.wide:
             unit = max(unit, *map(unit_roundoff, update.dtypes))
         if isinstance(form, Factors):
