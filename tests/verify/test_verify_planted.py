@@ -288,6 +288,20 @@ CASES = {
 }  # fmt: skip
 
 
+CAUSES = {
+    "double, float32": "the adapter was applied twice",
+    "wrong alpha": "as if lora_alpha were 9.1 instead of 7",
+    "alpha ignored": "alpha was ignored",
+    "rsLoRA ignored": "rsLoRA was ignored",
+    "rsLoRA assumed": "rsLoRA was assumed",
+    "transposed expert": "the update was added transposed",
+    "expert stored transposed": "the merged matrix is stored transposed",
+    "DoRA merged as LoRA": "the factors were merged without DoRA's magnitudes",
+    "TensorFloat-32": "to the precision of TensorFloat-32 only",
+    "NaN": "the merged model has 1 value that is NaN or infinite",
+}
+
+
 def exit_code(report):
     return 1 if report.has_failed else 5 if report.is_open else 0
 
@@ -314,6 +328,8 @@ def test_what_is_planted_is_found_and_nothing_else(case, builds, tmp_path):
             assert abs(module.strength - 1) <= module.strength_error
             assert module.residual <= module.rounding
     assert set(modules) <= set(found)
+    if case in CAUSES:
+        assert CAUSES[case] in " ".join(finding.message for finding in report.findings)
     assert report.verdict == verdict
     assert exit_code(report) == code
     assert report.from_json(report.to_json()) == report
