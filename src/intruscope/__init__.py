@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.inspect import inspect
+    from intruscope.inspect.records import InspectReport
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
     from intruscope.progress import Progress
@@ -43,6 +45,7 @@ __all__ = [
     "ChainSettings",
     "ExtractPlan",
     "ForgettingReport",
+    "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
@@ -62,6 +65,7 @@ __all__ = [
     "chain",
     "extract",
     "forget",
+    "inspect",
     "linalg",
     "load_task",
     "plan",
@@ -78,6 +82,7 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
+    "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
@@ -97,6 +102,7 @@ _HOMES = {
     "chain": "intruscope.sequence.chain",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "plan": "intruscope.spectra.scan",
