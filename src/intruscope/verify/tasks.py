@@ -48,10 +48,10 @@ class Term:
     """One update that a merged matrix should contain.
 
     Attributes:
-        update: Of the base matrix.
-        weight: Of its adapter.
-        flipped: The update is of the same matrix in its other orientation (a head and an embedding that share
-            it).
+        update: What the adapter does to the base matrix.
+        weight: The adapter's weight in the merge.
+        flipped: The update belongs to a module that uses the same matrix in the other orientation (a head and
+            an embedding that share it).
     """
 
     update: StoredUpdate
@@ -76,7 +76,7 @@ class Check:
     """One matrix or vector that adapters change.
 
     Attributes:
-        name, kind, layer: As in the report.
+        name, kind, layer: What the report calls it.
         base: The matrix before; None for a new one, which the adapters hold whole.
         merged: The matrix after.
         terms: What should have been added.
@@ -131,7 +131,7 @@ class Compare:
     """A tensor, or one matrix of a fused tensor, that should be the same in both models.
 
     Attributes:
-        name: As in the report.
+        name: What the report calls it.
         base, merged: Both sides; matrices as views, everything else as tensors.
         also: What the merged side may be equal to as well: the matrix of words that it shared.
     """
