@@ -1,10 +1,10 @@
 """Claim: `verify` judges every planted merge of the tests right, and a peer, deltalint, does not.
 
-The cases are those of ``tests/verify/test_verify_planted.py``: merges that are right or wrong in one known way.
-deltalint (Apache-2.0) takes one adapter, so cases with several are left out for it. What it says is *right* if
-its exit code is 0 for a right merge and 1 for a wrong one, *undecided* if it is 2 (cannot read) or 3
-(inconclusive), and *wrong* otherwise. It looks at the matrices that the adapter should have changed. Cases in
-which only another tensor changed are outside its purpose, and are counted apart.
+The cases are those of ``tests/verify/test_verify_planted.py``: merges that are right or wrong in one known
+way. deltalint (Apache-2.0) takes one adapter, so cases with several are left out for it. What it says is
+*right* if its exit code is 0 for a right merge and 1 for a wrong one, *undecided* if it is 2 (cannot read)
+or 3 (inconclusive), and *wrong* otherwise. It looks at the matrices that the adapter should have changed.
+Cases in which only another tensor changed are outside its purpose, and are counted apart.
 
 Install it beside the project to run this: ``pip install deltalint``.
 """
