@@ -13,6 +13,9 @@ from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intruscope import linalg
+    from intruscope.compare import compare
+    from intruscope.compare.records import CompareReport
+    from intruscope.compare.settings import CompareSettings
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ChainReport",
     "ChainSettings",
+    "CompareReport",
+    "CompareSettings",
     "ExtractPlan",
     "ForgettingReport",
     "IntruderWatch",
@@ -57,6 +62,7 @@ __all__ = [
     "TuneReport",
     "TuneSettings",
     "chain",
+    "compare",
     "extract",
     "forget",
     "linalg",
@@ -72,6 +78,8 @@ __all__ = [
 _HOMES = {
     "ChainReport": "intruscope.sequence.records",
     "ChainSettings": "intruscope.sequence.records",
+    "CompareReport": "intruscope.compare.records",
+    "CompareSettings": "intruscope.compare.settings",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
     "IntruderWatch": "intruscope.train.watch",
@@ -90,6 +98,7 @@ _HOMES = {
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
     "chain": "intruscope.sequence.chain",
+    "compare": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "linalg": "",
