@@ -59,7 +59,7 @@ def compare_matrix(task: MatrixTask) -> dict[str, Any]:
 
 
 def _compared(task: MatrixTask) -> MatrixComparison:
-    base_OI, forms, findings = _load(task)
+    base_OI, forms, findings = load_updates(task)
     present = [place for place, form in enumerate(forms) if form is not None]
     known = {place: _directions(forms[place], task) for place in present}
     signs = sign_conflicts([forms[p] for p in present], seed=_seed(task, "signs")) if present else None
@@ -93,7 +93,7 @@ def _compared(task: MatrixTask) -> MatrixComparison:
 # --- loading ---------------------------------------------------------------------------------------
 
 
-def _load(task: MatrixTask) -> tuple[Tensor | None, list[Form | None], list[Finding]]:
+def load_updates(task: MatrixTask) -> tuple[Tensor | None, list[Form | None], list[Finding]]:
     """The base, and each update as factors or as ΔW, all in one working precision."""
     findings: list[Finding] = []
     first = next(pair for pair in task.pairs if pair is not None)

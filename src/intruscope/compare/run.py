@@ -110,6 +110,10 @@ def compare(
     report = _report(opened, settings, tasks, outcomes)
     if text is None:
         return report
+    if len(report.merge.modules) < len(tasks):
+        message = "some updates cannot be read, so there is no merge whose forgetting could be measured"
+        finding = Finding(code="forgetting-not-measured", severity="error", message=message)
+        return replace(report, findings=(*report.findings, finding), complete=False)
     from intruscope.compare.forgetting import measure_merge
 
     forgetting = measure_merge(

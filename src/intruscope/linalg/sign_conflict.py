@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXACT_ENTRIES = 1 << 22
 """Matrices of at most this many entries (2,048 x 2,048) are counted; of larger ones a sample is."""
-SAMPLE_SIDE = 512
+SAMPLE_SIDE = 256
 """Rows and columns of the sample."""
 _BLOCK_ENTRIES = 1 << 22
 
@@ -54,7 +54,7 @@ def sign_conflicts(forms: Sequence[Form], *, seed: int = 0) -> SignConflicts:
     Numerics: entries are computed in float64. A large matrix is sampled on a grid of random rows and columns;
         its standard error adds the variance between rows and that between columns, which counts the noise of
         single entries twice and so errs on the safe side.
-    Cost: T O I R for a small matrix, in blocks of rows; T 512² R for a large one.
+    Cost: T O I R for a small matrix, in blocks of rows; T 256² R for a large one.
     """
     rows, columns = shape_of(forms[0])
     is_sampled = rows * columns > EXACT_ENTRIES
