@@ -2,8 +2,8 @@
 
 Creates the adapters in a temporary folder (``--layers 32`` is the whole model, 160 MB each; the default is 4
 layers), runs the whole command on two workers and samples the memory of all its processes. The alternative in
-the same run forms dense float64 updates, takes their cosines and signs (and no angles), and is timed on one pair
-of each shape.
+the same run forms dense float64 updates and takes their cosines and signs, without angles; it is timed on one
+pair of each shape.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_adapter(folder: Path, layers: int, seed: int) -> Path:
 
 
 def dense_seconds(count: int, layers: int) -> float:
-    """Cosines and signs of all pairs from formed float64 updates, and no angles: from one pair of each shape."""
+    """Seconds for the cosines and signs of all pairs of formed float64 updates, from one pair of each shape."""
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for rows, columns in sorted(set(MODULES.values())):

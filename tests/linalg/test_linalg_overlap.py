@@ -1,5 +1,5 @@
-"""Two updates of one matrix: every figure against its definition on formed float64 matrices, every null against
-draws of what it stands for."""
+"""Two updates of one matrix: every figure against its definition on formed float64 matrices, every null
+against draws of what it stands for."""
 
 import math
 
@@ -27,9 +27,7 @@ SHAPES = [(30, 50), (50, 30), (6, 40), (40, 6)]
 
 def factors(shape, rank, seed):
     rng = np.random.default_rng(seed)
-    return tuple(
-        torch.from_numpy(rng.standard_normal(s)) for s in ((shape[0], rank), (rank, shape[1]))
-    )
+    return tuple(torch.from_numpy(rng.standard_normal(s)) for s in ((shape[0], rank), (rank, shape[1])))
 
 
 def columns(size, count, seed):

@@ -47,8 +47,8 @@ def compare(
     """Compare fine-tunes of one base: do they get in each other's way, and what would adding them up do?
 
     Without the base: energies, cosines, angles between the spaces, sign conflict, and how a sum cancels or
-    inflates. With it, also the intruders of each, those that they share, and those of their merge; with --text,
-    how much the merge forgets. Every figure stands beside its controls.
+    inflates. With it, also the intruders of each, those that they share, and those of their merge; with
+    --text, how much the merge forgets. Every figure stands beside its controls.
     """
     from intruscope.compare.run import compare as run_compare
 

@@ -96,7 +96,7 @@ TABLE = {
             ),
         },
         summary="report.compare_tables:compare_summary",
-        width=110,
+        width=120,
     ),
     "layers": Written(
         files={"json": _json("report.layers:layers_json", "list")},

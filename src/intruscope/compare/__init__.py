@@ -1,7 +1,7 @@
 """How several fine-tunes of one base relate, and what merging them would do; with numbers and controls only.
 
-``intruscope.compare(base, a, b)`` or ``intruscope.compare(adapter_a, adapter_b)`` is the library's form of the
-command.
+``intruscope.compare(base, a, b)`` or ``intruscope.compare(adapter_a, adapter_b)`` is the library's form of
+the command.
 """
 
 from __future__ import annotations

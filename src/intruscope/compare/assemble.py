@@ -87,8 +87,7 @@ def _members(opened: Opened, whole: Sequence[MergeModule]) -> tuple[Member, ...]
             name=source.name,
             kind=source.kind.title if isinstance(source, AdapterSource) else "full checkpoint",
             num_matrices=sum(
-                pairs[place] is not None and name in compared
-                for name, pairs in opened.matrices.items()
+                pairs[place] is not None and name in compared for name, pairs in opened.matrices.items()
             ),
             energy=energies[place],
             energy_fraction=energies[place] / sum(energies) if sum(energies) > 0.0 else None,
@@ -121,10 +120,7 @@ def _pair(
     energies = {module.name: (module.energies[first], module.energies[second]) for module in whole}
     shapes = {module.name: module.shape for module in whole}
     modules = [
-        pair.module
-        for each in found.values()
-        for pair in each.pairs
-        if (pair.first, pair.second) == places
+        pair.module for each in found.values() for pair in each.pairs if (pair.first, pair.second) == places
     ]
     # A matrix of which some third update is unreadable has figures of this pair, and no part in its sums.
     counted = [module for module in modules if module.name in energies]
@@ -148,7 +144,9 @@ def _pair(
     def over_entries(get: Callable[[PairModule], float | None], *, is_spread: bool = False) -> float | None:
         """Mean over the entries of all matrices; of standard deviations, the deviation of that mean."""
         parts = [
-            (size, value) for module, size in zip(counted, sizes, strict=True) if (value := get(module)) is not None
+            (size, value)
+            for module, size in zip(counted, sizes, strict=True)
+            if (value := get(module)) is not None
         ]
         total = sum(size for size, _ in parts)
         if not total:
@@ -229,7 +227,8 @@ def _zero(members: Sequence[Member]) -> list[Finding]:
         Finding(
             code="zero-update",
             severity="warning",
-            message=f"{printable(member.label)} changes nothing: all its updates are zero. Was it ever trained?",
+            message=f"{printable(member.label)} changes nothing: all its updates are zero. Was it ever "
+            "trained?",
         )
         for member in members
         if member.energy == 0.0 and member.num_matrices
@@ -246,10 +245,10 @@ def _same_start(pair: PairReport) -> list[Finding]:
     if right < SHARED_A_OVERLAP or right < SHARED_A_RATIO * left:
         return []
     message = (
-        f"{printable(pair.a)} and {printable(pair.b)} probably started from the same A: their row spaces overlap "
-        f"by {pair.right_overlap:.2f} (chance {pair.right_overlap_random:.3f}), their column spaces by "
-        f"{pair.left_overlap:.3f} (chance {pair.left_overlap_random:.3f}). PEFT draws A from the seed, so equal "
-        "seeds give equal A; read the cosine and the sign conflict against the null with shared A"
+        f"{printable(pair.a)} and {printable(pair.b)} probably started from the same A: their row spaces "
+        f"overlap by {pair.right_overlap:.2f} (chance {pair.right_overlap_random:.3f}), their column spaces "
+        f"by {pair.left_overlap:.3f} (chance {pair.left_overlap_random:.3f}). PEFT draws A from the seed, so "
+        "equal seeds give equal A; read the cosine and the sign conflict against the null with shared A"
     )
     return [Finding(code="shared-start", severity="info", message=message)]
 

@@ -121,9 +121,7 @@ def measure_merge(
     for label, member in zip(opened.labels, opened.fine_tunes.members, strict=True):
         losses(
             f"part {label}",
-            load_pair(
-                member, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer
-            ),
+            load_pair(member, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer),
         )
     models = [(label, f"part {label}", True) for label in opened.labels]
     models += [("merge", "the merge", False), ("sum", "the sum", False)]

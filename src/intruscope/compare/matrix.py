@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from intruscope.compare.matrix_task import IndexedPair, MatrixComparison
 from intruscope.compare.preflight import examine_merge
 from intruscope.compare.records import MergeModule, PairModule
 from intruscope.linalg.overlap import (
+    CANCELLED,
     directions,
     inner_of_directions,
     inner_product,
@@ -33,7 +35,7 @@ from intruscope.spectra.matrix import exact_arithmetic, seed_for, unusable, upda
 from intruscope.weights.matrices import DenseUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -58,36 +60,37 @@ def compare_matrix(task: MatrixTask) -> dict[str, Any]:
         return plain(_compared(task))  # type: ignore[no-any-return]
 
 
+class _Update(NamedTuple):
+    """One fine-tune's update: its form, its leading directions and ‖ΔW‖_F²."""
+
+    form: Form
+    directions: Directions
+    energy: float
+
+
 def _compared(task: MatrixTask) -> MatrixComparison:
     base_OI, forms, findings = load_updates(task)
-    present = [place for place, form in enumerate(forms) if form is not None]
-    known = {place: _directions(forms[place], task) for place in present}
-    signs = sign_conflicts([forms[p] for p in present], seed=_seed(task, "signs")) if present else None
-    energies = {place: _energy(forms[place], known[place]) for place in present}
-    pairs = []
-    for row, first in enumerate(present):
-        for column, second in list(enumerate(present))[row + 1 :]:
-            conflict = tuple(
-                _finite(part[row, column])
-                for part in (signs.share_TT, signs.error_TT, signs.shared_a_spread_TT)
-            )
-            inner = _inner(forms, known, first, second)
-            module = _pair(task, known[first], known[second], inner, energies, (first, second), conflict)
-            pairs.append(IndexedPair(first=first, second=second, module=module))
-    if any(pair is not None and forms[place] is None for place, pair in enumerate(task.pairs)):
+    updates = {place: _update(form, task) for place, form in enumerate(forms) if form is not None}
+    pairs = _pairs(task, updates)
+    is_readable = all(pair is None or form is not None for pair, form in zip(task.pairs, forms, strict=True))
+    if not is_readable:
         return MatrixComparison(pairs=tuple(pairs), merge=None, findings=tuple(findings))
-    merge = _merge(task, forms, known, energies)
+    merge = _merge(task, updates)
     if base_OI is not None and task.scope == "paper":
         preflight, shared = examine_merge(base_OI, forms, task.name, task.settings)
         merge = replace(merge, preflight=preflight)
         pairs = [
-            replace(
-                pair,
-                module=replace(pair.module, num_shared_intruders=shared[pair.first, pair.second]),
-            )
+            replace(pair, module=replace(pair.module, num_shared_intruders=shared[pair.first, pair.second]))
             for pair in pairs
         ]
     return MatrixComparison(pairs=tuple(pairs), merge=merge, findings=tuple(findings))
+
+
+def _update(form: Form, task: MatrixTask) -> _Update:
+    count = None if isinstance(form, tuple) else task.settings.directions or FULL_DIRECTIONS
+    found = directions(form, count, seed=_seed(task, "directions"))
+    energy = float(found.values_K.square().sum()) if found.is_whole else inner_product(form, form)
+    return _Update(form, found, energy)
 
 
 # --- loading ---------------------------------------------------------------------------------------
@@ -140,96 +143,93 @@ def _to(form: Form | None, dtype: torch.dtype) -> Form | None:
     return (form[0].to(dtype), form[1].to(dtype)) if isinstance(form, tuple) else form.to(dtype)
 
 
-# --- one pair --------------------------------------------------------------------------------------
+# --- pairs -----------------------------------------------------------------------------------------
 
 
-def _directions(form: Form, task: MatrixTask) -> Directions:
-    if isinstance(form, tuple):
-        return directions(form, None)
-    count = task.settings.directions or FULL_DIRECTIONS
-    return directions(form, count, seed=_seed(task, "directions"))
+def _pairs(task: MatrixTask, updates: Mapping[int, _Update]) -> list[IndexedPair]:
+    if len(updates) < 2:
+        return []
+    signs = sign_conflicts([update.form for update in updates.values()], seed=_seed(task, "signs"))
+    found = []
+    for (row, first), (column, second) in combinations(enumerate(updates), 2):
+        module = _pair(
+            task,
+            updates[first],
+            updates[second],
+            share=_finite(signs.share_TT[row, column]),
+            error=_finite(signs.error_TT[row, column]),
+            spread=_finite(signs.shared_a_spread_TT[row, column]),
+        )
+        found.append(IndexedPair(first=first, second=second, module=module))
+    return found
 
 
-def _energy(form: Form, known: Directions) -> float:
-    return float(known.values_K.square().sum()) if known.is_whole else inner_product(form, form)
-
-
-def _inner(
-    forms: Sequence[Form | None], known: dict[int, Directions], first: int, second: int
-) -> float:
-    if known[first].is_whole and known[second].is_whole:
-        return inner_of_directions(known[first], known[second])
-    return inner_product(forms[first], forms[second])
+def _inner(first: _Update, second: _Update) -> float:
+    if first.directions.is_whole and second.directions.is_whole:
+        return inner_of_directions(first.directions, second.directions)
+    return inner_product(first.form, second.form)
 
 
 def _pair(
     task: MatrixTask,
-    first: Directions,
-    second: Directions,
-    inner: float,
-    energies: dict[int, float],
-    places: tuple[int, int],
-    conflict: tuple[float | None, ...],
+    first: _Update,
+    second: _Update,
+    *,
+    share: float | None,
+    error: float | None,
+    spread: float | None,
 ) -> PairModule:
-    norms = math.sqrt(energies[places[0]]) * math.sqrt(energies[places[1]])
+    """Two updates of one matrix; the last three figures are of their sign conflict."""
+    norms = math.sqrt(first.energy) * math.sqrt(second.energy)
     cut = task.settings.directions
-    sides = {}
-    for side, one, two, size in (
-        ("left", first.left_OK, second.left_OK, task.shape[0]),
-        ("right", first.right_IK, second.right_IK, task.shape[1]),
+    sides: dict[str, Any] = {}
+    for side, size, one_NK, two_NK in (
+        ("left", task.shape[0], first.directions.left_OK[:, :cut], second.directions.left_OK[:, :cut]),
+        ("right", task.shape[1], first.directions.right_IK[:, :cut], second.directions.right_IK[:, :cut]),
     ):
-        one, two = one[:, :cut], two[:, :cut]
-        ranks = one.shape[1], two.shape[1]
-        angles = principal_angles(one, two) if min(ranks) else torch.zeros(0, dtype=torch.float64)
+        ranks = one_NK.shape[1], two_NK.shape[1]
+        known = min(ranks) > 0
+        angles = principal_angles(one_NK, two_NK) if known else one_NK.new_zeros(0)
         sides |= {
             f"{side}_angles": tuple(angles.tolist()),
             f"{side}_overlap": mean_overlap(angles),
-            f"{side}_overlap_random": max(ranks) / size if min(ranks) else None,
-            f"smallest_{side}_angle_random": random_smallest_angle(size, *ranks) if min(ranks) else None,
+            f"{side}_overlap_random": max(ranks) / size if known else None,
+            f"smallest_{side}_angle_random": random_smallest_angle(size, *ranks) if known else None,
         }
     return PairModule(
         name=task.name,
-        cosine=max(-1.0, min(1.0, inner / norms)) if norms > 0.0 else None,
+        cosine=max(-1.0, min(1.0, _inner(first, second) / norms)) if norms > 0.0 else None,
         cosine_random_spread=two_sided_spread(task.shape),
-        cosine_shared_a_spread=one_sided_spread(first, second),
+        cosine_shared_a_spread=one_sided_spread(first.directions, second.directions),
         **sides,
-        sign_conflict=conflict[0],
-        sign_conflict_error=conflict[1],
+        sign_conflict=share,
+        sign_conflict_error=error,
         sign_conflict_random_spread=0.5 * two_sided_spread(task.shape),
-        sign_conflict_shared_a_spread=conflict[2],
+        sign_conflict_shared_a_spread=spread,
     )
 
 
 # --- the sum ---------------------------------------------------------------------------------------
 
 
-def _merge(
-    task: MatrixTask,
-    forms: Sequence[Form | None],
-    known: dict[int, Directions],
-    energies: dict[int, float],
-) -> MergeModule:
+def _merge(task: MatrixTask, updates: Mapping[int, _Update]) -> MergeModule:
     count = len(task.pairs)
     inner_TT = np.zeros((count, count))
-    for first in known:
-        for second in known:
-            if first < second:
-                inner_TT[first, second] = inner_TT[second, first] = _inner(forms, known, first, second)
-        inner_TT[first, first] = energies[first]
-    # Cancellation leaves rounding of the parts' size, which must not pass for a sum.
-    total = max(0.0, float(inner_TT.sum()))
-    parts = float(np.trace(inner_TT))
-    is_zero = total <= 1e-24 * parts
-    top = max((float(each.values_K[0]) for each in known.values() if len(each.values_K)), default=0.0)
-    found, random, shared_a = _largest_values(task, forms, known) if top > 0.0 else (0.0, 0.0, None)
+    for place, update in updates.items():
+        inner_TT[place, place] = update.energy
+    for first, second in combinations(updates, 2):
+        inner_TT[first, second] = inner_TT[second, first] = _inner(updates[first], updates[second])
+    total, parts = max(0.0, float(inner_TT.sum())), float(np.trace(inner_TT))
+    top = max((float(each.directions.values_K[:1].sum()) for each in updates.values()), default=0.0)
+    found, random, shared_a = _largest_values(task, updates) if top > 0.0 else (0.0, 0.0, None)
     return MergeModule(
         name=task.name,
         kind=task.kind,
         layer=task.layer,
         scope=task.scope,
         shape=task.shape,
-        energies=tuple(energies.get(place, 0.0) for place in range(count)),
-        shares=None if is_zero else tuple((inner_TT.sum(axis=1) / total).tolist()),
+        energies=tuple(float(energy) for energy in np.diagonal(inner_TT)),
+        shares=tuple((inner_TT.sum(axis=1) / total).tolist()) if total > CANCELLED * parts else None,
         energy_ratio=total / parts if parts > 0.0 else None,
         inflation=found / top if top > 0.0 else None,
         inflation_random=random / top if top > 0.0 else None,
@@ -237,15 +237,13 @@ def _merge(
     )
 
 
-def _largest_values(
-    task: MatrixTask, forms: Sequence[Form | None], known: dict[int, Directions]
-) -> tuple[float, float, float | None]:
+def _largest_values(task: MatrixTask, updates: Mapping[int, _Update]) -> tuple[float, float, float | None]:
     """Largest singular value of the sum, and its mean under both controls."""
-    if not all(each.is_whole for each in known.values()):
-        dense = [_dense(forms[place]) for place in known]
+    if not all(update.directions.is_whole for update in updates.values()):
+        dense = [_dense(update.form) for update in updates.values()]
         turned = [rotate_dense(one, seed=_seed(task, f"rotated {i}")) for i, one in enumerate(dense)]
-        return _largest(sum(dense[1:], dense[0]), task), _largest(sum(turned[1:], turned[0]), task), None
-    parts = [each for each in known.values() if len(each.values_K)]
+        return _largest(dense, task), _largest(turned, task), None
+    parts = [update.directions for update in updates.values() if len(update.directions.values_K)]
     ranks = [len(each.values_K) for each in parts]
     values = [each.values_K for each in parts]
     # Coordinates in the space that all of them span: the triangles of a QR factorisation.
@@ -262,13 +260,12 @@ def _largest_values(
     return largest_value_of_sum(left, values, right), float(np.mean(random)), float(np.mean(shared_a))
 
 
-def _largest(update: Tensor, task: MatrixTask) -> float:
-    values = directions(update, 1, seed=_seed(task, "sum")).values_K
-    return float(values[0]) if len(values) else 0.0
+def _largest(updates_OI: Sequence[Tensor], task: MatrixTask) -> float:
+    total = torch.stack(list(updates_OI)).sum(dim=0)
+    return float(directions(total, 1, seed=_seed(task, "sum")).values_K.sum())
 
 
-def _dense(form: Form | None) -> Tensor:
-    assert form is not None
+def _dense(form: Form) -> Tensor:
     return form[0] @ form[1] if isinstance(form, tuple) else form
 
 

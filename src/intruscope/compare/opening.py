@@ -1,4 +1,4 @@
-"""From several models to the tasks of a comparison, from headers alone: with their base, or adapters without."""
+"""From several models to the tasks of a comparison, by headers alone: a base and fine-tunes, or adapters."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Matrices: TypeAlias = Mapping[str, tuple[MatrixPair | None, ...]]
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opened:
     """Several fine-tunes, known from headers.
@@ -37,8 +38,8 @@ class Opened:
         sources: Each fine-tune.
         labels: A short, unique name for each.
         matrices: For each matrix its pair in each fine-tune; None where one leaves it alone.
-        pairing: Everything that the result depends on, as one plan: it tells the journal of this comparison from
-            others.
+        pairing: Everything that the result depends on, as one plan: it tells the journal of this comparison
+            from others.
         findings: What the reader must know.
         complete: Everything that should be compared can be.
     """
@@ -88,7 +89,8 @@ def open_models(
         same_base: Trust that all adapters are of one base, although their configs name different ones.
 
     Raises:
-        UsageError: fewer than two fine-tunes, a full checkpoint without a base, or adapters of different bases.
+        UsageError: fewer than two fine-tunes, a full checkpoint without a base, or adapters of different
+            bases.
         ShapeMismatch: adapters have different shapes for one module.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
     """
@@ -107,7 +109,9 @@ def open_models(
     for label, member in zip(opened.labels, opened.members, strict=True):
         findings += [_of(label, finding) for finding in member.pairing.findings]
         if not member.pairing.complete:
-            message = f"some weights of {printable(label)} could not be matched or decoded and are not compared"
+            message = (
+                f"some weights of {printable(label)} could not be matched or decoded and are not compared"
+            )
             findings.append(Finding(code="incomplete", severity="warning", message=message))
     matrices = opened.matrices()
     return Opened(
@@ -197,8 +201,8 @@ def _unread(label: str, adapter: AloneAdapter) -> list[Finding]:
         Finding(
             code="needs-base",
             severity="warning",
-            message=f"{count} {'module' if count == 1 else 'modules'} of {printable(label)} cannot be compared "
-            f"without the base: {reason}",
+            message=f"{count} {'module' if count == 1 else 'modules'} of {printable(label)} cannot be "
+            f"compared without the base: {reason}",
         )
         for reason, count in reasons.items()
     ]
@@ -226,8 +230,8 @@ def _findings(matrices: Matrices, labels: Sequence[str]) -> list[Finding]:
     if any(sum(pair is not None for pair in pairs) > 1 for pairs in matrices.values()):
         return []
     message = (
-        f"no matrix is changed by more than one of {', '.join(map(printable, labels))}: their sum is orthogonal. "
-        "If they should overlap, check that they are of one base and name their modules alike"
+        f"no matrix is changed by more than one of {', '.join(map(printable, labels))}, so they cannot "
+        "interact; if they should, check that they are of one base and name their modules alike"
     )
     return [Finding(code="no-common-matrix", severity="warning", message=message)]
 

@@ -6,7 +6,7 @@ Shape suffixes: O out, I in, R rank, K kept vectors.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from torch import Tensor
 from intruscope.compare.records import IntruderCount, Preflight
 from intruscope.linalg.analysis import analyse
 from intruscope.linalg.dense import DenseSides
-from intruscope.linalg.overlap import inner_product
+from intruscope.linalg.overlap import CANCELLED, inner_product
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.spectra.matrix import Change, seed_for
 from intruscope.spectra.sides import verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from intruscope.compare.settings import CompareSettings
     from intruscope.linalg.overlap import Form
@@ -33,7 +33,7 @@ of two nearly equal vectors points anywhere."""
 
 
 class _Intruders(NamedTuple):
-    count: IntruderCount
+    figures: IntruderCount
     left_OK: Tensor
     values_K: Tensor
     num_vectors: int
@@ -74,11 +74,11 @@ def examine_merge(
     preflight = Preflight(
         num_vectors=merge.num_vectors,
         base_energy=float(torch.linalg.vector_norm(base_OI.double()).square()),
-        parts=tuple(part.count for part in parts),
-        merge=merge.count,
-        random_parts=tuple(part.count for part in random_parts),
-        random_merge=random_merge.count,
-        equal_norm=equal.count,
+        parts=tuple(part.figures for part in parts),
+        merge=merge.figures,
+        random_parts=tuple(part.figures for part in random_parts),
+        random_merge=random_merge.figures,
+        equal_norm=equal.figures,
     )
     return preflight, {
         (first, second): _num_shared(parts[first].left_OK, parts[second].left_OK)
@@ -117,7 +117,7 @@ def _equal_norm(forms: Sequence[Form | None], total: Form | None) -> float:
         return 1.0
     parts = sum(inner_product(form, form) for form in forms if form is not None)
     whole = inner_product(total, total)
-    return math.sqrt(parts / len(forms) / whole) if whole > 1e-24 * parts else 1.0
+    return math.sqrt(parts / len(forms) / whole) if whole > CANCELLED * parts else 1.0
 
 
 def _intruders(
@@ -142,9 +142,10 @@ def _intruders(
         )
         return _Intruders(count, none, none[0], num_vectors)
     change = Change(base_OI, form if isinstance(form, tuple) else base_OI + form, shared)
+    update: Mapping[str, Any] = change.keywords
     found = analyse(
         base_OI,
-        **change.keywords,
+        **update,
         k=settings.k,
         thresholds=(settings.epsilon,),
         deciding=settings.epsilon,
@@ -170,9 +171,10 @@ def _is_new(left_OK: Tensor, others_OK: Tensor) -> Tensor:
     """Which unit columns have at most half of their squared length in the span of the others."""
     basis, sizes, _ = torch.linalg.svd(others_OK, full_matrices=False)
     basis = basis[:, sizes > _ONE_DIRECTION]
-    return (basis.T @ left_OK).square().sum(dim=0) <= SAME_SQUARED
+    inside: Tensor = (basis.T @ left_OK).square().sum(dim=0)
+    return inside <= SAME_SQUARED
 
 
 def _num_shared(first_OK: Tensor, second_OK: Tensor) -> int:
-    """Columns of the first that match one of the second; each matches one at most, and the other way round."""
+    """Number of columns of the first that match one of the second; each column matches one at most."""
     return int(((first_OK.T @ second_OK).square() > SAME_SQUARED).sum())

@@ -1,7 +1,7 @@
 """What a comparison reports, as frozen records; :meth:`CompareReport.save` writes them as the JSON schema.
 
-Quantities and their controls only: nothing here says whether to merge. A value that does not exist is None; no
-field is ever NaN or infinite.
+Quantities and their controls only: nothing here says whether to merge. A value that does not exist is None;
+no field is ever NaN or infinite.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ COLUMNS: dict[str, str] = {
     "sign_conflict_shared_a_spread": "float64",
     "num_shared_intruders": "int64",
 }
-"""Column names in order, with their Arrow types: one row for each pair of fine-tunes and each matrix that both
-change."""
+"""Column names in order, with their Arrow types: one row for each pair of fine-tunes and each matrix that
+both change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ class MergeModule:
             equal ones; below 1 where they cancel. None if all are zero.
         inflation: Largest singular value of S over the largest of any single update; None if all are zero.
         inflation_random: Its mean if the updates keep their singular values and have random directions.
-        inflation_shared_a: Its mean if they keep their row spaces too; None for updates that are not low-rank.
+        inflation_shared_a: Its mean if they keep their row spaces too; None unless all are low-rank.
         preflight: Intruders; None without a base, and outside the paper's scope.
     """
 

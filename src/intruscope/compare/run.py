@@ -132,9 +132,7 @@ def _report(
             found[task.name] = decode(MatrixComparison, outcome.record)
         else:
             message = outcome.reason or "no result"
-            failed.append(
-                Finding(code=outcome.status, severity="error", message=message, matrix=task.name)
-            )
+            failed.append(Finding(code=outcome.status, severity="error", message=message, matrix=task.name))
     return assemble(opened, settings, found, failed, environment=environment())
 
 

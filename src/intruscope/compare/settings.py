@@ -26,8 +26,8 @@ class CompareSettings:
     epsilon: float = shared(ScanSettings, "epsilon")
     weight: float | None = option(
         None,
-        help="Weight of every fine-tune in the merge whose intruders are counted (default: 1 divided by their "
-        "number).",
+        help="Weight of every fine-tune in the merge whose intruders are counted (default: 1 divided by "
+        "their number).",
         above=0,
         maximum=1e6,
     )

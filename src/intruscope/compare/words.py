@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.spectra.words import percent
-
 if TYPE_CHECKING:
     from intruscope.compare.records import CompareReport, PairReport, Preflight
 
@@ -17,13 +15,13 @@ def compare_sentence(report: CompareReport) -> str:
     if merge.energy_ratio is None:
         return f"The {count} fine-tunes change nothing that could be compared."
     said = (
-        f"The sum of the {count} updates has {merge.energy_ratio:.2f} times their energy (orthogonal updates: 1, "
-        f"equal ones: {count})"
+        f"The sum of the {count} updates has {merge.energy_ratio:.2f} times their energy (orthogonal "
+        f"updates: 1, equal ones: {count})"
     )
     if merge.median_inflation is not None and merge.median_inflation_random is not None:
         said += (
-            f", and its largest singular values are {merge.median_inflation:.2f} times those of the largest part "
-            f"(median; random directions: {merge.median_inflation_random:.2f})"
+            f", and its largest singular values are {merge.median_inflation:.2f} times those of the largest "
+            f"part (median; random directions: {merge.median_inflation_random:.2f})"
         )
     return said + "." + (f" {preflight_sentence(merge.preflight, merge.weight)}" if merge.preflight else "")
 
@@ -48,11 +46,6 @@ def number(value: float | None, digits: int = 3) -> str:
 def spread(value: float | None) -> str:
     """A standard deviation as ± with two significant digits; a dash for none."""
     return "–" if value is None else f"±{value:.2g}"
-
-
-def shares(values: tuple[float, ...]) -> str:
-    """Shares as percentages."""
-    return " / ".join(percent(value) for value in values)
 
 
 def pair_name(pair: PairReport) -> str:

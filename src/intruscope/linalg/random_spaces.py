@@ -82,7 +82,5 @@ def largest_value_of_sum(
         values_R: Singular values of each.
         right_DR: As ``left_DR``, in coordinates of their own.
     """
-    scaled = torch.cat(
-        [left * values for left, values in zip(left_DR, values_R, strict=True)], dim=1
-    )
+    scaled = torch.cat([left * values for left, values in zip(left_DR, values_R, strict=True)], dim=1)
     return float(torch.linalg.matrix_norm(scaled @ torch.cat(list(right_DR), dim=1).T, 2))

@@ -7,7 +7,6 @@ Shape suffixes: T updates, O out, I in, M sampled rows, C sampled columns.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

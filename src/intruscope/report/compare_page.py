@@ -44,8 +44,8 @@ _PAIR_FIELDS = {
     "signsSharedA": "sign_conflict_shared_a_spread",
     "shared": "num_shared_intruders",
 }
-"""What the script calls the fields of a pair's modules: a list of numbers for each, for 45 pairs of 224 matrices
-are ten thousand of them."""
+"""What the script calls the fields of a pair's modules. Each module is a bare list of numbers in this order:
+45 pairs of 224 matrices are ten thousand of them."""
 
 
 def write_compare_html(report: CompareReport, path: Path) -> None:

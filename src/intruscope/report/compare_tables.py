@@ -1,4 +1,4 @@
-"""The terminal's view of a comparison: the fine-tunes, their pairs, their sum, and the controls beside all."""
+"""The terminal's view of a comparison: the fine-tunes, their pairs and their sum, beside their controls."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from intruscope.sweep.words import interval_text, nats
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from intruscope.compare.records import CompareReport, IntruderCount, MergeForgetting, Preflight
+    from intruscope.compare.records import (
+        CompareReport,
+        IntruderCount,
+        MergeForgetting,
+        PairReport,
+        Preflight,
+    )
 
 _MAX_PAIRS = 20
+_PAIR_WIDTH = 26
 
 
 def compare_summary(report: CompareReport) -> list[RenderableType]:
@@ -35,7 +42,8 @@ def compare_summary(report: CompareReport) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if report.base is not None:
         parts.append(Text(f"base  {printable(report.base)}"))
-    parts += [Text(compare_sentence(report), style="bold"), _members(report), _pairs(report), _sum(report)]
+    parts.append(Text(compare_sentence(report), style="bold"))
+    parts += [_members(report), _pairs(report), _spaces(report), _sum(report)]
     if report.merge.preflight is not None:
         labels = [member.label for member in report.fine_tunes]
         parts.append(_preflight(report.merge.preflight, labels, report.merge.weight))
@@ -71,34 +79,59 @@ def _members(report: CompareReport) -> Table:
 
 
 def _pairs(report: CompareReport) -> Table:
-    table = _table(
-        "Pairs: random directions give cosine 0 ± the spread, and sign conflict 0.5; likewise with shared A"
-    )
-    table.add_column("pair")
-    _numbers(table, "cosine", "random", "shared A", "norms", "columns", "random", "rows", "random", "signs")
     has_intruders = any(pair.num_shared_intruders is not None for pair in report.pairs)
+    table = _table(
+        "Pairs (random directions and shared A: a cosine of 0 and a sign conflict of 0.5, ± the spread)"
+        + ("; intruders in both" if has_intruders else "")
+    )
+    table.add_column("pair", min_width=_PAIR_WIDTH)
+    _numbers(table, "cosine", "random", "shared A", "norms", "signs", "random", "shared A")
     if has_intruders:
-        _numbers(table, "shared intruders")
+        _numbers(table, "in both")
     for pair in report.pairs[:_MAX_PAIRS]:
-        cells = [
-            Text(f"{printable(pair.a)}, {printable(pair.b)}"),
+        cells: list[RenderableType] = [
+            _pair_name(pair),
             number(pair.cosine),
             spread(pair.cosine_random_spread),
             spread(pair.cosine_shared_a_spread),
             "–" if pair.norm_ratio is None else f"1 : {pair.norm_ratio:.2g}",
-            number(pair.left_overlap),
-            number(pair.left_overlap_random),
-            number(pair.right_overlap),
-            number(pair.right_overlap_random),
             number(pair.sign_conflict),
+            spread(pair.sign_conflict_random_spread),
+            spread(pair.sign_conflict_shared_a_spread),
         ]
         if has_intruders:
             shared = pair.num_shared_intruders
             cells.append("–" if shared is None else str(shared))
         table.add_row(*cells)
-    if len(report.pairs) > _MAX_PAIRS:
-        table.add_row(Text(f"and {len(report.pairs) - _MAX_PAIRS} more pairs", style="dim"))
+    _more(table, report)
     return table
+
+
+def _spaces(report: CompareReport) -> Table:
+    table = _table("Overlap of their spaces (mean squared cosine of the principal angles, over the matrices)")
+    table.add_column("pair", min_width=_PAIR_WIDTH)
+    _numbers(table, "column spaces (B)", "random", "row spaces (A)", "random")
+    for pair in report.pairs[:_MAX_PAIRS]:
+        table.add_row(
+            _pair_name(pair),
+            number(pair.left_overlap),
+            number(pair.left_overlap_random),
+            number(pair.right_overlap),
+            number(pair.right_overlap_random),
+        )
+    _more(table, report)
+    return table
+
+
+def _pair_name(pair: PairReport) -> Text:
+    return Text(f"{printable(pair.a)}, {printable(pair.b)}", overflow="fold")
+
+
+def _more(table: Table, report: CompareReport) -> None:
+    if len(report.pairs) > _MAX_PAIRS:
+        table.add_row(
+            Text(f"and {len(report.pairs) - _MAX_PAIRS} more pairs; --json has them all", style="dim")
+        )
 
 
 def _sum(report: CompareReport) -> Table:
@@ -121,8 +154,8 @@ def _sum(report: CompareReport) -> Table:
 
 def _preflight(flight: Preflight, labels: list[str], weight: float) -> Table:
     table = _table(
-        f"Intruders among {flight.num_vectors:,} leading left vectors (new: no part had them; energy in % of "
-        "‖W‖²)"
+        f"Intruders among {flight.num_vectors:,} leading left vectors (new: no part had them; energy: % of "
+        "the base's)"
     )
     table.add_column("base plus")
     _numbers(table, "intruders", "energy", "new", "new energy", "undecided")

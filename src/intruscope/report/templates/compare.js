@@ -2,7 +2,13 @@
 
 const HALF_TURN = 180 / Math.PI;
 const degrees = value => value === null ? "–" : `${figure(value * HALF_TURN, 3)}°`;
-const decimal = digits => value => value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−");
+const decimal = digits => value => {
+  if (value === null || value === undefined) return "–";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+};
+// For the cells of a map, where there is room for three characters and a sign.
+const brief = value => decimal(2)(value).replace("0.", ".");
 const spread = value => value === null ? "–" : "±" + figure(value, 2);
 const label = index => DATA.members[index].label;
 
@@ -20,7 +26,25 @@ function glance(section) {
     element("p", { class: "said" }, DATA.sentence),
     scrolling("The fine-tunes", table(["Fine-tune", "Kind", "Matrices", "Norm of ΔW", "Energy", "Share of an equal-weight merge"],
       DATA.members.map(each => ({ cells: [each.label, each.kind, String(each.matrices), figure(each.norm), percent(each.energy), percent(each.share).replace("-", "−")] })))),
-    DATA.findings.length ? element("ul", { class: "findings" }, DATA.findings.map(([severity, , message, place]) => element("li", { class: severity }, place ? `${place}: ${message}` : message))) : null));
+    findings()));
+}
+
+// One line for each code: with many fine-tunes the same is found of each.
+function findings() {
+  const grouped = new Map();
+  for (const each of DATA.findings) {
+    const key = each[0] + each[1];
+    if (!grouped.has(key)) grouped.set(key, []);
+    grouped.get(key).push(each);
+  }
+  if (!grouped.size) return null;
+  return element("ul", { class: "findings" }, [...grouped.values()].map(group => {
+    const [severity, code, message, place] = group[0];
+    const lines = [place ? `${place}: ${message}` : message];
+    if (group.length > 1 && code !== "shared-start") lines.push(` (and ${group.length - 1} more)`);
+    else lines.push(...group.slice(1).flatMap(each => [element("br"), each[2]]));
+    return element("li", { class: severity, "data-code": code }, lines);
+  }));
 }
 
 // ---- Pairs
@@ -74,12 +98,12 @@ function pairs(section) {
 
 const reversed = value => Math.max(0, Math.min(8, Math.round(8 * (1 - value / (Math.PI / 2)))));
 const MAPS = [
-  { id: "cosine", name: "Cosine", text: decimal(2), of: each => each.cosine, isSigned: true },
+  { id: "cosine", name: "Cosine", text: brief, of: each => each.cosine, isSigned: true },
   { id: "leftAngle", name: "Smallest left angle", text: degrees, of: each => each.leftAngle, isAngle: true },
   { id: "rightAngle", name: "Smallest right angle", text: degrees, of: each => each.rightAngle, isAngle: true },
-  { id: "left", name: "Overlap of column spaces", text: decimal(2), of: each => each.left },
-  { id: "right", name: "Overlap of row spaces", text: decimal(2), of: each => each.right },
-  { id: "signs", name: "Sign conflict", text: decimal(3), of: each => each.signs, isHalf: true },
+  { id: "left", name: "Overlap of column spaces", text: brief, of: each => each.left },
+  { id: "right", name: "Overlap of row spaces", text: brief, of: each => each.right },
+  { id: "signs", name: "Sign conflict", text: brief, of: each => each.signs, isHalf: true },
 ];
 
 // The cell of each kind and layer; where there are several (experts), the value that is furthest from nothing.
@@ -221,7 +245,7 @@ function preflight(section) {
     element("p", { class: "lead" }, `Intruders among the ${flight.vectors.toLocaleString("en")} leading left vectors that were examined in each model. New ones are in the merge and in none of its parts. The controls say how many new ones come of size alone: parts with the same singular values in random directions, merged in the same way, and the sum shrunk as a whole to the norm of one part.`),
     element("div", { class: "card" },
       element("p", { class: "scale" }, element("span", {}, element("span", { class: "key old" }), "found in a part too"), element("span", {}, element("span", { class: "key new" }), "new")),
-      scrolling("Intruders", table(["Base plus", "Intruders", "", "Energy in % of ‖W‖²", "New", "Energy of the new", "Undecided"], flight.rows.map(row => ({
+      scrolling("Intruders", table(["Base plus", "Intruders", "", "Energy, % of the base’s", "New", "Energy of the new", "Undecided"], flight.rows.map(row => ({
         class: row.role === "merge" ? "strong" : row.role === "part" ? null : "control",
         cells: [row.name, String(row.intruders), bar(row, top), percent(row.energy), row.fresh === null ? "" : String(row.fresh), share(row.freshEnergy), String(row.undecided)],
       }))))),
@@ -236,11 +260,11 @@ function forgettingChart(models, width) {
   const values = models.flatMap(model => model.forgetting);
   const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
   const room = (high - low || 1) * 0.06;
-  const left = Math.min(220, width * 0.34), right = width - 16, step = 34, height = models.length * step + 46;
+  const left = Math.min(220, width * 0.34), right = width - 16, step = 34, height = models.length * step + 54;
   const x = value => left + (value - low + room) / (high - low + 2 * room) * (right - left);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": models.map(model => `${model.name}: ${model.text}`).join("; ") });
   for (const tick of linearTicks(low - room, high + room, 5)) {
-    svg.append(shape("line", { class: tick === 0 ? "zero" : "gridline", x1: x(tick), x2: x(tick), y1: 6, y2: height - 36 }), shape("text", { x: x(tick), y: height - 20, "text-anchor": "middle" }, plainly(tick)));
+    svg.append(shape("line", { class: tick === 0 ? "zero" : "gridline", x1: x(tick), x2: x(tick), y1: 6, y2: height - 44 }), shape("text", { x: x(tick), y: height - 26, "text-anchor": "middle" }, plainly(tick)));
   }
   svg.append(shape("text", { x: right, y: height - 3, "text-anchor": "end" }, "forgetting, nats per token"));
   models.forEach((model, place) => {
