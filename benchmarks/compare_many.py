@@ -41,7 +41,7 @@ def write_adapter(folder: Path, layers: int, seed: int) -> Path:
 
 
 def dense_seconds(count: int, layers: int) -> float:
-    """Seconds for the cosines and signs of all pairs of formed float64 updates, from one pair of each shape."""
+    """Seconds for cosines and signs of all pairs of formed float64 updates, from one pair of each shape."""
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for rows, columns in sorted(set(MODULES.values())):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.inspect import inspect
+    from intruscope.inspect.records import InspectReport
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
     from intruscope.progress import Progress
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from intruscope.train.settings import TuneReport, TuneSettings
     from intruscope.train.tune import tune
     from intruscope.train.watch import IntruderWatch
+    from intruscope.verify import verify
+    from intruscope.verify.records import VerifyReport
 
 __all__ = [
     "ChainReport",
@@ -46,6 +50,7 @@ __all__ = [
     "CompareSettings",
     "ExtractPlan",
     "ForgettingReport",
+    "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
@@ -61,10 +66,12 @@ __all__ = [
     "SweepSettings",
     "TuneReport",
     "TuneSettings",
+    "VerifyReport",
     "chain",
     "compare",
     "extract",
     "forget",
+    "inspect",
     "linalg",
     "load_task",
     "plan",
@@ -73,6 +80,7 @@ __all__ = [
     "scan",
     "sweep",
     "tune",
+    "verify",
 ]
 
 _HOMES = {
@@ -82,6 +90,7 @@ _HOMES = {
     "CompareSettings": "intruscope.compare.settings",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
+    "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
@@ -97,10 +106,12 @@ _HOMES = {
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
+    "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
     "compare": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "plan": "intruscope.spectra.scan",
@@ -109,6 +120,7 @@ _HOMES = {
     "scan": "intruscope.spectra.scan",
     "sweep": "",
     "tune": "intruscope.train.tune",
+    "verify": "",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

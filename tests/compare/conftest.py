@@ -7,7 +7,7 @@ from cli_support import write_model  # isort: skip
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A base of two matrices; adapters ``a``, ``b``, and ``c`` with the A of ``a``; ``full``, a checkpoint."""
+    """A base of two matrices; adapters ``a``, ``b``, and ``c`` with the A of ``a``; ``full`` checkpoint."""
     folder = tmp_path_factory.mktemp("compare")
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{module(layer)}.weight": torch.randn(SHAPE, generator=generator) for layer in range(2)}

@@ -8,8 +8,13 @@ import pytest
 
 import intruscope
 
-VERBS = ("chain", "extract", "forget", "plan", "profile", "repair", "scan", "sweep", "tune")
-PACKAGES = {"repair": "repair.plan", "sweep": "sweep.measure", "extract": "extract.plan"}
+VERBS = ("chain", "extract", "forget", "plan", "profile", "repair", "scan", "sweep", "tune", "verify")
+PACKAGES = {
+    "repair": "repair.plan",
+    "sweep": "sweep.measure",
+    "extract": "extract.plan",
+    "verify": "verify.run",
+}
 
 
 @pytest.mark.parametrize("first", ["verb", "module"])

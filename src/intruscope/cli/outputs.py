@@ -81,6 +81,17 @@ TABLE = {
         },
         summary="report.terminal:summary",
     ),
+    "inspect": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
+        },
+        summary="report.inspect:inspect_summary",
+        width=110,
+    ),
     "compare": Written(
         files={
             "json": _json("records.report:Report.to_json"),
@@ -97,6 +108,17 @@ TABLE = {
         },
         summary="report.compare_tables:compare_summary",
         width=120,
+    ),
+    "verify": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
+        },
+        summary="report.verify:verify_summary",
+        width=100,
     ),
     "layers": Written(
         files={"json": _json("report.layers:layers_json", "list")},
