@@ -55,6 +55,20 @@ def rank_one(left, right, size):
     return {0: (size * left.reshape(-1, 1), right.reshape(1, -1))}
 
 
+def make_dora(folder, base):
+    """Turn an adapter into a DoRA with 1.1 times the norms that its rows have; gives ΔW by module."""
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors, updates = load_file(path), updates_of(folder)
+    for name, update in updates.items():
+        start = base[f"{name}.weight"].double()
+        directed = start + update
+        tensors[f"base_model.model.{name}.lora_magnitude_vector"] = (1.1 * directed.norm(dim=1)).float()
+        updates[name] = 1.1 * directed - start
+    save_file(tensors, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    return updates
+
+
 def break_tensor(folder, layer, value):
     """Put one number that is not finite into an adapter."""
     path = folder / "adapter_model.safetensors"

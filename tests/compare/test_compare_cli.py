@@ -6,7 +6,7 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
-from compare_models import break_tensor, random_factors, write_lora
+from compare_models import break_tensor, make_dora, random_factors, updates_of, write_lora
 from safetensors.torch import load_file
 
 from cli_support import assert_message, fingerprint, invoke, write_model  # isort: skip
@@ -75,6 +75,23 @@ def test_what_cannot_be_compared_is_said_and_fails(files, tmp_path):
     assert "some weights could not be compared" in done.stderr
     assert "non-finite" in done.stdout
     assert json.loads((tmp_path / "out.json").read_text())["complete"] is False
+
+
+def test_a_dora_is_compared_with_its_base_and_said_to_need_it(files, tmp_path):
+    base = load_file(files / "base" / "model.safetensors")
+    updates = make_dora(write_lora(tmp_path / "dora", random_factors(9)), base)
+    done = invoke("compare", files / "a", tmp_path / "dora")
+    assert done.returncode == 5
+    assert "needs-base" in done.stdout
+    report = tmp_path / "out.json"
+    done = invoke("compare", files / "base", files / "a", tmp_path / "dora", "-q", "--json", report)
+    assert done.returncode == 0, done.stderr
+    (pair,) = json.loads(report.read_text())["pairs"]
+    others = updates_of(files / "a")
+    for each in pair["modules"]:
+        one, two = others[each["name"]], updates[each["name"]]
+        cosine = float((one * two).sum() / (one.norm() * two.norm()))
+        assert each["cosine"] == pytest.approx(cosine, abs=1e-5)
 
 
 def test_adapters_without_a_common_matrix_are_compared_with_a_warning(files, tmp_path):

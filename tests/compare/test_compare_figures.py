@@ -290,3 +290,9 @@ def test_a_matrix_with_nan_is_a_finding_and_the_others_are_compared(files, tmp_p
     with_nan, healthy = report.pairs[0], report.pairs[1]
     assert [each.name for each in with_nan.modules] == [module(0)]
     assert [each.name for each in healthy.modules] == [module(0), module(1)]
+    rows = report.to_arrow().to_pylist()
+    assert [row["matrix"] for row in rows if (row["a"], row["b"]) == (healthy.a, healthy.b)] == [
+        module(0),
+        module(1),
+    ]
+    assert "cosine" in report._repr_html_()

@@ -336,20 +336,23 @@ class CompareReport(Report):
     environment: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[Cell, ...]]:
-        """One row for each pair and each matrix that both change."""
+        """One row for each pair and each matrix that both change.
+
+        Kind, layer and energies are None where another fine-tune's update of the matrix cannot be read.
+        """
         places = {member.label: place for place, member in enumerate(self.fine_tunes)}
         modules = {module.name: module for module in self.merge.modules}
         for pair in self.pairs:
             for module in pair.modules:
-                whole = modules[module.name]
+                whole = modules.get(module.name)
                 values: dict[str, Cell] = {
                     "a": pair.a,
                     "b": pair.b,
                     "matrix": module.name,
-                    "kind": whole.kind,
-                    "layer": whole.layer,
-                    "energy_a": whole.energies[places[pair.a]],
-                    "energy_b": whole.energies[places[pair.b]],
+                    "kind": whole.kind if whole else None,
+                    "layer": whole.layer if whole else None,
+                    "energy_a": whole.energies[places[pair.a]] if whole else None,
+                    "energy_b": whole.energies[places[pair.b]] if whole else None,
                     "smallest_left_angle": min(module.left_angles, default=None),
                     "smallest_right_angle": min(module.right_angles, default=None),
                 }

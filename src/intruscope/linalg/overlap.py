@@ -27,7 +27,7 @@ NEGLIGIBLE = 1e-6
 """Directions whose singular value is below this fraction of the largest are left out of a space: rounding in
 float32 factors makes such directions, and an angle counts each direction alike, however little it holds."""
 CANCELLED = 1e-13
-"""A sum counts as zero if its squared norm is below this fraction of its parts': only rounding is left of it."""
+"""A sum counts as zero below this fraction of its parts' squared norms: only rounding is left of it."""
 _BLOCK_ENTRIES = 1 << 22
 _KRYLOV = 32
 """A Krylov space pays off where the smaller side is this many times the number of directions, or more."""
