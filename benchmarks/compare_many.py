@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,9 @@ def main() -> None:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         code = process.wait()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = time.perf_counter() - started
         done.set()
         watcher.join()
@@ -95,6 +98,9 @@ def main() -> None:
             "matrices": len(report["merge"]["modules"]),
             "pairs": len(report["pairs"]),
             "seconds": round(seconds, 1),
+            "processor_seconds": round(
+                after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
+            ),
             "peak_memory_gib": round(peak[0] / 2**30, 2),
             "report_mib": round(size / 2**20, 1),
             "dense_seconds": round(dense, 1),

@@ -159,3 +159,32 @@ def test_the_merge_is_measured_like_the_model_that_it_is(language, tmp_path):
             assert found[name].merge_difference.estimate == pytest.approx(difference, abs=1e-12)
     assert len({round(each, 4) for each in seen}) == 4  # four different models
     assert found["merge"].merge_difference is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_in_memory_are_measured_as_their_files_are(language, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertForMaskedLM
+
+    base = str(language / "base")
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+        models.append(get_peft_model(BertForMaskedLM.from_pretrained(base), config))
+        models[-1].save_pretrained(tmp_path / str(seed))
+    options = {
+        "text": str(language / "text.txt"),
+        "measuring": ForgetSettings(tokenizer=base, protocol="fast", num_resamples=100),
+        "options": RunOptions(workers=0),
+    }
+    stored = intruscope.compare(base, *(str(tmp_path / str(seed)) for seed in (1, 2)), **options)
+    before = [parameter.clone() for model in models for parameter in model.parameters()]
+    held = intruscope.compare(BertForMaskedLM.from_pretrained(base), *models, **options)
+    assert all(map(torch.equal, before, (p for model in models for p in model.parameters())))
+    assert held.pairs[0].modules == stored.pairs[0].modules
+    assert held.merge.preflight == stored.merge.preflight
+    for one, two in zip(held.merge.forgetting.models, stored.merge.forgetting.models, strict=True):
+        assert one.forgetting.estimate == pytest.approx(two.forgetting.estimate, abs=1e-6)
+        assert one.forgetting.estimate != 0.0

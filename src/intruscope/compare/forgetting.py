@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.compare.matrix import load_updates
@@ -81,12 +81,12 @@ def measure_merge(
     first = opened.fine_tunes.members[0]
     base = first.base if first.base_module is None else first.base_module
     # The base as both states: an edit then is the base with one update, and nothing of any fine-tune.
-    pair = load_pair(
-        open_pair(base, base),
-        device=measuring.device,
-        dtype=measuring.dtype,
-        tokenizer=measuring.tokenizer,
-    )
+    loading: dict[str, Any] = {
+        "device": measuring.device,
+        "dtype": measuring.dtype,
+        "tokenizer": measuring.tokenizer,
+    }
+    pair = load_pair(open_pair(base, base), **loading)
     language = pair.language_model()
     protocol = choose_protocol(language.kind, measuring.protocol)
     sequences = cut(
@@ -119,10 +119,9 @@ def measure_merge(
             losses(name, pair)
     del pair, language
     for label, member in zip(opened.labels, opened.fine_tunes.members, strict=True):
-        losses(
-            f"part {label}",
-            load_pair(member, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer),
-        )
+        # A base in memory is a module to the first alone: the others were opened with its weights.
+        whole = replace(member, base_module=first.base_module)
+        losses(f"part {label}", load_pair(whole, **loading))
     models = [(label, f"part {label}", True) for label in opened.labels]
     models += [("merge", "the merge", False), ("sum", "the sum", False)]
     bootstrap = {"num_resamples": measuring.num_resamples, "seed": measuring.seed}
