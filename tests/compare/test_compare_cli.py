@@ -103,11 +103,12 @@ def test_adapters_without_a_common_matrix_are_compared_with_a_warning(files, tmp
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
-    """A tiny language model, two adapters of it, and a text."""
+    """A tiny language model, adapters of it (``same`` has the seed of ``a`` and another B), and a text."""
     folder = tmp_path_factory.mktemp("language")
     base = write_base(folder / "base")
     write_adapter(folder / "a", base, size=0.5)
     write_adapter(folder / "b", base, size=0.3, seed=2)
+    write_adapter(folder / "same", base, size=0.3, seed_b=7)
     write_text(folder / "text.txt")
     return folder
 
@@ -128,6 +129,18 @@ def merged_files(language, folder, weight):
     write_model(folder, merged)
     (folder / "config.json").write_text((language / "base" / "config.json").read_text())
     return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_starts_from_one_a_with_one_seed_and_that_is_noticed(language):
+    models = [str(language / name) for name in ("a", "b", "same")]
+    report = intruscope.compare(*models, options=RunOptions(workers=0))
+    said = [finding.message for finding in report.findings if finding.code == "shared-start"]
+    assert len(said) == 1
+    assert said[0].startswith("a and same probably started from the same A")
+    overlaps = {(pair.a, pair.b): pair.right_overlap for pair in report.pairs}
+    assert overlaps["a", "same"] == pytest.approx(1.0)
+    assert max(overlaps["a", "b"], overlaps["b", "same"]) < 0.15
 
 
 @pytest.mark.filterwarnings("ignore")

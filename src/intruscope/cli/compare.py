@@ -52,6 +52,8 @@ def compare(
     """
     from intruscope.compare.run import compare as run_compare
 
+    if not text and measuring != ForgetSettings():
+        note("the options for measuring losses have no effect without --text")
     outputs.check(models, others=[options.work_dir], files=text)
     with progress_bars(quiet=quiet) as on_progress:
         report = run_compare(
