@@ -13,6 +13,9 @@ from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intruscope import linalg
+    from intruscope.compare import compare
+    from intruscope.compare.records import CompareReport
+    from intruscope.compare.settings import CompareSettings
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ChainReport",
     "ChainSettings",
+    "CompareReport",
+    "CompareSettings",
     "ExtractPlan",
     "ForgettingReport",
     "InspectReport",
@@ -63,6 +68,7 @@ __all__ = [
     "TuneSettings",
     "VerifyReport",
     "chain",
+    "compare",
     "extract",
     "forget",
     "inspect",
@@ -80,6 +86,8 @@ __all__ = [
 _HOMES = {
     "ChainReport": "intruscope.sequence.records",
     "ChainSettings": "intruscope.sequence.records",
+    "CompareReport": "intruscope.compare.records",
+    "CompareSettings": "intruscope.compare.settings",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
@@ -100,6 +108,7 @@ _HOMES = {
     "TuneSettings": "intruscope.train.settings",
     "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
+    "compare": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "inspect": "",
