@@ -81,7 +81,11 @@ def test_each_folder_says_what_may_live_in_it(folder):
 
 # What trains is made of transformers' classes; its folders are imported when something is trained.
 WITH_TORCH = {"linalg", "demo", "train", "sequence", "profiling"}
-IN_WORKERS = {"spectra": {"matrix.py", "sides.py", "updates.py"}, "extract": {"decompose.py"}}
+IN_WORKERS = {
+    "spectra": {"matrix.py", "sides.py", "updates.py"},
+    "extract": {"decompose.py"},
+    "merge": {"emr.py", "rules.py", "spaces.py", "trimming.py"},
+}
 
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in WITH_TORCH])
