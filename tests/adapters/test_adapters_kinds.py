@@ -199,14 +199,14 @@ def _toy_decode(parts, base, options):
 def test_a_kind_is_one_module_and_one_line(tmp_path, monkeypatch):
     """What a newcomer writes: a module with ``KIND`` and a line in the registry; every verb then reads it."""
     from intruscope import RunOptions, extract, repair, scan
-    from intruscope.adapters.kind import AdapterKind, closed_form, number
+    from intruscope.adapters.kind import AdapterKind, ClosedForm, number
 
     toy = ModuleType("intruscope.adapters.kinds.toy")
     toy.KIND = AdapterKind(
         name="TOY",
         title="Toy",
         words={"toy_shift": "toy_shift"},
-        update=closed_form(decode=_toy_decode, sizes=lambda shapes, _: (shapes["toy_shift"][0], None)),
+        update=ClosedForm(decode=_toy_decode, sizes=lambda shapes, _: (shapes["toy_shift"][0], None)),
         required=frozenset({"toy_shift"}),
         read_options=lambda raw, path: {"gain": number(raw, "gain", path, default=1.0)},
     )

@@ -139,6 +139,17 @@ class BaseWeight:
         return DenseUpdate(tuned_OI=self.matrix_OI + self.rows(delta_FI).to(self.matrix_OI.dtype))
 
 
+class AbsentBaseWeight(BaseWeight):
+    """The place of a base that is not at hand: it has a shape and no ``matrix_OI``."""
+
+    def __init__(self, view: TensorView) -> None:
+        object.__setattr__(self, "view", view)
+
+    def plus(self, delta_FI: torch.Tensor) -> DenseUpdate:
+        """The dense update itself, on this matrix's rows, as on a base of zeros."""
+        return DenseUpdate(tuned_OI=self.rows(delta_FI))
+
+
 Decode = Callable[["Parts", BaseWeight, Mapping[str, Any]], LowRankUpdate | DenseUpdate]
 """From a module's numbers (float32 or wider; integers as stored), the base and the options, the update."""
 
@@ -166,48 +177,66 @@ class DecodedUpdate(StoredUpdate):
         Raises:
             MalformedInput: the file changed since planning.
         """
+        parts, dtype = self._parts(base_OI.dtype)
+        return self.decode(parts, BaseWeight(view=self.view, matrix_OI=base_OI.to(dtype)), dict(self.options))
+
+    def load_alone(self) -> LowRankUpdate | DenseUpdate:
+        """The update of an additive kind on a base of zeros, where the base is not at hand.
+
+        Raises:
+            MalformedInput: the file changed since planning.
+        """
+        import torch
+
+        parts, _ = self._parts(torch.float32)
+        return self.decode(parts, AbsentBaseWeight(self.view), dict(self.options))
+
+    def _parts(self, least: torch.dtype) -> tuple[dict[str, torch.Tensor], torch.dtype]:
+        """The stored numbers by role in one dtype (integers as they are), and that dtype."""
         import torch
 
         parts = {role: read_wide(tensor) for role, tensor in self.tensors}
-        dtype = base_OI.dtype
+        dtype = least
         for part in parts.values():
             if part.is_floating_point():
                 dtype = torch.promote_types(dtype, part.dtype)
-        parts = {role: part.to(dtype) if part.is_floating_point() else part for role, part in parts.items()}
-        return self.decode(parts, BaseWeight(view=self.view, matrix_OI=base_OI.to(dtype)), dict(self.options))
+        return {r: part.to(dtype) if part.is_floating_point() else part for r, part in parts.items()}, dtype
 
 
-def closed_form(
-    *,
-    decode: Decode,
-    sizes: Callable[[Shapes, Mapping[str, Any]], tuple[int | None, int | None]],
-    conv: bool = False,
-    embedding: bool = False,
-) -> Callable[[AdaptedModule, TensorView, AdapterSource, ModuleScale | None], StoredUpdate]:
-    """An ``update`` for kinds whose whole arithmetic is one function.
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """The ``update`` of a kind whose whole arithmetic is one function.
 
-    Args:
+    Attributes:
         decode: The function; must be importable (workers receive it by name).
         sizes: (out, in) of the whole matrix that tensors of these shapes are for, from their shapes alone;
             None for a size that they do not tell.
         conv: Also for convolutions, flattened to (out, in x kernel).
         embedding: Also for embeddings, as (width, vocabulary).
-
-    Raises:
-        ShapeMismatch: (when called) the tensors are for a matrix of another size.
-        UnsupportedFormat: (when called) the kind has no such layer.
+        additive: ΔW does not depend on the base's numbers.
+        most_inputs: Inputs of the module that has the most, from the shape of a matrix that all share; for
+            kinds whose ``sizes`` do not tell the inputs.
     """
 
-    def update(
-        module: AdaptedModule, view: TensorView, adapter: AdapterSource, scale: ModuleScale | None
+    decode: Decode
+    sizes: Callable[[Shapes, Mapping[str, Any]], tuple[int | None, int | None]]
+    conv: bool = False
+    embedding: bool = False
+    additive: bool = True
+    most_inputs: Callable[[Shapes], int] | None = None
+
+    def __call__(
+        self, module: AdaptedModule, view: TensorView, adapter: AdapterSource, scale: ModuleScale | None
     ) -> StoredUpdate:
-        roles = {role: tensor for role, tensor in module.roles.items() if role not in WHOLE_ROLES}
-        options = dict(adapter.config.options) if adapter.config is not None else {}
-        if scale is not None and adapter.kind.alpha_name:
-            options |= {"scaling": scale.scaling, "rank": scale.rank}
-        options["module"] = module.name
-        first = next(iter(roles.values()))
-        unable = (view.kind == "conv" and not conv) or (view.kind == "embedding" and not embedding)
+        """The update of one matrix.
+
+        Raises:
+            ShapeMismatch: the tensors are for a matrix of another size.
+            UnsupportedFormat: the kind has no such layer.
+        """
+        tensors = self._own_tensors(module)
+        first = next(iter(tensors.values()))
+        unable = (view.kind == "conv" and not self.conv) or (view.kind == "embedding" and not self.embedding)
         if unable or view.expert is not None:
             raise UnsupportedFormat(
                 f"{printable(module.name)} is {_a_layer(view)}, and {adapter.kind.title} has no form for it",
@@ -215,16 +244,7 @@ def closed_form(
                 file=adapter.path,
                 tensor=first.name,
             )
-        try:
-            found = sizes({role: tensor.shape for role, tensor in roles.items()}, options)
-        except (IndexError, KeyError, ValueError) as error:
-            raise ShapeMismatch(
-                f"the {adapter.kind.title} parameters do not belong together ({error}): "
-                + ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in roles.items()),
-                remedy="save the adapter again",
-                file=adapter.path,
-                tensor=first.name,
-            ) from error
+        found = self.shape_of(module, adapter, scale)
         for size, expected, side in zip(found, view.whole_shape, ("outputs", "inputs"), strict=True):
             if size is not None and size != expected:
                 raise ShapeMismatch(
@@ -237,12 +257,42 @@ def closed_form(
         return DecodedUpdate(
             kind=adapter.kind.name,
             view=view,
-            tensors=tuple(roles.items()),
-            options=tuple(sorted(options.items())),
-            decode=decode,
+            tensors=tuple(tensors.items()),
+            options=tuple(sorted(self._options(module, adapter, scale).items())),
+            decode=self.decode,
         )
 
-    return update
+    def shape_of(
+        self, module: AdaptedModule, adapter: AdapterSource, scale: ModuleScale | None
+    ) -> tuple[int | None, int | None]:
+        """(out, in) of the whole matrix, without a base; None for a size that the tensors do not tell.
+
+        Raises:
+            ShapeMismatch: the tensors do not belong together.
+        """
+        tensors = self._own_tensors(module)
+        shapes = {role: tensor.shape for role, tensor in tensors.items()}
+        try:
+            return self.sizes(shapes, self._options(module, adapter, scale))
+        except (IndexError, KeyError, ValueError) as error:
+            raise ShapeMismatch(
+                f"the {adapter.kind.title} parameters do not belong together ({error}): "
+                + ", ".join(f"{role} {list(shape)}" for role, shape in shapes.items()),
+                remedy="save the adapter again",
+                file=adapter.path,
+                tensor=next(iter(tensors.values())).name,
+            ) from error
+
+    @staticmethod
+    def _own_tensors(module: AdaptedModule) -> dict[str, StoredTensor]:
+        return {role: tensor for role, tensor in module.roles.items() if role not in WHOLE_ROLES}
+
+    @staticmethod
+    def _options(module: AdaptedModule, adapter: AdapterSource, scale: ModuleScale | None) -> dict[str, Any]:
+        options = dict(adapter.config.options) if adapter.config is not None else {}
+        if scale is not None and adapter.kind.alpha_name:
+            options |= {"scaling": scale.scaling, "rank": scale.rank}
+        return options | {"module": module.name}
 
 
 def _a_layer(view: TensorView) -> str:

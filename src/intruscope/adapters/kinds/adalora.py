@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, integer, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, integer, number
 from intruscope.adapters.kinds.lora import refuse_options
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ KIND = AdapterKind(
     name="ADALORA",
     title="AdaLoRA",
     words={name: name for name in ("lora_A", "lora_B", "lora_E")},
-    update=closed_form(decode=decode, sizes=sizes, conv=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True),
     required=frozenset({"lora_A", "lora_B", "lora_E"}),
     read_options=_read_options,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form
+from intruscope.adapters.kind import AdapterKind, ClosedForm
 from intruscope.weights.matrices import DenseUpdate
 
 if TYPE_CHECKING:
@@ -46,6 +46,6 @@ KIND = AdapterKind(
     name="BOFT",
     title="BOFT",
     words={"boft_R": "boft_R", "boft_s": "boft_s"},
-    update=closed_form(decode=decode, sizes=sizes, conv=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True, additive=False),
     required=frozenset({"boft_R", "boft_s"}),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form
+from intruscope.adapters.kind import AdapterKind, ClosedForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,6 @@ KIND = AdapterKind(
     name="DELORA",
     title="DeLoRA",
     words={name: name for name in _NAMES},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset(_NAMES),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, integer, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, integer, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ KIND = AdapterKind(
     name="FOURIERFT",
     title="FourierFT",
     words={"fourierft_spectrum": "fourierft_spectrum"},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset({"fourierft_spectrum"}),
     read_options=_read_options,
 )

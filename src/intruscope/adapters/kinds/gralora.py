@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, integer, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, integer, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ KIND = AdapterKind(
     name="GRALORA",
     title="GraLoRA",
     words={name: name for name in (*_NAMES, "gralora_A_general", "gralora_B_general")},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset(_NAMES),
     read_options=_read_options,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, flag
+from intruscope.adapters.kind import AdapterKind, ClosedForm, flag
 from intruscope.weights.matrices import DenseUpdate
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ KIND = AdapterKind(
     name="HRA",
     title="HRA",
     words={"hra_u": "hra_u"},
-    update=closed_form(decode=decode, sizes=sizes, conv=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True, additive=False),
     required=frozenset({"hra_u"}),
     read_options=_read_options,
 )

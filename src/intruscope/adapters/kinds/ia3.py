@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, wrong_value
+from intruscope.adapters.kind import AdapterKind, ClosedForm, wrong_value
 from intruscope.weights.matrices import DenseUpdate
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ KIND = AdapterKind(
     name="IA3",
     title="(IA)³",
     words={"ia3_l": "ia3_l"},
-    update=closed_form(decode=decode, sizes=sizes, conv=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True, additive=False),
     required=frozenset({"ia3_l"}),
     read_options=_read_options,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form
+from intruscope.adapters.kind import AdapterKind, ClosedForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +64,7 @@ KIND = AdapterKind(
     name="LOHA",
     title="LoHa",
     words={name: name for name in (*_NAMES, "hada_t1", "hada_t2")},
-    update=closed_form(decode=decode, sizes=sizes, conv=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True),
     required=frozenset(_NAMES),
     alpha_name="alpha",
 )

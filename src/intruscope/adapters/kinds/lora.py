@@ -171,11 +171,9 @@ def update(
     if scale is not None:
         check_rank(rank, scale.rank, down)
     scaling = unconfigured_scaling(adapter, rank) if scale is None else scale.scaling
-    num_out, num_in = up.shape[0], math.prod(down.shape[1:])
-    if enabled is not None:
-        if num_out % num_groups:
-            raise mismatch(up, f"one whose rows divide evenly among {num_groups} enabled parts")
-        num_out = num_out // num_groups * len(enabled)
+    num_out, num_in = shape_of(module, adapter)
+    if enabled is not None and up.shape[0] % num_groups:
+        raise mismatch(up, f"one whose rows divide evenly among {num_groups} enabled parts")
     # An embedding's factors are (width, vocabulary) as our views of embeddings are. A Linear that is stored
     # under an embedding's name, or an embedding under another, is the other way round.
     swapped = module.is_embedding != (view.kind == "embedding") and view.expert is None
@@ -204,6 +202,16 @@ def update(
         magnitude=magnitude,
         replaced=None if replaced is None else replace(view, tensor=replaced),
     )
+
+
+def shape_of(module: AdaptedModule, adapter: AdapterSource) -> tuple[int, int]:
+    """(out, in) of the whole matrix that a module's factors are for; 0 for a side that they do not have."""
+    down, up = module.roles["down"], module.roles["up"]
+    num_out = up.shape[0] if up.shape else 0
+    enabled = adapter.config.options.get("enable_lora") if adapter.config is not None else None
+    if enabled is not None:
+        num_out = num_out // sum(enabled) * len(enabled)
+    return num_out, math.prod(down.shape[1:]) if down.shape else 0
 
 
 def unconfigured_scaling(adapter: AdapterSource, rank: int) -> float:

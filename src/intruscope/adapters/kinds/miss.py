@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form
+from intruscope.adapters.kind import AdapterKind, ClosedForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ KIND = AdapterKind(
     name="MISS",
     title="MiSS",
     words={"miss_block": "miss_block"},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset({"miss_block"}),
     read_options=_read_options,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, flag, integer, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, flag, integer, number
 from intruscope.errors import UnsupportedFormat
 from intruscope.weights.matrices import DenseUpdate
 
@@ -111,7 +111,7 @@ KIND = AdapterKind(
     name="OFT",
     title="OFT",
     words={"oft_R": "oft_R", "oft_embedding_R": "oft_embedding_R"},
-    update=closed_form(decode=decode, sizes=sizes, conv=True, embedding=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True, embedding=True, additive=False),
     required=frozenset(),
     read_options=_read_options,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form
+from intruscope.adapters.kind import AdapterKind, ClosedForm
 from intruscope.weights.matrices import DenseUpdate
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ KIND = AdapterKind(
     name="OSF",
     title="OSF",
     words={"osf_svd_params": ""},  # the role is the word after it
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes, additive=False),
     required=frozenset({"U_low", "S_low", "V_low"}),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, needs_projection, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, needs_projection, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ KIND = AdapterKind(
     title="RandLoRA",
     words={name: name for name in ("randlora_lambda", "randlora_gamma")},
     shared={name: name for name in ("randlora_A", "randlora_B")},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset({"randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B"}),
     read_options=_read_options,
 )

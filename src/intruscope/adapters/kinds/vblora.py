@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, integer
+from intruscope.adapters.kind import AdapterKind, ClosedForm, integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ KIND = AdapterKind(
     title="VB-LoRA",
     words={f"{name}{end}": f"{name}{end}" for name in _LOGITS for end in _ENDS},
     shared={"vblora_vector_bank": "vblora_vector_bank"},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes),
     required=frozenset({"vblora_vector_bank"}),
     read_options=_read_options,
 )

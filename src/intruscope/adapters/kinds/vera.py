@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, needs_projection
+from intruscope.adapters.kind import AdapterKind, ClosedForm, needs_projection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +34,10 @@ def sizes(shapes: Shapes, options: Mapping[str, Any]) -> tuple[int, None]:  # no
     return num_out, None
 
 
+def _most_inputs(shapes: Shapes) -> int:
+    return shapes["vera_A"][1]
+
+
 def _read_options(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     needs_projection(raw, path)
     return {}
@@ -44,7 +48,7 @@ KIND = AdapterKind(
     title="VeRA",
     words={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
     shared={name: name for name in ("vera_A", "vera_B")},
-    update=closed_form(decode=decode, sizes=sizes),
+    update=ClosedForm(decode=decode, sizes=sizes, most_inputs=_most_inputs),
     required=frozenset({"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"}),
     read_options=_read_options,
 )
