@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.merge import merge
+    from intruscope.merge.plan import MergePlan
+    from intruscope.merge.records import MergeReport
+    from intruscope.merge.settings import MergeSettings
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
     from intruscope.progress import Progress
@@ -44,6 +48,9 @@ __all__ = [
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
+    "MergePlan",
+    "MergeReport",
+    "MergeSettings",
     "ProfileReport",
     "ProfileSettings",
     "Progress",
@@ -61,6 +68,7 @@ __all__ = [
     "forget",
     "linalg",
     "load_task",
+    "merge",
     "plan",
     "profile",
     "repair",
@@ -77,6 +85,9 @@ _HOMES = {
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
+    "MergePlan": "intruscope.merge.plan",
+    "MergeReport": "intruscope.merge.records",
+    "MergeSettings": "intruscope.merge.settings",
     "ProfileReport": "intruscope.profiling.records",
     "ProfileSettings": "intruscope.profiling.records",
     "Progress": "intruscope.progress",
@@ -94,6 +105,7 @@ _HOMES = {
     "forget": "intruscope.forgetting.forget",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
+    "merge": "",
     "plan": "intruscope.spectra.scan",
     "profile": "intruscope.profiling.profile",
     "repair": "",

@@ -42,7 +42,9 @@ NEW_BASE = "its base weight was stored with the adapter, so the whole update nee
 MULTIPLIES = "the update multiplies the base's numbers, so it needs them"
 WHOLE = "stored whole (modules_to_save); its update is the difference from the base's weight"
 TOKENS = "single tokens are stored whole; their update is the difference from the base's rows"
-AMBIGUOUS = "it adapts one of several fused parameters of different rank or alpha, and the keys do not say which"
+AMBIGUOUS = (
+    "it adapts one of several fused parameters of different rank or alpha, and the keys do not say which"
+)
 NO_SHAPE = "the adapter does not tell the shape of this matrix"
 
 

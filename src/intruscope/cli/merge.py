@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-
 from typing import Annotated
 
 from intruscope.cli.groups import ALLOW_PICKLE, BASE, DRY_RUN, OUT, QUIET, check_out
@@ -38,7 +37,7 @@ def merge(
 ) -> None:
     """Merge several fine-tunes of one base into one adapter or checkpoint.
 
-    Low-rank updates stay low-rank: the result is an ordinary LoRA whose rank is at most the sum of their ranks.
+    Low-rank updates stay low-rank: the result is an ordinary LoRA of at most the sum of their ranks.
     """
     from intruscope.merge.plan import merge as make_plan
 

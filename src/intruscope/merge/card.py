@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from intruscope.writing.folder import OutputFolder
 
 _KINDS = {
-    "adapter": "a LoRA adapter of",
-    "checkpoint": "a full checkpoint of",
-    "emr": "the files of EMR-Merging for",
+    "adapter": "A LoRA adapter made from",
+    "checkpoint": "A full checkpoint made from",
+    "emr": "The files of EMR-Merging made from",
 }
 
 
@@ -61,7 +61,7 @@ def card(report: MergeReport) -> bytes:
         "",
         "## Merged with Intruscope",
         "",
-        f"This is {_KINDS[report.writes]} {len(report.labels)} fine-tunes of `{quoted(base)}`: "
+        f"{_KINDS[report.writes]} {len(report.labels)} fine-tunes of `{quoted(base)}`: "
         f"{rule.title} ({rule.source}), in the space `{report.space}`"
         + (f", basis `{report.settings.basis}`" if report.space != "dense" else "")
         + f", lambda {report.settings.scaling:g}"

@@ -50,6 +50,11 @@ def check_settings(asked: MergeSettings, count: int) -> None:
             f"the rule {rule.name} makes one model per fine-tune, and no task says which one to write",
             remedy="add --task LABEL, or leave --merged and --rank out to write the files for all tasks",
         )
+    if rule.task_specific and asked.task is None and asked.heads is not None:
+        raise UsageError(
+            "--heads chooses for one model, and with the rule emr each task keeps its own heads",
+            remedy="leave --heads out, or add --task LABEL",
+        )
     if asked.task is not None and not rule.task_specific:
         raise UsageError(
             f"--task chooses one model of the rule emr, and the rule {rule.name} makes a single model",
@@ -79,13 +84,15 @@ def check_heads(asked: MergeSettings, members: Sequence[Member]) -> Member | Non
     """The fine-tune whose heads are kept.
 
     Returns:
-        None where the base's are kept, or where nobody has any.
+        None where the base's are kept, where nobody has any, or where EMR-Merging keeps those of all. The
+        model of one of its tasks keeps the heads of that fine-tune, unless told otherwise.
 
     Raises:
         UsageError: there are heads and nobody chose, or the chosen fine-tune does not exist.
     """
-    if asked.heads is None:
-        if not any(member.heads for member in members):
+    chosen = asked.heads or asked.task
+    if chosen is None:
+        if not any(member.heads for member in members) or RULES[asked.rule].task_specific:
             return None
         having = "; ".join(
             f"{printable(member.label)}: {', '.join(map(printable, member.heads[:3])) or 'none'}"
@@ -96,10 +103,10 @@ def check_heads(asked: MergeSettings, members: Sequence[Member]) -> Member | Non
             f"some fine-tunes have heads or modules that are saved whole, which are never merged ({having})",
             remedy="choose whose to keep with --heads LABEL, or --heads none for the base's",
         )
-    if asked.heads == NO_HEADS:
+    if chosen == NO_HEADS and NO_HEADS not in {member.label for member in members}:
         return None
-    _check_label(asked.heads, [member.label for member in members], "--heads")
-    return next(member for member in members if member.label == asked.heads)
+    _check_label(chosen, [member.label for member in members], "--heads")
+    return next(member for member in members if member.label == chosen)
 
 
 def check_adapter(rows: Sequence[Row]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.several import FineTunes
     from intruscope.merge.gather import Member, Row
-    from intruscope.merge.records import EmrFigures, MergedModule, MergeReport
+    from intruscope.merge.records import MergedModule, MergeReport
 
 MANIFEST_NAME = "intruscope_merge.json"
 _MAX_NAMED = 3
@@ -52,7 +52,7 @@ def result_findings(report: MergeReport) -> tuple[Finding, ...]:
         *_degenerate(report),
         *_error(report),
         *(server_rank_findings(report.rank) if report.rank is not None else ()),
-        *(_emr_sizes(report.emr) if report.emr is not None else ()),
+        *_emr_sizes(report),
     )
 
 
@@ -135,7 +135,7 @@ def _ia3(members: Sequence[Member]) -> list[Finding]:
     if not having:
         return []
     message = (
-        f"{', '.join(map(printable, having))}: (IA)³ also scales the biases of its modules when PEFT runs it; "
+        f"{', '.join(map(printable, having))}: when PEFT runs (IA)³, it also scales the biases of its modules; "
         "only the matrices are merged"
     )
     return [_warning("biases-not-scaled", message)]
@@ -148,14 +148,18 @@ def _emr(report: MergeReport) -> list[Finding]:
     return [_info("emr-unpublished-space", message)]
 
 
-def _emr_sizes(emr: EmrFigures) -> list[Finding]:
-    if emr.num_bytes <= emr.input_bytes:
+def _emr_sizes(report: MergeReport) -> list[Finding]:
+    emr = report.emr
+    if emr is None or emr.num_bytes <= emr.input_bytes:
         return []
     message = (
         f"the files of EMR-Merging take {readable_bytes(emr.num_bytes)}, more than the fine-tunes themselves "
-        f"({readable_bytes(emr.input_bytes)}): they hold a number and a bit per task for every entry of a "
-        "matrix, adapters only factors"
+        f"({readable_bytes(emr.input_bytes)})"
     )
+    if report.space == "dense":
+        message += (
+            ": they hold a number, and a bit per task, for each entry of a matrix; adapters hold factors"
+        )
     return [_warning("emr-larger-than-inputs", message)]
 
 

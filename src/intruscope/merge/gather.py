@@ -15,7 +15,7 @@ from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import is_word_matrix
-from intruscope.weights.matrices import DenseUpdate, LowRankUpdate
+from intruscope.weights.matrices import LowRankUpdate
 from intruscope.weights.source import ModelSource
 from intruscope.writing.changed import changed_tensors, tensor_twins
 from intruscope.writing.modules import JoinedUpdate, modules_of
@@ -167,8 +167,7 @@ def load_form(target: TargetModule | None, view: TensorView, label: str) -> Form
         return torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, columns, dtype=torch.float64)
     update = target.whole.update
     if _needs_base(update):
-        base_OI = view.load()
-        base_OI = base_OI if base_OI.dtype == torch.float64 else base_OI.float()
+        base_OI = view.load().double()
     else:
         base_OI = torch.empty(view.shape, device="meta")  # only its shape is asked for
     loaded = update.load(base_OI)
@@ -176,7 +175,7 @@ def load_form(target: TargetModule | None, view: TensorView, label: str) -> Form
     if isinstance(loaded, LowRankUpdate):
         form = (loaded.left_OR.double(), loaded.right_RI.double())
     else:
-        form = loaded.tuned_OI.double() - base_OI.double()
+        form = loaded.tuned_OI.double() - base_OI
     if not all(bool(part.isfinite().all()) for part in (form if isinstance(form, tuple) else (form,))):
         raise not_finite(target.name, label)
     return form
@@ -307,13 +306,8 @@ class _Probe:
             if isinstance(update, DecodedUpdate):
                 key = (member.label, update.kind)
                 if key not in self._known:
-                    self._known[key] = not isinstance(_decoded(pair.base, update), DenseUpdate)
+                    self._known[key] = isinstance(update.load(pair.base.load().double()), LowRankUpdate)
                 found &= self._known[key]
             else:
                 found &= not _needs_base(update)
         return found
-
-
-def _decoded(view: TensorView, update: StoredUpdate) -> LowRankUpdate | DenseUpdate:
-    base_OI = view.load()
-    return update.load(base_OI.float() if base_OI.element_size() < 4 else base_OI)

@@ -247,7 +247,6 @@ def _replaced(before: Any, after: Any) -> Tensor:
 def _check_range(whole: Tensor, name: str) -> None:
     if not bool(whole.isfinite().all()):
         raise UsageError(
-            f"the merged {printable(name)} overflows {str(whole.dtype).removeprefix('torch.')}, the data type of "
-            "the base",
+            f"the merged {printable(name)} overflows the base's data type, {str(whole.dtype)[6:]}",
             remedy="use a smaller --lambda, or save the base in bfloat16 or float32 first",
         )

@@ -73,7 +73,9 @@ def _how(report: MergeReport) -> Table:
     table.add_column(overflow="fold")
     table.add_row("rule", f"{rule.title} ({rule.source})")
     basis = "" if report.space == "dense" else f", basis {settings.basis}"
-    table.add_row("space", report.space + (basis if rule.elementwise else " (the rule gives the same in every space)"))
+    table.add_row(
+        "space", report.space + (basis if rule.elementwise else " (the rule gives the same in every space)")
+    )
     numbers = [f"lambda {settings.scaling:g}"]
     numbers += [f"density {report.density:g}"] if report.density is not None else []
     numbers += [f"ranked {'over all matrices' if settings.trim == 'global' else 'per matrix'}"] * rule.trims
@@ -89,7 +91,11 @@ def _how(report: MergeReport) -> Table:
         table.add_row("heads", whose)
     if report.relative_error is not None:
         worst = report.worst
-        most = "" if worst is None else f"; {worst.relative_error:.3g} in the worst module, {printable(worst.name)}"
+        most = (
+            ""
+            if worst is None
+            else f"; {worst.relative_error:.3g} in the worst module, {printable(worst.name)}"
+        )
         table.add_row("relative error", f"{report.relative_error:.3g} of the merged update as written{most}")
     emr = report.emr
     if emr is not None:

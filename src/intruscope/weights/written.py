@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from intruscope.weights.stored import (
     DTYPE_BITS,
+    INTEGER_NAMES,
     TORCH_NAMES,
     FileTensor,
     StoredTensor,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_TYPE_NAMES = {name: dtype for dtype, name in TORCH_NAMES.items()}
+_TYPE_NAMES = {name: dtype for dtype, name in (TORCH_NAMES | INTEGER_NAMES).items()}
 
 
 class HashedFile:

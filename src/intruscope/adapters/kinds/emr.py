@@ -1,8 +1,8 @@
 """EMR-Merging (arXiv 2405.17461), as ``intruscope merge`` writes it: ΔW_t = l_t M_t * τ_u.
 
-The unified update τ_u of all tasks lies once, in the folder above those of the tasks. A task has a mask M_t for
-each module, packed as bits, and one rescaler l_t. The update may be written in bases that all tasks share,
-ΔW_t = l_t U (M_t * τ_u) V: then it has low rank.
+The unified update τ_u of all tasks lies once, in the folder above those of the tasks. A task has a mask M_t
+for each module, packed as bits, and one rescaler l_t. The update may be written in bases that all tasks
+share, ΔW_t = l_t U (M_t * τ_u) V: then it has low rank.
 
 Shape suffixes: F rows of the whole matrix, K and L sizes of the bases, I in.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from intruscope.adapters.kind import AdapterKind, closed_form, number
+from intruscope.adapters.kind import AdapterKind, ClosedForm, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ KIND = AdapterKind(
     name=PEFT_TYPE,
     title="EMR-Merging",
     words={"emr_mask": "mask", "emr_unified": "unified", "emr_left": "left", "emr_right": "right"},
-    update=closed_form(decode=decode, sizes=sizes, conv=True, embedding=True),
+    update=ClosedForm(decode=decode, sizes=sizes, conv=True, embedding=True),
     required=frozenset({"mask", "unified"}),
     read_options=_read_options,
     file_above=UNIFIED_NAME,
