@@ -135,8 +135,8 @@ def _ia3(members: Sequence[Member]) -> list[Finding]:
     if not having:
         return []
     message = (
-        f"{', '.join(map(printable, having))}: when PEFT runs (IA)³, it also scales the biases of its modules; "
-        "only the matrices are merged"
+        f"{', '.join(map(printable, having))}: PEFT also scales the biases of modules with (IA)³; only the "
+        "matrices are merged"
     )
     return [_warning("biases-not-scaled", message)]
 

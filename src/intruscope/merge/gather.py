@@ -5,7 +5,7 @@ Shape suffixes: O out, I in, R rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from intruscope.adapters.experts import ExpertUpdate
@@ -15,9 +15,10 @@ from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import is_word_matrix
+from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import LowRankUpdate
 from intruscope.weights.source import ModelSource
-from intruscope.writing.changed import changed_tensors, tensor_twins
+from intruscope.writing.changed import changed_tensors, differs, tensor_twins
 from intruscope.writing.modules import JoinedUpdate, modules_of
 from intruscope.writing.naming import AdapterNames, adapter_names
 
@@ -166,10 +167,8 @@ def load_form(target: TargetModule | None, view: TensorView, label: str) -> Form
     if target is None:
         return torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, columns, dtype=torch.float64)
     update = target.whole.update
-    if _needs_base(update):
-        base_OI = view.load().double()
-    else:
-        base_OI = torch.empty(view.shape, device="meta")  # only its shape is asked for
+    # Of the base that LoRA's factors go on, only the shape is asked for.
+    base_OI = view.load().double() if _needs_base(update) else torch.empty(view.shape, device="meta")
     loaded = update.load(base_OI)
     form: Form
     if isinstance(loaded, LowRankUpdate):
@@ -200,7 +199,10 @@ def _member(opened: OpenedPair, label: str, *, for_adapter: bool) -> Member:
         names = adapter_names(opened.base, source)
     else:
         names = AdapterNames(task=None, is_known=False)
-    modules = {target.name: target for target in modules_of(opened.pairing, opened.base, source, names)}
+    modules = {
+        target.name: _without_copy(target)
+        for target in modules_of(opened.pairing, opened.base, source, names)
+    }
     found = (
         _Saved.of_adapter(opened, source, modules)
         if not isinstance(source, ModelSource)
@@ -219,6 +221,18 @@ def _member(opened: OpenedPair, label: str, *, for_adapter: bool) -> Member:
     )
 
 
+def _without_copy(target: TargetModule) -> TargetModule:
+    """The module without the base's own weight, which PEFT stores beside an embedding's factors."""
+    update = target.whole.update
+    if not isinstance(update, LoraUpdate) or update.replaced is None:
+        return target
+    if differs(update.view.tensor, update.replaced.tensor):
+        return target
+    update = replace(update, replaced=None)
+    pairs = tuple(replace(pair, update=update) for pair in target.pairs)
+    return replace(target, whole=replace(target.whole, update=update), pairs=pairs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
     """Modules saved whole (by the base's name where it has them), and vectors by the base's tensor."""
@@ -233,14 +247,17 @@ class _Saved:
         stored, skipped = sort_keys(adapter)
         named = {target.module: name for name, target in modules.items()}
         heads = {named.get(name, name) for name, module in stored.items() if "saved" in module.roles}
+        matrices = base_matrices(opened.base).matrices
         vectors: dict[str, Vector] = {}
         for vector in trained_vectors(adapter, opened.base):
             own = vector.tensor.name.removeprefix(PEFT_PREFIX).rpartition(".")[0]
             if vector.target is None:
                 heads.add(own)
                 continue
-            if skipped[vector.tensor.name] == _VECTOR:
-                heads.add(vector.target.rpartition(".")[0])
+            owner = vector.target.rpartition(".")[0]
+            views = matrices.get(f"{owner}.weight", ())
+            if skipped[vector.tensor.name] == _VECTOR or any(map(_is_head, views)):
+                heads.add(owner)
             scaling = None if vector.module is None else _scaling(modules[named[vector.module]])
             vectors[vector.target] = Vector(tensor=vector.tensor, scaling=scaling)
         return cls(heads=frozenset(heads), vectors=vectors)
@@ -248,16 +265,17 @@ class _Saved:
     @classmethod
     def of_checkpoint(cls, opened: OpenedPair, modules: Mapping[str, TargetModule]) -> _Saved:
         assert isinstance(opened.tuned, ModelSource)
-        heads = {
-            name
-            for name, target in modules.items()
-            if target.whole.base.kind == "head" and not is_word_matrix(target.whole.base)
-        }
+        heads = {name for name, target in modules.items() if _is_head(target.whole.base)}
         heads |= {e.tensor.removesuffix(".weight") for e in opened.pairing.coverage if e.head == "new"}
         twins = tensor_twins(opened.base, opened.tuned, opened.pairing)
         changed = changed_tensors(opened.base, opened.tuned, opened.pairing)
         vectors = {name: Vector(tensor=twins[name]) for name in changed if len(twins[name].shape) < 2}
         return cls(heads=frozenset(heads), vectors=vectors)
+
+
+def _is_head(view: TensorView) -> bool:
+    """Whether a matrix of the base is the head of a task; heads of words are as general as the body."""
+    return view.kind == "head" and not is_word_matrix(view)
 
 
 def _scaling(target: TargetModule) -> float:

@@ -45,7 +45,7 @@ def merge_table(report: MergeReport) -> list[RenderableType]:
 def merge_sentence(report: MergeReport) -> str:
     """Say in one sentence what the merge is."""
     count = len(report.labels)
-    kind = {"adapter": "a LoRA adapter", "checkpoint": "a full checkpoint"}.get(report.writes)
+    kind = "a LoRA adapter" if report.writes == "adapter" else "a full checkpoint"
     task = report.settings.task
     if report.writes == "emr":
         return f"{count} tasks with one unified update, and a mask and a rescaler for each (EMR-Merging)."
@@ -73,9 +73,8 @@ def _how(report: MergeReport) -> Table:
     table.add_column(overflow="fold")
     table.add_row("rule", f"{rule.title} ({rule.source})")
     basis = "" if report.space == "dense" else f", basis {settings.basis}"
-    table.add_row(
-        "space", report.space + (basis if rule.elementwise else " (the rule gives the same in every space)")
-    )
+    same = "" if rule.elementwise else " (the result is the same in every space)"
+    table.add_row("space", f"{report.space}{basis}{same}")
     numbers = [f"lambda {settings.scaling:g}"]
     numbers += [f"density {report.density:g}"] if report.density is not None else []
     numbers += [f"ranked {'over all matrices' if settings.trim == 'global' else 'per matrix'}"] * rule.trims
@@ -91,11 +90,7 @@ def _how(report: MergeReport) -> Table:
         table.add_row("heads", whose)
     if report.relative_error is not None:
         worst = report.worst
-        most = (
-            ""
-            if worst is None
-            else f"; {worst.relative_error:.3g} in the worst module, {printable(worst.name)}"
-        )
+        most = "" if worst is None else f"; {worst.relative_error:.3g} in {printable(worst.name)}, the worst"
         table.add_row("relative error", f"{report.relative_error:.3g} of the merged update as written{most}")
     emr = report.emr
     if emr is not None:
