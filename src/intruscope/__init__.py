@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from intruscope.forgetting.forget import forget
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.forgetting.tasks import load_task
+    from intruscope.inspect import inspect
+    from intruscope.inspect.records import InspectReport
     from intruscope.merge import merge
     from intruscope.merge.plan import MergePlan
     from intruscope.merge.records import MergeReport
@@ -45,6 +47,7 @@ __all__ = [
     "ChainSettings",
     "ExtractPlan",
     "ForgettingReport",
+    "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
@@ -66,6 +69,7 @@ __all__ = [
     "chain",
     "extract",
     "forget",
+    "inspect",
     "linalg",
     "load_task",
     "merge",
@@ -82,6 +86,7 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
+    "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
@@ -103,6 +108,7 @@ _HOMES = {
     "chain": "intruscope.sequence.chain",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "merge": "",

@@ -43,7 +43,7 @@ MULTIPLIES = "the update multiplies the base's numbers, so it needs them"
 WHOLE = "stored whole (modules_to_save); its update is the difference from the base's weight"
 TOKENS = "single tokens are stored whole; their update is the difference from the base's rows"
 AMBIGUOUS = (
-    "it adapts one of several fused parameters of different rank or alpha, and the keys do not say which"
+    "it adapts one of several fused parameters that differ in rank or alpha, and its keys do not say which"
 )
 NO_SHAPE = "the adapter does not tell the shape of this matrix"
 

@@ -31,6 +31,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERBS = {
     "Look": {
         "scan": "Find the intruder dimensions of a fine-tuned model.",
+        "inspect": "Look into adapters without their base.",
         "layers": "List the matrices of a model.",
         "demo": "Fine-tune and scan a small bundled model.",
         "cache": "List or remove what interrupted runs resume from.",

@@ -81,6 +81,17 @@ TABLE = {
         },
         summary="report.terminal:summary",
     ),
+    "inspect": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
+        },
+        summary="report.inspect:inspect_summary",
+        width=110,
+    ),
     "layers": Written(
         files={"json": _json("report.layers:layers_json", "list")},
         summary="report.layers:layers_table",

@@ -28,6 +28,24 @@ def low_rank_svd(left_OR: Tensor, right_RI: Tensor) -> tuple[Tensor, Tensor, Ten
     return left_basis @ u, values, right_basis @ v_t.T
 
 
+def low_rank_singular_values(left_OR: Tensor, right_RI: Tensor) -> Tensor:
+    """Singular values of ``left @ right``; the vectors, and so half of the work, are left out.
+
+    Args:
+        left_OR: Any rank up to R, finite.
+        right_RI: Likewise.
+
+    Returns:
+        (r,), descending, in float64, r = min(O, I, R).
+
+    Numerics: as :func:`low_rank_svd`.
+    """
+    left_core = torch.linalg.qr(left_OR.double(), mode="r")[1]
+    right_core = torch.linalg.qr(right_RI.double().T, mode="r")[1]
+    values: Tensor = torch.linalg.svdvals(left_core @ right_core.T)
+    return values
+
+
 def share_inside(left_OK: Tensor, right_IK: Tensor, *, update: Tensor | tuple[Tensor, Tensor]) -> float:
     """Share of ‖ΔW‖_F² that lies in the span of the given singular directions.
 

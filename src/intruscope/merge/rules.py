@@ -83,7 +83,7 @@ class Rule:
     uses: tuple[str, ...] = ()
 
     def density_of(self, options: MergeOptions) -> float:
-        """The fraction of entries that is kept."""
+        """The fraction of entries that is kept: as given, or the rule's default, or all."""
         given = self.density if options.density is None else options.density
         return 1.0 if given is None else given
 
@@ -115,14 +115,16 @@ def merge_space(space: Space, rule: Rule, options: MergeOptions, at: Place = _AN
         Factors or the update itself, as :meth:`Space.restore` gives them.
 
     Raises:
-        UsageError: the rule makes one update per task, or the weights do not fit.
+        UsageError: the rule makes one update per task or needs another space, or the weights do not fit.
     """
     if rule.merge is None:
         raise UsageError(
             f"{rule.name} makes one update per task, not one for all", remedy="use intruscope.merge.emr"
         )
+    if rule.space not in (None, space.name):
+        raise UsageError(f"the rule {rule.name} needs the space {rule.space}", remedy="make that space")
     here = replace(at, shape=space.shape, left_values_K=space.left_values_K)
-    return space.restore(rule.merge(space.parts, options, here))
+    return space.restore(rule.merge(space.parts, replace(options, density=rule.density_of(options)), here))
 
 
 def merge_matrices(
@@ -211,15 +213,15 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
 def merge_ties(parts: Sequence[Tensor], options: MergeOptions, at: Place = _ANYWHERE) -> Tensor:
     """TIES: trim, elect signs, average what agrees.
 
-    Each part keeps its largest entries. The sign of an entry is that of the weighted sum of what was kept.
-    The result is the sum of the weighted entries of that sign over the sum of their ``|w_t|``, times lambda.
+    Each part keeps its largest entries (all where ``density`` is None). The sign of an entry is that of the
+    weighted sum of what was kept. The result is the sum of the weighted entries of that sign over the sum of
+    their ``|w_t|``, times lambda.
 
     Source: arXiv 2306.01708, Algorithm 1. Differs from released code in: an entry whose kept values cancel
         exactly becomes 0 there, not the mean of those that have the majority sign of the whole vector, which
         would depend on the signs of singular vectors.
     """
-    density = RULES["ties"].density_of(options)
-    thresholds = at.thresholds if at.thresholds is not None else matrix_thresholds(parts, density)
+    thresholds = at.thresholds or matrix_thresholds(parts, _density(options))
     kept = [
         torch.where(part.abs() >= threshold, part, 0.0)
         for part, threshold in zip(parts, thresholds, strict=True)
@@ -236,13 +238,17 @@ def merge_dare_ties(parts: Sequence[Tensor], options: MergeOptions, at: Place = 
     Source: arXiv 2311.03099, section 3; combined with TIES as in arXiv 2410.19735, whose settings trim
         nothing after DARE.
     """
-    density = RULES["dare_ties"].density_of(options)
+    density = _density(options)
     labels = at.labels or tuple(map(str, range(len(parts))))
     kept = [
         torch.where(_chosen(part, density, (options.seed, at.name, label)), part / density, 0.0)
         for part, label in zip(parts, labels, strict=True)
     ]
     return _disjoint_mean(kept, options)
+
+
+def _density(options: MergeOptions) -> float:
+    return 1.0 if options.density is None else options.density
 
 
 def _chosen(part: Tensor, density: float, key: tuple[int, str, str]) -> Tensor:
