@@ -17,6 +17,7 @@ def main() -> None:
         "speed": ["--matrices", "4", "--repeats", "1"],
         "llama7b": [],
         "extract": ["--shapes", "2048x2048", "--ranks", "16", "--matrices", "2", "--repeats", "1"],
+        "merge_speed": ["--dense", "gram"],
         "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],
         "wrong_base": ["--seeds", "2"],
         "odd_models": ["--families", "gpt2", "vit-gpt2", "falcon-new", "t5"],

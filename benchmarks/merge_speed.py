@@ -5,9 +5,9 @@ The factors of each matrix are made when they are needed; this is not timed. TIE
 of an adapter over all matrices, so ours makes three passes.
 
 The dense way forms ``[ΔW_1 | ... | ΔW_7]`` in float64 and decomposes it, once by ``torch.linalg.svd`` as in
-the released code of KnOTS, and once through its Gram matrix, the fastest dense way we know. It is timed on one
-matrix of the smallest shape and extrapolated: both cost ``O² T I`` operations per matrix. Its peak memory is
-that of this matrix; larger shapes need up to 2.7 times as much. Each way runs in its own process.
+the released code of KnOTS, and once through its Gram matrix, the fastest dense way we know. It is timed on
+one matrix of the smallest shape and extrapolated: both cost ``O² T I`` operations per matrix. Its peak memory
+is that of this matrix; larger shapes need up to 2.7 times as much. Each way runs in its own process.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ def by_gram(joined: torch.Tensor) -> torch.Tensor:
     return vectors[:, squares > 1e-13 * squares[-1]]
 
 
+DECOMPOSE = {"gram": by_gram, "svd": by_svd}
+
+
 def dense(decompose: str) -> dict[str, object]:
     """One matrix, and how far its merged update is from ours."""
     shape = MODULES[DENSE_MODULE]
@@ -94,7 +97,7 @@ def dense(decompose: str) -> dict[str, object]:
     options = MergeOptions(density=DENSITY, trim="matrix")
     started = time.perf_counter()
     joined = torch.cat([left.double() @ right.double() for left, right in forms], dim=1)
-    left = {"svd": by_svd, "gram": by_gram}[decompose](joined)
+    left = DECOMPOSE[decompose](joined)
     parts = (left.T @ joined).split(shape[1], dim=1)
     merged = left @ merge_ties(parts, options)
     seconds = time.perf_counter() - started
@@ -118,7 +121,8 @@ def apart(way: str, layers: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--way", choices=["ours", "svd", "gram"], help=argparse.SUPPRESS)
+    parser.add_argument("--dense", nargs="+", choices=list(DECOMPOSE), default=list(DECOMPOSE))
+    parser.add_argument("--way", choices=["ours", *DECOMPOSE], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         found = ours(given.layers) if given.way == "ours" else dense(given.way)
@@ -136,7 +140,7 @@ def main() -> None:
         "seconds_per_matrix": round(quick["seconds"] / quick["matrices"], 3),
         "peak_memory_gib": round(quick["peak_memory_gib"], 2),
     }
-    for way in ("gram", "svd"):
+    for way in given.dense:
         slow = apart(way, given.layers)
         whole = slow["seconds"] * equivalent
         record[f"dense_{way}"] = {

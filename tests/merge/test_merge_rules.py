@@ -1,5 +1,7 @@
 """Each rule against its published formula on explicit updates, and the laws that it obeys."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from merge_cases import SHAPES, SPECTRAL, case, close, coordinates, dense, forms_of, merged, ties, updates
 
 from intruscope.errors import UsageError
-from intruscope.merge.options import MergeOptions
+from intruscope.merge.options import MergeOptions, RuleName
 from intruscope.merge.rules import (
     RULES,
     Place,
@@ -248,6 +250,10 @@ def test_ties_ranks_entries_over_all_matrices_or_within_each(space, trim):
     for index, (name, (left, parts, right)) in enumerate(bases.items()):
         expected = pieces[index].reshape(parts[0].shape) if trim == "global" else ties(parts, density=0.3)
         close(dense(found[name]), left @ expected @ right)
+
+
+def test_every_rule_has_a_name_that_options_know():
+    assert tuple(RULES) == get_args(RuleName)
 
 
 def test_the_table_says_of_each_rule_what_it_depends_on():

@@ -183,6 +183,7 @@ def test_a_zero_adapter_is_neutral_for_the_sum():
         )
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_sum_is_what_peft_makes_by_cat():
     torch.manual_seed(0)
     model = peft_models.llama().double()

@@ -390,7 +390,7 @@ RULES: dict[str, Rule] = {
             merge=merge_ties,
             elementwise=True,
             trims=True,
-            density=0.2,
+            density=0.2,  # K = 20 of the paper
             uses=("density", "trim"),
         ),
         Rule(
@@ -399,7 +399,7 @@ RULES: dict[str, Rule] = {
             source="Yu et al. 2024, arXiv 2311.03099",
             merge=merge_dare_ties,
             elementwise=True,
-            density=0.9,
+            density=0.9,  # p = 0.1, the setting of KnOTS's released code for ViT-B
             uses=("density", "seed"),
         ),
         Rule(
@@ -410,7 +410,7 @@ RULES: dict[str, Rule] = {
             elementwise=True,
             trims=True,
             space="knots",
-            density=0.2,
+            density=0.2,  # K = 20, chosen for both ViTs in the released code
             uses=("density", "trim"),
         ),
         Rule(

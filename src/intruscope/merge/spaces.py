@@ -106,6 +106,10 @@ def make_space(forms: Sequence[Form], *, space: SpaceName, basis: Basis = "updat
         ShapeMismatch: the updates have different shapes.
         UsageError: there is no update, or a dense one where ``basis`` needs factors.
 
+    Gauge: three random rank-8 updates of equal size (96 x 128), merged by TIES with density 0.2. The result
+        moves by 80 to 89% with ``official``, by 20 to 24% with ``qr`` and by 1e-13 with ``update`` when
+        factors (B, A) become (B G, G⁻¹ A). Another order of the fine-tunes moves it by 23 to 28% with
+        ``qr`` only.
     Numerics: float64. Basis vectors whose singular value is below 1e-11 of the largest are dropped; the
         released code of KnOTS cuts at 1e-5, whatever the size of the update.
     Cost: ``(O + I) R² + R³`` with R the sum of the ranks, and nothing of size O x I, for factors.
