@@ -8,8 +8,13 @@ import pytest
 
 import intruscope
 
-VERBS = ("chain", "extract", "forget", "plan", "profile", "repair", "scan", "sweep", "tune")
-PACKAGES = {"repair": "repair.plan", "sweep": "sweep.measure", "extract": "extract.plan"}
+VERBS = ("chain", "extract", "forget", "merge", "plan", "profile", "repair", "scan", "sweep", "tune")
+PACKAGES = {
+    "repair": "repair.plan",
+    "sweep": "sweep.measure",
+    "extract": "extract.plan",
+    "merge": "merge.plan",
+}
 
 
 @pytest.mark.parametrize("first", ["verb", "module"])

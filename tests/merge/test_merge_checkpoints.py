@@ -181,6 +181,16 @@ def test_the_heads_of_whole_classifiers_are_heads_too(tmp_path):
     names = saved(tmp_path, base, **tuned)
     with pytest.raises(intruscope.IntruscopeError, match="a: bert.pooler.dense, classifier; b: bert"):
         intruscope.merge(*names)
+    report = intruscope.merge(*names, heads="b", rank=3).apply(tmp_path / "cut")
+    assert {module.module for module in report.modules}.isdisjoint({"classifier", "bert.pooler.dense"})
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "cut").base_model.model
+    for saved_whole, wanted in (
+        (loaded.classifier, tuned["b"].classifier),
+        (loaded.bert.pooler.dense, tuned["b"].bert.pooler.dense),
+    ):
+        kept = saved_whole.modules_to_save["default"]
+        assert torch.equal(kept.weight, wanted.weight)
+        assert torch.equal(kept.bias, wanted.bias)
     intruscope.merge(*names, heads="b").apply(tmp_path / "out")
     found, one, other = (stored(folder) for folder in (tmp_path / "out", *names[1:]))
     for name, numbers in found.items():

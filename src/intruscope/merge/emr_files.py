@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from intruscope.adapters.export import WEIGHTS_NAME, config_bytes
 from intruscope.adapters.folder import CONFIG_NAME, SHARED_ID, open_adapter
 from intruscope.adapters.keys import PEFT_PREFIX
@@ -31,7 +29,7 @@ from intruscope.progress import Progress
 from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.source import ModelSource
 from intruscope.weights.stored import StoredTensor
-from intruscope.weights.written import tensor_bytes, write_safetensors
+from intruscope.weights.written import num_bytes, tensor_bytes, write_safetensors
 from intruscope.writing.folder import output_folder
 from intruscope.writing.naming import adapter_names
 
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
     from intruscope.merge.compute import Merger
@@ -87,11 +86,11 @@ def write_emr(plan: MergePlan, merger: Merger, out: Path, on_progress: OnProgres
     else:
         parts = _parts_in_bases(plan, merger, on_progress)
     identity = _identity(plan)
-    unified_bytes = sum(map(_num_bytes, parts.unified.values()))
+    unified_bytes = sum(map(num_bytes, parts.unified.values()))
     mask_bytes = len(folders) * sum(math.ceil(size / 8) for size in _sizes(parts.unified))
     sources = (plan.tunes.base, *(member.source for member in plan.members))
-    num_bytes = _BEYOND_THE_TENSORS + unified_bytes + mask_bytes
-    with output_folder(out, sources, num_bytes=num_bytes, on_progress=on_progress) as target:
+    size = _BEYOND_THE_TENSORS + unified_bytes + mask_bytes
+    with output_folder(out, sources, num_bytes=size, on_progress=on_progress) as target:
         metadata = {"format": "pt", SHARED_ID: identity}
         target.write(UNIFIED_NAME, lambda file: write_safetensors(file, parts.unified, metadata))
         for task, (member, folder) in enumerate(zip(plan.members, folders, strict=True)):
@@ -122,7 +121,7 @@ def folder_names(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 def _parts_in_bases(plan: MergePlan, merger: Merger, on_progress: OnProgress) -> _Parts:
     """Of the spaces with bases: everything is small, and kept."""
-    dtype = getattr(torch, plan.report.settings.dtype)
+    dtype = _dtype(plan)
     unified: dict[str, StoredTensor | Tensor] = {}
     masks: list[dict[str, StoredTensor | Tensor]] = [{} for _ in plan.members]
     counts, total = [0] * len(masks), 0
@@ -143,7 +142,7 @@ def _parts_in_bases(plan: MergePlan, merger: Merger, on_progress: OnProgress) ->
 def _dense_parts(plan: MergePlan, merger: Merger) -> _Parts:
     """Of whole updates: each matrix is computed when it is written, and again for each mask."""
     asked = plan.report.settings
-    dtype = getattr(torch, asked.dtype)
+    dtype = _dtype(plan)
     weights = weights_of(asked.options, len(plan.members))
     counts = [0] * len(plan.members)
 
@@ -184,6 +183,13 @@ def _dense_parts(plan: MergePlan, merger: Merger) -> _Parts:
         counts=counts,
         num_entries=sum(math.prod(row.shape) for row in plan.rows),
     )
+
+
+def _dtype(plan: MergePlan) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, plan.report.settings.dtype)
+    return found
 
 
 def _checked(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -235,10 +241,6 @@ def _identity(plan: MergePlan) -> str:
     inputs = [record for m in plan.members for record in m.opened.pairing.inputs]
     given = json.dumps([plan.report.to_json(), inputs], sort_keys=True, default=str)
     return hashlib.sha256(given.encode()).hexdigest()[:32]
-
-
-def _num_bytes(tensor: StoredTensor | Tensor) -> int:
-    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else tensor.num_bytes
 
 
 def _sizes(unified: dict[str, StoredTensor | Tensor]) -> list[int]:

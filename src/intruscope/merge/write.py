@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from intruscope.adapters.keys import PEFT_PREFIX
 from intruscope.errors import UsageError, printable
 from intruscope.merge.card import finish
 from intruscope.merge.compute import Merger, dense_of, factors_of, total_error
 from intruscope.merge.emr_files import write_emr
 from intruscope.merge.findings import MANIFEST_NAME
 from intruscope.progress import Progress
-from intruscope.weights.stored import DTYPE_BITS
+from intruscope.weights.written import num_bytes
 from intruscope.writing.checkpoint import write_checkpoint
 from intruscope.writing.folder import README, output_folder
 from intruscope.writing.lora import LoraAdapter, write_lora
@@ -83,10 +81,7 @@ def _write_adapter(plan: MergePlan, merger: Merger, out: Path, on_progress: OnPr
     )
     tensors = adapter.tensors()
     sources = (plan.tunes.base, *(member.source for member in plan.members))
-    num_bytes = _BEYOND_THE_FACTORS + sum(
-        math.prod(t.shape) * (t.element_size() if isinstance(t, torch.Tensor) else DTYPE_BITS[t.dtype] // 8)
-        for t in tensors.values()
-    )
+    size = _BEYOND_THE_FACTORS + sum(map(num_bytes, tensors.values()))
     report = replace(
         plan.report,
         rank=adapter.rank,
@@ -95,7 +90,7 @@ def _write_adapter(plan: MergePlan, merger: Merger, out: Path, on_progress: OnPr
             [(each.error, measured.merged_norm) for measured, each in found.values() if each is not None]
         ),
     )
-    with output_folder(out, sources, num_bytes=num_bytes, on_progress=on_progress) as target:
+    with output_folder(out, sources, num_bytes=size, on_progress=on_progress) as target:
         write_lora(adapter.config(), tensors, target)
         return finish(target, report, out)
 
@@ -152,22 +147,21 @@ def _saved(plan: MergePlan, adapted: set[str]) -> Saved:
     own = {name: target.module for name, target in kept.saved.items()}
     wanted = {own.get(name, name) for name in kept.heads}
     modules = tuple(name for name in saved.modules if name in wanted)
-    lost = next((each for each in rest if each.status == "lost" and _owner(each.name) in kept.heads), None)
+    heads = set(kept.heads)
+    lost = next((e for e in rest if e.status == "lost" and not heads.isdisjoint(_names_of(e.name))), None)
     if lost is not None:
         raise UsageError(
             f"an adapter cannot hold {printable(lost.name)} of {printable(kept.label)}: {lost.reason}",
             remedy="use --heads none, or write a checkpoint with --merged",
         )
-    tensors = {
-        key: tensor
-        for key, tensor in saved.tensors.items()
-        if any(f".{key}".find(f".{name}.") >= 0 for name in modules)
-    }
+    starts = tuple(f"{PEFT_PREFIX}{name}." for name in modules)
+    tensors = {key: tensor for key, tensor in saved.tensors.items() if key.startswith(starts)}
     return Saved(modules=modules, biases=False, tensors=tensors)
 
 
-def _owner(name: str) -> str:
-    return name.removesuffix(".weight") if name.endswith(".weight") else name
+def _names_of(name: str) -> tuple[str, str]:
+    """A module's name, or that of the module that a tensor belongs to."""
+    return name, name.rpartition(".")[0]
 
 
 def _write_checkpoint(plan: MergePlan, merger: Merger, out: Path, on_progress: OnProgress) -> MergeReport:
@@ -201,8 +195,8 @@ def _write_checkpoint(plan: MergePlan, merger: Merger, out: Path, on_progress: O
     new |= {name: partial(merged_vector, name) for name in plan.vectors}
     new |= _kept_tensors(plan)
     sources = (base, *(member.source for member in plan.members))
-    num_bytes = sum(tensor.num_bytes for tensor in base.tensors.values())
-    with output_folder(out, sources, num_bytes=num_bytes, on_progress=on_progress) as target:
+    size = sum(tensor.num_bytes for tensor in base.tensors.values())
+    with output_folder(out, sources, num_bytes=size, on_progress=on_progress) as target:
         write_checkpoint(base, new, target)
         if found and not any(measured.merged_norm for measured in found.values()) and not plan.vectors:
             raise _nothing_left()

@@ -64,6 +64,11 @@ class HashedFile:
         self._stream.close()
 
 
+def num_bytes(tensor: StoredTensor | torch.Tensor) -> int:
+    """Length of a tensor's data as safetensors stores it."""
+    return tensor.num_bytes if isinstance(tensor, StoredTensor) else tensor.numel() * tensor.element_size()
+
+
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """A tensor's numbers as safetensors stores them: row by row, little-endian."""
     import torch
