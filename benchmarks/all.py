@@ -16,6 +16,7 @@ def main() -> None:
         "growth": ["--widths", "1024", "2048", "4096"],
         "speed": ["--matrices", "4", "--repeats", "1"],
         "llama7b": [],
+        "inspect_large": [],
         "extract": ["--shapes", "2048x2048", "--ranks", "16", "--matrices", "2", "--repeats", "1"],
         "merge_speed": ["--dense", "gram"],
         "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],

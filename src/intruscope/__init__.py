@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from intruscope.train.settings import TuneReport, TuneSettings
     from intruscope.train.tune import tune
     from intruscope.train.watch import IntruderWatch
+    from intruscope.verify import verify
+    from intruscope.verify.records import VerifyReport
 
 __all__ = [
     "ChainReport",
@@ -66,6 +68,7 @@ __all__ = [
     "SweepSettings",
     "TuneReport",
     "TuneSettings",
+    "VerifyReport",
     "chain",
     "extract",
     "forget",
@@ -79,6 +82,7 @@ __all__ = [
     "scan",
     "sweep",
     "tune",
+    "verify",
 ]
 
 _HOMES = {
@@ -105,6 +109,7 @@ _HOMES = {
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
+    "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
@@ -118,6 +123,7 @@ _HOMES = {
     "scan": "intruscope.spectra.scan",
     "sweep": "",
     "tune": "intruscope.train.tune",
+    "verify": "",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

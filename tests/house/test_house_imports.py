@@ -84,6 +84,7 @@ WITH_TORCH = {"linalg", "demo", "train", "sequence", "profiling"}
 IN_WORKERS = {
     "spectra": {"matrix.py", "sides.py", "updates.py"},
     "extract": {"decompose.py"},
+    "verify": {"matrix.py", "rounding.py", "others.py"},
     "merge": {"compute.py", "emr.py", "rules.py", "spaces.py", "trimming.py"},
 }
 

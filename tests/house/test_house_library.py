@@ -8,12 +8,25 @@ import pytest
 
 import intruscope
 
-VERBS = ("chain", "extract", "forget", "merge", "plan", "profile", "repair", "scan", "sweep", "tune")
+VERBS = (
+    "chain",
+    "extract",
+    "forget",
+    "merge",
+    "plan",
+    "profile",
+    "repair",
+    "scan",
+    "sweep",
+    "tune",
+    "verify",
+)
 PACKAGES = {
     "repair": "repair.plan",
     "sweep": "sweep.measure",
     "extract": "extract.plan",
     "merge": "merge.plan",
+    "verify": "verify.run",
 }
 
 

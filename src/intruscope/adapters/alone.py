@@ -40,8 +40,8 @@ _SAME_INPUT = frozenset({"q", "k", "v", "qkv"})
 DORA = "DoRA rescales the rows of base + s B A by norms that need the base's numbers"
 NEW_BASE = "its base weight was stored with the adapter, so the whole update needs the base's own"
 MULTIPLIES = "the update multiplies the base's numbers, so it needs them"
-WHOLE = "stored whole (modules_to_save); its update is the difference from the base's weight"
-TOKENS = "single tokens are stored whole; their update is the difference from the base's rows"
+WHOLE = "stored whole, so the update is the difference from the base's weight"
+TOKENS = "single tokens are stored whole, so the update is the difference from the base's rows"
 AMBIGUOUS = (
     "it adapts one of several fused parameters that differ in rank or alpha, and its keys do not say which"
 )

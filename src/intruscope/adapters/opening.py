@@ -132,7 +132,8 @@ def _resolve(base: str, tuned: str | None) -> tuple[ModelName | None, ModelName]
     if first.adapter is not None:
         raise UsageError(
             f"the base {printable(base)} carries an adapter; the base must be a model alone",
-            remedy="merge the adapter into its base first, or scan BASE ADAPTER",
+            remedy="give BASE and ADAPTER as two names; if the second model should be BASE with ADAPTER "
+            "merged, run intruscope verify BASE ADAPTER MERGED",
         )
     if second.adapter is not None:
         if (second.path, second.hub_id, second.revision) != (first.path, first.hub_id, first.revision):

@@ -92,6 +92,17 @@ TABLE = {
         summary="report.inspect:inspect_summary",
         width=110,
     ),
+    "verify": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
+        },
+        summary="report.verify:verify_summary",
+        width=100,
+    ),
     "layers": Written(
         files={"json": _json("report.layers:layers_json", "list")},
         summary="report.layers:layers_table",

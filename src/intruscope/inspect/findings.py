@@ -135,7 +135,7 @@ def _content(tensor: StoredTensor) -> bytes | None:
 def _digest(numbers_X: torch.Tensor) -> bytes:
     import torch
 
-    return hashlib.blake2b(numbers_X.view(torch.uint8).numpy(), digest_size=16).digest()
+    return hashlib.blake2b(numbers_X.view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
 
 
 def _unread(alone: AloneAdapter) -> Iterator[Finding]:
@@ -157,14 +157,14 @@ def _unread(alone: AloneAdapter) -> Iterator[Finding]:
 
 
 def _unused_patterns(alone: AloneAdapter) -> Iterator[Finding]:
-    """Patterns of the config that decide on no module, as after a slip of the pen."""
+    """Patterns of the config that apply to no module, such as misspelled ones."""
     config = alone.source.config
-    if config is None:
-        return
+    if config is None or config.target_parameters:
+        return  # patterns may be for fused parameters, whose names only the base tells
     modules = [*alone.scales, *(module.name for module in alone.unread if module.factors is not None)]
     names = [name.partition("[")[0] for name in modules]
     for field, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         used = set(first_matches(patterns, names, file=config.path).values()) if patterns else set()
         for pattern in patterns.keys() - used if names else ():
-            message = f"{field} has the key {printable(pattern)}, which decides on no module"
+            message = f"{field} has the key {printable(pattern)}, which applies to no module"
             yield Finding(code="unused-pattern", severity="warning", message=message)

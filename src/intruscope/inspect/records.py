@@ -75,8 +75,9 @@ class InspectedModule:
 
     @property
     def family(self) -> str:
-        """The last word of its name, which modules of one role share: ``q_proj``."""
-        return self.name.partition("[")[0].rpartition(".")[2]
+        """The end of its name, which modules of one role share: ``q_proj``, ``to_out.0``."""
+        words = self.name.partition("[")[0].split(".")
+        return ".".join(words[-2:] if words[-1].isdecimal() else words[-1:])
 
     @property
     def spectral_norm(self) -> float | None:

@@ -28,7 +28,7 @@ def inspect(
 ) -> InspectReport:
     """Look into adapters on their own: spectra, ranks, scaling, duplicates, and what looks wrong.
 
-    No base is read. One matrix is in memory at a time, as its factors.
+    No base is read. One matrix for each core is in memory at a time, as its factors.
 
     Args:
         *adapters: Paths, hub ids, PeftModels in memory, or opened adapters.
@@ -45,14 +45,14 @@ def inspect(
     """
     if not adapters:
         raise UsageError("no adapter is given", remedy="name at least one")
-    alone_in_list = len(adapters) == 1
+    is_only = len(adapters) == 1
     opened: list[AloneAdapter | None] = []
     failures: dict[int, InspectedAdapter] = {}
     for index, adapter in enumerate(adapters):
         try:
-            opened.append(_opened(adapter, allow_pickle, lora_alpha, alone_in_list=alone_in_list))
+            opened.append(_opened(adapter, allow_pickle, lora_alpha, is_only=is_only))
         except IntruscopeError as error:
-            failures[index] = _failed(adapter, error, alone_in_list=alone_in_list)
+            failures[index] = _failed(adapter, error, is_only=is_only)
             opened.append(None)
     report = _Reporter(on_progress, sum(_count(alone) for alone in opened if alone is not None))
     found: list[InspectedAdapter] = []
@@ -63,8 +63,9 @@ def inspect(
         try:
             found.append(_inspected(alone, report.step))
         except IntruscopeError as error:
-            found.append(_failed(adapters[index], error, alone_in_list=alone_in_list))
+            found.append(_failed(adapters[index], error, is_only=is_only))
             opened[index] = None
+    report.finish()
     return InspectReport(adapters=tuple(found), duplicates=find_duplicates(found, opened))
 
 
@@ -76,8 +77,15 @@ class _Reporter:
         self._tell("")
 
     def step(self, name: str) -> None:
+        """One more is done."""
         self._done += 1
         self._tell(name)
+
+    def finish(self) -> None:
+        """Count what an adapter that failed half-way left undone."""
+        if self._done < self._total:
+            self._done = self._total
+            self._tell("")
 
     def _tell(self, name: str) -> None:
         self._on_progress(
@@ -90,19 +98,19 @@ def _count(alone: AloneAdapter) -> int:
 
 
 def _opened(
-    adapter: ModelLike, allow_pickle: bool, lora_alpha: float | None, *, alone_in_list: bool
+    adapter: ModelLike, allow_pickle: bool, lora_alpha: float | None, *, is_only: bool
 ) -> AloneAdapter:
     try:
         return open_alone(adapter, allow_pickle=allow_pickle, lora_alpha=lora_alpha)
     except UsageError:
         # Among several adapters alpha is for those that do not store it.
-        if alone_in_list or lora_alpha is None:
+        if is_only or lora_alpha is None:
             raise
         return open_alone(adapter, allow_pickle=allow_pickle)
 
 
-def _failed(adapter: ModelLike, error: IntruscopeError, *, alone_in_list: bool) -> InspectedAdapter:
-    if alone_in_list or isinstance(error, ResourceExhausted):
+def _failed(adapter: ModelLike, error: IntruscopeError, *, is_only: bool) -> InspectedAdapter:
+    if is_only or isinstance(error, ResourceExhausted):
         raise error
     return InspectedAdapter(
         name=str(adapter) if isinstance(adapter, str) or hasattr(adapter, "__fspath__") else _title(adapter),
