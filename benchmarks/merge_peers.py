@@ -1,15 +1,15 @@
-"""Claim: of an adapter that is loaded again, every rule's update is its formula's to float32 rounding; of PEFT's
-``add_weighted_adapter`` only ``cat`` and an ``svd`` of sufficient rank are the weighted sum, and none with rsLoRA.
+"""Claim: every rule gives the update of its formula; of PEFT's types only ``cat`` and a large ``svd`` do.
 
-Two random LoRAs of rank ``--rank`` on one Linear of ``--width``, weights 1 and 0.5. The error is ‖ΔW − formula‖_F
-over ‖formula‖_F: ΔW is what PEFT adds to the layer for the merged adapter, and the formula is computed in float64
-on explicit updates. PEFT's types are compared with what their names promise: ``linear``, ``cat`` and ``svd`` with
-the weighted sum; ``ties*`` with TIES of the whole updates, at the same density. ``magnitude_prune*`` and ``dare*``
-have no published formula on whole updates without randomness and are compared with the weighted sum, which is only
-indicative. mergekit 0.1 merges full weights only and is not installed here: its ``linear``, ``task_arithmetic``,
-``ties`` (its own default: no lambda) are the formulas of ``mean``, ``sum`` and ``ties`` in the space ``dense``.
+With rsLoRA none of PEFT's types does. Two random LoRAs of rank ``--rank`` on one Linear of ``--width``,
+weights 1 and 0.5. The error is ‖ΔW − formula‖_F / ‖formula‖_F: ΔW is what PEFT adds to the layer once the
+merged adapter is loaded, and the formula is computed in float64 on explicit updates.
 
-Time: the merge of one layer in memory, median of ``--repeats``, without reading or writing files.
+``linear``, ``cat`` and ``svd`` are compared with the weighted sum, ``ties*`` with TIES of the whole updates
+at the same density. ``dare_*`` and ``magnitude_prune`` drop entries, so that their distance from the weighted
+sum is only indicative. mergekit 0.1 merges full weights only and is not run: its ``task_arithmetic``,
+``linear`` and ``ties`` are the rules ``sum``, ``mean`` and ``ties`` in the space ``dense``.
+
+Time: the merge of one layer in memory, without files; median of ``--repeats``.
 """
 
 from __future__ import annotations
@@ -57,9 +57,6 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
 
 
 def adapted(width: int, rank: int, *, rslora: bool) -> tuple[PeftModel, list[tuple[Tensor, Tensor]]]:
@@ -159,8 +156,16 @@ def rows(width: int, rank: int, repeats: int, *, rslora: bool) -> list[dict[str,
             wanted = {"sum": total, "mean": total / sum(WEIGHTS)}.get(rule, wanted)
             wanted = ties(dense) if (rule, space) == ("ties", "dense") else wanted
             seconds = median_seconds(merged(forms, rule, space), repeats)
-            found.append({"tool": f"intruscope {rule}, {space}", "rslora": rslora, "formula": "its own",
-                          "rank": stored, "error": relative(delta, wanted), "milliseconds": 1e3 * seconds})  # fmt: skip
+            found.append(
+                {
+                    "tool": f"intruscope {rule}, {space}",
+                    "rslora": rslora,
+                    "formula": "its own",
+                    "rank": stored,
+                    "error": relative(delta, wanted),
+                    "milliseconds": 1e3 * seconds,
+                }
+            )
     return found
 
 

@@ -249,7 +249,8 @@ def test_what_is_written_is_scanned_and_its_record_reads_back(tmp_path):
     assert len(list(report.rows())) == 2 * len(report.modules)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model_relation: merge" in card
-    assert "`a` | 1" in card.replace(str(models.folder) + "/", "")
+    assert "| `a` | 1 |" in card
+    assert str(models.folder) not in card
     assert report._repr_html_().count("<table>") == 1
 
 

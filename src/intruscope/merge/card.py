@@ -50,7 +50,9 @@ def card(report: MergeReport) -> bytes:
         if report.writes == "emr"
         else "library_name: " + ("peft\n" if report.writes == "adapter" else "transformers\n")
     )
-    base = report.base.partition(" (")[0].partition("@")[0]
+    name, _, revision = report.base.partition(" (")
+    # A local path says nothing to another reader; a name on the hub does.
+    base = name.partition("@")[0] if revision else shown_name(name)
     header = (
         f"---\nbase_model: {json.dumps(base)}\nbase_model_relation: merge\n{library}tags:\n- merge\n---\n"
     )
@@ -71,7 +73,10 @@ def card(report: MergeReport) -> bytes:
         "",
         "| fine-tune | weight |",
         "|---|---|",
-        *(f"| `{quoted(name)}` | {weight:g} |" for name, weight in zip(report.tuned, weights, strict=True)),
+        *(
+            f"| `{shown_name(each)}` | {weight:g} |"
+            for each, weight in zip(report.tuned, weights, strict=True)
+        ),
         "",
     ]
     if report.settings.task is not None:

@@ -12,7 +12,7 @@ from intruscope.merge.card import finish
 from intruscope.merge.compute import Merger, dense_of, factors_of, total_error
 from intruscope.merge.emr_files import write_emr
 from intruscope.merge.findings import MANIFEST_NAME
-from intruscope.progress import Progress
+from intruscope.progress import Progress, ignore_progress
 from intruscope.weights.written import num_bytes
 from intruscope.writing.checkpoint import write_checkpoint
 from intruscope.writing.folder import README, output_folder
@@ -196,8 +196,10 @@ def _write_checkpoint(plan: MergePlan, merger: Merger, out: Path, on_progress: O
     new |= _kept_tensors(plan)
     sources = (base, *(member.source for member in plan.members))
     size = sum(tensor.num_bytes for tensor in base.tensors.values())
-    with output_folder(out, sources, num_bytes=size, on_progress=on_progress) as target:
+    # Modules are merged while they are written, and progress counts them.
+    with output_folder(out, sources, num_bytes=size, on_progress=ignore_progress) as target:
         write_checkpoint(base, new, target)
+        on_progress(Progress(stage="merging", done=len(found), total=len(plan.rows), unit="modules"))
         if found and not any(measured.merged_norm for measured in found.values()) and not plan.vectors:
             raise _nothing_left()
         if base.path is not None:
