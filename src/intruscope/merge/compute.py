@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from intruscope.errors import UsageError, printable
-from intruscope.linalg.truncated import leading
+from intruscope.linalg.truncated import leading, left_squares
 from intruscope.merge.emr import rescalers, unify
 from intruscope.merge.gather import load_form, not_finite
 from intruscope.merge.rules import RULES, Place, Rule, merge_space
@@ -107,15 +107,18 @@ class Merger:
         self.rescalers = tuple(self.options.scaling * each for each in found)
         return sums
 
-    def space(self, row: Row) -> tuple[Space, tuple[float, ...]]:
-        """The updates of a module in the space of the merge, and their norms."""
-        forms = [
-            load_form(target, row.view, label) for target, label in zip(row.targets, self.labels, strict=True)
-        ]
+    def space(self, row: Row, forms: Sequence[Form] | None = None) -> Space:
+        """The updates of a module in the space of the merge.
+
+        Args:
+            row: The module.
+            forms: Its updates, where they are read already.
+        """
+        forms = self._forms(row) if forms is None else forms
         space = self._space
         if not self.rule.elementwise:  # the result is the same in every space, and this one costs least
             space = "core" if row.thin else "dense"
-        return make_space(forms, space=space, basis=self._settings.basis), tuple(map(norm_of, forms))
+        return make_space(forms, space=space, basis=self._settings.basis)
 
     def merged(self, row: Row) -> tuple[Form, Measured]:
         """The merged update of one module.
@@ -123,15 +126,36 @@ class Merger:
         Raises:
             MalformedInput: an update holds NaN or infinity, or a file changed.
         """
-        space, norms = self.space(row)
-        if self.rule.task_specific:
-            form = space.restore(self._of_task(unify(space.parts, self.options)))
+        forms = self._forms(row)
+        form: Form
+        gap = None
+        pairs = [each for each in forms if isinstance(each, tuple)]
+        if len(pairs) == len(forms) and self.rule.name in ("sum", "mean"):
+            form = self._side_by_side(pairs)
         else:
-            place = Place(name=row.name, labels=self.labels, thresholds=self._thresholds)
-            form = merge_space(space, self.rule, self.options, place)
-        depends = self.rule.elementwise and space.name != "dense"
-        gap = space.smallest_gap if depends else None
+            space = self.space(row, forms)
+            if self.rule.task_specific:
+                form = space.restore(self._of_task(unify(space.parts, self.options)))
+            else:
+                place = Place(name=row.name, labels=self.labels, thresholds=self._thresholds)
+                form = merge_space(space, self.rule, self.options, place)
+            if self.rule.elementwise and space.name != "dense":
+                gap = space.smallest_gap
+        norms = tuple(map(norm_of, forms))
         return form, Measured(update_norms=norms, merged_norm=norm_of(form), smallest_gap=gap)
+
+    def _forms(self, row: Row) -> list[Form]:
+        return [
+            load_form(each, row.view, label) for each, label in zip(row.targets, self.labels, strict=True)
+        ]
+
+    def _side_by_side(self, forms: Sequence[tuple[Tensor, Tensor]]) -> Form:
+        """The factors of a linear rule: those of all fine-tunes joined, times what the rule makes of ones."""
+        assert self.rule.merge is not None
+        ones = torch.eye(len(forms), dtype=torch.float64)
+        weights = self.rule.merge([row[None] for row in ones], self.options, Place())[0]
+        left_OR = torch.cat([weight * left for weight, (left, _) in zip(weights, forms, strict=True)], dim=1)
+        return left_OR, torch.cat([right for _, right in forms])
 
     def merged_vector(self, name: str) -> Tensor:
         """The merged update of a bias or norm, float64, flat."""
@@ -146,7 +170,7 @@ class Merger:
 
     def unified(self, row: Row) -> tuple[Space, Unified]:
         """What EMR-Merging makes of one module, and the space it is in."""
-        space, _ = self.space(row)
+        space = self.space(row)
         return space, unify(space.parts, self.options)
 
     def unified_vector(self, name: str) -> Unified:
@@ -177,7 +201,7 @@ class Merger:
         total = len(self._rows) + len(self._vectors)
         for done, row in enumerate(self._rows):
             self._on_progress(Progress(stage=stage, done=done, total=total, unit="modules", item=row.name))
-            yield self.space(row)[0]
+            yield self.space(row)
         for name in self._vectors:
             yield self._vector_space(name)
         self._on_progress(Progress(stage=stage, done=total, total=total, unit="modules"))
@@ -190,12 +214,12 @@ def vector_rule(name: str) -> Rule:
 
 
 def norm_of(form: Form) -> float:
-    """‖ΔW‖_F; of factors without their product."""
+    """‖ΔW‖_F; of factors without their product: ‖L R‖_F² is the sum over (LᵀL) * (R Rᵀ)."""
     if isinstance(form, Tensor):
         return float(torch.linalg.vector_norm(form))
     left_OR, right_RI = form
-    core = torch.linalg.qr(left_OR, mode="r")[1] @ torch.linalg.qr(right_RI.T, mode="r")[1].T
-    return float(torch.linalg.vector_norm(core))
+    square = float(((left_OR.T @ left_OR) * (right_RI @ right_RI.T)).sum())
+    return math.sqrt(max(square, 0.0))
 
 
 def dense_of(form: Form) -> Tensor:
@@ -220,24 +244,30 @@ def factors_of(form: Form, rank: int | None, dtype: Dtype, name: str) -> Factors
     """
     bound = min(form[0].shape[1], *_shape(form)) if isinstance(form, tuple) else min(form.shape)
     wanted = bound if rank is None else min(rank, bound)
-    if norm_of(form) == 0.0:
-        return None
     found = leading(form, wanted, seed=0)
+    if found.total_square == 0.0:
+        return None
     kept = min(wanted, int((found.values_K > NULL * found.values_K[0]).sum()))
-    up_OR, down_RI = (part.to(getattr(torch, dtype)).contiguous() for part in found.factors(kept))
+    exact_OR, exact_RI = found.factors(kept)
+    up_OR, down_RI = (part.to(getattr(torch, dtype)).contiguous() for part in (exact_OR, exact_RI))
     if not bool(up_OR.isfinite().all() and down_RI.isfinite().all()):
         raise UsageError(f"the factors of {printable(name)} overflow {dtype}", remedy="use --dtype float32")
-    return Factors(up_OR=up_OR, down_RI=down_RI, error=_distance(form, up_OR.double(), down_RI.double()))
+    if isinstance(form, Tensor):
+        error = float(torch.linalg.vector_norm(form - up_OR.double() @ down_RI.double()))
+    else:
+        left = left_squares(found.values_K, found.total_square, complete=found.complete)
+        error = math.hypot(math.sqrt(float(left[kept])), _rounding((exact_OR, exact_RI), (up_OR, down_RI)))
+    return Factors(up_OR=up_OR, down_RI=down_RI, error=error)
 
 
 def _shape(form: tuple[Tensor, Tensor]) -> tuple[int, int]:
     return form[0].shape[0], form[1].shape[1]
 
 
-def _distance(form: Form, up_OR: Tensor, down_RI: Tensor) -> float:
-    if isinstance(form, Tensor):
-        return float(torch.linalg.vector_norm(form - up_OR @ down_RI))
-    return norm_of((torch.cat([form[0], -up_OR], dim=1), torch.cat([form[1], down_RI])))
+def _rounding(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
+    """‖B A − B̂ Â‖_F = ‖(B − B̂) A + B̂ (A − Â)‖_F: a sum of small products, in which nothing cancels."""
+    (up, down), (rounded_up, rounded_down) = exact, (stored[0].double(), stored[1].double())
+    return norm_of((torch.cat([up - rounded_up, rounded_up], 1), torch.cat([down, down - rounded_down])))
 
 
 def total_error(parts: Sequence[tuple[float, float]]) -> float | None:
