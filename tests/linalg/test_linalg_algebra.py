@@ -13,7 +13,7 @@ from linalg_cases import orthonormal, power_law, with_spectrum
 from intruscope.linalg import clusters, operators
 from intruscope.linalg.dense import dense_base
 from intruscope.linalg.effective_rank import effective_rank, estimate_effective_rank
-from intruscope.linalg.lowrank import low_rank_svd, share_inside
+from intruscope.linalg.lowrank import low_rank_singular_values, low_rank_svd, share_inside
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.linalg.topk import dense_triplets, frobenius_norm
@@ -36,6 +36,8 @@ def test_low_rank_svd_is_the_svd_of_the_product(rows, columns, rank):
     assert expected[kept:].max(initial=0.0) <= 1e-13 * expected[0]
     torch.testing.assert_close((u * values) @ v.T, left @ right, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(u.T @ u, torch.eye(kept, dtype=torch.float64), rtol=0, atol=1e-12)
+    alone = low_rank_singular_values(left, right)
+    torch.testing.assert_close(alone, values, rtol=1e-11, atol=1e-13 * float(expected[0]))
 
 
 @pytest.mark.parametrize("thin", [True, False])

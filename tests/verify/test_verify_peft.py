@@ -85,13 +85,12 @@ def test_models_in_memory_and_mappings_of_tensors(tmp_path):
     base = peft_models.llama()
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     model = trained(peft_models.llama(), LINEAR, 0.1, seed=1)
-    model.get_base_model().load_state_dict(
-        {
-            (f"{n.removesuffix('.weight')}.base_layer.weight" if n.split(".")[-2] in ("q_proj", "k_proj", "up_proj") else n): t
-            for n, t in state.items()
-        },
-        strict=False,
-    )  # fmt: skip
+    adapted = ("q_proj", "k_proj", "up_proj")
+    inner = {
+        name.replace(".weight", ".base_layer.weight" if name.split(".")[-2] in adapted else ".weight"): tensor
+        for name, tensor in state.items()
+    }
+    model.get_base_model().load_state_dict(inner, strict=False)
     model.save_pretrained(tmp_path / "adapter")
     merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     report = verify(state, tmp_path / "adapter", merged, options=INLINE)

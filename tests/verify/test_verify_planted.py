@@ -1,11 +1,11 @@
-"""Merges that are right, or wrong in one known way: every module's status, its strength, and the exit code."""
+"""Merges that are right, or wrong in one known way: status and strength of every module, and exit codes."""
 
 import functools
 import math
 
 import pytest
 import torch
-from verify_models import BLOCK, RANK, SCALING, Merge, Q, K, UP, build
+from verify_models import BLOCK, RANK, SCALING, UP, K, Merge, Q, build
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 RIGHT = ("applied", 1.0)
@@ -54,7 +54,7 @@ def stored_transposed(name):
 
 
 def in_half(dtype):
-    """Factors, product, multiple and sum in the dtype, as a model that was loaded in it is merged on a GPU."""
+    """Factors, product, multiple and sum in the dtype, as a GPU merges a model that was loaded in it."""
 
     def plant(merge):
         from safetensors.torch import load_file
@@ -100,6 +100,20 @@ def without_magnitude(merge):
         stem = f"base_model.model.{name}."
         down, up = (factors[f"{stem}lora_{ab}.weight"].double() for ab in "AB")
         change = SCALING * up @ down
+        merge.tensors[f"{name}.weight"] = (merge.base[f"{name}.weight"].double() + change).to(merge.dtype)
+
+
+def in_tensor_float32(merge):
+    """Factors rounded to the 10 bits after the point that TensorFloat-32 keeps."""
+    from safetensors.torch import load_file
+
+    factors = load_file(merge.built.adapters[0] / "adapter_model.safetensors")
+    for name in (Q, K, UP):
+        kept = []
+        for part in "AB":
+            mantissa, exponent = torch.frexp(factors[f"base_model.model.{name}.lora_{part}.weight"].double())
+            kept.append(torch.ldexp((mantissa * 2**11).round() / 2**11, exponent))
+        change = SCALING * kept[1] @ kept[0]
         merge.tensors[f"{name}.weight"] = (merge.base[f"{name}.weight"].double() + change).to(merge.dtype)
 
 
@@ -234,7 +248,10 @@ CASES = {
     ),
     "DoRA merged as LoRA": (
         ("dora",), F32, F32, without_magnitude, "partly",
-        {name: ("other change", None) for name in ALL3}, 1,
+        dict.fromkeys(ALL3, ("other change", None)), 1,
+    ),
+    "TensorFloat-32": (
+        ("llama",), F32, F32, in_tensor_float32, "partly", dict.fromkeys(ALL3, ("other change", 1.0)), 1,
     ),
     "below rounding, right": (SMALL, BF16, BF16, keep, "applied", {}, 0),
     "below rounding, PEFT": (SMALL, BF16, BF16, by_peft(BF16, safe=False), "applied", {}, 0),
@@ -271,6 +288,20 @@ CASES = {
 }  # fmt: skip
 
 
+CAUSES = {
+    "double, float32": "the adapter was applied twice",
+    "wrong alpha": "as if lora_alpha were 9.1 instead of 7",
+    "alpha ignored": "alpha was ignored",
+    "rsLoRA ignored": "rsLoRA was ignored",
+    "rsLoRA assumed": "rsLoRA was assumed",
+    "transposed expert": "the update was added transposed",
+    "expert stored transposed": "the merged matrix is stored transposed",
+    "DoRA merged as LoRA": "the factors were merged without DoRA's magnitudes",
+    "TensorFloat-32": "to the precision of TensorFloat-32 only",
+    "NaN": "the merged model has 1 value that is NaN or infinite",
+}
+
+
 def exit_code(report):
     return 1 if report.has_failed else 5 if report.is_open else 0
 
@@ -297,6 +328,8 @@ def test_what_is_planted_is_found_and_nothing_else(case, builds, tmp_path):
             assert abs(module.strength - 1) <= module.strength_error
             assert module.residual <= module.rounding
     assert set(modules) <= set(found)
+    if case in CAUSES:
+        assert CAUSES[case] in " ".join(finding.message for finding in report.findings)
     assert report.verdict == verdict
     assert exit_code(report) == code
     assert report.from_json(report.to_json()) == report

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from verify_models import INLINE, K, Merge, Q, UP, build
+from verify_models import INLINE, UP, K, Merge, Q, build
 
 from intruscope.cli.main import app
 from intruscope.errors import IntruscopeError, MalformedInput, UsageError

@@ -59,7 +59,7 @@ KINDS = {
     "square-experts": (square_experts, None),
 }
 SIZES = {"plain": 0.1, "small": 3e-5, "hidden": 1e-8}
-"""What B is multiplied by. ``small`` is below bfloat16's rounding, but moves some numbers; ``hidden`` none."""
+"""Standard deviation of B. ``small`` updates are below bfloat16's rounding, but move some numbers."""
 
 
 def trained(base, options, size, seed):

@@ -59,8 +59,8 @@ def verify(
     """Check that a merged model is its base with the adapter applied.
 
     Every module that the adapter changes is compared with what it should be, and every other tensor with the
-    base. For several adapters, give each with --adapter: intruscope verify BASE MERGED --adapter A=0.5
-    --adapter B=0.5. Exits with 1 if anything is not as it should be, and with 5 if something cannot be told.
+    base. For several adapters, name BASE and MERGED alone and give each adapter as an option with its
+    weight. The exit code is 1 if anything is not as it should be, and 5 if something cannot be told.
     """
     from intruscope.verify.run import verify as run_verify
 

@@ -18,7 +18,7 @@ class ScaleFacts:
     """How one adapter scales one module.
 
     Attributes:
-        rank: r.
+        rank: Rank of the factors, r.
         scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
         is_rslora: The adapter uses rsLoRA (arXiv 2312.03732).
         weight: The weight that the adapter should have.

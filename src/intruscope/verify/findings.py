@@ -97,10 +97,10 @@ def _changed(report: VerifyReport) -> list[Finding]:
 
 def _unjudged(report: VerifyReport) -> list[Finding]:
     found = []
-    for status, verb in (("new", "is only in the merged model"), ("dropped", "is only in the base")):
+    for status, where in (("new", "the merged model"), ("dropped", "the base")):
         names = [each.name for each in report.others if each.status == status and not each.expected]
         if names:
-            message = f"{verb}, and nothing explains it: {_names(names)}"
+            message = f"only {where} has these, and nothing in the files says why: {_names(names)}"
             found.append(Finding(code=f"{status}-tensor", severity="warning", message=message))
     resized = [each for each in report.others if each.status == "resized"]
     for each in resized:

@@ -22,9 +22,9 @@ from intruscope.records.plain import plain
 from intruscope.spectra.matrix import exact_arithmetic
 from intruscope.verify.causes import causes_of
 from intruscope.verify.others import compare_tensors
-from intruscope.verify.plan import Check, Compare, Term, stored_dtypes, term_source
 from intruscope.verify.records import ModuleCheck
 from intruscope.verify.rounding import (
+    TENSOR_FLOAT32,
     Factors,
     Sides,
     Update,
@@ -33,6 +33,7 @@ from intruscope.verify.rounding import (
     replayed,
     rounded,
 )
+from intruscope.verify.tasks import Check, Compare, Term, stored_dtypes, term_source
 from intruscope.weights.matrices import DenseUpdate, LowRankUpdate
 from intruscope.weights.stored import TORCH_NAMES
 
@@ -169,9 +170,8 @@ def _not_finite(sides: Sides) -> tuple[str, str] | None:
 
 @dataclass
 class _Sums:
-    """Sums over all entries of one matrix."""
+    """Sums over all entries of one matrix, of D, E and the bound; ``resolved`` ones over resolved entries."""
 
-    num_entries: int = 0
     num_changed: int = 0
     num_outside: int = 0
     num_resolved: int = 0
@@ -187,7 +187,6 @@ class _Sums:
         change, update, bound = piece.change, piece.update_CI, piece.bound_CI
         kept = piece.base_CI if same_dtype else rounded(piece.base_CI, merged_dtype)
         resolved = bound < _RESOLVED * update.abs()
-        self.num_entries += change.numel()
         self.num_changed += int((piece.merged_CI != kept).sum())
         self.num_outside += int(((change - update).abs() > bound).sum())
         self.num_resolved += int(resolved.sum())
@@ -315,6 +314,9 @@ def _unlike(check: Check, sides: Sides, blank: ModuleCheck) -> ModuleCheck:
                 return replace(blank, status="transposed", cause="the update was added transposed")
             if _agrees(replace(one, merged_OI=one.merged_OI.T)):
                 return replace(blank, status="transposed", cause="the merged matrix is stored transposed")
+    if _agrees(replace(sides, factor_unit=TENSOR_FLOAT32)):
+        cause = "the update agrees to the precision of TensorFloat-32 only: was it merged on a GPU with TF32?"
+        return replace(blank, status="other change", cause=cause)
     plain_lora = _without_magnitude(check, sides)
     if plain_lora is not None and _agrees(plain_lora):
         cause = "the factors were merged without DoRA's magnitudes"
@@ -346,6 +348,7 @@ class _Replay:
     """How the stored numbers compare with those of one recipe.
 
     Attributes:
+        recipe: How the merge is computed.
         num_wrong: Entries outside of the recipe's interval.
         num_moved: Entries that the recipe surely changes.
     """
@@ -373,7 +376,7 @@ def _by_replay(check: Check, sides: Sides, sums: _Sums, blank: ModuleCheck) -> M
             moved = found[0].num_moved
             cause = f"the merged matrix equals the base; a merge would have changed {_entries(moved)}"
             return replace(blank, status="not applied", cause=cause)
-        return replace(blank, reason=f"{_BELOW}: a merge changes no stored value")
+        return replace(blank, reason=f"{_BELOW}: a merge need not change any stored value")
     matching = [each for each in found if not each.num_wrong and each.num_moved]
     for each in matching:
         others = [_replay(sides, each.recipe, factor) for factor in (0.5, 2.0)]

@@ -13,7 +13,7 @@ from intruscope.weights.views import TensorView
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from intruscope.verify.plan import Compare
+    from intruscope.verify.tasks import Compare
     from intruscope.weights.stored import StoredTensor
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FLOAT32 = 2.0**-24
 """Unit roundoff of float32, in which merges of half precision are computed too."""
+TENSOR_FLOAT32 = 2.0**-11
+"""Unit roundoff of TensorFloat-32, in which GPUs multiply float32 matrices if a program allows it."""
 _DORA_STEPS = 32
 """Roundings on the way to a row's norm (pairwise sums of at most 2³⁰ squares), and of DoRA's other steps."""
 _PIECE_ENTRIES = 1 << 20
@@ -72,12 +74,12 @@ class Whole(NamedTuple):
     """An update as the tuned matrix: ``weight * (tuned_OI - base)``.
 
     Attributes:
-        tuned_OI: The matrix.
-        weight: Of the adapter.
+        tuned_OI: The matrix that a weight of 1 gives.
+        weight: How much of the difference should be added.
         source: ``stored`` numbers are copied; those of ``dora`` and of ``computed`` updates are calculated,
             and rounded on the way.
-        sizes_OI: G of the factors in it, times DoRA's factor of each row; None where there are none.
-        rank: Of the factors.
+        sizes_OI: G of the factors in it, times DoRA's factor of each row; None if it has no factors.
+        rank: Rank of these factors.
     """
 
     tuned_OI: Tensor
@@ -90,8 +92,8 @@ class Whole(NamedTuple):
         """How far numbers that were computed, not copied, may be off on some rows.
 
         Args:
-            rows: Which rows.
-            base_CI: The base there.
+            rows: The rows to look at.
+            base_CI: The base's numbers in these rows.
             unit: Unit roundoff of the factors and of their product.
         """
         tuned = self.tuned_OI[rows].double()
@@ -106,20 +108,14 @@ class Whole(NamedTuple):
             found += (4 * unit + (self.rank + 2) * FLOAT32) * self.sizes_OI[rows].double()
         return found
 
-    @property
-    def flipped(self) -> Whole:
-        """Rows and columns exchanged."""
-        sizes = None if self.sizes_OI is None else self.sizes_OI.T
-        return self._replace(tuned_OI=self.tuned_OI.T, sizes_OI=sizes)
-
 
 @dataclass(frozen=True)
 class Update:
     """One adapter's update of one matrix, read.
 
     Attributes:
-        form: Factors, or the whole matrix.
-        dtypes: In which its numbers are stored.
+        form: The factors, or the whole matrix.
+        dtypes: The dtypes that its numbers are stored in.
     """
 
     form: Factors | Whole
@@ -127,28 +123,30 @@ class Update:
 
     def transposed(self, base_OI: Tensor) -> Update:
         """The update transposed, of a square matrix."""
-        form = self.form
-        if isinstance(form, Factors):
-            return Update(Factors(form.right_RI.T, form.left_OR.T, form.scale), self.dtypes)
-        base, flipped = base_OI.double(), form.flipped
-        return Update(flipped._replace(tuned_OI=base + flipped.tuned_OI.double() - base.T), self.dtypes)
+        turned = self.flipped()
+        if isinstance(turned.form, Factors):
+            return turned
+        base = base_OI.double()
+        tuned_OI = base + turned.form.tuned_OI.double() - base.T
+        return replace(turned, form=turned.form._replace(tuned_OI=tuned_OI))
 
     def flipped(self) -> Update:
         """The same update of the same matrix in its other orientation."""
         form = self.form
         if isinstance(form, Factors):
             return Update(Factors(form.right_RI.T, form.left_OR.T, form.scale), self.dtypes)
-        return Update(form.flipped, self.dtypes)
+        sizes_OI = None if form.sizes_OI is None else form.sizes_OI.T
+        return Update(form._replace(tuned_OI=form.tuned_OI.T, sizes_OI=sizes_OI), self.dtypes)
 
 
 class Piece(NamedTuple):
     """Some rows of a matrix, in float64.
 
     Attributes:
-        rows: Which.
-        base_CI, merged_CI: Both sides.
-        update_CI: E.
-        foreign_CI: What modules that share the matrix add to it.
+        rows: Where they lie in the matrix.
+        base_CI, merged_CI: The numbers before and after.
+        update_CI: E, the update that should have been added.
+        foreign_CI: What other modules that share the matrix add to it.
         bound_CI: The largest error that rounding can cause in each entry of ``merged - base - foreign - E``.
     """
 
@@ -161,7 +159,7 @@ class Piece(NamedTuple):
 
     @property
     def change(self) -> Tensor:
-        """D: what the merged model has more than the base, without what other modules add."""
+        """D: the merged model minus the base, without what other modules add."""
         return self.merged_CI - self.base_CI - self.foreign_CI
 
 
@@ -170,10 +168,11 @@ class Sides:
     """One matrix before and after, with what should have been added.
 
     Attributes:
-        base_OI, merged_OI: In their stored dtypes.
-        updates: Of the module itself, one per adapter that changes it.
-        foreign: Of other modules that share the matrix.
+        base_OI, merged_OI: Both matrices in their stored dtypes.
+        updates: The module's own updates, one from each adapter that changes it.
+        foreign: The updates of other modules that share the matrix.
         wide: Assume that all steps but the last were computed in float32 or wider.
+        factor_unit: Unit roundoff of the product of the factors, if it was coarser than the dtypes say.
     """
 
     base_OI: Tensor
@@ -181,6 +180,7 @@ class Sides:
     updates: tuple[Update, ...]
     foreign: tuple[Update, ...] = ()
     wide: bool = False
+    factor_unit: float = 0.0
 
     @property
     def is_square(self) -> bool:
@@ -191,7 +191,7 @@ class Sides:
         """The matrix in pieces of whole rows.
 
         Args:
-            factor: Multiplies E.
+            factor: Multiple of E to take as the update.
         """
         num_rows, num_columns = self.base_OI.shape
         step = max(1, _PIECE_ENTRIES // max(1, num_columns))
@@ -239,7 +239,7 @@ class Sides:
     def _change(self, update: Update, rows: slice, base: Tensor) -> tuple[Tensor, Tensor]:
         """An update on some rows, and how far a merge may be off it before it is added."""
         form = update.form
-        unit = unit_roundoff(self.coarsest)
+        unit = max(unit_roundoff(self.coarsest), self.factor_unit)
         if not self.wide:
             unit = max(unit, *map(unit_roundoff, update.dtypes))
         if isinstance(form, Factors):
@@ -264,13 +264,13 @@ class Recipe:
     """One way to merge, by the dtypes that its steps round to; None for float32 or wider.
 
     Attributes:
-        words: For people.
-        start: Of the base before anything is added.
-        factors: Of A and B.
-        product: Of B A, and then of its multiple.
-        update: Of the whole update.
-        sum: Of the base plus the update; each adapter is added in turn.
-        together: Adapters are summed before they are added.
+        words: Description for the report.
+        start: Dtype of the base before anything is added.
+        factors: Dtype of A and B.
+        product: Dtype of B A.
+        update: Dtype of the scaled product.
+        sum: Dtype of the base plus the update; each adapter is added in turn.
+        together: Sum the adapters before they are added.
     """
 
     words: str
@@ -288,7 +288,7 @@ def recipes(sides: Sides) -> list[Recipe]:
     updates = (*sides.updates, *sides.foreign)
     dtypes = dict.fromkeys([*(dtype for update in updates for dtype in update.dtypes), base, merged])
     narrow = [dtype for dtype in dtypes if is_narrow(dtype)]
-    found = [Recipe("added in float32, rounded once", sum=None)]
+    found = [Recipe("added in float32, rounded once")]
     if is_narrow(base) and (base != merged or len(updates) > 1):
         found.append(Recipe(f"added in float32, rounded to {name(base)}", sum=base))
     for dtype in narrow:
@@ -343,8 +343,8 @@ def replayed(sides: Sides, recipe: Recipe, rows: slice, factor: float = 1.0) -> 
     Args:
         sides: The matrix.
         recipe: How it is merged.
-        rows: Which rows.
-        factor: Multiplies the updates of the module itself.
+        rows: The rows to compute.
+        factor: Multiple of the module's own updates to add.
     """
     base = sides.base_OI[rows].double()
     found = Interval(base, base).rounded(recipe.start)

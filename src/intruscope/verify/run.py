@@ -16,7 +16,7 @@ from intruscope.records.plain import decode
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import RunOptions, check_outputs, executor_for, run_planned, runs_here
 from intruscope.verify.findings import report_findings
-from intruscope.verify.plan import Check, Compare, make_plan
+from intruscope.verify.plan import make_plan
 from intruscope.verify.records import (
     FAILED,
     AdapterUse,
@@ -26,6 +26,7 @@ from intruscope.verify.records import (
     Verdict,
     VerifyReport,
 )
+from intruscope.verify.tasks import Check, Compare
 from intruscope.weights.matrices import Pairing
 
 if TYPE_CHECKING:

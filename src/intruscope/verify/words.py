@@ -46,6 +46,8 @@ def _answer(report: VerifyReport, what: str, applied: int, total: int) -> str:
             return f"{what} applied {where}, and the others cannot be told."
         return f"{what} neither confirmed nor refuted: no module can be told ({counts})."
     if report.verdict == "not applied":
+        if report.counts["not applied"] == total:
+            return f"{what} not applied: {_modules(total)} {'equals' if total == 1 else 'equal'} the base."
         return f"{what} not applied: {counts}."
     pronoun = "it" if len(report.adapters) == 1 else "they"
     return f"{what} not applied as {pronoun} should be: {counts}."
@@ -59,8 +61,8 @@ def _rest(report: VerifyReport) -> str:
         verb = "differs" if num_changed == 1 else "differ"
         return f"{num_changed} other {'tensor' if num_changed == 1 else 'tensors'} {verb} from the base."
     if open_ones:
-        verb = "tensor has" if len(open_ones) == 1 else "tensors have"
-        return f"{len(open_ones)} other {verb} no counterpart that explains them."
+        noun = "tensor" if len(open_ones) == 1 else "tensors"
+        return f"{len(open_ones)} other {noun} could not be compared."
     if not report.num_equal:
         return "There is no other tensor."
     if report.num_equal == 1:
