@@ -76,3 +76,26 @@ def test_a_repair_turns_a_task_of_emr_into_an_ordinary_adapter(tmp_path):
     assert found.keys() == wanted.keys()
     for module, delta in wanted.items():
         torch.testing.assert_close(found[module], delta, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sweep_over_strengths_measures_every_lambda(models, tmp_path):
+    names = [models / name for name in ("base", "a", "b")]
+    intruscope.merge(*names, rule="ties").apply(tmp_path / "whole")
+    report = intruscope.sweep(
+        names[0],
+        tmp_path / "whole",
+        task=intruscope.load_task(models / "text.txt"),
+        text=models / "text.txt",
+        settings=intruscope.SweepSettings(
+            strengths=(0.3, 0.6), controls=("intruders", "interpolation"), num_resamples=100
+        ),
+        measuring=intruscope.MeasureOptions(unit="line", device="cpu"),
+        options=intruscope.RunOptions(workers=0),
+    )
+    cells = [each for each in report.cells if each.cell.control == "interpolation"]
+    assert [each.cell.strength for each in cells] == [0.3, 0.6]
+    for each in cells:
+        strength = each.cell.strength
+        intruscope.merge(*names, rule="ties", scaling=strength).apply(tmp_path / f"{strength}")
+        alone = forgetting(models, tmp_path / f"{strength}")
+        assert each.forgetting.estimate == pytest.approx(alone, abs=1e-4)
