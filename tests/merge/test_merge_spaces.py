@@ -153,6 +153,18 @@ def test_copies_leave_a_basis_of_one_fine_tune():
     assert not made.degenerate
 
 
+def test_small_updates_are_cut_by_no_absolute_bound():
+    """The released code of KnOTS drops singular values below 1e-5."""
+    forms = case("mixed ranks")
+    tiny = [(1e-8 * left, right) for left, right in forms]
+    beside = [forms[0], *tiny[1:]]
+    for space in ("core", "knots"):
+        close(merged(tiny, "sum", MergeOptions(), space=space), 1e-8 * sum(updates(forms)))
+        made = make_space(beside, space=space)
+        # Rounding is relative to the largest of the updates that share the basis.
+        close(dense(made.restore(made.parts[1])), dense(beside[1]), 1e-6)
+
+
 def test_equal_singular_values_are_reported():
     """Two fine-tunes of equal size in orthogonal directions: their basis vectors can be turned at will."""
     eye = torch.eye(6, dtype=torch.float64)

@@ -63,7 +63,7 @@ class Rule:
         source: Where it is published.
         merge: The function; None for ``emr``, whose result is not one update (:mod:`intruscope.merge.emr`).
         elementwise: Acts on single entries, nonlinearly: the result depends on the space. Every other
-            rule gives the same update in every space.
+            rule gives the same update in every space (``pico`` only of the bases ``update`` and ``qr``).
         task_specific: The result is one model per task, which must be known at inference.
         trims: Keeps the largest entries, and so needs thresholds over all matrices by default.
         space: The only space that the rule is defined in; None for any.
@@ -320,6 +320,8 @@ def merge_svc(parts: Sequence[Tensor], options: MergeOptions, _at: Place = _ANYW
 
     Source: arXiv 2602.05536, section 4. Differs from released code in: float64; the factor is ``floor`` where
         ``|a_i| < 1e-6 |a|``, where it would be a ratio of rounding errors.
+    Numerics: ambiguous where singular values of the sum coincide, because the formula is stated in their
+        vectors.
     """
     left, values, right_t = _sum_svd(parts, options)
     along = values[:, None] * right_t
@@ -343,7 +345,8 @@ def merge_pico(parts: Sequence[Tensor], options: MergeOptions, at: Place = _ANYW
     """Pico: turn down output directions that many fine-tunes use, add up, restore the mean norm.
 
     With U, S from the SVD of the joined updates and ``p = S² / Σ S²``, each update is multiplied from the
-    left by ``U diag(1 / (1 + (T - 1) p)) Uᵀ``. Their sum is scaled to the mean Frobenius norm of the updates.
+    left by ``U diag(1 / (1 + (T - 1) p)) Uᵀ``. Their weighted sum is scaled to the mean Frobenius norm of the
+    weighted updates, and by lambda.
 
     Source: arXiv 2604.16826, section 4. Differs from it in: U and S are those of ``[ΔW_1 | ... | ΔW_T]``, so
         that the result does not depend on how an adapter is factored. In a space of the basis ``official``
