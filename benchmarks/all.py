@@ -20,6 +20,7 @@ def main() -> None:
         "compare_many": [],
         "extract": ["--shapes", "2048x2048", "--ranks", "16", "--matrices", "2", "--repeats", "1"],
         "merge_speed": ["--dense", "gram"],
+        "merge_peers": ["--width", "256", "--repeats", "1"],
         "repair_peft": ["--width", "2048", "--matrices", "4", "--repeats", "1"],
         "wrong_base": ["--seeds", "2"],
         "odd_models": ["--families", "gpt2", "vit-gpt2", "falcon-new", "t5"],

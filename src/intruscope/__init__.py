@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from intruscope.forgetting.tasks import load_task
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
+    from intruscope.merge import merge
+    from intruscope.merge.plan import MergePlan
+    from intruscope.merge.records import MergeReport
+    from intruscope.merge.settings import MergeSettings
     from intruscope.profiling.profile import profile
     from intruscope.profiling.records import ProfileReport, ProfileSettings
     from intruscope.progress import Progress
@@ -54,6 +58,9 @@ __all__ = [
     "IntruderWatch",
     "IntruscopeError",
     "MeasureOptions",
+    "MergePlan",
+    "MergeReport",
+    "MergeSettings",
     "ProfileReport",
     "ProfileSettings",
     "Progress",
@@ -74,6 +81,7 @@ __all__ = [
     "inspect",
     "linalg",
     "load_task",
+    "merge",
     "plan",
     "profile",
     "repair",
@@ -94,6 +102,9 @@ _HOMES = {
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
     "MeasureOptions": "intruscope.sweep.measure",
+    "MergePlan": "intruscope.merge.plan",
+    "MergeReport": "intruscope.merge.records",
+    "MergeSettings": "intruscope.merge.settings",
     "ProfileReport": "intruscope.profiling.records",
     "ProfileSettings": "intruscope.profiling.records",
     "Progress": "intruscope.progress",
@@ -114,6 +125,7 @@ _HOMES = {
     "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
+    "merge": "",
     "plan": "intruscope.spectra.scan",
     "profile": "intruscope.profiling.profile",
     "repair": "",

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from intruscope.adapters.folder import open_adapter
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import UnsupportedFormat
-from intruscope.repair.placing import check_mergeable
 from intruscope.repair.survey import survey
 from intruscope.spectra.scan import RunOptions
 from intruscope.weights.matrices import DenseUpdate
 from intruscope.weights.source import open_model
+from intruscope.writing.placing import check_mergeable
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 _CASES = {
@@ -243,4 +243,4 @@ def test_a_checkpoint_that_ties_has_no_place_for_a_head_of_its_own(tmp_path):
     _trained(_CASES["head"], tmp_path)
     found = survey(str(tmp_path / "base"), str(tmp_path / "adapter"), options=RunOptions(workers=0))
     with pytest.raises(UnsupportedFormat, match="lm_head as trained: the base ties it to its embedding"):
-        check_mergeable(found)
+        check_mergeable(found.base, found.tuned, found.pairing)

@@ -86,7 +86,7 @@ IN_WORKERS = {
     "extract": {"decompose.py"},
     "verify": {"matrix.py", "rounding.py", "others.py"},
     "compare": {"matrix.py", "preflight.py"},
-    "merge": {"emr.py", "rules.py", "spaces.py", "trimming.py"},
+    "merge": {"compute.py", "emr.py", "rules.py", "spaces.py", "trimming.py"},
 }
 
 

@@ -8,11 +8,24 @@ import pytest
 
 import intruscope
 
-VERBS = ("chain", "extract", "forget", "plan", "profile", "repair", "scan", "sweep", "tune", "verify")
+VERBS = (
+    "chain",
+    "extract",
+    "forget",
+    "merge",
+    "plan",
+    "profile",
+    "repair",
+    "scan",
+    "sweep",
+    "tune",
+    "verify",
+)
 PACKAGES = {
     "repair": "repair.plan",
     "sweep": "sweep.measure",
     "extract": "extract.plan",
+    "merge": "merge.plan",
     "verify": "verify.run",
 }
 

@@ -14,7 +14,7 @@ from intruscope.adapters.config import AdapterConfig, read_config
 from intruscope.adapters.registry import recognised
 from intruscope.errors import MalformedInput, UnsafeInput, UnsupportedFormat, UsageError, printable
 from intruscope.weights.matrices import Finding
-from intruscope.weights.safetensors_file import read_header
+from intruscope.weights.safetensors_file import read_header, read_metadata
 from intruscope.weights.source import WeightSource
 from intruscope.weights.stored import input_record, list_folder
 
@@ -36,6 +36,8 @@ _WHOLE_MODEL_NAMES = (
     "pytorch_model.bin.index.json",
 )
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+SHARED_ID = "shared_id"
+"""Where an adapter's config, and the metadata of a file above it, say which merge they are of."""
 _MAX_LISTED = 8
 _DIFFUSERS_MODELS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
 
@@ -148,6 +150,11 @@ def open_adapter(
             remedy="leave --lora-alpha out where the adapter stores its alpha",
             file=weights,
         )
+    files = ([config_path] if config else []) + [weights]
+    if kind.file_above:
+        above = weights.parent.parent / kind.file_above
+        tensors |= _shared_tensors(above, weights, config, tensors)
+        files.append(above)
     return AdapterSource(
         name=name or str(path),
         path=weights,
@@ -156,7 +163,7 @@ def open_adapter(
         config=config,
         lora_alpha=lora_alpha if config is None else None,
         tensors=tensors,
-        inputs=tuple(input_record(file) for file in ([config_path] if config else []) + [weights]),
+        inputs=tuple(input_record(file) for file in files),
         findings=_further_adapters(path, weights),
     )
 
@@ -214,6 +221,37 @@ def _inside(file: Path, folder: Path) -> Path:
             file=file,
         )
     return file
+
+
+def _shared_tensors(
+    above: Path, weights: Path, config: AdapterConfig | None, own: Mapping[str, StoredTensor]
+) -> dict[str, FileTensor]:
+    """What an adapter shares with others, from the folder above its own.
+
+    The name of that file is the kind's, never the adapter's to choose, and it may not be a link. Both files
+    carry the same :data:`SHARED_ID`, so that parts of different merges are not mixed.
+    """
+    if above.is_symlink():
+        raise UnsafeInput(
+            "this is a link, and what adapters share must lie beside their folders itself",
+            remedy="copy the file there",
+            file=above,
+        )
+    if not above.is_file():
+        raise MalformedInput(
+            f"the adapter needs {above.name} in the folder above its own, and it is not there",
+            remedy="copy the whole folder that holds this adapter, not the adapter alone",
+            file=weights,
+        )
+    found = read_header(above)
+    stated = None if config is None else config.raw.get(SHARED_ID)
+    if stated is None or read_metadata(above).get(SHARED_ID) != stated or not found.keys().isdisjoint(own):
+        raise MalformedInput(
+            "this file and the adapter are not of one merge",
+            remedy="copy the whole folder that holds the adapter again",
+            file=above,
+        )
+    return found
 
 
 def _read_tensors(path: Path, *, allow_pickle: bool) -> dict[str, FileTensor]:

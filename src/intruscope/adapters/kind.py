@@ -75,7 +75,9 @@ class AdapterKind:
         read_options: What the kind needs of a config beyond rank and alpha, checked.
         alpha_name: How its config calls the alpha of alpha / r; empty where its update is scaled otherwise.
         parse: Reads the keys of a file that is not PEFT's; None for PEFT's spelling.
-        recognises: Whether tensors without a config are of this kind; None for kinds that PEFT writes.
+        recognises: Whether tensors without a config are of this kind; None for kinds with one.
+        file_above: Name of a file in the folder above the adapter's that holds what several adapters share;
+            empty for kinds whose adapters are whole.
     """
 
     name: str
@@ -88,11 +90,12 @@ class AdapterKind:
     alpha_name: str = ""
     parse: Callable[[str, AdapterSource], ModuleKey] | None = None
     recognises: Callable[[Mapping[str, StoredTensor]], bool] | None = None
+    file_above: str = ""
 
     @property
     def is_peft(self) -> bool:
         """Whether PEFT writes and loads it."""
-        return self.recognises is None
+        return self.recognises is None and not self.file_above
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.kinds.lora import why_moved
 from intruscope.adapters.live_assembly import Start, assemble
-from intruscope.adapters.live_merge import HEADS, Merged, head_class, merge_adapter, merge_in_memory, untie
+from intruscope.adapters.live_merge import (
+    HEADS,
+    Merged,
+    head_class,
+    merge_adapter,
+    merge_in_memory,
+    place_adapter,
+    untie,
+)
 from intruscope.adapters.live_models import (
     NO_HEAD_REMEDY,
     build,
@@ -58,7 +66,9 @@ def load_opened(
     config = config_of(base)
     tensors = read_tensors(base)
     start = _base_language(base, config, tensors, _merge_dtype(dtype))
-    if isinstance(tuned, AdapterSource):
+    if isinstance(tuned, AdapterSource) and tuned.kind.file_above:
+        merged = place_adapter(opened, tensors, config, start.cls, dtype=_merge_dtype(dtype))
+    elif isinstance(tuned, AdapterSource):
         merged = merge_adapter(tuned, tensors, config, start.cls, dtype=_merge_dtype(dtype))
     else:
         merged = _whole_model(base, tuned, config, tensors, start.cls, dtype=_merge_dtype(dtype))

@@ -10,8 +10,10 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.keys import PEFT_PREFIX, sort_keys
 from intruscope.adapters.live_models import build, class_for, offline, quiet, require
+from intruscope.adapters.vectors import trained_vectors
 from intruscope.errors import MalformedInput, ShapeMismatch, UnsupportedFormat, printable
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from intruscope.adapters.folder import AdapterSource
+    from intruscope.adapters.opening import OpenedPair
 
 _CLASSIFIER_ENDS = ("classifier", "score", "classifier.out_proj", "classifier.dense2", "logits_proj")
 TaskHead = Literal["classes", "choices"]
@@ -127,6 +129,47 @@ def merge_adapter(
     saved = _saved_names(adapter)
     random = {name for name in missing if not any(name.startswith(f"{module}.") for module in saved)}
     return Merged(model=merged, head=head, random=frozenset(random), from_base=before)
+
+
+def place_adapter(
+    opened: OpenedPair,
+    tensors: Mapping[str, torch.Tensor],
+    config: Any,
+    language_cls: type[nn.Module] | None,
+    *,
+    dtype: torch.dtype,
+) -> Merged:
+    """Put the updates of an adapter that PEFT does not know into the base's tensors.
+
+    Args:
+        opened: The base and the adapter.
+        tensors: The base's tensors, by stored name.
+        config: The base's config.
+        language_cls: The base's language-model class, if it has one.
+        dtype: To merge in; float32 or wider.
+
+    Raises:
+        UnsupportedFormat: a task that this base has no model for.
+        MalformedInput: a file changed since it was opened.
+    """
+    adapter = opened.tuned
+    assert isinstance(adapter, AdapterSource)
+    host_cls, head = host_class(adapter, config, language_cls)
+    if head == "classes":
+        config = with_labels(config, adapter)
+    before, absent = build(host_cls, config, dict(tensors), dtype=dtype, file=adapter.path)
+    known = {name: value for name, value in before.state_dict().items() if name not in absent}
+    own = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    for pair in opened.pairing.pairs:
+        pair.base.place(pair.load_float64()[1], own[pair.base.tensor.name])
+    for vector in trained_vectors(adapter, opened.base):
+        own[vector.target or _plain(vector.tensor.name)] = vector.tensor.read().to(dtype)
+    for entry in opened.pairing.coverage:
+        if entry.head == "new":
+            own[_plain(entry.tensor)] = adapter.tensors[entry.tensor].read().to(dtype)
+    model, missing = build(host_cls, config, own, dtype=dtype, file=adapter.path)
+    untie(model)
+    return Merged(model=model, head=head, random=frozenset(missing), from_base=known)
 
 
 def merge_in_memory(tuned: Any) -> nn.Module:

@@ -18,6 +18,7 @@ _MODULES = {
     "BOFT": "boft",
     "C3A": "c3a",
     "DELORA": "delora",
+    "EMR": "emr",
     "FOURIERFT": "fourierft",
     "GRALORA": "gralora",
     "HRA": "hra",

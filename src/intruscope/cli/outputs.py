@@ -144,6 +144,17 @@ TABLE = {
         },
         summary="report.extract:extract_table",
     ),
+    "merge": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "parquet": Output(
+                help="Write one row per module and fine-tune as Parquet.",
+                writer="cli.outputs:write_rows_parquet",
+            ),
+        },
+        summary="report.merge:merge_table",
+        width=100,
+    ),
     "sweep": Written(
         files={
             "json": _json("records.report:Report.to_json"),

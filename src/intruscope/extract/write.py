@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import UsageError
 from intruscope.extract.card import card
 from intruscope.extract.records import SCHEMA
+from intruscope.weights.written import num_bytes
 from intruscope.writing.folder import README, output_folder
 from intruscope.writing.lora import LoraAdapter, write_lora
 
 if TYPE_CHECKING:
-    import torch
-
     from intruscope.extract.records import ExtractRecord
     from intruscope.progress import OnProgress
-    from intruscope.weights.stored import StoredTensor
 
 MANIFEST_NAME = "intruscope_extract.json"
 _BEYOND_THE_FACTORS = 1 << 20
@@ -42,8 +40,8 @@ def write_extracted(plan: ExtractRecord, out: Path | str, *, on_progress: OnProg
         saved=plan.saved,
     )
     tensors = adapter.tensors()
-    num_bytes = _BEYOND_THE_FACTORS + sum(map(_num_bytes, tensors.values()))
-    with output_folder(out, (plan.base, plan.tuned), num_bytes=num_bytes, on_progress=on_progress) as target:
+    size = _BEYOND_THE_FACTORS + sum(map(num_bytes, tensors.values()))
+    with output_folder(out, (plan.base, plan.tuned), num_bytes=size, on_progress=on_progress) as target:
         write_lora(adapter.config(), tensors, target)
         target.write(README, card(plan, MANIFEST_NAME))
         target.finish(MANIFEST_NAME, plan_record(plan))
@@ -75,9 +73,3 @@ def plan_record(plan: ExtractRecord) -> dict[str, Any]:
         "rest": [asdict(rest) for rest in plan.rest],
         "findings": [asdict(finding) for finding in plan.findings],
     }  # fmt: skip
-
-
-def _num_bytes(tensor: StoredTensor | torch.Tensor) -> int:
-    import torch
-
-    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else tensor.num_bytes

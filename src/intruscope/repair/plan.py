@@ -12,7 +12,6 @@ from intruscope.repair.apply import write_repair
 from intruscope.repair.convert import convert, holds_edits
 from intruscope.repair.interventions import checked_strength, find_intervention, intervene, selected
 from intruscope.repair.naming import parse_which
-from intruscope.repair.placing import check_mergeable
 from intruscope.repair.ranks import module_ranks
 from intruscope.repair.records import EditedMatrix, ModuleRank, RepairRecord, edited_matrix, totals
 from intruscope.repair.survey import Survey, survey
@@ -21,6 +20,7 @@ from intruscope.weights.output import check_new_folder
 from intruscope.weights.source import ModelSource
 from intruscope.writing.checkpoint import check_copyable, check_readable
 from intruscope.writing.lora import server_rank_findings
+from intruscope.writing.placing import check_mergeable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,8 +147,8 @@ def plan_repair(
     _check_rank(rank, compact=compact)
     _check_inputs(found)
     is_adapter = not isinstance(found.tuned, ModelSource)
-    if is_adapter and merged:
-        check_mergeable(found)
+    if not isinstance(found.tuned, ModelSource) and merged:
+        check_mergeable(found.base, found.tuned, found.pairing)
     if isinstance(found.tuned, ModelSource) or merged:
         check_copyable(found.tuned if isinstance(found.tuned, ModelSource) else found.base)
     edits = intervene(found, kind=control, strength=strength, which=which, seed=seed)

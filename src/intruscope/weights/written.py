@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from intruscope.weights.stored import (
     DTYPE_BITS,
+    INTEGER_NAMES,
     TORCH_NAMES,
     FileTensor,
     StoredTensor,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_TYPE_NAMES = {name: dtype for dtype, name in TORCH_NAMES.items()}
+_TYPE_NAMES = {name: dtype for dtype, name in (TORCH_NAMES | INTEGER_NAMES).items()}
 
 
 class HashedFile:
@@ -61,6 +62,11 @@ class HashedFile:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+def num_bytes(tensor: StoredTensor | torch.Tensor) -> int:
+    """Length of a tensor's data as safetensors stores it."""
+    return tensor.num_bytes if isinstance(tensor, StoredTensor) else tensor.numel() * tensor.element_size()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

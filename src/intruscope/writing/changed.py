@@ -32,7 +32,7 @@ def changed_tensors(
         vectors = trained_vectors(tuned, base)
         return tuple(dict.fromkeys(v.target for v in vectors if v.target is not None))
     twins = tensor_twins(base, tuned, pairing)
-    return tuple(name for name, after in twins.items() if _differs(base.tensors[name], after))
+    return tuple(name for name, after in twins.items() if differs(base.tensors[name], after))
 
 
 def tensor_twins(base: ModelSource, tuned: ModelSource, pairing: Pairing) -> dict[str, StoredTensor]:
@@ -55,7 +55,8 @@ def tensor_twins(base: ModelSource, tuned: ModelSource, pairing: Pairing) -> dic
     return found
 
 
-def _differs(before: StoredTensor, after: StoredTensor) -> bool:
+def differs(before: StoredTensor, after: StoredTensor) -> bool:
+    """Whether two tensors of one shape hold different numbers."""
     if before.dtype == after.dtype:
         return any(one != two for one, two in zip(before.raw(), after.raw(), strict=True))
     return bool((before.read().double() != after.read().double()).any())
