@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from intruscope.adapters.experts import ExpertUpdate
+from intruscope.adapters.experts import ExpertUpdate, without_layers
 from intruscope.adapters.fitting import check_decodable, fit_updates
 from intruscope.adapters.folder import AdapterSource, find_adapter, open_adapter
 from intruscope.adapters.in_memory import adapter_source, has_adapter
@@ -316,7 +316,7 @@ def _expert_parameters(module: AdaptedModule, source: AdapterSource) -> tuple[st
     """Names of the fused parameters that a wrapper may be around; none for an ordinary module."""
     if source.config is None or "down" not in module.roles:
         return ()
-    path = _without_layers(module.name)
+    path = without_layers(module.name)
     found = []
     for target in source.config.target_parameters:
         around, _, leaf = target.rpartition(".")
@@ -324,12 +324,6 @@ def _expert_parameters(module: AdaptedModule, source: AdapterSource) -> tuple[st
         if path == around or path.endswith(f".{around or 'experts'}"):
             found.append(f"{path}.{leaf}")
     return tuple(dict.fromkeys(found))
-
-
-def _without_layers(name: str) -> str:
-    while name.endswith(".base_layer"):
-        name = name.removesuffix(".base_layer")
-    return name
 
 
 def _expert_scale(parameters: tuple[str, ...], source: AdapterSource) -> ModuleScale | None:

@@ -218,6 +218,13 @@ def name_parameters(
     return named
 
 
+def without_layers(module: str) -> str:
+    """The name of the module that nested wrappers of its parameters are around."""
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
+
+
 def _fits(down: StoredTensor, up: StoredTensor, parameter: FusedParameter) -> bool:
     if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
         return False

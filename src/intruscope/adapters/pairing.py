@@ -14,6 +14,7 @@ from intruscope.adapters.experts import (
     expert_updates,
     fused_parameters,
     name_parameters,
+    without_layers,
 )
 from intruscope.adapters.fitting import fit_updates
 from intruscope.adapters.heads import shared_matrix, sharing_findings, unsaved_finding
@@ -271,7 +272,7 @@ class ModuleMatch:
         }
         # PEFT looks the rank of a wrapped parameter up by the parameter's own name.
         self.key_of: dict[str, str] = {
-            name: f"{_without_layers(name)}.{named[bare[name]].rpartition('.')[2]}"
+            name: f"{without_layers(name)}.{named[bare[name]].rpartition('.')[2]}"
             if bare[name] in named
             else name
             for name in modules
@@ -338,7 +339,7 @@ def _second_tower(
         do not all have exactly one place.
     """
     known, used = set(places.values()), set(bare.values())
-    modules = [n for n, rest in bare.items() if _without_layers(rest) not in known and _is_in_block(n)]
+    modules = [n for n, rest in bare.items() if without_layers(rest) not in known and _is_in_block(n)]
     # Further blocks of a tower that was matched are missing in the base, and are not another tower's.
     if not {_stack(name) for name in modules}.isdisjoint(_stack(name) for name in bare.keys() - set(modules)):
         return NameMatch(), {}
@@ -359,13 +360,6 @@ def _is_in_block(name: str) -> bool:
 def _stack(name: str) -> str:
     """The words before a block's number."""
     return re.split(r"\.\d+(\.|$)", name, maxsplit=1)[0]
-
-
-def _without_layers(module: str) -> str:
-    """The name of the module that nested wrappers of its parameters are around."""
-    while module.endswith(".base_layer"):
-        module = module.removesuffix(".base_layer")
-    return module
 
 
 def _fits(view: TensorView, module: AdaptedModule) -> bool:

@@ -62,6 +62,22 @@ def _json(writer: str, what: str = "report") -> Output:
     return Output(help=f"Write the {what} as JSON; - writes it to standard output.", writer=writer)
 
 
+_REPORT = _json("records.report:Report.to_json")
+
+
+def _page(writer: str) -> Output:
+    return Output(help="Write a self-contained HTML page.", writer=writer)
+
+
+def _csv(row: str) -> Output:
+    return Output(help=f"Write one row per {row} as CSV.", writer="cli.outputs:write_rows_csv")
+
+
+def _parquet(row: str | None = None) -> Output:
+    rows = "the same rows" if row is None else f"one row per {row}"
+    return Output(help=f"Write {rows} as Parquet.", writer="cli.outputs:write_rows_parquet")
+
+
 def _plots(writer: str) -> Output:
     return Output(help="Write the figures as PNG and SVG into this folder.", writer=writer, is_folder=True)
 
@@ -69,53 +85,38 @@ def _plots(writer: str) -> Output:
 TABLE = {
     "scan": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "html": Output(help="Write a self-contained HTML page.", writer="cli.scan:write_page"),
-            "csv": Output(
-                help="Write one row per singular vector as CSV.", writer="cli.outputs:write_rows_csv"
-            ),
-            "parquet": Output(
-                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
-            ),
+            "json": _REPORT,
+            "html": _page("cli.scan:write_page"),
+            "csv": _csv("singular vector"),
+            "parquet": _parquet(),
             "plots": _plots("cli.scan:write_figures"),
         },
         summary="report.terminal:summary",
     ),
     "inspect": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
-            "parquet": Output(
-                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
-            ),
+            "json": _REPORT,
+            "csv": _csv("module"),
+            "parquet": _parquet(),
         },
         summary="report.inspect:inspect_summary",
         width=110,
     ),
     "compare": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "html": Output(
-                help="Write a self-contained HTML page.", writer="report.compare_page:write_compare_html"
-            ),
-            "csv": Output(
-                help="Write one row per pair of fine-tunes and matrix as CSV.",
-                writer="cli.outputs:write_rows_csv",
-            ),
-            "parquet": Output(
-                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
-            ),
+            "json": _REPORT,
+            "html": _page("report.compare_page:write_compare_html"),
+            "csv": _csv("pair of fine-tunes and matrix"),
+            "parquet": _parquet(),
         },
         summary="report.compare_tables:compare_summary",
         width=120,
     ),
     "verify": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "csv": Output(help="Write one row per module as CSV.", writer="cli.outputs:write_rows_csv"),
-            "parquet": Output(
-                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
-            ),
+            "json": _REPORT,
+            "csv": _csv("module"),
+            "parquet": _parquet(),
         },
         summary="report.verify:verify_summary",
         width=100,
@@ -131,7 +132,7 @@ TABLE = {
         width=160,
     ),
     "forget": Written(
-        files={"json": _json("records.report:Report.to_json")},
+        files={"json": _REPORT},
         summary="report.forgetting:forgetting_summary",
     ),
     "repair": Written(
@@ -146,25 +147,17 @@ TABLE = {
     ),
     "merge": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "parquet": Output(
-                help="Write one row per module and fine-tune as Parquet.",
-                writer="cli.outputs:write_rows_parquet",
-            ),
+            "json": _REPORT,
+            "parquet": _parquet("module and fine-tune"),
         },
         summary="report.merge:merge_table",
         width=100,
     ),
     "sweep": Written(
         files={
-            "json": _json("records.report:Report.to_json"),
-            "html": Output(
-                help="Write a self-contained HTML page.", writer="report.sweep_page:write_sweep_html"
-            ),
-            "parquet": Output(
-                help="Write one row per measured model as Parquet.",
-                writer="cli.outputs:write_rows_parquet",
-            ),
+            "json": _REPORT,
+            "html": _page("report.sweep_page:write_sweep_html"),
+            "parquet": _parquet("measured model"),
             "plots": _plots("report.sweep_plots:write_sweep_plots"),
         },
         summary="report.sweep_tables:sweep_summary",

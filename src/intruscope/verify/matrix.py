@@ -72,9 +72,9 @@ def _judged(check: Check) -> dict[str, Any]:
     damaged = _not_finite(sides)
     if damaged is not None:
         side, reason = damaged
-        found = replace(_blank(check), reason=reason)
+        found = replace(check.open(), reason=reason)
         if side == "merged":
-            found = replace(_blank(check), status="other change", cause=reason)
+            found = replace(check.open(), status="other change", cause=reason)
         return {**plain(found), "square": None, "error_square": None}
     for reading in sides.readings:
         sums = _sums(reading)
@@ -234,21 +234,10 @@ def _sums(sides: Sides) -> _Sums:
     return sums
 
 
-def _blank(check: Check) -> ModuleCheck:
-    return ModuleCheck(
-        name=check.name,
-        kind=check.kind,
-        layer=check.layer,
-        shape=check.merged.shape,
-        dtype=check.merged.tensor.dtype,
-        status="open",
-    )
-
-
 def _judge(check: Check, sides: Sides, sums: _Sums) -> ModuleCheck:
     strength = sums.strength
     blank = replace(
-        _blank(check),
+        check.open(),
         strength=strength,
         strength_error=sums.strength_error,
         residual=None if strength is None else sums.residual(strength),

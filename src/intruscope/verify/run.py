@@ -279,15 +279,7 @@ def _assembled(
 def _module(check: Check, outcome: Outcome, squares: list[tuple[float, float]]) -> ModuleCheck:
     """The record of one check, also where its worker gave none."""
     if outcome.record is None:
-        return ModuleCheck(
-            name=check.name,
-            kind=check.kind,
-            layer=check.layer,
-            shape=check.merged.shape,
-            dtype=check.merged.tensor.dtype,
-            status="open",
-            reason=outcome.reason or "no result",
-        )
+        return replace(check.open(), reason=outcome.reason or "no result")
     record = dict(outcome.record)
     square, error = record.pop("square"), record.pop("error_square")
     if square is not None:

@@ -9,6 +9,7 @@ from intruscope.adapters.experts import ExpertUpdate
 from intruscope.adapters.kind import DecodedUpdate
 from intruscope.adapters.kinds.lora import LoraUpdate
 from intruscope.verify.causes import ScaleFacts, scale_factors
+from intruscope.verify.records import ModuleCheck
 from intruscope.weights.matrices import DenseUpdate, StoredUpdate
 from intruscope.weights.stored import DTYPE_BITS, TORCH_NAMES, StoredTensor
 from intruscope.weights.views import TensorView
@@ -104,6 +105,17 @@ class Check:
         num_rows, num_columns = self.merged.shape
         dense = 8 * num_rows * num_columns * (1 + len(self.terms) + len(self.foreign))
         return 2 * self.merged.estimated_bytes + dense + _WORKING_BYTES
+
+    def open(self) -> ModuleCheck:
+        """What is known before it is judged: an open record."""
+        return ModuleCheck(
+            name=self.name,
+            kind=self.kind,
+            layer=self.layer,
+            shape=self.merged.shape,
+            dtype=self.merged.tensor.dtype,
+            status="open",
+        )
 
     def whole(self) -> Check | None:
         """The fused matrix that this is a part of, if it is square; None otherwise."""
