@@ -17,6 +17,7 @@ def main() -> None:
         "speed": ["--matrices", "4", "--repeats", "1"],
         "llama7b": [],
         "inspect_large": [],
+        "compare_many": [],
         "extract": ["--shapes", "2048x2048", "--ranks", "16", "--matrices", "2", "--repeats", "1"],
         "merge_speed": ["--dense", "gram"],
         "merge_peers": ["--width", "256", "--repeats", "1"],

@@ -57,7 +57,7 @@ def inline_module():
 def _compute_inline(patch):
     from intruscope.engine.executors import InlineExecutor
 
-    for place in ("spectra.scan", "repair.survey", "extract.measure", "verify.run"):
+    for place in ("spectra.scan", "repair.survey", "extract.measure", "verify.run", "compare.run"):
         patch.setattr(
             f"intruscope.{place}.executor_for", lambda function, settings, options: InlineExecutor(function)
         )

@@ -13,6 +13,9 @@ from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intruscope import linalg
+    from intruscope.compare import compare
+    from intruscope.compare.records import CompareReport
+    from intruscope.compare.settings import CompareSettings
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ChainReport",
     "ChainSettings",
+    "CompareReport",
+    "CompareSettings",
     "ExtractPlan",
     "ForgettingReport",
     "InspectReport",
@@ -70,6 +75,7 @@ __all__ = [
     "TuneSettings",
     "VerifyReport",
     "chain",
+    "compare",
     "extract",
     "forget",
     "inspect",
@@ -88,6 +94,8 @@ __all__ = [
 _HOMES = {
     "ChainReport": "intruscope.sequence.records",
     "ChainSettings": "intruscope.sequence.records",
+    "CompareReport": "intruscope.compare.records",
+    "CompareSettings": "intruscope.compare.settings",
     "ExtractPlan": "intruscope.extract.plan",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
@@ -111,6 +119,7 @@ _HOMES = {
     "TuneSettings": "intruscope.train.settings",
     "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
+    "compare": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "inspect": "",

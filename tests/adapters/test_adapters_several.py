@@ -71,7 +71,7 @@ def test_one_fine_tune_is_too_few(saved):
     [
         (["x/a", "y/b/"], ("a", "b")),
         (["x/a", "y/a", "b"], ("x/a", "y/a", "b")),
-        (["x/a", "x/a"], ("x/a#1", "x/a#2")),
+        (["x/a", "x/a", "y/a"], ("a#1", "a#2", "y/a")),
         (["a", "a"], ("a#1", "a#2")),
     ],
 )

@@ -85,6 +85,7 @@ IN_WORKERS = {
     "spectra": {"matrix.py", "sides.py", "updates.py"},
     "extract": {"decompose.py"},
     "verify": {"matrix.py", "rounding.py", "others.py"},
+    "compare": {"matrix.py", "preflight.py"},
     "merge": {"compute.py", "emr.py", "rules.py", "spaces.py", "trimming.py"},
 }
 

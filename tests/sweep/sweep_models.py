@@ -50,11 +50,14 @@ def write_base(folder):
     return folder
 
 
-def write_adapter(folder, base, *, size, rank=2):
-    """LoRA on every linear layer; a large one leaves intruders, a small one none."""
+def write_adapter(folder, base, *, size, rank=2, seed=1, seed_b=None):
+    """LoRA on every linear layer; a large one leaves intruders, a small one none.
+
+    A is drawn from ``seed``, as PEFT does; B too, unless ``seed_b`` is given.
+    """
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = BertForSequenceClassification.from_pretrained(base, num_labels=2)
@@ -68,6 +71,8 @@ def write_adapter(folder, base, *, size, rank=2):
                 task_type="SEQ_CLS",
             ),
         )
+        if seed_b is not None:
+            torch.manual_seed(seed_b)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:

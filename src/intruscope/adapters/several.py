@@ -122,15 +122,20 @@ def unique_labels(names: Sequence[str]) -> tuple[str, ...]:
     """
     paths = [Path(name.rstrip("/") or name) for name in names]
     short = [path.name or name for path, name in zip(paths, names, strict=True)]
-    counts = Counter(short)
     longer = [
-        f"{path.parent.name}/{label}" if counts[label] > 1 and path.parent.name else label
+        f"{path.parent.name}/{label}" if path.parent.name else label
         for path, label in zip(paths, short, strict=True)
     ]
-    counts, seen, unique = Counter(longer), Counter[str](), []
-    for label in longer:
-        seen[label] += 1
-        unique.append(f"{label}#{seen[label]}" if counts[label] > 1 else label)
+    num_short, num_longer = Counter(short), Counter(longer)
+    unique, seen = [], Counter[str]()
+    for label, long in zip(short, longer, strict=True):
+        if num_short[label] == 1:
+            unique.append(label)
+        elif num_longer[long] == 1:
+            unique.append(long)
+        else:
+            seen[label] += 1
+            unique.append(f"{label}#{seen[label]}")
     return tuple(unique)
 
 

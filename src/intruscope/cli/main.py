@@ -23,7 +23,7 @@ from intruscope.train.processes import leave, let_the_first_speak
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "verify", "repair", "extract", "sweep", "tune", "chain", "study")
+_RESUMING = ("scan", "compare", "verify", "repair", "extract", "sweep", "tune", "chain", "study")
 """The verbs that resume when they are run again."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,6 +32,7 @@ _VERBS = {
     "Look": {
         "scan": "Find the intruder dimensions of a fine-tuned model.",
         "inspect": "Look into adapters without their base.",
+        "compare": "Compare several fine-tunes of one base.",
         "verify": "Check that a merged model holds its adapter.",
         "layers": "List the matrices of a model.",
         "demo": "Fine-tune and scan a small bundled model.",

@@ -92,6 +92,23 @@ TABLE = {
         summary="report.inspect:inspect_summary",
         width=110,
     ),
+    "compare": Written(
+        files={
+            "json": _json("records.report:Report.to_json"),
+            "html": Output(
+                help="Write a self-contained HTML page.", writer="report.compare_page:write_compare_html"
+            ),
+            "csv": Output(
+                help="Write one row per pair of fine-tunes and matrix as CSV.",
+                writer="cli.outputs:write_rows_csv",
+            ),
+            "parquet": Output(
+                help="Write the same rows as Parquet.", writer="cli.outputs:write_rows_parquet"
+            ),
+        },
+        summary="report.compare_tables:compare_summary",
+        width=120,
+    ),
     "verify": Written(
         files={
             "json": _json("records.report:Report.to_json"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from intruscope.spectra.records import ScanReport
 
-_SCRIPTS = ("dom.js", "frame.js", "charts.js", "tables.js", "page.js")
+_SCRIPTS = ("dom.js", "frame.js", "heat.js", "charts.js", "tables.js", "page.js")
 
 
 def write_html(

@@ -122,13 +122,13 @@ def _matrix(matrix: MatrixReport, room: list[int]) -> dict[str, Any]:
         "shape": list(matrix.shape),
         "status": matrix.status,
         "failure": matrix.top_k_failure_probability,
-        "values": [_short(value) for value in matrix.singular_values[:MAX_VECTORS]],
+        "values": [short(value) for value in matrix.singular_values[:MAX_VECTORS]],
         "rank": None
         if rank is None
-        else [*(_short(x) for x in (rank.value, rank.low, rank.high)), printable_text(rank.method)],
+        else [*(short(x) for x in (rank.value, rank.low, rank.high)), printable_text(rank.method)],
         "norm": None
         if update is None or update.relative_frobenius_norm is None
-        else _short(update.relative_frobenius_norm),
+        else short(update.relative_frobenius_norm),
         "sides": [_side(side, room) for side in matrix.sides],
         "findings": [_finding(finding) for finding in matrix.findings],
     }
@@ -141,19 +141,19 @@ def _side(side: SideReport, room: list[int]) -> dict[str, Any]:
         "num": len(side.verdicts),
         "intruders": side.num_intruders,
         "undecided": sum(verdict in ("borderline", "degenerate") for verdict in side.verdicts),
-        "lowest": _short(min(side.alignment_lower)) if side.alignment_lower else None,
-        "lower": [_short(value) for value in side.alignment_lower[:MAX_VECTORS]],
-        "upper": [_short(value) for value in side.alignment_upper[:MAX_VECTORS]],
+        "lowest": short(min(side.alignment_lower)) if side.alignment_lower else None,
+        "lower": [short(value) for value in side.alignment_lower[:MAX_VECTORS]],
+        "upper": [short(value) for value in side.alignment_upper[:MAX_VECTORS]],
         "verdicts": "".join(verdict[0] for verdict in side.verdicts[:MAX_VECTORS]),
         "certificates": "".join(_CERTIFICATE[c] for c in side.certificates[:MAX_VECTORS]),
         "failure": side.alignment_failure_probability,
         "matches": [
-            None if match is None else [match.base_index + 1, _short(match.relative_change)]
+            None if match is None else [match.base_index + 1, short(match.relative_change)]
             for match in side.matches[:MAX_VECTORS]
         ],
         "outside": None
         if side.outside_column_space is None
-        else [_short(value) for value in side.outside_column_space[:MAX_VECTORS]],
+        else [short(value) for value in side.outside_column_space[:MAX_VECTORS]],
         "energy": side.tuned_energy_fraction,
         "updateEnergy": side.update_energy_fraction,
         "null": None if null is None else [null.mean, null.low, null.high],
@@ -190,6 +190,6 @@ def _coverage(ledger: Sequence[CoverageEntry]) -> dict[str, Any]:
     return {"reasons": list(reasons), "lines": lines}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Six significant digits: more than a screen shows, a third of the bytes."""
     return float(f"{value:.6g}")

@@ -132,13 +132,13 @@ def load_pair(pair: MatrixPair) -> Loaded | Finding:
         IntruscopeError: the files no longer hold what was planned.
     """
     stored = pair.base.load()
-    found = _unusable(stored, pair.name, "base")
+    found = unusable(stored, pair.name, "base")
     if found is not None:
         return found
-    base = _working(stored)
+    base = working(stored)
     update = pair.update.load(base)
-    for label, tensor in _tensors(update).items():
-        found = _unusable(tensor, pair.name, label)
+    for label, tensor in update_tensors(update).items():
+        found = unusable(tensor, pair.name, label)
         if found is not None:
             return found
     if 0 in base.shape:
@@ -355,7 +355,8 @@ def _triplets(operator: Operator, count: int, seed: int) -> TopTriplets:
     return found if found is not None else dense_triplets(operator, count)
 
 
-def _working(tensor: Tensor) -> Tensor:
+def working(tensor: Tensor) -> Tensor:
+    """A tensor in the precision that it is analysed in: float32, or float64 where it needs it."""
     dtype = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
     return tensor.to(dtype if _fits(_magnitude(tensor), dtype) else torch.float64)
 
@@ -379,20 +380,28 @@ def _in_one_dtype(
     base: Tensor, update: LowRankUpdate | DenseUpdate
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:
     """Both sides in the wider of their working precisions; nothing is ever rounded down."""
-    tensors = [_working(each) for each in (base, *_tensors(update).values())]
+    tensors = [working(each) for each in (base, *update_tensors(update).values())]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     if isinstance(update, LowRankUpdate):
         return base.to(dtype), (update.left_OR.to(dtype), update.right_RI.to(dtype))
     return base.to(dtype), update.tuned_OI.to(dtype)
 
 
-def _tensors(update: LowRankUpdate | DenseUpdate) -> dict[str, Tensor]:
+def update_tensors(update: LowRankUpdate | DenseUpdate) -> dict[str, Tensor]:
+    """What an update consists of, by the words that a finding uses for it."""
     if isinstance(update, LowRankUpdate):
         return {"left factor of the update": update.left_OR, "right factor of the update": update.right_RI}
     return {"tuned": update.tuned_OI}
 
 
-def _unusable(tensor: Tensor, name: str, label: str) -> Finding | None:
+def unusable(tensor: Tensor, name: str, label: str) -> Finding | None:
+    """Why a tensor cannot be decomposed: NaN, infinities or extreme numbers; None if it can.
+
+    Args:
+        tensor: As stored, or in working precision.
+        name: The matrix that it belongs to.
+        label: What the finding calls it.
+    """
     magnitude = _magnitude(tensor)
     if not math.isfinite(magnitude):
         bad = torch.nonzero(~torch.isfinite(tensor))

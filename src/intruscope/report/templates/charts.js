@@ -52,43 +52,12 @@ function heatTip(cell, quantity, side) {
 }
 
 function heatTable(report, reportIndex, cells, kinds, scale, quantity, side, width) {
-  const layers = [...new Set([...cells.values()].map(cell => cell.layer))].sort((a, b) => (a === null) - (b === null) || a - b);
-  const room = (width - 72) / Math.max(1, layers.length);
-  const dense = room < 30;
-  const every = [1, 2, 4, 5, 10, 20, 50].find(step => step * Math.max(room, 9) >= 26) || 100;
-  const table = element("table", { class: dense ? "heat dense" : "heat", role: "grid", "aria-label": `${quantity.name} by layer and kind: ${report.label}` });
-  table.style.minWidth = 72 + 9 * layers.length + "px";
-  const grid = [];
-  table.append(element("thead", {}, element("tr", {}, element("th", { class: "corner", scope: "col" }, "layer"),
-    layers.map((layer, place) => element("th", { scope: "col" }, layer === null ? "–" : place % every ? "" : String(layer))))));
-  table.append(element("tbody", {}, kinds.map(kind => {
-    const row = layers.map(layer => {
-      const cell = cells.get(kind + "/" + layer);
-      if (!cell) return element("td", { class: "none", "aria-label": "none" });
-      const known = cell.value !== null;
-      const open = () => {
-        const matrices = cell.matrices.length ? cell.matrices : cell.missing;
-        const most = matrices.reduce((best, each) => (sideOf(each, side)?.intruders ?? -1) > (sideOf(best, side)?.intruders ?? -1) ? each : best);
-        openMatrix(reportIndex, most);
-      };
-      const node = element("td", {
-        class: known ? "h" + scale.level(cell.value) : "unknown", tabindex: -1, click: open,
-        "data-kind": kind, "data-layer": layer, "data-value": cell.value,
-        "aria-label": `${kind}, layer ${layer}: ${known ? quantity.text(cell.value) : "no result"}`,
-        keydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } },
-      }, known ? (dense ? null : quantity.text(cell.value)) : "×");
-      tipOn(node, () => heatTip(cell, quantity, side));
-      return node;
-    });
-    grid.push(row);
-    return element("tr", {}, element("th", { scope: "row", title: kind }, kind), row);
-  })));
-  walkGrid(table, grid);
-  return table;
-}
-
-function scaleBar(scale) {
-  return element("p", { class: "scale" }, scale.ends[0], element("span", { "aria-hidden": "true" }, [...Array(9).keys()].map(level => element("i", { class: "h" + level }))), scale.ends[1]);
+  const open = cell => {
+    const matrices = cell.matrices.length ? cell.matrices : cell.missing;
+    const most = matrices.reduce((best, each) => (sideOf(each, side)?.intruders ?? -1) > (sideOf(best, side)?.intruders ?? -1) ? each : best);
+    openMatrix(reportIndex, most);
+  };
+  return heatGrid({ cells, kinds, width, open, text: quantity.text, level: scale.level, label: `${quantity.name} by layer and kind: ${report.label}`, tip: cell => heatTip(cell, quantity, side) });
 }
 
 // ---- Intruders over epsilon
