@@ -99,7 +99,7 @@ def test_equal_tasks_come_back_exactly(space, tmp_path):
     report = intruscope.merge(models.names[0], path, path, rule="emr", space=space).apply(tmp_path / "same")
     assert report.emr.rescalers == pytest.approx((1.0, 1.0))
     folders = sorted(p.name for p in (tmp_path / "same").iterdir() if p.is_dir())
-    assert [folder[-4:] for folder in folders] == ["-a-1", "-a-2"]
+    assert folders == ["a-1", "a-2"]
     wanted = decoded(models.names[0], path)
     for folder in folders:
         found = decoded(models.names[0], tmp_path / "same" / folder)
