@@ -1,7 +1,9 @@
 """Real tiny models with several fine-tunes each, and the naive float64 view of what a merge should be."""
 
+import atexit
 import copy
 import functools
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -63,6 +65,7 @@ class Family:
 
     def __init__(self, name):
         self.folder = Path(tempfile.mkdtemp(prefix="merge-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         make, *configs = CASES[name]
         torch.manual_seed(0)
         self.base = make().eval()

@@ -198,6 +198,25 @@ def test_the_heads_of_whole_classifiers_are_heads_too(tmp_path):
         torch.testing.assert_close(numbers, expected, rtol=1e-6, atol=1e-7, msg=name)
 
 
+def test_heads_that_are_still_the_bases_need_no_choice(tmp_path):
+    torch.manual_seed(0)
+    base = peft_models.bert()
+    tuned = {label: fine_tuned(base, seed) for seed, label in enumerate("ab")}
+    for model in tuned.values():
+        model.classifier.load_state_dict(base.classifier.state_dict())
+        model.bert.pooler.load_state_dict(base.bert.pooler.state_dict())
+    names = saved(tmp_path, base, **tuned)
+    report = intruscope.merge(*names).apply(tmp_path / "out")
+    assert not report.heads
+    before, found = stored(names[0]), stored(tmp_path / "out")
+    assert all(torch.equal(found[name], before[name]) for name in found if name.startswith(HEAD))
+    with torch.no_grad():
+        tuned["a"].classifier.bias += 1.0
+    tuned["a"].save_pretrained(names[1])
+    with pytest.raises(intruscope.IntruscopeError, match="a: classifier; b: none"):
+        intruscope.merge(*names)
+
+
 def test_a_checkpoint_keeps_every_byte_that_no_fine_tune_changes(tmp_path):
     models = family("llama")
     intruscope.merge(*models.names[:3], merged=True).apply(tmp_path / "out")

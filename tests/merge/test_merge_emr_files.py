@@ -14,6 +14,7 @@ import intruscope
 from intruscope.adapters.live_merge import place_adapter
 from intruscope.adapters.live_models import config_of, read_tensors
 from intruscope.adapters.opening import open_pair
+from intruscope.merge.emr_files import folder_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -98,7 +99,7 @@ def test_equal_tasks_come_back_exactly(space, tmp_path):
     report = intruscope.merge(models.names[0], path, path, rule="emr", space=space).apply(tmp_path / "same")
     assert report.emr.rescalers == pytest.approx((1.0, 1.0))
     folders = sorted(p.name for p in (tmp_path / "same").iterdir() if p.is_dir())
-    assert [folder[-4:] for folder in folders] == ["-a-1", "-a-2"]
+    assert folders == ["a-1", "a-2"]
     wanted = decoded(models.names[0], path)
     for folder in folders:
         found = decoded(models.names[0], tmp_path / "same" / folder)
@@ -134,7 +135,7 @@ def live_state(base, adapter):
     return {name: value.double() for name, value in made.model.state_dict().items()}
 
 
-def test_a_task_is_scanned_like_any_adapter_and_the_folder_of_all_asks_for_one(tmp_path):
+def test_a_task_is_scanned_like_any_adapter_and_the_folder_of_all_asks_for_one(tmp_path, monkeypatch):
     models = family("llama")
     intruscope.merge(*models.names[:3], rule="emr").apply(tmp_path / "out")
     report = intruscope.scan(
@@ -142,6 +143,10 @@ def test_a_task_is_scanned_like_any_adapter_and_the_folder_of_all_asks_for_one(t
     )
     assert report.complete
     assert {entry.status for entry in report.coverage if entry.origin == "adapter"} == {"compared"}
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "out" / "a")
+        here = open_pair(models.names[0], ".").pairing
+    assert [pair.name for pair in here.pairs] == [matrix.name for matrix in report.matrices]
     with pytest.raises(
         intruscope.IntruscopeError, match=r"2 adapters in sub-folders \(a, b\); name one of them"
     ):
@@ -208,3 +213,11 @@ def test_files_of_another_merge_and_masks_of_another_size_are_refused(tmp_path):
     tensors = load_file(weights)
     save_file({key: tensor[:-1] for key, tensor in tensors.items()}, weights)
     files.refused("the mask has another size", 4)
+
+
+def test_folders_have_names_of_their_own():
+    labels = ("a", "b/a", "b-a", "../x", "README.md", "adapter_model.safetensors", "")
+    names = folder_names(labels)
+    assert names[:4] == ("a", "b-a", "b-a-2", "x")
+    assert len(set(names)) == len(labels)
+    assert not {"README.md", "adapter_model.safetensors", "", "..", "."} & set(names)

@@ -152,7 +152,7 @@ def open_adapter(
         )
     files = ([config_path] if config else []) + [weights]
     if kind.file_above:
-        above = weights.parent.parent / kind.file_above
+        above = weights.absolute().parent.parent / kind.file_above  # the folder may be given as "."
         tensors |= _shared_tensors(above, weights, config, tensors)
         files.append(above)
     return AdapterSource(

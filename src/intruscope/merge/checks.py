@@ -122,7 +122,7 @@ def check_adapter(rows: Sequence[Row]) -> None:
         if unable is not None:
             raise UnsupportedFormat(
                 f"a LoRA adapter cannot hold {printable(row.name)}: {unable.reason}",
-                remedy="write a checkpoint with --merged",
+                remedy="write a checkpoint with --merged (intruscope extract makes an adapter of that)",
             )
         called = sorted({target.module for target in targets})
         if len(called) > 1:

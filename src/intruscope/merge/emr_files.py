@@ -22,6 +22,7 @@ from intruscope.adapters.kinds.emr import PEFT_TYPE, UNIFIED_NAME, packed
 from intruscope.errors import UsageError
 from intruscope.merge.card import finish
 from intruscope.merge.compute import dense_of
+from intruscope.merge.findings import MANIFEST_NAME
 from intruscope.merge.gather import load_form
 from intruscope.merge.records import EmrFigures
 from intruscope.merge.rules import weights_of
@@ -30,7 +31,7 @@ from intruscope.weights.safetensors_file import read_header
 from intruscope.weights.source import ModelSource
 from intruscope.weights.stored import StoredTensor
 from intruscope.weights.written import num_bytes, tensor_bytes, write_safetensors
-from intruscope.writing.folder import output_folder
+from intruscope.writing.folder import README, output_folder
 from intruscope.writing.naming import adapter_names
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _BEYOND_THE_TENSORS = 1 << 20
+_OWN_NAMES = frozenset({"", README, MANIFEST_NAME, UNIFIED_NAME, WEIGHTS_NAME, CONFIG_NAME})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,11 @@ def write_emr(plan: MergePlan, merger: Merger, out: Path, on_progress: OnProgres
 
 
 def folder_names(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """A folder for each task: its label, without what may not be in a file's name."""
+    """A folder for each task: its label, without what may not be in a file's name or is one of ours."""
     names: list[str] = []
     for label in labels:
-        plain = re.sub(r"[^\w.-]+", "-", label).strip(".-") or "task"
+        plain = re.sub(r"[^\w.-]+", "-", label).strip(".-")
+        plain = f"task-{plain}" if plain in _OWN_NAMES else plain
         number = sum(name == plain or name.rpartition("-")[0] == plain for name in names)
         names.append(f"{plain}-{number + 1}" if plain in names else plain)
     return tuple(names)

@@ -17,6 +17,7 @@ from intruscope.errors import MalformedInput, UnsupportedFormat, printable
 from intruscope.weights.heads import is_word_matrix
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import LowRankUpdate
+from intruscope.weights.pairing import CheckpointUpdate
 from intruscope.weights.source import ModelSource
 from intruscope.writing.changed import changed_tensors, differs, tensor_twins
 from intruscope.writing.modules import JoinedUpdate, modules_of
@@ -214,7 +215,7 @@ def _member(opened: OpenedPair, label: str, *, for_adapter: bool) -> Member:
         source=source,
         opened=opened,
         names=names,
-        modules={name: target for name, target in modules.items() if name not in found.heads},
+        modules={n: target for n, target in modules.items() if n not in found.heads | found.untouched},
         saved={name: target for name, target in modules.items() if name in found.heads},
         heads=tuple(sorted(found.heads)),
         saved_vectors={n: v for n, v in found.vectors.items() if n.rpartition(".")[0] in found.heads},
@@ -236,10 +237,14 @@ def _without_copy(target: TargetModule) -> TargetModule:
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """Modules saved whole (by the base's name where it has them), and vectors by the base's tensor."""
+    """Modules saved whole (by the base's name where it has them), and vectors by the base's tensor.
+
+    ``untouched`` are heads of a checkpoint that are still the base's: nobody need choose between them.
+    """
 
     heads: frozenset[str]
     vectors: dict[str, Vector]
+    untouched: frozenset[str] = frozenset()
 
     @classmethod
     def of_adapter(
@@ -266,12 +271,23 @@ class _Saved:
     @classmethod
     def of_checkpoint(cls, opened: OpenedPair, modules: Mapping[str, TargetModule]) -> _Saved:
         assert isinstance(opened.tuned, ModelSource)
-        heads = {name for name, target in modules.items() if _is_head(target.whole.base)}
-        heads |= {e.tensor.removesuffix(".weight") for e in opened.pairing.coverage if e.head == "new"}
         twins = tensor_twins(opened.base, opened.tuned, opened.pairing)
         changed = changed_tensors(opened.base, opened.tuned, opened.pairing)
         vectors = {name: Vector(tensor=twins[name]) for name in changed if len(twins[name].shape) < 2}
-        return cls(heads=frozenset(heads), vectors=vectors)
+        moved = {name.rpartition(".")[0] for name in vectors}
+        untouched: set[str] = set()
+        heads = {e.tensor.removesuffix(".weight") for e in opened.pairing.coverage if e.head == "new"}
+        for name, target in modules.items():
+            if _is_head(target.whole.base):
+                is_moved = name in moved or _is_changed(target)
+                (heads if is_moved else untouched).add(name)
+        return cls(heads=frozenset(heads), vectors=vectors, untouched=frozenset(untouched))
+
+
+def _is_changed(target: TargetModule) -> bool:
+    """Whether a matrix of a checkpoint differs from the base's."""
+    update = target.whole.update
+    return not isinstance(update, CheckpointUpdate) or differs(target.whole.base.tensor, update.tuned.tensor)
 
 
 def _is_head(view: TensorView) -> bool:
