@@ -22,7 +22,6 @@ from intruscope.records.plain import plain
 from intruscope.spectra.matrix import exact_arithmetic
 from intruscope.verify.causes import causes_of
 from intruscope.verify.others import compare_tensors
-from intruscope.verify.records import ModuleCheck
 from intruscope.verify.rounding import (
     TENSOR_FLOAT32,
     Factors,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from intruscope.spectra.records import ScanSettings
+    from intruscope.verify.records import ModuleCheck
     from intruscope.verify.rounding import Piece, Recipe
     from intruscope.weights.matrices import StoredUpdate
 
