@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from intruscope.studies.claims_merging import LINEAR, OWN_STARTS, RANDOM, RULES, SUM, packed
+from intruscope.studies.claims_merging import LINEAR, OWN_STARTS, RANDOM, RULES, SUM
 
 TASKS, SIZES, STRENGTHS = ("a", "b", "c"), (2, 3), (0.3, 0.5, 1.0)
 ALONE, MAJORITY, HALF = 0.85, 0.5, 200
-PAIRS = 21
+SUMS = ("ab",) * 10 + ("abc",) * 10
 
 
 def sets(
     gain=0.0,
     *,
     best=0.5,
-    merged_only=40.0,
+    merged_only=90.0,
     null_merged_only=8.0,
     informative=True,
     seeds=(0, 1, 2),
@@ -35,8 +35,8 @@ def sets(
             "arm": OWN_STARTS, "task": "base", "seed": number, "status": "ok",
             "parts": {
                 task: {
-                    "accuracy": ALONE, "chosen_on": ALONE, "num_examples": HALF, "majority": MAJORITY,
-                    "learned": True,
+                    "score": ALONE, "chosen_on": ALONE, "floor": 0.0, "chosen_floor": 0.0,
+                    "majority": MAJORITY, "learned": True,
                 }
                 for task in tasks
             },
@@ -46,7 +46,7 @@ def sets(
                 for size in SIZES
                 for strength in sorted({*STRENGTHS, 1.0 / size})
             ],
-            "pairs": [pair(rng, informative, merged_only, null_merged_only) for _ in range(PAIRS)],
+            "sums": [sum_of(rng, each, informative, merged_only, null_merged_only) for each in SUMS],
         }
         for number in seeds
     ]  # fmt: skip
@@ -60,8 +60,8 @@ def merge(rng, rule, size, strength, tasks, gain, best, merged_only, null_merged
         "size": size,
         "strength": strength,
         "chosen_on": {task: float((rng.random(HALF) < share).mean()) for task in tasks},
-        "accuracy": {task: float(each.mean()) for task, each in right.items()},
-        "right": {task: packed(each) for task, each in right.items()},
+        "score": {task: float(each.mean()) for task, each in right.items()},
+        "scores": {task: each.astype(float).tolist() for task, each in right.items()},
         "weights": {
             "merged_only": int(rng.poisson(merged_only)),
             "null_merged_only": int(rng.poisson(null_merged_only)),
@@ -70,7 +70,7 @@ def merge(rng, rule, size, strength, tasks, gain, best, merged_only, null_merged
     }
 
 
-def pair(rng, informative, merged_only, null_merged_only):
+def sum_of(rng, tasks, informative, merged_only, null_merged_only):
     norm, more = rng.normal(size=2)
     sign = {True: 1.0, False: 0.0, None: -1.0}[informative]
     figures = {
@@ -79,6 +79,7 @@ def pair(rng, informative, merged_only, null_merged_only):
     }
     return {
         **figures,
+        "tasks": list(tasks),
         "norm": norm,
         "merged_only": round(merged_only / 4 + 5 * (sign * more + 0.3 * rng.normal())),
         "null_merged_only": int(rng.poisson(null_merged_only / 4)),

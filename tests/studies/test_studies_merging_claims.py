@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from simulated_merges import ALONE, HALF, sets
 
-from intruscope.studies.claims_merging import RULES, SUM, at_strength, chosen, m1, m2, m3, packed, unpacked
+from intruscope.studies.claims_merging import RULES, SUM, at_strength, chosen, kept, m1, m2, m3
 from intruscope.studies.verdicts import verdict
 
 CASES = {
@@ -84,7 +84,11 @@ def test_a_task_that_no_adapter_learned_does_not_count():
     assert m1(rows)[0].estimate is None
 
 
-@pytest.mark.parametrize("count", [1, 8, 125])
-def test_examples_are_packed_and_unpacked(count):
-    right = np.random.default_rng(0).random(count) < 0.5
-    assert np.array_equal(unpacked(packed(right), count), right)
+def test_what_is_kept_counts_from_the_floor_and_from_the_majority():
+    row = sets()[0]
+    merge = {"score": {"a": 0.68, "text": -3.2}}
+    assert kept(row, merge, "a") == pytest.approx(0.8)
+    assert kept(row, merge, "a", above_majority=True) == pytest.approx(0.18 / 0.35)
+    # Half of the way from the base's loss to the adapter's.
+    row["parts"]["text"] = {"score": -3.0, "floor": -3.4, "majority": None}
+    assert kept(row, merge, "text") == kept(row, merge, "text", above_majority=True) == pytest.approx(0.5)

@@ -4,14 +4,17 @@ Every bound was set before the runs. A row is one set of adapters (:class:`intru
 ``arm`` (``own_starts``, where each adapter has a seed of its own, or ``same_start``), ``task`` (the name of
 the base), ``seed``, ``status`` and these figures:
 
-- ``parts``: by task its adapter's ``accuracy`` on the half of the held-out examples that is reported and on
-  the other (``chosen_on``), the ``num_examples`` of the first, the share of the commonest answer there
-  (``majority``), and whether it ``learned`` the task, as runs do (:mod:`intruscope.studies.measure`);
-- ``merges``: one for each ``rule``, ``size`` (T, number of adapters merged) and ``strength``, with ``chosen_on``
-  (accuracy by task on the half that strengths are chosen on), ``accuracy`` (by task on the other half) and
-  ``right`` (by task which examples of that half were right, as :func:`packed` writes them), and for some
-  also ``weights`` and ``forgetting``;
-- ``pairs``: one for each two adapters and their sum, with the figures of :data:`PREFLIGHT` and ``forgetting``.
+- ``parts``: by task its adapter alone: ``score`` on the half of the held-out examples that is reported and on
+  the other (``chosen_on``), ``floor`` and ``chosen_floor`` (what it is counted from), ``majority`` (accuracies
+  only: the share of the commonest answer), and whether it ``learned`` the task, as runs do
+  (:mod:`intruscope.studies.measure`). A score is an accuracy, counted from 0, or for text minus the loss in
+  nats per token, counted from the base's;
+- ``merges``: one for each ``rule``, ``size`` (T, number of adapters merged) and ``strength``, with by task
+  ``chosen_on`` (score on the half that strengths are chosen on), ``score`` (on the other half) and ``scores``
+  (of each example of that half; their mean is the score), and for some also ``weights`` and ``forgetting``;
+- ``sums``: the sum at full strength of every two and every three adapters, with their ``tasks``, ``norm``, the
+  figures of :data:`PREFLIGHT`, ``forgetting``, and the sum of what the adapters forget alone
+  (``forgetting_of_parts``).
 """
 
 from __future__ import annotations
@@ -52,19 +55,24 @@ the sum of updates with the adapters' singular values in random directions."""
 OWN_STARTS, SAME_START = "own_starts", "same_start"
 PREFLIGHT = ("inflation", "merged_only", "cosine", "sign_conflict")
 """Figures of a merge before it is run, beside its norm: the largest singular value over the largest of the
-parts, intruders that no part has, the cosine of the updates, the share of entries with opposite signs."""
+parts, intruders that no part has, and, as means over pairs of parts, the cosine of two updates and the share of
+entries with opposite signs."""
 
 Merge = dict[str, Any]
 
 
-def packed(right_N: NDArray[np.bool_]) -> str:
-    """Which examples were right, eight to a byte, in hexadecimal digits."""
-    return np.packbits(right_N).tobytes().hex()
+def kept(row: Row, merge: Merge, task: str, *, above_majority: bool = False) -> float:
+    """The fraction of what an adapter can do that is left of it in a merge.
 
-
-def unpacked(text: str, count: int) -> NDArray[np.bool_]:
-    """The inverse of :func:`packed`."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)
+    Args:
+        row: A set.
+        merge: One of its merges.
+        task: One of the merge's tasks.
+        above_majority: Count an accuracy from that of the commonest answer, not from 0.
+    """
+    part = row["parts"][task]
+    floor = part["majority"] if above_majority and part["majority"] is not None else part["floor"]
+    return (merge["score"][task] - floor) / (part["score"] - floor)
 
 
 def chosen(row: Row, rule: str, size: int) -> Merge | None:
@@ -76,7 +84,7 @@ def chosen(row: Row, rule: str, size: int) -> Merge | None:
         size: T.
 
     Returns:
-        The best by mean relative accuracy over its tasks, of equals the weakest; None without any.
+        The best by mean relative score over its tasks, of equals the weakest; None without any.
     """
     if rule == MEAN:
         return at_strength(row, SUM, size, 1.0 / size)
@@ -84,7 +92,8 @@ def chosen(row: Row, rule: str, size: int) -> Merge | None:
 
     def fit(merge: Merge) -> float:
         return math.fsum(
-            value / row["parts"][task]["chosen_on"] for task, value in merge["chosen_on"].items()
+            value / (row["parts"][task]["chosen_on"] - row["parts"][task]["chosen_floor"])
+            for task, value in merge["chosen_on"].items()
         )
 
     return max(own, key=lambda merge: (round(fit(merge), 9), -merge["strength"]), default=None)
@@ -113,7 +122,7 @@ def m1(rows: Rows) -> list[Statement]:
 
     def beside(rule: str, other: str, text: str, *, is_aside: bool = False) -> Statement:
         return Statement(
-            text=f"accuracy relative to the adapter alone, {text}",
+            text=f"share kept of what the adapters can do, {text}",
             estimate=_advantage(rows, rule, other, level=level),
             above=0.0,
             unit=PERCENT,
@@ -130,7 +139,7 @@ def m1(rows: Rows) -> list[Statement]:
 
 
 def _advantage(rows: Rows, rule: str, other: str, *, level: float) -> Estimate | None:
-    """Relative accuracy of one rule less that of another, over tasks; each with the strength chosen for it.
+    """What one rule keeps less what another keeps, over tasks; each with the strength chosen for it.
 
     Only tasks that the set's adapter learned count. A task's value in a set is the mean over the sizes at which it is merged. The interval takes in what
     differs between sets, and the sampling of the examples, which all sets share.
@@ -143,10 +152,10 @@ def _advantage(rows: Rows, rule: str, other: str, *, level: float) -> Estimate |
             first, second = chosen(row, rule, size), chosen(row, other, size)
             if first is None or second is None:
                 continue
-            for task in _learned(row, first["right"]):
-                by_name.setdefault(task, []).append(
-                    (_right(row, first, task) - _right(row, second, task)) / row["parts"][task]["accuracy"]
-                )
+            for task in _learned(row, first["scores"]):
+                worth = row["parts"][task]["score"] - row["parts"][task]["floor"]
+                difference_N = np.subtract(first["scores"][task], second["scores"][task]) / worth
+                by_name.setdefault(task, []).append(difference_N)
         for task, differences in by_name.items():
             stratum = f"{row['task']}, {task}"
             mean_N = np.mean(differences, axis=0)
@@ -167,10 +176,6 @@ def _learned(row: Row, tasks: Iterable[str]) -> list[str]:
     return [task for task in tasks if row["parts"][task]["learned"]]
 
 
-def _right(row: Row, merge: Merge, task: str) -> NDArray[np.float64]:
-    return unpacked(merge["right"][task], row["parts"][task]["num_examples"]).astype(np.float64)
-
-
 def _sets(rows: Rows, arm: str = OWN_STARTS) -> list[Row]:
     return [row for row in rows if row["arm"] == arm and row["status"] == "ok"]
 
@@ -180,7 +185,11 @@ def m2(rows: Rows) -> list[Statement]:
     level = shared_level(4)
 
     def of_pairs(figure: str) -> Callable[[Row], float | None]:
-        return lambda row: math.fsum(pair[figure] for pair in row["pairs"]) if row["pairs"] else None
+        def read(row: Row) -> float | None:
+            counts = [each[figure] for each in row["sums"] if len(each["tasks"]) == 2]
+            return math.fsum(counts) if counts else None
+
+        return read
 
     def of_all(figure: str) -> Callable[[Row], float | None]:
         def read(row: Row) -> float | None:
@@ -191,7 +200,10 @@ def m2(rows: Rows) -> list[Statement]:
 
     return [
         statement
-        for text, read in (("all adapters of a set", of_all), ("two adapters, over all pairs of a set", of_pairs))
+        for text, read in (
+            ("all adapters of a set", of_all),
+            ("two adapters, over all pairs of a set", of_pairs),
+        )
         for statement in _two(rows, text, read, level=level)
     ]
 
@@ -244,10 +256,8 @@ def m3(rows: Rows) -> list[Statement]:
             for figure in asides
         ),
         Statement(
-            text="forgetting of the sum of two adapters minus that of both alone",
-            estimate=_mean_of_pairs(
-                rows, lambda pair: pair["forgetting"] - pair["forgetting_of_parts"], level=level
-            ),
+            text="forgetting of the sum of two or three adapters minus that of each alone",
+            estimate=_mean_excess(rows, level=level),
             above=0.0,
             unit=NATS,
             is_aside=True,
@@ -256,18 +266,18 @@ def m3(rows: Rows) -> list[Statement]:
 
 
 def _correlation(rows: Rows, figure: str, *, given: str | None = None, level: float) -> Estimate | None:
-    """Mean over sets of the correlation over the pairs of a set.
+    """Mean over sets of the correlation over the sums of a set, within sums of two and of three.
 
-    Pairs of one set share adapters, so they are not independent: the interval is over sets.
+    Sums of one set share adapters, so they are not independent: the interval is over sets.
     """
     found: dict[tuple[str, int], float] = {}
     for row in _sets(rows):
-        pairs: Sequence[Mapping[str, float]] = row["pairs"]
+        sums: Sequence[Mapping[str, Any]] = row["sums"]
         estimate = rank_correlation(
-            [pair[figure] for pair in pairs],
-            [pair["forgetting"] for pair in pairs],
-            [row["task"]] * len(pairs),
-            given=None if given is None else [pair[given] for pair in pairs],
+            [each[figure] for each in sums],
+            [each["forgetting"] for each in sums],
+            [str(len(each["tasks"])) for each in sums],
+            given=None if given is None else [each[given] for each in sums],
         )
         if estimate is not None:
             found[row["task"], row["seed"]] = estimate.estimate
@@ -275,8 +285,12 @@ def _correlation(rows: Rows, figure: str, *, given: str | None = None, level: fl
     return stratified_mean(strata, level=level) if strata else None
 
 
-def _mean_of_pairs(
-    rows: Rows, figure: Callable[[Mapping[str, float]], float], *, level: float
-) -> Estimate | None:
-    strata = _by_base(rows, lambda row: float(np.mean([figure(pair) for pair in row["pairs"]])))
+def _mean_excess(rows: Rows, *, level: float) -> Estimate | None:
+    """What sums forget beyond what their adapters forget one by one, mean over the sums of a set."""
+    strata = _by_base(
+        rows,
+        lambda row: float(
+            np.mean([each["forgetting"] - each["forgetting_of_parts"] for each in row["sums"]])
+        ),
+    )
     return stratified_mean(strata, level=level) if strata else None

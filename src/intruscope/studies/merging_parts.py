@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from intruscope.errors import IncompleteResult
 from intruscope.studies.training import part_settings
-from intruscope.train.tune import tune
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +30,8 @@ def train_parts(work: MergeSet, inputs: Inputs, folder: Path) -> list[Path]:
         IncompleteResult: the loss of an adapter became NaN.
         IntruscopeError: a file is damaged, or there is no room.
     """
+    from intruscope.train.tune import tune
+
     found = []
     for place, task in enumerate(work.tasks):
         out = folder / "parts" / task
