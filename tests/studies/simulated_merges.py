@@ -27,7 +27,8 @@ def sets(
         best: Strength at which merges are right most often, on both halves.
         merged_only: Mean number of intruders that no part has, in sums at full strength.
         null_merged_only: The same in random directions.
-        informative: Whether pre-flight figures follow what is forgotten beyond the norm; None for the contrary.
+        informative: Whether pre-flight figures follow what is forgotten beyond the norm; None for the
+            contrary.
     """
     rng = np.random.default_rng(seed)
     return [
@@ -36,7 +37,7 @@ def sets(
             "parts": {
                 task: {
                     "score": ALONE, "chosen_on": ALONE, "floor": 0.0, "chosen_floor": 0.0,
-                    "majority": MAJORITY, "learned": True,
+                    "majority": MAJORITY, "learned": True, "forgetting": 0.05, "norm": 0.1, "intruders": 3,
                 }
                 for task in tasks
             },
@@ -63,6 +64,9 @@ def merge(rng, rule, size, strength, tasks, gain, best, merged_only, null_merged
         "score": {task: float(each.mean()) for task, each in right.items()},
         "scores": {task: each.astype(float).tolist() for task, each in right.items()},
         "weights": {
+            "norm": 0.2,
+            "inflation": 1.5,
+            "intruders": 9,
             "merged_only": int(rng.poisson(merged_only)),
             "null_merged_only": int(rng.poisson(null_merged_only)),
         },

@@ -32,8 +32,8 @@ def test_without_sets_or_with_diverged_ones_a_claim_stays_open(name):
 
 
 def test_rules_that_do_not_differ_from_the_sum_are_rarely_called_better():
-    held = [verdict(m1(sets(seed=seed))).outcome in ("holds", "holds in part") for seed in range(100)]
-    assert np.mean(held) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
+    held = [verdict(m1(sets(seed=seed))).outcome in ("holds", "holds in part") for seed in range(40)]
+    assert np.mean(held) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
 
 
 def test_figures_without_information_beyond_the_norm_are_rarely_called_predictive():

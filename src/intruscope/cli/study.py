@@ -174,9 +174,7 @@ def run(
 
 
 def report(
-    claims: tuple[str, ...] = option(
-        (), help="Claims to show first, C1 to C24.", panel="Input", positional=True
-    ),
+    claims: tuple[str, ...] = option((), help="Claims to show first.", panel="Input", positional=True),
     out: Path = STUDY,
     quiet: bool = QUIET,
 ) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import OutputConflict, UsageError, printable
+from intruscope.errors import MalformedInput, OutputConflict, UsageError, printable
 from intruscope.forgetting.named_tasks import named_task
 from intruscope.forgetting.tasks import TextTask, classification_task
 from intruscope.forgetting.texts import Document, read_texts
@@ -38,7 +39,8 @@ _BESIDE_WEIGHTS = (
     "tokenizer.model",
 )
 """What makes other tokens or another network of the same weights."""
-_PASSAGE_CHARS, _MAX_PASSAGES, _HELD_OUT_EVERY = 400, 600, 10
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_PASSAGE_CHARS, _MAX_PASSAGE_CHARS, _MAX_PASSAGES, _HELD_OUT_EVERY = 400, 600, 600, 10
 _TEXT, _TRAIN, _HELD_OUT = "text.jsonl", "train.jsonl", "held_out.jsonl"
 
 
@@ -175,14 +177,24 @@ def passages(corpus: Corpus, split: Split) -> Corpus:
         split: ``train`` or ``eval``.
 
     Returns:
-        Passages of whole paragraphs with at least 400 characters, as documents.
+        Passages of whole paragraphs with at least 400 characters, cut at 600, as documents.
+
+    Raises:
+        MalformedInput: there are fewer than ten passages.
     """
     found, open_passage = [], ""
-    for paragraph in corpus.documents[0].text.split("\n\n"):
-        open_passage = f"{open_passage}\n\n{paragraph}".strip()
+    for paragraph in _BLANK_LINES.split(corpus.documents[0].text):
+        open_passage = f"{open_passage}\n\n{paragraph.strip()}".strip()
         if len(open_passage) >= _PASSAGE_CHARS:
-            found.append(open_passage)
+            found.append(open_passage[:_MAX_PASSAGE_CHARS])
             open_passage = ""
+    if len(found) < _HELD_OUT_EVERY:
+        raise MalformedInput(
+            f"the text has {len(found)} passages of {_PASSAGE_CHARS} characters; at least {_HELD_OUT_EVERY} "
+            "are needed",
+            remedy="use a longer text with blank lines between its paragraphs",
+            file=corpus.sources[0].name,
+        )
     chosen = [
         passage
         for place, passage in enumerate(found[:_MAX_PASSAGES])
