@@ -1,4 +1,4 @@
-"""Sets of adapters: what a merge is, what its weights say, and that a merge in memory is the model it stands for."""
+"""Sets of adapters: what a merge is, what its weights say, and what is measured and shown of it."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -195,11 +195,11 @@ def test_how_two_updates_relate():
 def test_scores_are_halved_by_every_other_example():
     right = np.array([True, False, True, True, False, True])
     scores = Scores(SimpleNamespace(right_N=right))
-    assert (scores.chosen_on, scores.reported_N.tolist()) == (pytest.approx(2 / 3), [0.0, 1.0, 1.0])
+    assert (scores.chosen_on, scores.reported.tolist()) == (pytest.approx(2 / 3), [0.0, 1.0, 1.0])
     nats, tokens = np.array([9.0, 2.0, 9.0, 6.0]), np.array([9, 1, 9, 3])
     text = Scores(SimpleNamespace(right_N=None, nats_N=nats, units_N=tokens))
     assert text.chosen_on == -1.0
-    assert text.reported_N.mean() == pytest.approx(-8.0 / 4.0)  # nats over tokens, not a mean of ratios
+    assert text.reported.mean() == pytest.approx(-8.0 / 4.0)  # nats over tokens, not a mean of ratios
 
 
 def test_every_tenth_passage_of_a_text_is_held_out(tmp_path):
@@ -301,8 +301,7 @@ def test_the_page_of_the_study_shows_the_claims_and_what_is_kept():
         for place in places(SCALE)
         if (place.task, place.arm) == ("demo", OWN_STARTS)
     }
-    found = {key: row for key, row in zip(works, sets(0.15), strict=True)}
-    records = records_of(works, found)
+    records = records_of(works, dict(zip(works, sets(0.15), strict=True)))
     judged = judge("merging", records)
     assert [each.claim.id for each in judged] == ["M1", "M2", "M3"]
     assert judged[0].outcome_text == "holds so far" and judged[0].runs_text == "3 of 8"

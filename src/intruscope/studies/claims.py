@@ -231,8 +231,8 @@ _HERE = "this project"
 MERGING_CLAIMS = (
     Claim(
         id="M1",
-        text="TIES, KnOTS, DARE-TIES, TSV, Iso-C, Pico and SVC keep more of the adapters' accuracy than a plain "
-        "sum, each at the strength that is best on other examples",
+        text="TIES, KnOTS, DARE-TIES, TSV, Iso-C, Pico and SVC keep more of what the adapters can do than a "
+        "plain sum, each at the strength that is best on other examples",
         paper_version=_HERE,
         recipe="merging",
         judge=merging.m1,
@@ -271,5 +271,8 @@ def find_claim(name: str) -> Claim:
     for claim in (*CLAIMS, *MERGING_CLAIMS):
         if claim.id == name.strip().upper():
             return claim
-    fact = f"unknown claim {printable(name)}; the claims are C1 to C{len(CLAIMS)} and M1 to M{len(MERGING_CLAIMS)}"
-    raise UsageError(fact, remedy="see intruscope study list")
+    raise UsageError(
+        f"unknown claim {printable(name)}; the claims are C1 to C{len(CLAIMS)} and "
+        f"M1 to M{len(MERGING_CLAIMS)}",
+        remedy="see intruscope study list",
+    )

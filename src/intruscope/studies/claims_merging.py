@@ -4,16 +4,16 @@ Every bound was set before the runs. A row is one set of adapters (:class:`intru
 ``arm`` (``own_starts``, where each adapter has a seed of its own, or ``same_start``), ``task`` (the name of
 the base), ``seed``, ``status`` and these figures:
 
-- ``parts``: by task its adapter alone: ``score`` on the half of the held-out examples that is reported and on
-  the other (``chosen_on``), ``floor`` and ``chosen_floor`` (what it is counted from), ``majority`` (accuracies
-  only: the share of the commonest answer), and whether it ``learned`` the task, as runs do
+- ``parts``: by task its adapter alone: ``score`` on the half of the held-out examples that is reported and
+  on the other (``chosen_on``), ``floor`` and ``chosen_floor`` (what it is counted from), ``majority``
+  (accuracies only: the share of the commonest answer), and whether it ``learned`` the task, as runs do
   (:mod:`intruscope.studies.measure`). A score is an accuracy, counted from 0, or for text minus the loss in
   nats per token, counted from the base's;
 - ``merges``: one for each ``rule``, ``size`` (T, number of adapters merged) and ``strength``, with by task
   ``chosen_on`` (score on the half that strengths are chosen on), ``score`` (on the other half) and ``scores``
   (of each example of that half; their mean is the score), and for some also ``weights`` and ``forgetting``;
-- ``sums``: the sum at full strength of every two and every three adapters, with their ``tasks``, ``norm``, the
-  figures of :data:`PREFLIGHT`, ``forgetting``, and the sum of what the adapters forget alone
+- ``sums``: the sum at full strength of every two and every three adapters, with their ``tasks``, ``norm``,
+  the figures of :data:`PREFLIGHT`, ``forgetting``, and the sum of what the adapters forget alone
   (``forgetting_of_parts``).
 """
 
@@ -50,13 +50,13 @@ RULES = (
 )
 """Rules that make one model of several, beside the plain sum; named after the rule and its space."""
 EMR, LINEAR, RANDOM = "emr", "peft_linear", "random"
-"""EMR is told the task, so it is no single model; PEFT's ``linear`` merges factors, not updates; ``random`` is
-the sum of updates with the adapters' singular values in random directions."""
+"""EMR is told the task, so it is no single model; PEFT's ``linear`` merges factors, not updates; ``random``
+is the sum of updates with the adapters' singular values in random directions."""
 OWN_STARTS, SAME_START = "own_starts", "same_start"
 PREFLIGHT = ("inflation", "merged_only", "cosine", "sign_conflict")
 """Figures of a merge before it is run, beside its norm: the largest singular value over the largest of the
-parts, intruders that no part has, and, as means over pairs of parts, the cosine of two updates and the share of
-entries with opposite signs."""
+parts, intruders that no part has, and, as means over pairs of parts, the cosine of two updates and the share
+of entries with opposite signs."""
 
 Merge = dict[str, Any]
 
@@ -72,7 +72,7 @@ def kept(row: Row, merge: Merge, task: str, *, above_majority: bool = False) -> 
     """
     part = row["parts"][task]
     floor = part["majority"] if above_majority and part["majority"] is not None else part["floor"]
-    return (merge["score"][task] - floor) / (part["score"] - floor)
+    return float((merge["score"][task] - floor) / (part["score"] - floor))
 
 
 def chosen(row: Row, rule: str, size: int) -> Merge | None:
@@ -141,8 +141,9 @@ def m1(rows: Rows) -> list[Statement]:
 def _advantage(rows: Rows, rule: str, other: str, *, level: float) -> Estimate | None:
     """What one rule keeps less what another keeps, over tasks; each with the strength chosen for it.
 
-    Only tasks that the set's adapter learned count. A task's value in a set is the mean over the sizes at which it is merged. The interval takes in what
-    differs between sets, and the sampling of the examples, which all sets share.
+    Only tasks that the set's adapter learned count. A task's value in a set is the mean over the sizes at
+    which it is merged. The interval takes in what differs between sets, and the sampling of the examples,
+    which all sets share.
     """
     values: dict[tuple[str, int], float] = {}
     examples: dict[str, list[NDArray[np.float64]]] = {}

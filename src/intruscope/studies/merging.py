@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from intruscope.adapters.live import LivePair
     from intruscope.engine.journal import Journal
     from intruscope.forgetting.losses import SequenceLosses
+    from intruscope.forgetting.models import DType
     from intruscope.forgetting.scores import TaskScore
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.windows import Sequences
@@ -147,7 +148,7 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     from intruscope.sweep.live import limited
     from intruscope.weights.matrices import LowRankUpdate
 
-    dtype = "bfloat16" if work.bf16 else "float32"
+    dtype: DType = "bfloat16" if work.bf16 else "float32"
     opened = open_fine_tunes(inputs.base, adapters)
     base: dict[str, Any] = {}
     forms: dict[str, Forms] = {task: {} for task in work.tasks}
@@ -212,7 +213,7 @@ class Scores:
         return float(self._half(0).mean())
 
     @property
-    def reported_N(self) -> NDArray[np.float64]:
+    def reported(self) -> NDArray[np.float64]:
         """Scores of the other half; their mean is its accuracy, or minus its loss in nats per token."""
         return self._half(1)
 
@@ -238,9 +239,9 @@ def _part(bench: Bench, task: str, inputs: Inputs) -> dict[str, Any]:
     return {
         **has_learned(pair, whole, every, lambda: _scored(pair, whole, bench.work, num_halves=None)),
         "score_on_all": every.value,
-        "score": float(own.reported_N.mean()),
+        "score": float(own.reported.mean()),
         "chosen_on": own.chosen_on,
-        "floor": 0.0 if floor is None else float(floor.reported_N.mean()),
+        "floor": 0.0 if floor is None else float(floor.reported.mean()),
         "chosen_floor": 0.0 if floor is None else floor.chosen_on,
         "majority": None if is_text else commonest(bench.tasks[task]),
         "forgetting": bench.forgetting(bench.forms[task]),
@@ -307,8 +308,8 @@ def _merges(
                 "size": size,
                 "strength": strength,
                 "chosen_on": {task: each.chosen_on for task, each in scores.items()},
-                "score": {task: float(each.reported_N.mean()) for task, each in scores.items()},
-                "scores": {task: each.reported_N.round(5).tolist() for task, each in scores.items()},
+                "score": {task: float(each.reported.mean()) for task, each in scores.items()},
+                "scores": {task: each.reported.round(5).tolist() for task, each in scores.items()},
             }
         )
     if method == EMR:  # one model for each task, none of them the merge

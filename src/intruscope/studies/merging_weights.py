@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intruscope.studies.merging_rules import dense
 from intruscope.studies.weights import EPSILON, K
@@ -76,7 +76,7 @@ def examined(base: BaseMatrices, forms: Forms, strength: float = 1.0) -> Examine
         values = _singular_values(form) * strength
         square += float(values.square().sum())
         largest[name] = float(values.max())
-        given = (
+        given: dict[str, Any] = (
             {"left_OR": strength * form[0], "right_RI": form[1]}
             if isinstance(form, tuple)
             else {"tuned_OI": base.values[name] + strength * form}
