@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 ALL_METHODS = (*METHODS, EMR, LINEAR, RANDOM)
 _BATCH_TOKENS = 4096
+_HALVES_TO_LEARN = 8
+"""Sequences of a text, in halves, on which it is decided whether it was learned; of a task, all examples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,11 +195,11 @@ def _losses(pair: LivePair, sequences: Sequences) -> SequenceLosses:
     return measure(language, sequences, protocol=protocol, batch_tokens=_BATCH_TOKENS)
 
 
-def _scored(pair: LivePair, task: Task, work: MergeSet, *, num_halves: int | None = 2) -> TaskScore:
-    """A task's score in the present state; ``num_halves`` None for all sequences of a text."""
+def _scored(pair: LivePair, task: Task, work: MergeSet, *, num_halves: int = 2) -> TaskScore:
+    """A task's score in the present state; of a text, on so many halves of sequences."""
     from intruscope.forgetting.scores import score
 
-    most = None if num_halves is None else num_halves * work.half_examples
+    most = num_halves * work.half_examples
     return score(pair, task, batch_tokens=_BATCH_TOKENS, max_tokens=work.max_length, max_sequences=most)
 
 
@@ -230,15 +232,18 @@ def _part(bench: Bench, task: str, inputs: Inputs) -> dict[str, Any]:
 
     whole: Any = inputs.task(task, "eval")
     pair = bench.pairs[task]
+
+    def measure_again() -> TaskScore:
+        return _scored(pair, whole, bench.work, num_halves=_HALVES_TO_LEARN)
+
     with pair.as_tuned():
-        every = _scored(pair, whole, bench.work, num_halves=None)
+        every = measure_again()
     own = bench.scores(task, None)
     is_text = every.right_N is None
     floor = bench.scores(task, {}) if is_text else None
     look = examined(bench.base, bench.forms[task])
     return {
-        **has_learned(pair, whole, every, lambda: _scored(pair, whole, bench.work, num_halves=None)),
-        "score_on_all": every.value,
+        **has_learned(pair, whole, every, measure_again),
         "score": float(own.reported.mean()),
         "chosen_on": own.chosen_on,
         "floor": 0.0 if floor is None else float(floor.reported.mean()),
