@@ -137,7 +137,8 @@ class MergeSet:
         steps: Optimizer steps of each adapter.
         batch: Examples per step.
         max_length: Longest input in tokens.
-        bf16: Train and score tasks in bfloat16.
+        bf16: Train in bfloat16 autocast.
+        score_bf16: Measure tasks and forgetting in bfloat16, weights included; adapters and the base alike.
         half_examples: Held-out examples of a task in each half: on one the strength of a merge is chosen, on
             the other its accuracy is reported.
         text_sequences: Number of sequences of the text on which forgetting is measured.
@@ -156,6 +157,7 @@ class MergeSet:
     batch: int
     max_length: int
     bf16: bool
+    score_bf16: bool
     half_examples: int
     text_sequences: int
     sizes: tuple[int, ...]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intruscope.errors import IncompleteResult
+from intruscope.forgetting.tasks import TextTask
 from intruscope.studies.claims_merging import EMR, LINEAR, RANDOM, SUM, chosen
 from intruscope.studies.merging_rules import METHODS, dense, in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 ALL_METHODS = (*METHODS, EMR, LINEAR, RANDOM)
 _BATCH_TOKENS = 4096
-_HALVES_TO_LEARN = 8
+_HALVES_TO_LEARN = 10
 """Sequences of a text, in halves, on which it is decided whether it was learned; of a task, all examples."""
 
 
@@ -50,6 +51,7 @@ class Bench:
         work: The set.
         pairs: By task, the base and its adapter as one live model.
         tasks: By task, the held-out examples of both halves.
+        texts: By task that is text, the same as sequences, cut once.
         forms: By task, the adapter's update of each matrix.
         base: The matrices that all adapters change.
         sequences: Of the text of forgetting.
@@ -59,6 +61,7 @@ class Bench:
     work: MergeSet
     pairs: Mapping[str, LivePair]
     tasks: Mapping[str, Task]
+    texts: Mapping[str, Sequences]
     forms: Mapping[str, Forms]
     base: BaseMatrices
     sequences: Sequences
@@ -80,6 +83,8 @@ class Bench:
         else:
             state = pair.with_update({name: strength * dense(form) for name, form in forms.items()})
         with state:
+            if task in self.texts:
+                return Scores(_as_score(_losses(pair, self.texts[task])))
             return Scores(_scored(pair, self.tasks[task], self.work))
 
     def forgetting(self, forms: Forms, strength: float = 1.0) -> float:
@@ -150,7 +155,7 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     from intruscope.sweep.live import limited
     from intruscope.weights.matrices import LowRankUpdate
 
-    dtype: DType = "bfloat16" if work.bf16 else "float32"
+    dtype: DType = "bfloat16" if work.score_bf16 else "float32"
     opened = open_fine_tunes(inputs.base, adapters)
     base: dict[str, Any] = {}
     forms: dict[str, Forms] = {task: {} for task in work.tasks}
@@ -173,13 +178,20 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     sequences = cut(read_texts(inputs.text), first.language_model(), max_sequences=work.text_sequences)
     with first.as_base():
         before = _losses(first, sequences)
+    tasks: dict[str, Task] = {
+        task: limited(inputs.task(task, "eval"), 2 * work.half_examples)  # type: ignore[arg-type]
+        for task in work.tasks
+    }
+    texts = {
+        name: cut(task.corpus, first.language_model(), max_sequences=2 * work.half_examples)
+        for name, task in tasks.items()
+        if isinstance(task, TextTask)
+    }
     return Bench(
         work=work,
         pairs=pairs,
-        tasks={
-            task: limited(inputs.task(task, "eval"), 2 * work.half_examples)  # type: ignore[arg-type]
-            for task in work.tasks
-        },
+        tasks=tasks,
+        texts=texts,
         forms=forms,
         base=BaseMatrices(values=base, sides={name: DenseSides() for name in base}),
         sequences=sequences,
@@ -193,6 +205,12 @@ def _losses(pair: LivePair, sequences: Sequences) -> SequenceLosses:
     language = pair.language_model()
     protocol = choose_protocol(language.kind, "fast" if language.kind == "masked" else None)
     return measure(language, sequences, protocol=protocol, batch_tokens=_BATCH_TOKENS)
+
+
+def _as_score(losses: SequenceLosses) -> TaskScore:
+    from intruscope.forgetting.scores import TaskScore
+
+    return TaskScore(metric="nats/token", right_N=None, nats_N=losses.nats, units_N=losses.tokens)
 
 
 def _scored(pair: LivePair, task: Task, work: MergeSet, *, num_halves: int = 2) -> TaskScore:

@@ -259,6 +259,7 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         batch=plan.batch,
         max_length=plan.max_length,
         bf16=plan.bf16,
+        score_bf16=plan.score_bf16,
         half_examples=plan.half_examples,
         text_sequences=plan.text_sequences,
         sizes=plan.sizes,
