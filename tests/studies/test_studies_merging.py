@@ -32,8 +32,8 @@ from intruscope.studies.tables import study_tables
 
 SET = MergeSet(
     base="tiny-bert", tasks=("planted", "planted2"), method="lora", options=(("alpha", 16.0), ("rank", 4.0)),
-    rate=1e-2, seed=0, same_start=False, steps=6, batch=8, max_length=16, bf16=False, score_bf16=False, half_examples=16,
-    text_sequences=8, sizes=(1, 2), strengths=(0.0,),
+    rate=1e-2, seed=0, same_start=False, steps=6, batch=8, max_length=16, bf16=False, score_bf16=False,
+    half_examples=16, text_sequences=8, sizes=(1, 2), strengths=(0.0,),
 )  # fmt: skip
 
 
