@@ -15,6 +15,7 @@ from intruscope.studies.claims_merging import (
     RANDOM,
     RULES,
     SUM,
+    TITLES,
     at_strength,
     chosen,
     kept,
@@ -26,27 +27,13 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-NAMES: Mapping[str, str] = {
-    SUM: "sum",
-    MEAN: "mean (sum at 1/T, nothing chosen)",
-    "ties_dense": "TIES, dense",
-    "ties_knots": "TIES, KnOTS space",
-    "ties_core": "TIES, core space",
-    "dare_ties_knots": "DARE-TIES, KnOTS space",
-    "tsv": "TSV",
-    "iso_core": "Iso-C",
-    "pico": "Pico",
-    "svc": "SVC",
-    EMR: "EMR (is told the task)",
-    LINEAR: "PEFT linear (control)",
-    RANDOM: "random directions (control)",
-}
+_ABOVE_MAJORITY = "kept above majority"
 _UNTUNED = 0.3
 """A strength that papers use without a search (arXiv 2212.04089)."""
 MERGE_COLUMNS = (
     "method",
     "kept",
-    "kept above majority",
+    _ABOVE_MAJORITY,
     "kept at 1/T",
     f"kept at {_UNTUNED:g}",
     "strength",
@@ -56,7 +43,15 @@ MERGE_COLUMNS = (
     "intruders",
     "merged-only",
 )
-PART_COLUMNS = ("task", "score", "majority or base", "learned", "forgetting, nats", "norm", "intruders")
+PART_COLUMNS = (
+    "task",
+    "accuracy, or minus the loss",
+    "of the commonest answer, or of the base",
+    "learned",
+    "forgetting, nats",
+    "norm",
+    "intruders",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +131,7 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
 
         rule = SUM if method == MEAN else method
         return (
-            NAMES[method],
+            TITLES[method],
             share(best),
             share(best, above_majority=True),
             share([at_strength(row, rule, size, 1.0 / size) for row in rows]),

@@ -20,6 +20,7 @@ the base), ``seed``, ``status`` and these figures:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,22 @@ RULES = (
 EMR, LINEAR, RANDOM = "emr", "peft_linear", "random"
 """EMR is told the task, so it is no single model; PEFT's ``linear`` merges factors, not updates; ``random``
 is the sum of updates with the adapters' singular values in random directions."""
+TITLES: Mapping[str, str] = {
+    SUM: "sum",
+    MEAN: "mean (sum at 1/T, nothing chosen)",
+    "ties_dense": "TIES, dense",
+    "ties_knots": "TIES, KnOTS space",
+    "ties_core": "TIES, core space",
+    "dare_ties_knots": "DARE-TIES, KnOTS space",
+    "tsv": "TSV",
+    "iso_core": "Iso-C",
+    "pico": "Pico",
+    "svc": "SVC",
+    EMR: "EMR (is told the task)",
+    LINEAR: "PEFT linear (control)",
+    RANDOM: "random directions (control)",
+}
+"""Every way to merge, as tables and statements name it."""
 OWN_STARTS, SAME_START = "own_starts", "same_start"
 PREFLIGHT = ("inflation", "merged_only", "cosine", "sign_conflict")
 """Figures of a merge before it is run, beside its norm: the largest singular value over the largest of the
@@ -130,7 +147,7 @@ def m1(rows: Rows) -> list[Statement]:
         )
 
     return [
-        *(beside(rule, SUM, f"{rule} minus the plain sum") for rule in RULES),
+        *(beside(rule, SUM, f"{TITLES[rule]} minus the plain sum") for rule in RULES),
         beside(SUM, MEAN, "the plain sum at its best strength minus averaging", is_aside=True),
         beside(EMR, SUM, "EMR, which is told the task, minus the plain sum", is_aside=True),
         beside(LINEAR, SUM, "PEFT's linear minus the plain sum", is_aside=True),
@@ -241,7 +258,7 @@ def m3(rows: Rows) -> list[Statement]:
     return [
         *(
             Statement(
-                text=f"rank correlation of {figure} with the forgetting of the merge, given its norm",
+                text=f"rank correlation of {_words(figure)} with the forgetting of the merge, given its norm",
                 estimate=_correlation(rows, figure, given="norm", level=level),
                 above=0.0,
             )
@@ -249,7 +266,7 @@ def m3(rows: Rows) -> list[Statement]:
         ),
         *(
             Statement(
-                text=f"rank correlation of {figure} with the forgetting of the merge",
+                text=f"rank correlation of {_words(figure)} with the forgetting of the merge",
                 estimate=_correlation(rows, figure, level=level),
                 above=0.0,
                 is_aside=True,
@@ -283,7 +300,13 @@ def _correlation(rows: Rows, figure: str, *, given: str | None = None, level: fl
         if estimate is not None:
             found[row["task"], row["seed"]] = estimate.estimate
     strata = by_task(dict(sorted(found.items())))
-    return stratified_mean(strata, level=level) if strata else None
+    mean = stratified_mean(strata, level=level) if strata else None
+    return mean if mean is None else replace(mean, low=max(-1.0, mean.low), high=min(1.0, mean.high))
+
+
+def _words(figure: str) -> str:
+    """A figure's name in a sentence."""
+    return "merged-only intruders" if figure == "merged_only" else figure.replace("_", " ")
 
 
 def _mean_excess(rows: Rows, *, level: float) -> Estimate | None:
