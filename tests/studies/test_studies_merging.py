@@ -291,6 +291,10 @@ def test_tables_show_what_is_kept_with_its_range_over_sets():
     share, better = (float(lines[name]["kept"].split("%")[0]) for name in ("sum", "TSV"))
     assert share == pytest.approx(100 * 0.7 / 0.85, abs=4) and better == pytest.approx(100.0, abs=4)
     assert lines["sum"]["strength"] == "0.5"
+    for row in rows:
+        for part in row["parts"].values():
+            part["majority"] = None
+    assert "kept above majority" not in merge_tables(rows)[1].columns  # as of text
     text = markdown(merge_tables(rows))
     assert text.count("\n| sum |") == 2 and "(" in lines["sum"]["kept"]
 

@@ -23,7 +23,7 @@ from intruscope.studies.claims_merging import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Row = Mapping[str, Any]
 
@@ -145,15 +145,25 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
         )
 
     methods = (SUM, MEAN, *RULES, EMR, LINEAR, RANDOM)
-    return MergeTable(title=title, columns=MERGE_COLUMNS, lines=tuple(line(method) for method in methods))
+    lines = [line(method) for method in methods]
+    # Text has no commonest answer.
+    has_majority = any(part["majority"] is not None for row in rows for part in row["parts"].values())
+    shown = [place for place, name in enumerate(MERGE_COLUMNS) if has_majority or name != _ABOVE_MAJORITY]
+    return MergeTable(
+        title=title,
+        columns=tuple(MERGE_COLUMNS[place] for place in shown),
+        lines=tuple(tuple(cells[place] for place in shown) for cells in lines),
+    )
 
 
 def _over(values: Sequence[float], digits: str, *, unit: str = "") -> str:
     """The mean over sets, and the range where they differ."""
     if not values:
         return ""
-    shown: Callable[[float], str] = lambda value: f"{value:{digits}}".replace("-", "−")  # noqa: E731
-    low, mean, high = shown(min(values)), shown(float(np.mean(values))), shown(max(values))
+    low, mean, high = (
+        f"{round(value, 6) + 0.0:z{digits}}".replace("-", "−")
+        for value in (min(values), float(np.mean(values)), max(values))
+    )
     return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} to {high})"
 
 
