@@ -64,7 +64,7 @@ def _statements(judged: Sequence[Judged]) -> str:
             figures = ("", statement.why_missing)
             if found is not None:
                 low, value, high = (
-                    f"{scale * x:.2g}".replace("-", "−") for x in (found.low, found.estimate, found.high)
+                    f"{scale * x:.3g}".replace("-", "−") for x in (found.low, found.estimate, found.high)
                 )
                 figures = (f"{value}{unit}", f"{low} to {high}")
             finding = "for comparison" if statement.is_aside else statement.finding

@@ -28,7 +28,7 @@ import numpy as np
 from intruscope.studies.claims_weights import ONE_PER_RUN
 from intruscope.studies.estimates import mean_count, mean_count_difference, rank_correlation, stratified_mean
 from intruscope.studies.evidence import by_task
-from intruscope.studies.verdicts import NATS, PERCENT, Statement, shared_level
+from intruscope.studies.verdicts import NATS, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -142,7 +142,7 @@ def m1(rows: Rows) -> list[Statement]:
             text=f"share kept of what the adapters can do, {text}",
             estimate=_advantage(rows, rule, other, level=level),
             above=0.0,
-            unit=PERCENT,
+            unit=POINTS,
             is_aside=is_aside,
         )
 
