@@ -269,7 +269,9 @@ def test_the_papers_plan_as_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("run", "C25", "--scale", "smoke"), 2, "unknown claim C25; the claims are C1 to C24"),
+        (("run", "C25", "--scale", "smoke"), 2, "unknown claim C25; the claims are C1 to C24 and M1 to M3"),
+        (("run", "M1", "--scale", "smoke"), 2, "the scale smoke has no runs for M1"),
+        (("run", "C1", "--scale", "merging"), 2, "the scale merging has no runs for C1"),
         (("run", "C1", "--scale", "large"), 2, "unknown scale large; known scales are smoke, mini, midi"),
         (("run", "C1", "--scale", "mini"), 2, "needs a data folder"),
         (("run", "C1", "--scale", "smoke", "--seeds", "1,1"), 2, "each may occur once"),

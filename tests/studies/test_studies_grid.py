@@ -147,7 +147,7 @@ def test_seed_by_seed_so_that_a_part_covers_all_tasks():
 def test_the_size_of_mini():
     """Published in docs/reproduction.md; see there."""
     found = places(MINI)
-    assert kinds(found) == {"runs": 176, "chains": 21, "checkpoints": 0}
+    assert kinds(found) == {"runs": 176, "chains": 21, "checkpoints": 0, "sets of adapters": 0}
     minutes = [size.core_minutes for size in sizes(found, MINI)]
     assert sum(minutes) < 6 * 60 * 2
     assert sum(size.num_new for size in sizes(found, MINI)) == 197
@@ -194,6 +194,6 @@ def test_smoke_has_every_arm_of_mini():
 
 
 def test_an_unknown_scale_is_told_with_a_near_one():
-    with pytest.raises(UsageError, match="known scales are smoke, mini, midi, paper") as error:
+    with pytest.raises(UsageError, match="known scales are smoke, mini, midi, paper, merging") as error:
         find_scale("minni")
     assert "mini" in error.value.remedy

@@ -7,18 +7,19 @@ import pytest
 from simulated_runs import CANDIDATES
 
 from intruscope.report.study import study_rows
-from intruscope.report.study_docs import filled, tables
+from intruscope.report.study_docs import filled, merging_filled, merging_tables, tables
 from intruscope.report.study_page import study_page
 from intruscope.report.study_strips import WIDTH, strip
 from intruscope.studies.claims import CLAIMS
-from intruscope.studies.judge import judge, judge_committed
+from intruscope.studies.judge import committed, judge, judge_committed
 from intruscope.studies.paper_numbers import REPORTED
-from intruscope.studies.recipes import places
-from intruscope.studies.records import records_of
+from intruscope.studies.recipes import MERGING, places
+from intruscope.studies.records import read_results, records_of
 from intruscope.studies.scales import MINI
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,15 @@ def test_the_page_of_the_docs_has_the_tables_as_they_are():
     whole = {each.claim.id for each in larger if each.verdict is not None and each.is_whole}
     told = {line.split(" |")[0][2:] for line in PAGE.splitlines() if re.match(r"\| C\d.*[a-z] \|$", line)}
     assert told == whole
+
+
+def test_the_page_on_merging_has_the_tables_as_they_are():
+    judged, _ = judge_committed(scale_name="merging")
+    found = committed(scale_name="merging")
+    rows = study_rows("merging", read_results(found[1])[0])[MERGING]
+    page = (DOCS / "merging-study.md").read_text(encoding="utf-8")
+    assert merging_filled(page, judged, rows) == page
+    assert all(table in page for table in merging_tables(judged, rows).values())
 
 
 def test_the_examples_of_the_docs_run():

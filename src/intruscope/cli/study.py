@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 
 ALL = "all"
 CLAIMS: tuple[str, ...] = option(
-    REQUIRED, help="Claims to run, C1 to C24, or 'all'.", panel="Input", positional=True
+    REQUIRED,
+    help="Claims to run: C1 to C24, M1 to M3 (--scale merging), or 'all' of the scale.",
+    panel="Input",
+    positional=True,
 )
 SCALE: str = option(
     "mini",
-    help="Size of the study: smoke (minutes), mini (hours), midi (hours on a GPU) or paper (many GPUs).",
+    help="Size of the study: smoke (minutes), mini (hours), midi (hours on a GPU), paper (many GPUs), or "
+    "merging (an hour; M1 to M3).",
     metavar="SCALE",
 )
 SHIPPED_SCALE: str | None = option(
     None,
-    help="Which results that ship with the package: mini (default) or midi.",
+    help="Which results that ship with the package: mini (default), midi or merging.",
     flag="scale",
     panel="Input",
     metavar="SCALE",
@@ -81,7 +85,7 @@ def plan(
     json: str | None = JSON,
 ) -> None:
     """Show what a study would run, without running it."""
-    _plan(_claims(claims), scale, seeds, json)
+    _plan(_claims(claims, scale), scale, seeds, json)
 
 
 def run(
@@ -125,9 +129,10 @@ def run(
 
     Experiments that the folder already has are not repeated, and claims share them. Needs the 'lab' extra.
     """
-    recipes = _recipes(claims)
+    chosen = _claims(claims, scale)
+    recipes = list(dict.fromkeys(claim.recipe for claim in chosen))
     if dry_run:
-        _plan(_claims(claims), scale, seeds, None)
+        _plan(chosen, scale, seeds, None)
         return
     from intruscope.studies.scales import find_scale
 
@@ -141,7 +146,7 @@ def run(
     from intruscope.studies.pool import check_complete, run_study
 
     if not quiet:
-        _warn_of_few_seeds(_claims(claims), found, seeds, out)
+        _warn_of_few_seeds(chosen, found, seeds, out)
         _note_growing(found, out)
     with progress_bars(quiet=quiet) as on_progress:
         report = run_study(
@@ -169,9 +174,7 @@ def run(
 
 
 def report(
-    claims: tuple[str, ...] = option(
-        (), help="Claims to show first, C1 to C24.", panel="Input", positional=True
-    ),
+    claims: tuple[str, ...] = option((), help="Claims to show first.", panel="Input", positional=True),
     out: Path = STUDY,
     quiet: bool = QUIET,
 ) -> None:
@@ -290,16 +293,26 @@ def _plan(claims: Sequence[Claim], scale: str, seeds: Sequence[int] | None, json
         show([plan_table(planned, found)], width=110)
 
 
-def _claims(names: Sequence[str]) -> Sequence[Claim]:
-    from intruscope.studies.claims import CLAIMS, find_claim
+def _claims(names: Sequence[str], scale: str | None = None) -> Sequence[Claim]:
+    """The claims by their names; each must be one of the scale's, where there is one.
 
+    Raises:
+        UsageError: there is no such claim or scale, or the scale has no runs for a claim.
+    """
+    from intruscope.studies.claims import CLAIMS, claims_of, find_claim
+    from intruscope.studies.scales import find_scale
+
+    own = CLAIMS if scale is None else claims_of(find_scale(scale).name)
     if any(name.lower() == ALL for name in names):
-        return CLAIMS
-    return [find_claim(name) for name in names]
-
-
-def _recipes(claims: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(claim.recipe for claim in _claims(claims)))
+        return own
+    found = [find_claim(name) for name in names]
+    foreign = [claim.id for claim in found if scale is not None and claim not in own]
+    if foreign:
+        raise UsageError(
+            f"the scale {scale} has no runs for {', '.join(foreign)}",
+            remedy="run M1 to M3 with --scale merging, and C1 to C24 with another scale",
+        )
+    return found
 
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

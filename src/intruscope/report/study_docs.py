@@ -1,21 +1,26 @@
-"""The tables of docs/reproduction.md, from the scales as they are and the results that are committed."""
+"""The tables of docs/reproduction.md and docs/merging-study.md, from the scales and the committed results."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.report.study_merging import markdown, merge_tables
 from intruscope.studies.grid import Checkpoint
 from intruscope.studies.recipes import places
 from intruscope.studies.scales import MIDI, MINI, SCALES
 from intruscope.studies.sizes import kinds, sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from intruscope.studies.judge import Judged
+    from intruscope.studies.records import Record
     from intruscope.studies.scales import Base, Scale
 
-MARKS = {"table": "end", "sizes": "sizes end", "rates": "rates end"}
+MARKS = {
+    name: "end" if name == "table" else f"{name} end"
+    for name in ("table", "sizes", "rates", "merging", "statements", "merges")
+}
 """Where each table begins and ends on the page: HTML comments."""
 
 
@@ -31,7 +36,50 @@ def tables(judged: Sequence[Judged], larger: Sequence[Judged]) -> dict[str, str]
 
 def filled(page: str, judged: Sequence[Judged], larger: Sequence[Judged]) -> str:
     """The page with every table as it is now; arguments as those of :func:`tables`."""
-    for mark, table in tables(judged, larger).items():
+    return _filled(page, tables(judged, larger))
+
+
+def merging_tables(judged: Sequence[Judged], rows: Sequence[Record]) -> dict[str, str]:
+    """Every table of docs/merging-study.md by its mark.
+
+    Args:
+        judged: The claims about merging, with the verdicts of the committed results.
+        rows: The committed rows of the study of merging.
+    """
+    lines = ["| | claim | verdict | sets of adapters |", "|---|---|---|---|"]
+    lines += [f"| {e.claim.id} | {e.claim.text} | **{e.outcome_text}** | {e.runs_text} |" for e in judged]
+    return {
+        "merging": "\n".join(lines),
+        "statements": _statements(judged),
+        "merges": markdown(merge_tables(rows)),
+    }
+
+
+def _statements(judged: Sequence[Judged]) -> str:
+    """Every statement with its figure; those that no verdict counts are marked."""
+    lines = ["| | figure | estimate | interval | claimed | |", "|---|---|---|---|---|---|"]
+    for each in judged:
+        for statement in each.verdict.statements if each.verdict is not None else ():
+            found, scale, unit = statement.estimate, statement.unit.scale, statement.unit.suffix
+            figures = ("", statement.why_missing)
+            if found is not None:
+                low, value, high = (
+                    f"{scale * x:.3g}".replace("-", "−") for x in (found.low, found.estimate, found.high)
+                )
+                figures = (f"{value}{unit}", f"{low} to {high}")
+            finding = "for comparison" if statement.is_aside else statement.finding
+            claimed = f"above {scale * statement.above:g}"
+            lines.append(f"| {' | '.join((each.claim.id, statement.text, *figures, claimed, finding))} |")
+    return "\n".join(lines)
+
+
+def merging_filled(page: str, judged: Sequence[Judged], rows: Sequence[Record]) -> str:
+    """The page with every table as it is now; arguments as those of :func:`merging_tables`."""
+    return _filled(page, merging_tables(judged, rows))
+
+
+def _filled(page: str, found: Mapping[str, str]) -> str:
+    for mark, table in found.items():
         before, _, rest = page.partition(f"<!-- {mark} -->\n")
         _, _, after = rest.partition(f"<!-- {MARKS[mark]} -->")
         page = f"{before}<!-- {mark} -->\n{table}\n<!-- {MARKS[mark]} -->{after}"
@@ -68,7 +116,7 @@ def _size(scale: Scale) -> str:
     bases = ", ".join(base.name for base in scale.bases)
     published = {place.work.base for place in found if isinstance(place.work, Checkpoint)}
     more = f"; {', '.join(sorted(published))} scanned" if published else ""
-    tasks = ", ".join(task for base in scale.bases for task in base.tasks)
+    tasks = ", ".join(task for base in scale.bases for task in base.tasks or base.every_task)
     return f"| {scale.name} | {bases}{more} | {tasks} | {len(scale.seeds)} | {counted} | {about} |"
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from intruscope.plots.study_picture import number
 from intruscope.report.html import render_page
 from intruscope.report.study_charts import pictures_data
+from intruscope.report.study_merging import merge_tables
 from intruscope.report.study_strips import strip
 from intruscope.report.study_tables import COLUMNS, arm_tables, edit_table
 from intruscope.report.words import printable_text
 from intruscope.studies.measure import STRENGTHS
 from intruscope.studies.origins import origin_lines
 from intruscope.studies.paper_numbers import REPORTED
+from intruscope.studies.recipes import MERGING
 from intruscope.studies.scales import find_scale
 from intruscope.studies.verdicts import OUTCOMES
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from intruscope.studies.judge import Judged
     from intruscope.studies.records import Record
     from intruscope.studies.verdicts import Statement
+
+
+_TITLES = {"merging": "Merging several adapters"}
 
 
 def study_page(
@@ -52,7 +57,7 @@ def study_page(
         styles=("page.css", "sweep.css", "study.css"),
         scripts=("dom.js", "frame.js", "study_charts.js", "study.js"),
         data={"pictures": pictures_data(pictures)},
-        title="The paper's claims, tested again",
+        title=_TITLES.get(scale_name, "The paper's claims, tested again"),
         subtitle=_subtitle(scale_name, records),
         claims=[_claim(each, pictures) for each in judged],
         outcomes=[
@@ -61,6 +66,7 @@ def study_page(
         ]
         + [("not run", sum(each.verdict is None for each in judged))],
         arms=arm_tables(rows),
+        merges=merge_tables(rows.get(MERGING, [])),
         arm_figures=[column.title for column in COLUMNS],
         edits=edit_table(rows.get("interventions", [])),
         strengths=[f"{strength:g}" for strength in STRENGTHS],
@@ -101,7 +107,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "with_all": each.with_all_text,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)),
-        "paper": REPORTED[each.claim.id],
+        "paper": REPORTED.get(each.claim.id),
         "statements": [_statement(statement) for statement in statements],
         "pictures": [
             (picture.name, printable_text(picture.title))
@@ -162,7 +168,8 @@ def _caption(picture: Picture) -> dict[str, Any]:
 def _run_text(settings: Mapping[str, Any]) -> str:
     options = "".join(f" {name} {value:g}" for name, value in settings.get("options", {}).items())
     what = settings.get("method", settings.get("tuned"))
+    task = settings.get("task", "chain" if settings.get("kind") == "chain" else "set of adapters")
     return printable_text(
-        f"{settings['base']}, {settings.get('task', 'chain')}: {what}{options}, rate {settings.get('rate')}, "
+        f"{settings['base']}, {task}: {what}{options}, rate {settings.get('rate')}, "
         f"seed {settings.get('seed')}"
     )

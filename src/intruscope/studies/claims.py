@@ -1,4 +1,6 @@
-"""The claims of the paper, C1 to C24, in our words: the claim, its source, and the function that decides it.
+"""The claims that runs decide: the claim in our words, its source, and the function that decides it.
+
+The paper's are C1 to C24; M1 to M3 are ours, about merging.
 
 Source: arXiv 2410.21228, versions 1 (October 2024) and 3 (October 2025), and its public review.
 """
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError, printable
 from intruscope.studies import claims_forgetting as forgetting
+from intruscope.studies import claims_merging as merging
 from intruscope.studies import claims_sequence as sequence
 from intruscope.studies import claims_weights as weights
 
@@ -22,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that the paper says and runs can check.
+    """Something that runs can check.
 
     Attributes:
-        id: C1 to C24.
+        id: C1 to C24, or M1 to M3.
         text: What it says.
-        paper_version: Where: v1, v3, or the review.
+        paper_version: Where: v1, v3, the review, or this project.
         recipe: The study whose runs decide it; claims of one recipe share runs.
         judge: From rows of figures to statements; see :mod:`intruscope.studies.verdicts`.
         min_seeds: Seeds per task without which no statement can be decided.
@@ -224,14 +227,52 @@ CLAIMS = (
 )
 
 
+_HERE = "this project"
+MERGING_CLAIMS = (
+    Claim(
+        id="M1",
+        text="TIES, KnOTS, DARE-TIES, TSV, Iso-C, Pico and SVC keep more of what the adapters can do than a "
+        "plain sum, each at the strength that is best on other examples",
+        paper_version=_HERE,
+        recipe="merging",
+        judge=merging.m1,
+    ),
+    Claim(
+        id="M2",
+        text="A sum of adapters has intruders that none of the adapters has, and more than sums of random "
+        "directions",
+        paper_version=_HERE,
+        recipe="merging",
+        judge=merging.m2,
+    ),
+    Claim(
+        id="M3",
+        text="Inflation, merged-only intruders, cosine and sign conflict predict what a merge forgets better "
+        "than its norm alone",
+        paper_version=_HERE,
+        recipe="merging",
+        judge=merging.m3,
+    ),
+)
+"""Claims about merging several adapters; the paper does not merge."""
+
+
+def claims_of(scale_name: str) -> tuple[Claim, ...]:
+    """The claims that the runs of a scale decide."""
+    return MERGING_CLAIMS if scale_name == "merging" else CLAIMS
+
+
 def find_claim(name: str) -> Claim:
     """A claim by its id, whatever its case.
 
     Raises:
         UsageError: there is none.
     """
-    for claim in CLAIMS:
+    for claim in (*CLAIMS, *MERGING_CLAIMS):
         if claim.id == name.strip().upper():
             return claim
-    fact = f"unknown claim {printable(name)}; the claims are C1 to C{len(CLAIMS)}"
-    raise UsageError(fact, remedy="see intruscope study list")
+    raise UsageError(
+        f"unknown claim {printable(name)}; the claims are C1 to C{len(CLAIMS)} and "
+        f"M1 to M{len(MERGING_CLAIMS)}",
+        remedy="see intruscope study list",
+    )

@@ -62,7 +62,12 @@ class Estimate:
         return f"n = {self.num_runs}, {self.num_tasks} task{'' if self.num_tasks == 1 else 's'}"
 
 
-def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEVEL) -> Estimate | None:
+def stratified_mean(
+    values: Mapping[str, Sequence[float]],
+    *,
+    level: float = LEVEL,
+    shared: Mapping[str, tuple[float, int]] | None = None,
+) -> Estimate | None:
     """Mean over strata of the mean over their runs, with Satterthwaite's t interval.
 
     Strata count alike, however many runs they have, and each keeps its own variance (Satterthwaite 1946).
@@ -70,6 +75,9 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
     Args:
         values: Per stratum (task) one value per run (seed).
         level: Of the interval.
+        shared: Per stratum a variance of its mean that its runs have in common, and its degrees of freedom:
+            that of the examples that all of them are scored on, say. It is added to the runs' own, which
+            holds a part of it already: the interval is too wide rather than too narrow.
 
     Returns:
         None where the runs of every stratum agree exactly, as shares of a few hundred examples may: then
@@ -82,8 +90,9 @@ def stratified_mean(values: Mapping[str, Sequence[float]], *, level: float = LEV
     from scipy.special import stdtrit
 
     # Of a stratum's mean.
-    variances = np.array([0.0 if _agree(v) else np.var(v, ddof=1) / len(v) for v in values.values()])
-    freedoms = np.array([len(v) - 1 for v in values.values()])
+    own = [(0.0 if _agree(v) else float(np.var(v, ddof=1)) / len(v), len(v) - 1) for v in values.values()]
+    common = [] if shared is None else [shared[stratum] for stratum in values]
+    variances, freedoms = np.array([*own, *common]).T
     whole = float(variances.sum())
     if whole == 0.0:
         return None

@@ -27,7 +27,7 @@ from intruscope.errors import (
     UsageError,
     printable,
 )
-from intruscope.studies.grid import Chain, Checkpoint, Run, settings_of
+from intruscope.studies.grid import Chain, Checkpoint, MergeSet, Run, settings_of
 from intruscope.studies.inputs import inputs_of
 from intruscope.studies.scales import find_scale
 from intruscope.weights.output import write_json_file
@@ -169,10 +169,12 @@ def _figures(assignment: Assignment, scale: Scale, folder: Path) -> dict[str, An
             from intruscope.studies.chains import chain_figures
 
             found = chain_figures(work, base, inputs, folder)
+        elif isinstance(work, MergeSet):
+            found = _merge_set(work, inputs, folder)
         else:
             found = _run(work, base, inputs, folder)
     if not assignment.keep_models:
-        for name in ("train/model", "merged", "scans", "survey", "sweep"):
+        for name in ("train/model", "parts", "merged", "scans", "survey", "sweep"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return found
 
@@ -198,6 +200,19 @@ def _run(run: Run, base: Base, inputs: Inputs, folder: Path) -> dict[str, Any]:
         }
     learned = found.pop("learned")
     return {**found, **took, "status": "ok" if learned else "diverged"}
+
+
+def _merge_set(work: MergeSet, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    from intruscope.studies.merging import merge_set_figures
+    from intruscope.studies.merging_parts import train_parts
+
+    _freeze_imports()
+    with Journal(folder / "measured", {"set": work.key}) as journal:
+        try:
+            adapters = train_parts(work, inputs, folder)
+        except IncompleteResult as error:
+            return {"status": "diverged", "reason": error.fact}
+        return merge_set_figures(work, inputs, adapters, journal)
 
 
 def _train(run: Run, base: Base, inputs: Inputs, out: Path) -> None:

@@ -12,6 +12,7 @@ from intruscope.engine.journal import plan_hash
 
 Options = tuple[tuple[str, float], ...]
 _KEY_CHARS = 16
+_SEEDS_PER_SET = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,62 @@ class Checkpoint:
         return _key("checkpoint", self)
 
 
-Work = Run | Chain | Checkpoint
+@dataclass(frozen=True, kw_only=True)
+class MergeSet:
+    """One adapter for each of several tasks, and every merge of them.
+
+    Attributes:
+        base: Name of the base within its scale.
+        tasks: In the order in which merges grow: the merge of T adapters has the first T.
+        method: Fine-tuning method of every adapter.
+        options: Options of the method.
+        rate: Learning rate.
+        seed: Seed of the set.
+        same_start: Whether all adapters are trained with the set's own seed, so that they start from the same
+            random factors; otherwise each has a seed of its own.
+        steps: Optimizer steps of each adapter.
+        batch: Examples per step.
+        max_length: Longest input in tokens.
+        bf16: Train in bfloat16 autocast.
+        score_bf16: Measure tasks and forgetting in bfloat16, weights included; adapters and the base alike.
+        half_examples: Held-out examples of a task in each half: on one the strength of a merge is chosen, on
+            the other its accuracy is reported.
+        text_sequences: Number of sequences of the text on which forgetting is measured.
+        sizes: Numbers of adapters that are merged, T.
+        strengths: Factors of the merged update that are tried, beside 1/T.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    method: str
+    options: Options
+    rate: float
+    seed: int
+    same_start: bool
+    steps: int
+    batch: int
+    max_length: int
+    bf16: bool
+    score_bf16: bool
+    half_examples: int
+    text_sequences: int
+    sizes: tuple[int, ...]
+    strengths: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """As that of a run."""
+        return _key("mergeset", self)
+
+    @property
+    def part_seeds(self) -> tuple[int, ...]:
+        """The seed of each adapter."""
+        if self.same_start:
+            return (self.seed,) * len(self.tasks)
+        return tuple(_SEEDS_PER_SET * (self.seed + 1) + place for place in range(len(self.tasks)))
+
+
+Work = Run | Chain | Checkpoint | MergeSet
 
 
 def _key(kind: str, work: Work) -> str:
@@ -140,5 +196,7 @@ def label_of(work: Work) -> str:
     if isinstance(work, Checkpoint):
         return work.tuned
     where = work.task if isinstance(work, Run) else "-".join(work.tasks)
+    if isinstance(work, MergeSet) and work.same_start:
+        where += " from one start"
     options = "".join(f" {name} {value:g}" for name, value in work.options)
     return f"{where}, {work.method}{options}, rate {work.rate:g}, seed {work.seed}"

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.errors import OutputConflict, UsageError, printable
+from intruscope.errors import MalformedInput, OutputConflict, UsageError, printable
 from intruscope.forgetting.named_tasks import named_task
 from intruscope.forgetting.tasks import TextTask, classification_task
-from intruscope.forgetting.texts import read_texts
+from intruscope.forgetting.texts import Document, read_texts
 from intruscope.studies.scales import GROWN, MADE, SHIPPED
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from intruscope.forgetting.named_tasks import Split
     from intruscope.forgetting.tasks import Task
@@ -38,6 +39,8 @@ _BESIDE_WEIGHTS = (
     "tokenizer.model",
 )
 """What makes other tokens or another network of the same weights."""
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_PASSAGE_CHARS, _MAX_PASSAGE_CHARS, _MAX_PASSAGES, _HELD_OUT_EVERY = 400, 600, 600, 10
 _TEXT, _TRAIN, _HELD_OUT = "text.jsonl", "train.jsonl", "held_out.jsonl"
 
 
@@ -50,12 +53,14 @@ class Inputs:
         text: Files of the text of forgetting.
         tasks: Folder of the tasks; None for the hub.
         own: Folder of what was made or unpacked; None where nothing was.
+        texts: Files of plain text, by the tasks that are to be learned from them.
     """
 
     base: str
     text: tuple[Path, ...]
     tasks: Path | None
     own: Path | None
+    texts: Mapping[str, Path] = field(default_factory=dict)
 
     def task(self, name: str, split: Split) -> Task | Corpus:
         """One side of a task.
@@ -63,6 +68,9 @@ class Inputs:
         Raises:
             UsageError, MalformedInput: see :func:`intruscope.forgetting.named_tasks.named_task`.
         """
+        if name in self.texts:
+            corpus = passages(read_texts([self.texts[name]]), split)
+            return corpus if split == "train" else TextTask(name=name, corpus=corpus, sha256=corpus.sha256)
         if self.own is None:
             return named_task(name, split=split, folder=self.tasks)
         planted = self.own / f"{name}.{split}.json"
@@ -92,8 +100,9 @@ def check_data(scale: Scale, data: Path | None) -> None:
     lacking = [name for name in wanted if not (data / name).exists()]
     for base in scale.bases:
         if base.files and any(name.startswith("models/") for name in base.files):
-            tasks = {*base.tasks, *(base.turns.tasks if base.turns else ())}
-            lacking += [f"tasks/{task}" for task in sorted(tasks) if not (data / "tasks" / task).is_dir()]
+            lacking += [
+                f"tasks/{task}" for task in sorted(base.every_task) if not (data / "tasks" / task).is_dir()
+            ]
     if lacking:
         raise UsageError(
             f"the data folder lacks {', '.join(lacking)}, which the scale {scale.name} needs",
@@ -128,7 +137,9 @@ def inputs_of(
             except OutputConflict:
                 if not own.exists():  # else another process was first, with the same
                     raise
-        return Inputs(base=str(own / "model"), text=(own / _TEXT,), tasks=None, own=own)
+        more = base.merging.texts if base.merging is not None and data is not None else {}
+        texts = {name: data / path for name, path in more.items() if data is not None}
+        return Inputs(base=str(own / "model"), text=(own / _TEXT,), tasks=None, own=own, texts=texts)
     assert data is not None or not base.files
     is_local = base.source.startswith("models/")
     return Inputs(
@@ -152,10 +163,48 @@ def digests(base: Base, inputs: Inputs) -> dict[str, str]:
     beside = [source.on_disk / name for name in _BESIDE_WEIGHTS]
     found = {f"base/{path.name}": _sha256(path) for path in (*weights, *beside) if path.is_file()}
     found["text"] = read_texts(inputs.text).sha256
-    for name in dict.fromkeys([*base.tasks, *(base.turns.tasks if base.turns else ())]):
+    for name in base.every_task:
         for split in ("train", "eval"):
             found[f"{name}/{split}"] = inputs.task(name, split).sha256
     return found
+
+
+def passages(corpus: Corpus, split: Split) -> Corpus:
+    """The leading passages of a text, every tenth of which is held out.
+
+    Args:
+        corpus: One text, of paragraphs with blank lines between them.
+        split: ``train`` or ``eval``.
+
+    Returns:
+        Passages of whole paragraphs with at least 400 characters, cut at 600, as documents.
+
+    Raises:
+        MalformedInput: there are fewer than ten passages.
+    """
+    found, open_passage = [], ""
+    for paragraph in _BLANK_LINES.split(corpus.documents[0].text):
+        open_passage = f"{open_passage}\n\n{paragraph.strip()}".strip()
+        if len(open_passage) >= _PASSAGE_CHARS:
+            found.append(open_passage[:_MAX_PASSAGE_CHARS])
+            open_passage = ""
+    if len(found) < _HELD_OUT_EVERY:
+        raise MalformedInput(
+            f"the text has {len(found)} passages of {_PASSAGE_CHARS} characters; at least {_HELD_OUT_EVERY} "
+            "are needed",
+            remedy="use a longer text with blank lines between its paragraphs",
+            file=corpus.sources[0].name,
+        )
+    chosen = [
+        passage
+        for place, passage in enumerate(found[:_MAX_PASSAGES])
+        if (place % _HELD_OUT_EVERY == 0) == (split == "eval")
+    ]
+    return replace(
+        corpus,
+        documents=tuple(Document(text=passage, source=0, is_row=True) for passage in chosen),
+        sha256=hashlib.sha256("\0".join(chosen).encode()).hexdigest(),
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intruscope.studies.claims import CLAIMS
+from intruscope.studies.claims import claims_of
 from intruscope.studies.evidence import number_of_runs
 from intruscope.studies.lives import with_equal_fit
 from intruscope.studies.recipes import places
@@ -99,20 +99,20 @@ class Judged:
 
 
 def judge(
-    scale_name: str, records: Mapping[str, Record], *, claims: Sequence[Claim] = CLAIMS
+    scale_name: str, records: Mapping[str, Record], *, claims: Sequence[Claim] | None = None
 ) -> list[Judged]:
     """The verdict on each claim.
 
     Args:
         scale_name: Of the study.
         records: By key.
-        claims: All by default.
+        claims: Those of the scale by default.
     """
     every = places_with(scale_name, records)
     planned = {place.work.key for place in places(find_scale(scale_name))} | records.keys()
     return [
         _judged(claim, [place for place in every if place.recipe == claim.recipe], records, planned)
-        for claim in claims
+        for claim in (claims_of(scale_name) if claims is None else claims)
     ]
 
 

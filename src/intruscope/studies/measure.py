@@ -13,6 +13,7 @@ from intruscope.forgetting.tasks import ClassificationTask
 from intruscope.studies.weights import EPSILON, K
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -114,9 +115,7 @@ def behaviour_figures(run: Run, base: Base, inputs: Inputs, model: str) -> dict[
         "forgetting_low": forgetting.low,
         "forgetting_high": forgetting.high,
     }
-    if scored.right_N is not None:
-        return {**found, **_above_chance(scored.right_N, task)}
-    return {**found, **_below_base(pair, task, scored, options)}
+    return {**found, **has_learned(pair, task, scored, lambda: score(pair, task, **options))}
 
 
 def held_out(run: Run, inputs: Inputs) -> Task:
@@ -124,13 +123,33 @@ def held_out(run: Run, inputs: Inputs) -> Task:
     return inputs.task(run.task, "eval")  # type: ignore[return-value]  # text is a task too on this side
 
 
+def has_learned(
+    pair: LivePair, task: Task, tuned: TaskScore, measure_again: Callable[[], TaskScore]
+) -> dict[str, Any]:
+    """A rule set before the runs: the interval lies above the commonest answer's share, or below the base.
+
+    Args:
+        pair: The base and the model.
+        task: Held out.
+        tuned: The model's score on it.
+        measure_again: Scores the pair in the state that it is in then; of text, the base is scored.
+
+    Returns:
+        ``learned`` and, where it is False, ``reason``.
+    """
+    if tuned.right_N is not None:
+        return _above_chance(tuned.right_N, task)
+    with pair.as_base():
+        before = measure_again()
+    change = paired_difference(before.nats_N, tuned.nats_N, tuned.units_N)
+    if change.high < 0.0:
+        return {"learned": True, "reason": None}
+    reason = f"held-out loss less the base's {change.estimate:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+    return {"learned": False, "reason": reason}
+
+
 def _above_chance(right_N: NDArray[np.bool_], task: Task) -> dict[str, Any]:
-    """A rule set before the runs: the accuracy's interval lies above the commonest answer's share."""
-    answers = (
-        task.labels if isinstance(task, ClassificationTask) else [choice.answer for choice in task.choices]  # type: ignore[union-attr]
-    )
-    _, numbers = np.unique(np.asarray(answers), return_counts=True)
-    common = float(numbers.max() / numbers.sum())
+    common = commonest(task)
     interval = wilson(int(right_N.sum()), len(right_N))
     if interval.low > common:
         return {"learned": True, "reason": None}
@@ -138,17 +157,13 @@ def _above_chance(right_N: NDArray[np.bool_], task: Task) -> dict[str, Any]:
     return {"learned": False, "reason": f"{reason}, the commonest answer has {common:.3f}"}
 
 
-def _below_base(pair: LivePair, task: Task, scored: TaskScore, options: dict[str, Any]) -> dict[str, Any]:
-    """The same for text: the interval of the loss less the base's lies below zero."""
-    from intruscope.forgetting.scores import score
-
-    with pair.as_base():
-        before = score(pair, task, **options)
-    change = paired_difference(before.nats_N, scored.nats_N, scored.units_N)
-    if change.high < 0.0:
-        return {"learned": True, "reason": None}
-    reason = f"held-out loss less the base's {change.estimate:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
-    return {"learned": False, "reason": reason}
+def commonest(task: Task) -> float:
+    """The share of the commonest answer of a classification or multiple choice."""
+    answers = (
+        task.labels if isinstance(task, ClassificationTask) else [choice.answer for choice in task.choices]  # type: ignore[union-attr]
+    )
+    _, numbers = np.unique(np.asarray(answers), return_counts=True)
+    return float(numbers.max() / numbers.sum())
 
 
 def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.engine.environment import LAB, environment
 from intruscope.errors import printable
-from intruscope.studies.grid import Chain, Checkpoint, Run
+from intruscope.studies.grid import Chain, Checkpoint, MergeSet, Run
 from intruscope.studies.measure import CONTROLS, STRENGTHS
-from intruscope.studies.training import tune_settings
+from intruscope.studies.training import part_settings, tune_settings
 from intruscope.studies.weights import EPSILON, K
 from intruscope.train.settings import TuneSettings
 
@@ -72,7 +72,7 @@ def inputs_read(work: Work, digests: Mapping[str, str]) -> dict[str, str]:
     """
     if isinstance(work, Checkpoint):
         return {}
-    tasks = work.tasks if isinstance(work, Chain) else (work.task,)
+    tasks = work.tasks if isinstance(work, (Chain, MergeSet)) else (work.task,)
     return {
         name: digest
         for name, digest in digests.items()
@@ -93,6 +93,9 @@ def resolved(work: Work, scale: Scale) -> dict[str, Any]:
     if isinstance(work, Checkpoint):
         return {"training": {}, "measuring": {}}
     base = scale.base(work.base)
+    if isinstance(work, MergeSet):
+        trained = asdict(part_settings(work, 0))
+        return _plain({"training": _that_counts(trained), "measuring": {"k": K, "epsilon": EPSILON}})
     is_watched = isinstance(work, Run) and bool(work.look_every)
     training = asdict(tune_settings(work, look_every=work.look_every if isinstance(work, Run) else 0))
     measuring: dict[str, Any] = {"k": K, "epsilon": EPSILON}
@@ -108,8 +111,11 @@ def resolved(work: Work, scale: Scale) -> dict[str, Any]:
                 "strengths": STRENGTHS,
                 "controls": CONTROLS,
             }
-    kept = {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
-    return _plain({"training": kept, "measuring": measuring})
+    return _plain({"training": _that_counts(training), "measuring": measuring})
+
+
+def _that_counts(training: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in training.items() if name not in _NO_FIGURE_DEPENDS_ON}
 
 
 def difference(work: Work, scale: Scale, inputs: Mapping[str, str], record: Record) -> str | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from intruscope.studies.grid import Chain, Run, Work
+from intruscope.studies.claims_merging import OWN_STARTS, SAME_START
+from intruscope.studies.grid import Chain, MergeSet, Run, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ _WATCHED = (1, 8, 64)
 _LAST_TWIN = 16
 """Up to this rank alpha 8 has its twin's product of alpha and rate, beyond it this one's."""
 _ADALORA_START = 12
+_SAME_START_SEED = 0
 _PICTURED_SEED = 0
 """A picture of one run is of this one, chosen before any ran."""
 
@@ -240,6 +242,40 @@ def sequence(base: Base, seed: int) -> dict[str, Chain]:
     }
 
 
+def merging(base: Base, seed: int) -> dict[str, MergeSet]:
+    """Ours, M1 to M3: one adapter for each task, merged; and some from one start, at the first seed only."""
+    plan = base.merging
+    if plan is None:
+        return {}
+    own = MergeSet(
+        base=base.name,
+        tasks=plan.tasks,
+        method="lora",
+        options=(("alpha", 16.0), ("rank", 8.0)),
+        rate=plan.rate,
+        seed=seed,
+        same_start=False,
+        steps=plan.steps,
+        batch=plan.batch,
+        max_length=plan.max_length,
+        bf16=plan.bf16,
+        score_bf16=plan.score_bf16,
+        half_examples=plan.half_examples,
+        text_sequences=plan.text_sequences,
+        sizes=plan.sizes,
+        strengths=plan.strengths,
+    )
+    if seed != _SAME_START_SEED:
+        return {OWN_STARTS: own}
+    same = replace(
+        own,
+        same_start=True,
+        tasks=plan.tasks[: plan.same_start],
+        sizes=tuple(size for size in plan.sizes if size <= plan.same_start),
+    )
+    return {OWN_STARTS: own, SAME_START: same}
+
+
 RECIPES: Mapping[str, Callable[[StudyCell], dict[str, Run]]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -255,7 +291,12 @@ RECIPES: Mapping[str, Callable[[StudyCell], dict[str, Run]]] = {
         interventions,
     )
 }
-SEQUENCE = "sequence"
+SEQUENCE, MERGING = "sequence", "merging"
+_OF_BASES: Mapping[str, Callable[[Base, int], Mapping[str, Chain | MergeSet]]] = {
+    SEQUENCE: sequence,
+    MERGING: merging,
+}
+"""Studies of a base, not of one of its tasks."""
 _WITH_CHECKPOINTS = ("counts", "rates", "alpha")
 
 
@@ -288,7 +329,7 @@ def places(
         recipes: By name; all by default.
         of_seeds: Instead of the scale's; the study of seeds then has no further ones.
     """
-    wanted = list(dict.fromkeys([*RECIPES, SEQUENCE] if recipes is None else recipes))
+    wanted = list(dict.fromkeys([*RECIPES, *_OF_BASES] if recipes is None else recipes))
     found: list[RecipePlace] = []
     more = (
         sorted({seed for seeds_ in scale.more_seeds.values() for seed in seeds_}) if of_seeds is None else []
@@ -296,11 +337,11 @@ def places(
     for seed in [*(scale.seeds if of_seeds is None else of_seeds), *more]:
         for base in scale.bases:
             for name in wanted:
-                if name == SEQUENCE:
-                    chains = sequence(base, seed).items() if seed not in more else ()
+                if name in _OF_BASES:
+                    works = _OF_BASES[name](base, seed).items() if seed not in more else ()
                     found += [
-                        RecipePlace(recipe=name, arm=arm, task=base.name, seed=seed, work=c)
-                        for arm, c in chains
+                        RecipePlace(recipe=name, arm=arm, task=base.name, seed=seed, work=work)
+                        for arm, work in works
                     ]
                     continue
                 for task in base.tasks:

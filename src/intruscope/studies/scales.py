@@ -61,6 +61,7 @@ class Cost:
         looks: Additional cost of a run's looks.
         interventions: Additional cost of a run's interventions.
         chain: Cost of one chain.
+        merge_set: Cost of one set of adapters with all its merges.
         full_width: Cost factor of LoRA at full width.
     """
 
@@ -69,6 +70,7 @@ class Cost:
     looks: float
     interventions: float
     chain: float = 0.0
+    merge_set: float = 0.0
     full_width: float = 1.0
 
 
@@ -87,6 +89,41 @@ class Turns:
     examples: int
     head_examples: int
     eval_examples: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging:
+    """The study of merging on a base; every setting as in :class:`intruscope.studies.grid.MergeSet`.
+
+    Attributes:
+        tasks: In the order in which merges grow.
+        rate: Learning rate of LoRA at rank 8.
+        steps: Optimizer steps of each adapter.
+        batch: Examples per step.
+        max_length: Longest input in tokens.
+        bf16: Train in bfloat16 autocast.
+        score_bf16: Measure in bfloat16, which on the shipped model changes forgetting by .001 nats.
+        half_examples: Held-out examples in each half.
+        text_sequences: Number of sequences of the text.
+        sizes: Numbers of adapters that are merged.
+        strengths: Factors that are tried beside 1/T.
+        same_start: Number of tasks, the first ones, that also have adapters that start from the same factors.
+        texts: Files within the data folder, by the tasks that are text to be learned from them.
+    """
+
+    tasks: tuple[str, ...]
+    rate: float
+    steps: int
+    batch: int
+    max_length: int
+    bf16: bool
+    score_bf16: bool
+    half_examples: int
+    text_sequences: int
+    sizes: tuple[int, ...]
+    strengths: tuple[float, ...]
+    same_start: int
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +150,7 @@ class Base:
         sweep_sequences: Of the text, for the interventions.
         sweep_examples: Of the held-out task, for the interventions.
         turns: The sequential study, if there is one.
+        merging: The study of merging, if there is one.
         only: Of tasks that take part in some studies only, which, by recipe.
         cost: Cost of its runs; None if unknown.
     """
@@ -133,6 +171,7 @@ class Base:
     sweep_sequences: int
     sweep_examples: int
     turns: Turns | None = None
+    merging: Merging | None = None
     cost: Cost | None = None
     group_by_length: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -147,9 +186,16 @@ class Base:
         return tuple(self.examples)
 
     @property
+    def every_task(self) -> tuple[str, ...]:
+        """Those, and what only the sequential study or that of merging uses."""
+        others = [part.tasks for part in (self.turns, self.merging) if part is not None]
+        return tuple(dict.fromkeys([*self.tasks, *(task for tasks in others for task in tasks)]))
+
+    @property
     def files(self) -> tuple[str, ...]:
         """What of a data folder it needs."""
-        return tuple(name for name in (self.source, *self.text) if name.startswith(_IN_DATA))
+        texts = self.merging.texts.values() if self.merging is not None else ()
+        return tuple(name for name in (self.source, *self.text, *texts) if name.startswith(_IN_DATA))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +439,56 @@ PAPER = Scale(
         ]
     ),
 )
-SCALES = {scale.name: scale for scale in (SMOKE, MINI, MIDI, PAPER)}
+MERGED = replace(
+    MINILM,
+    examples={},
+    only={},
+    turns=None,
+    merging=Merging(
+        tasks=("sst2", "qqp", "mnli", "mrpc", "cola"),
+        rate=1.4e-3,
+        steps=125,
+        batch=16,
+        max_length=40,
+        bf16=True,
+        score_bf16=True,
+        half_examples=60,
+        text_sequences=24,
+        sizes=(2, 5),
+        strengths=(0.3, 0.6, 1.0),
+        same_start=3,
+    ),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=1200.0),
+)
+"""The masked base of mini for the study of merging, at mini's learning rate of rank 8."""
+MERGED_DEMO = replace(
+    DEMO,
+    examples={},
+    merging=Merging(
+        tasks=("reference", "stories", "shakespeare", "wikitext", "novel"),
+        rate=5e-3,
+        steps=80,
+        batch=4,
+        max_length=128,
+        bf16=False,
+        score_bf16=True,
+        half_examples=8,
+        text_sequences=16,
+        sizes=(2, 5),
+        strengths=(0.3, 0.6, 1.0),
+        same_start=3,
+        texts={
+            "stories": "text/tinystories_sample.txt",
+            "shakespeare": "text/tinyshakespeare.txt",
+            "wikitext": "text/wikitext2_valid.txt",
+            "novel": "text/The-Adventures-of-Sherlock-Holmes_1661.txt",
+        },
+    ),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=400.0),
+)
+"""The shipped model for the study of merging: five kinds of text, and one head for all."""
+MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2), more_seeds={})
+SCALES = {scale.name: scale for scale in (SMOKE, MINI, MIDI, PAPER, MERGING)}
 
 
 def find_scale(name: str) -> Scale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intruscope.studies.grid import Chain, Checkpoint, Run
+from intruscope.studies.grid import Chain, Checkpoint, MergeSet, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,6 +43,8 @@ def core_seconds(work: Work, scale: Scale) -> float | None:
         return None
     if isinstance(work, Chain):
         return base.cost.chain
+    if isinstance(work, MergeSet):
+        return base.cost.merge_set
     share = work.examples / base.examples[work.task]
     is_wide = dict(work.options).get("rank") == base.rates.width
     return (base.cost.full_width if is_wide else 1.0) * (
@@ -85,7 +87,7 @@ def _minutes(works: Iterable[Work], scale: Scale) -> float | None:
 
 
 def kinds(places: Sequence[RecipePlace]) -> dict[str, int]:
-    """How many runs, chains and checkpoints there are, each counted once."""
+    """How many runs, chains, checkpoints and sets of adapters there are, each counted once."""
     works = {place.work.key: place.work for place in places}.values()
-    names = {Run: "runs", Chain: "chains", Checkpoint: "checkpoints"}
+    names = {Run: "runs", Chain: "chains", Checkpoint: "checkpoints", MergeSet: "sets of adapters"}
     return {name: sum(isinstance(work, kind) for work in works) for kind, name in names.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from intruscope.train.settings import TuneSettings
 
 if TYPE_CHECKING:
-    from intruscope.studies.grid import Chain, Run
+    from intruscope.studies.grid import Chain, MergeSet, Run
 
 _SAVE_EVERY = 100
 
@@ -32,5 +32,26 @@ def tune_settings(work: Run | Chain, *, look_every: int = 0) -> TuneSettings:
         seed=work.seed,
         watch_every=look_every,
         eval_every=look_every or None,
+        save_every=_SAVE_EVERY,
+    )
+
+
+def part_settings(work: MergeSet, place: int) -> TuneSettings:
+    """How one adapter of a set is trained.
+
+    Args:
+        work: The set.
+        place: Of the adapter's task in it.
+    """
+    return TuneSettings(
+        method=work.method,
+        options=dict(work.options),
+        rate=work.rate,
+        steps=work.steps,
+        batch=work.batch,
+        max_length=work.max_length,
+        bf16=work.bf16,
+        seed=work.part_seeds[place],
+        watch_every=0,
         save_every=_SAVE_EVERY,
     )
