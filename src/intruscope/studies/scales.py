@@ -458,7 +458,7 @@ MERGED = replace(
         strengths=(0.3, 0.6, 1.0),
         same_start=3,
     ),
-    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=1200.0),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=600.0),
 )
 """The masked base of mini for the study of merging, at mini's learning rate of rank 8."""
 MERGED_DEMO = replace(
@@ -484,7 +484,7 @@ MERGED_DEMO = replace(
             "novel": "text/The-Adventures-of-Sherlock-Holmes_1661.txt",
         },
     ),
-    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=400.0),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=250.0),
 )
 """The shipped model for the study of merging: five kinds of text, and one head for all."""
 MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2), more_seeds={})
