@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.interventions_table import GRID, publish
+from intruscope.engine.settings import RunOptions
 from intruscope.forgetting.intervals import wilson
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.tasks import ClassificationTask, Task, load_task
@@ -33,8 +34,8 @@ from intruscope.forgetting.texts import Corpus, read_texts
 from intruscope.records.plain import plain
 from intruscope.repair.survey import survey
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions
-from intruscope.sweep.measure import MeasureOptions, measure_pair
+from intruscope.sweep.measure import measure_pair
+from intruscope.sweep.settings import MeasureOptions
 from intruscope.weights.output import write_json_file
 
 SEEDS = (0, 1, 2, 3)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
     from intruscope.compare.settings import CompareSettings
+    from intruscope.engine.settings import RunOptions
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
     from intruscope.sequence.chain import chain
     from intruscope.sequence.records import ChainReport, ChainSettings
     from intruscope.spectra.records import ScanReport, ScanSettings
-    from intruscope.spectra.scan import RunOptions, plan, scan
+    from intruscope.spectra.scan import plan, scan
     from intruscope.spectra.totals import ScanTotals
     from intruscope.sweep import sweep
-    from intruscope.sweep.measure import MeasureOptions
     from intruscope.sweep.records import SweepReport, SweepSettings
+    from intruscope.sweep.settings import MeasureOptions
     from intruscope.train.settings import TuneReport, TuneSettings
     from intruscope.train.tune import tune
     from intruscope.train.watch import IntruderWatch
@@ -101,7 +102,7 @@ _HOMES = {
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
-    "MeasureOptions": "intruscope.sweep.measure",
+    "MeasureOptions": "intruscope.sweep.settings",
     "MergePlan": "intruscope.merge.plan",
     "MergeReport": "intruscope.merge.records",
     "MergeSettings": "intruscope.merge.settings",
@@ -109,7 +110,7 @@ _HOMES = {
     "ProfileSettings": "intruscope.profiling.records",
     "Progress": "intruscope.progress",
     "RepairPlan": "intruscope.repair.plan",
-    "RunOptions": "intruscope.spectra.scan",
+    "RunOptions": "intruscope.engine.settings",
     "ScanReport": "intruscope.spectra.records",
     "ScanSettings": "intruscope.spectra.records",
     "ScanTotals": "intruscope.spectra.totals",

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 
 from intruscope.adapters.folder import open_adapter
 from intruscope.adapters.pairing import pair_adapter
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UnsupportedFormat
 from intruscope.repair.survey import survey
-from intruscope.spectra.scan import RunOptions
 from intruscope.weights.matrices import DenseUpdate
 from intruscope.weights.source import open_model
 from intruscope.writing.placing import check_mergeable

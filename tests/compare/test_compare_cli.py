@@ -13,8 +13,8 @@ from cli_support import assert_message, fingerprint, invoke, write_model  # isor
 from sweep_models import write_adapter, write_base, write_text  # isort: skip
 
 import intruscope
+from intruscope.engine.settings import RunOptions
 from intruscope.forgetting.settings import ForgetSettings
-from intruscope.spectra.scan import RunOptions
 
 pytestmark = pytest.mark.usefixtures("inline")
 

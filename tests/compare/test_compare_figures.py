@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import intruscope
 from intruscope.compare.records import COLUMNS, CompareReport
 from intruscope.compare.settings import CompareSettings
-from intruscope.spectra.scan import RunOptions
+from intruscope.engine.settings import RunOptions
 
 INLINE = RunOptions(workers=0)
 

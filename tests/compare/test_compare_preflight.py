@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import intruscope
 from intruscope.compare.settings import CompareSettings
-from intruscope.spectra.scan import RunOptions
+from intruscope.engine.settings import RunOptions
 
 from cli_support import write_model  # isort: skip
 

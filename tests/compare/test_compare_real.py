@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 import intruscope
-from intruscope.spectra.scan import RunOptions
+from intruscope.engine.settings import RunOptions
 
 pytestmark = pytest.mark.real
 

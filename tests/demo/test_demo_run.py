@@ -138,7 +138,8 @@ def test_bars_move_on_a_terminal_and_a_log_gets_one_line_a_stage(demo, terminal)
 
 @pytest.mark.slow
 def test_a_published_adapter_scans_alone_to_the_same_verdicts(demo) -> None:
-    from intruscope.spectra.scan import RunOptions, scan
+    from intruscope.engine.settings import RunOptions
+    from intruscope.spectra.scan import scan
 
     result, _ = demo
     report = scan(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from intruscope.cli.main import app
-from intruscope.forgetting import intervals, losses, records, windows
+from intruscope.forgetting import losses, records, windows
 from intruscope.forgetting.forget import NUM_CHECKED
+from intruscope.forgetting.settings import NUM_RESAMPLES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "forgetting.md").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def test_every_option_of_the_page_exists():
 def test_what_the_page_says_of_defaults_and_protocols():
     assert set(re.findall(r"`([a-z-]+/\d)`", TEXT)) == set(losses.PROTOCOLS.values())
     assert records.SCHEMA in TEXT
-    assert f"({intervals.NUM_RESAMPLES} times)" in WORDS
+    assert f"({NUM_RESAMPLES} times)" in WORDS
     assert f"on up to {NUM_CHECKED} sequences" in WORDS
     assert f"at most {windows.DEFAULT_CONTEXT['causal']})" in WORDS
     assert f"at most {windows.DEFAULT_CONTEXT['masked']})" in WORDS

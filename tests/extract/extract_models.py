@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers.pytorch_utils import Conv1D
 
+from intruscope.engine.settings import RunOptions
 from intruscope.extract import extract
-from intruscope.spectra.scan import RunOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 import peft_models

@@ -10,9 +10,9 @@ from extract_models import INLINE
 from safetensors.torch import load_file, save_file
 
 from intruscope import scan
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import MalformedInput, OutputConflict, UsageError
 from intruscope.extract import extract
-from intruscope.spectra.scan import RunOptions
 
 CONFIG = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4}'
 SHAPES = {

@@ -1,8 +1,8 @@
 import pytest
 from repair_models import bases, factors, write_adapter, write_checkpoint
 
+from intruscope.engine.settings import RunOptions
 from intruscope.repair.survey import survey
-from intruscope.spectra.scan import RunOptions
 
 INLINE = RunOptions(workers=0)
 

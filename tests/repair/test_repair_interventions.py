@@ -7,11 +7,11 @@ import pytest
 import torch
 from repair_models import SHAPES, bases, factors, naive, truth
 
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UsageError
 from intruscope.repair.interventions import INTERVENTIONS, change_norm, intervene, selected
 from intruscope.repair.survey import survey
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions
 
 STRENGTHS = (0.0, 0.3, 0.9, 1.5)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UnsupportedFormat
 from intruscope.repair.plan import plan_repair
 from intruscope.repair.survey import survey
-from intruscope.spectra.scan import RunOptions
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.memory import memory_source
 from intruscope.weights.source import open_model

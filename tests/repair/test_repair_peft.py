@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from intruscope.adapters.folder import open_adapter
 from intruscope.adapters.pairing import pair_adapter
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UnsupportedFormat
 from intruscope.repair.plan import plan_repair, repair
 from intruscope.repair.survey import survey
-from intruscope.spectra.scan import RunOptions
 from intruscope.weights.layout import base_matrices
 from intruscope.weights.matrices import DenseUpdate
 from intruscope.weights.source import open_model

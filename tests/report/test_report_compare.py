@@ -20,10 +20,10 @@ from compare_models import SHAPE, module, random_factors, write_lora
 import intruscope
 from intruscope.compare.records import MeasuredModel, MergeForgetting
 from intruscope.compare.words import compare_sentence
+from intruscope.engine.settings import RunOptions
 from intruscope.forgetting.intervals import Interval
 from intruscope.report.compare_page import compare_data, write_compare_html
 from intruscope.report.compare_tables import compare_summary
-from intruscope.spectra.scan import RunOptions
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\u202e\x07"
 ESCAPED = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\\u202e\\x07"

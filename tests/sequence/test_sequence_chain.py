@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from sequence_models import planted, settings, write_base
 
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import OutputConflict, UnsupportedFormat, UsageError
 from intruscope.forgetting.forget import forget
 from intruscope.forgetting.tasks import ChoiceExample, ChoiceTask
@@ -20,7 +21,7 @@ from intruscope.sequence.chain import _Chain, chain
 from intruscope.sequence.heads import fit_classes
 from intruscope.sequence.plan import stage_seed
 from intruscope.sequence.records import ChainTask, chain_json
-from intruscope.spectra.scan import RunOptions, scan
+from intruscope.spectra.scan import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 LORA = {"options": {"rank": 4, "alpha": 8.0}, "rate": 4e-2, "steps": 24}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UsageError
 from intruscope.forgetting.forget import forget
 from intruscope.forgetting.models import choose_device, load_pair
@@ -14,7 +15,6 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
 from intruscope.repair.interventions import intervene
 from intruscope.repair.survey import survey
-from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench
 from pretend_device import pretend_device, real_device
 

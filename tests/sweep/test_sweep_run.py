@@ -9,6 +9,7 @@ from sweep_cases import report_of as report_of_simulated
 
 from intruscope.adapters import opening as opening_module
 from intruscope.engine.journal import Journal
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UsageError
 from intruscope.forgetting.losses import measure
 from intruscope.forgetting.models import load_pair
@@ -20,11 +21,11 @@ from intruscope.repair.interventions import INTERVENTIONS, Intervention, interve
 from intruscope.repair.survey import survey
 from intruscope.report.sweep_page import sweep_data, write_sweep_html
 from intruscope.report.sweep_plots import write_sweep_plots
-from intruscope.spectra.scan import RunOptions
 from intruscope.sweep.live import LiveBench, limited
-from intruscope.sweep.measure import MeasureOptions, sweep
+from intruscope.sweep.measure import sweep
 from intruscope.sweep.records import Measurement, SweepSettings
 from intruscope.sweep.run import run_grid
+from intruscope.sweep.settings import MeasureOptions
 
 INLINE = RunOptions(workers=0)
 SETTINGS = SweepSettings(strengths=(0.2, 0.6), num_resamples=200)

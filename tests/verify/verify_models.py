@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from safetensors.torch import load_file, save_file
 
-from intruscope.spectra.scan import RunOptions
+from intruscope.engine.settings import RunOptions
 from intruscope.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))

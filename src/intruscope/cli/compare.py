@@ -10,10 +10,10 @@ from intruscope.cli.groups import ALLOW_PICKLE, FIELD, QUIET
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars
 from intruscope.compare.settings import CompareSettings
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import IncompleteResult
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.options import REQUIRED, option
-from intruscope.spectra.scan import RunOptions
 
 
 def compare(

@@ -10,10 +10,10 @@ from intruscope.cli.command import only
 from intruscope.cli.groups import CPU, DRY_RUN, OUT, QUIET, Pair, check_cpu, check_out
 from intruscope.cli.outputs import Outputs, Writes, check_beside
 from intruscope.cli.screen import emit, note, progress_bars
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import printable
 from intruscope.extract.settings import ExtractSettings
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions
 
 
 def extract(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from intruscope.cli.groups import CPU, DRY_RUN, QUIET, Pair, check_cpu
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars, show
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import IncompleteResult
 from intruscope.options import option
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from intruscope.cli.command import only
 from intruscope.cli.groups import FIELD, QUIET, TEXT, Pair, TaskData
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars
+from intruscope.engine.settings import RunOptions
 from intruscope.options import REQUIRED, option
-from intruscope.spectra.scan import RunOptions
-from intruscope.sweep.measure import MeasureOptions
 from intruscope.sweep.records import SweepSettings
+from intruscope.sweep.settings import MeasureOptions
 
 
 def sweep(

@@ -10,9 +10,9 @@ from intruscope.cli.command import only
 from intruscope.cli.groups import ALLOW_PICKLE, BASE, CPU, QUIET, check_cpu
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import IncompleteResult, UsageError, printable
 from intruscope.options import REQUIRED, option
-from intruscope.spectra.scan import RunOptions
 
 
 def verify(

@@ -10,18 +10,12 @@ from intruscope.compare.matrix_task import MatrixComparison
 from intruscope.compare.opening import open_models
 from intruscope.compare.settings import CompareSettings
 from intruscope.engine.environment import environment
+from intruscope.engine.settings import RunOptions
 from intruscope.engine.tasks import Task
 from intruscope.errors import UsageError
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
-from intruscope.spectra.scan import (
-    RunOptions,
-    check_outputs,
-    executor_for,
-    memory_for,
-    run_planned,
-    runs_here,
-)
+from intruscope.spectra.scan import check_outputs, executor_for, memory_for, run_planned, runs_here
 from intruscope.weights.matrices import Finding
 
 if TYPE_CHECKING:

@@ -363,8 +363,9 @@ def _save(model: Any, folder: Path, *, base: Path) -> None:
 
 def _scan(building: Path, name: str, on_progress: OnProgress) -> ScanReport:
     """Scan one fine-tune against the base; names in the report are relative to the output folder."""
+    from intruscope.engine.settings import RunOptions
     from intruscope.spectra.records import ScanSettings
-    from intruscope.spectra.scan import RunOptions, scan
+    from intruscope.spectra.scan import scan
 
     stage = f"scanning {name}"
     work = building / "work"

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     import torch
 
+    from intruscope.engine.settings import RunOptions
     from intruscope.extract.decompose import Directions, Wanted
     from intruscope.extract.records import RankChoice
     from intruscope.progress import OnProgress
     from intruscope.spectra.records import ScanSettings
-    from intruscope.spectra.scan import RunOptions
     from intruscope.weights.matrices import Pairing
     from intruscope.writing.modules import TargetModule
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UsageError
 from intruscope.extract.checks import check_size, checked_choice
 from intruscope.extract.choose import best_curve, chosen_ranks, error_curve, spectrum_of
@@ -15,7 +16,7 @@ from intruscope.extract.records import ExtractedMatrix, ExtractRecord, KeptIntru
 from intruscope.extract.write import write_extracted
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.spectra.records import Estimate, ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, runs_here
+from intruscope.spectra.scan import check_outputs, runs_here
 from intruscope.weights.output import check_new_folder
 from intruscope.writing.checkpoint import check_readable
 from intruscope.writing.modules import chosen, modules_of

@@ -10,18 +10,18 @@ from intruscope.engine.environment import environment
 from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
 from intruscope.forgetting import intervals
 from intruscope.forgetting.losses import (
-    DEFAULT_BATCH_TOKENS,
     PROTOCOLS,
     SequenceLosses,
     choose_protocol,
     measure,
     positions_per_sequence,
 )
-from intruscope.forgetting.models import DType, load_pair
+from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.records import ForgettingReport, ForgettingSettings, LossFigures, TaskFigures
 from intruscope.forgetting.scores import TaskScore, check_head, check_labels, needs_head, score
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS, NUM_RESAMPLES, DType, Unit
 from intruscope.forgetting.texts import read_texts
-from intruscope.forgetting.windows import Sequences, Unit, cut, spread
+from intruscope.forgetting.windows import Sequences, cut, spread
 from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.weights.matrices import Finding
 
@@ -53,7 +53,7 @@ def forget(
     tasks: Sequence[Task] = (),
     max_task_tokens: int | None = None,
     seed: int = 0,
-    num_resamples: int = intervals.NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     device: str = "auto",
     dtype: DType = "float32",

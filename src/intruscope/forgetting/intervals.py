@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intruscope.errors import UsageError
+from intruscope.forgetting.settings import NUM_RESAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     Outcomes = Sequence[bool] | NDArray[np.bool_]
 
 LEVEL = 0.95
-NUM_RESAMPLES = 4000
 _MAX_CELLS = 1 << 22
 _KEPT_CELLS = 1 << 20
 

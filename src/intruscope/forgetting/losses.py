@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS, Protocol
 from intruscope.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ if TYPE_CHECKING:
     from intruscope.adapters.live import LanguageModel
     from intruscope.forgetting.windows import Sequences, Window
 
-Protocol = Literal["causal", "exact", "fast"]
 PROTOCOLS: dict[Protocol, str] = {
     "causal": "causal-cross-entropy/1",
     "exact": "masked-pseudo-loss-exact/1",
     "fast": "masked-pseudo-loss-fast/1",
 }
 MASKED_FRACTION = 0.15
-DEFAULT_BATCH_TOKENS = 4096
 _MAX_LOGITS = 1 << 27
 """Logits held at once: half a gibibyte in float32."""
 _MAX_PADDING = 0.1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from intruscope.errors import UsageError
 
 if TYPE_CHECKING:
     from intruscope.adapters.live import LivePair
     from intruscope.adapters.opening import ModelLike
-
-DType = Literal["float32", "bfloat16", "float16", "float64"]
+    from intruscope.forgetting.settings import DType
 
 
 def load_pair(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from intruscope.errors import MalformedInput, ResourceExhausted
-from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, choose_protocol, measure
+from intruscope.forgetting.losses import choose_protocol, measure
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS, Unit
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task
-from intruscope.forgetting.windows import Sequences, Unit, Window, cut, special_ids
+from intruscope.forgetting.windows import Sequences, Window, cut, special_ids
 from intruscope.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:

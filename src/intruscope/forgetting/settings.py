@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from intruscope.forgetting.intervals import NUM_RESAMPLES
-from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, Protocol
-from intruscope.forgetting.models import DType
-from intruscope.forgetting.windows import Unit
 from intruscope.options import documented, option, shared
 from intruscope.spectra.records import ScanSettings
+
+Protocol = Literal["causal", "exact", "fast"]
+DEFAULT_BATCH_TOKENS = 4096
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+Unit = Literal["line", "running"]
+NUM_RESAMPLES = 4000
 
 
 @documented

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from intruscope.adapters.live import LanguageModel
+    from intruscope.forgetting.settings import Unit
     from intruscope.forgetting.texts import Corpus
 
-Unit = Literal["line", "running"]
 DEFAULT_CONTEXT = {"causal": 1024, "masked": 512}
 _MAX_UNKNOWN_SHARE = 0.5
 

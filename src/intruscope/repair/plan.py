@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.adapters.opening import ModelLike
+    from intruscope.engine.settings import RunOptions
     from intruscope.repair.edits import MatrixEdit
     from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
-    from intruscope.spectra.scan import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

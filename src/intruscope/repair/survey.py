@@ -14,19 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import UsageError
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
 from intruscope.spectra.codec import pack_tensor, unpack_tensor
 from intruscope.spectra.records import MatrixReport, ScanSettings, Verdict
-from intruscope.spectra.scan import (
-    RunOptions,
-    check_outputs,
-    executor_for,
-    matrix_report,
-    run_pairs,
-    runs_here,
-)
+from intruscope.spectra.scan import check_outputs, executor_for, matrix_report, run_pairs, runs_here
 from intruscope.weights.names import matching
 from intruscope.writing.changed import changed_tensors
 

@@ -19,7 +19,7 @@ import torch
 
 from intruscope.adapters.live_models import language_class
 from intruscope.errors import MalformedInput, ResourceExhausted, UnsupportedFormat
-from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.engine.settings import RunOptions
 from intruscope.options import documented, option, shared
-from intruscope.spectra.scan import RunOptions
 from intruscope.train.settings import TuneSettings
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.settings import RunOptions
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.sequence.records import MatrixFigures, WeightFigures
 from intruscope.spectra.records import ScanReport, ScanSettings, SimilarityMap
-from intruscope.spectra.scan import RunOptions, scan
+from intruscope.spectra.scan import scan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ from intruscope.engine.environment import environment
 from intruscope.engine.executors import Executor, InlineExecutor, LocalExecutor, check_threads
 from intruscope.engine.journal import Journal, default_folder, plan_hash
 from intruscope.engine.run import run_tasks
+from intruscope.engine.settings import RunOptions
 from intruscope.engine.tasks import Outcome, Task, reporting
 from intruscope.errors import OutputConflict, ResourceExhausted
 from intruscope.linalg.limits import DENSE_LIMIT
-from intruscope.options import documented, option
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
 from intruscope.spectra.findings import model_findings, without_figures
@@ -36,51 +36,6 @@ if TYPE_CHECKING:
 _WORKER_FUNCTION = "intruscope.spectra.matrix:analyse_pair"
 _RUNTIME_BYTES = 350 << 20
 _BASIS_COLUMNS = 1000
-
-
-@documented
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a scan runs; nothing here changes a verdict."""
-
-    workers: int | None = option(
-        None,
-        help="Number of worker processes (default: one per core).",
-        about="Number of worker processes; one per core by default. 0 runs in this process, one matrix after "
-        "another, without deadlines.",
-        minimum=1,
-        maximum=1024,
-        panel="How it runs",
-    )
-    memory_bytes: int | None = option(
-        None,
-        flag="memory",
-        help="Memory limit in GiB for the matrices in progress.",
-        about="Memory limit in bytes for the matrices in progress together.",
-        above=0,
-        maximum=10**6,
-        scale=2**30,
-        panel="How it runs",
-        metavar="GIB",
-    )
-    deadline_seconds: float | None = option(
-        None,
-        flag="deadline",
-        help="Time limit per matrix in seconds; a matrix that exceeds it is reported as unfinished.",
-        above=0,
-        panel="How it runs",
-        metavar="SECONDS",
-    )
-    work_dir: Path | None = option(
-        None,
-        flag="work",
-        help="Folder for the journal that makes the run resumable (default: in the user's cache).",
-        panel="How it runs",
-        metavar="FOLDER",
-    )
-    fresh: bool = option(
-        False, help="Start over: discard the results of an interrupted run.", panel="How it runs"
-    )
 
 
 def plan(

@@ -168,14 +168,15 @@ def commonest(task: Task) -> float:
 
 def _interventions(run: Run, base: Base, inputs: Inputs, model: str, folder: Path) -> dict[str, Any]:
     """The paper's edit and its controls, at every strength."""
+    from intruscope.engine.settings import RunOptions
     from intruscope.forgetting.models import load_pair
     from intruscope.forgetting.texts import read_texts
     from intruscope.repair.survey import survey
     from intruscope.spectra.records import ScanSettings
-    from intruscope.spectra.scan import RunOptions
     from intruscope.sweep.figures import grid_reports
-    from intruscope.sweep.measure import MeasureOptions, measure_pair
+    from intruscope.sweep.measure import measure_pair
     from intruscope.sweep.records import SweepSettings
+    from intruscope.sweep.settings import MeasureOptions
     from intruscope.sweep.statistics import samples
 
     options = RunOptions(workers=0, work_dir=folder / "survey")

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from intruscope.adapters.live import LivePair
     from intruscope.engine.journal import Journal
     from intruscope.forgetting.losses import SequenceLosses
-    from intruscope.forgetting.models import DType
     from intruscope.forgetting.scores import TaskScore
+    from intruscope.forgetting.settings import DType
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.windows import Sequences
     from intruscope.studies.grid import MergeSet

@@ -7,8 +7,9 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from intruscope.engine.settings import RunOptions
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions, plan, scan
+from intruscope.spectra.scan import plan, scan
 from intruscope.studies.prediction import threshold
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from intruscope.lazy import callable_like_its_verb, lazy_names
 
 if TYPE_CHECKING:
-    from intruscope.sweep.measure import MeasureOptions, sweep
+    from intruscope.sweep.measure import sweep
     from intruscope.sweep.records import SweepReport, SweepSettings
+    from intruscope.sweep.settings import MeasureOptions
 
 __all__ = [
     "MeasureOptions",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MeasureOptions": "intruscope.sweep.measure",
+    "MeasureOptions": "intruscope.sweep.settings",
     "SweepReport": "intruscope.sweep.records",
     "SweepSettings": "intruscope.sweep.records",
     "sweep": "intruscope.sweep.measure",

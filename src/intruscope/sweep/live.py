@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from intruscope.forgetting.losses import DEFAULT_BATCH_TOKENS, PROTOCOLS, measure
+from intruscope.forgetting.losses import PROTOCOLS, measure
 from intruscope.forgetting.scores import score
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask
 from intruscope.sweep.records import Measurement
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.adapters.live import LivePair
-    from intruscope.forgetting.losses import Protocol, SequenceLosses
+    from intruscope.forgetting.losses import SequenceLosses
+    from intruscope.forgetting.settings import Protocol
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.windows import Sequences
     from intruscope.repair.edits import MatrixEdit

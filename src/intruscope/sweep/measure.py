@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.opening import open_pair
 from intruscope.engine.environment import CORE, environment
+from intruscope.engine.settings import RunOptions
 from intruscope.errors import OutputConflict, UsageError
-from intruscope.forgetting.losses import Protocol
-from intruscope.forgetting.models import DType
-from intruscope.forgetting.settings import ForgetSettings
-from intruscope.forgetting.windows import Unit
-from intruscope.options import documented, option, shared
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, open_journal
+from intruscope.spectra.scan import check_outputs, open_journal
 from intruscope.sweep.assemble import assemble
 from intruscope.sweep.records import DataSource, SweepReport, SweepSettings
 from intruscope.sweep.run import checked_settings, run_grid
+from intruscope.sweep.settings import MeasureOptions
 from intruscope.sweep.statistics import check_counts
 
 if TYPE_CHECKING:
@@ -34,34 +31,6 @@ if TYPE_CHECKING:
     from intruscope.forgetting.texts import Corpus
     from intruscope.repair.survey import Survey
     from intruscope.sweep.figures import Measured
-
-
-@documented
-@dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
-    """How the models are loaded and measured; everything here can change a figure."""
-
-    protocol: Protocol | None = shared(
-        ForgetSettings,
-        "protocol",
-        help="How losses are computed. Causal models: causal. Masked models: fast (fixed random masks; "
-        "default, because a sweep measures dozens of models) or exact (each token in turn).",
-    )
-    unit: Unit | None = shared(ForgetSettings, "unit")
-    context: int | None = shared(ForgetSettings, "context")
-    stride: int | None = shared(ForgetSettings, "stride")
-    max_sequences: int | None = shared(ForgetSettings, "max_sequences", minimum=4)
-    max_examples: int | None = option(
-        None,
-        help="Maximum number of task examples (sequences, if the task is text), sampled evenly (default: "
-        "all).",
-        minimum=4,
-    )
-    max_tokens: int | None = shared(ForgetSettings, "max_task_tokens", flag="max-task-tokens")
-    batch_tokens: int = shared(ForgetSettings, "batch_tokens")
-    device: str = shared(ForgetSettings, "device")
-    dtype: DType = shared(ForgetSettings, "dtype")
-    tokenizer: str | None = shared(ForgetSettings, "tokenizer")
 
 
 def sweep(

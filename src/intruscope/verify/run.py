@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from intruscope.adapters.folder import AdapterSource
 from intruscope.adapters.opening import OpenedPair, open_pair
 from intruscope.engine.environment import environment
+from intruscope.engine.settings import RunOptions
 from intruscope.engine.tasks import Outcome, Task
 from intruscope.errors import UsageError, printable
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.records.plain import decode
 from intruscope.spectra.records import ScanSettings
-from intruscope.spectra.scan import RunOptions, check_outputs, executor_for, run_planned, runs_here
+from intruscope.spectra.scan import check_outputs, executor_for, run_planned, runs_here
 from intruscope.verify.findings import report_findings
 from intruscope.verify.plan import make_plan
 from intruscope.verify.records import (
