@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from merge_cases import case, close, dense, forms_of, updates
@@ -90,7 +90,12 @@ MATRICES = st.integers(1, 3).flatmap(
 )
 
 
+# -3.29 + 2.42 + 0.87 is a rounding error, of another sign in another order.
+CANCELLED = np.array([-3.29, 2.42, 0.87]).reshape(3, 1, 1) * np.ones((3, 2, 3))
+
+
 @settings(max_examples=60, deadline=None)
+@example(matrices=[CANCELLED], tilt=[0, 2, 1])
 @given(matrices=MATRICES, tilt=st.permutations(range(3)))
 def test_laws_of_masks_and_rescalers(matrices, tilt):
     matrices = tasks_of(*matrices)

@@ -170,6 +170,16 @@ def test_ties_by_hand():
     np.testing.assert_allclose(found, [[0.0, 2.0]])
 
 
+def test_entries_that_cancel_up_to_rounding_elect_no_sign():
+    # -3.29 + 2.42 + 0.87 is a rounding error, of another sign in another order.
+    parts = [torch.tensor([[value, value]], dtype=torch.float64) for value in (-3.29, 2.42, 0.87)]
+    options = MergeOptions(density=1.0)
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):
+        assert merge_ties([parts[index] for index in order], options).tolist() == [[0.0, 0.0]]
+    parts[0] = parts[0] + 1e-9  # a sum that is no rounding error still decides
+    assert merge_ties(parts, options).tolist() == [[pytest.approx((2.42 + 0.87) / 2)] * 2]
+
+
 def test_dare_keeps_the_expected_value_and_depends_on_names_only():
     part = torch.linspace(1.0, 2.0, 50, dtype=torch.float64).reshape(5, 10)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from intruscope.merge.rules import weights_of
+from intruscope.merge.rules import elected_signs, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ def unify(parts: Sequence[Tensor], options: MergeOptions) -> Unified:
     """
     weights = weights_of(options, len(parts))
     tasks = [weight * part for weight, part in zip(weights, parts, strict=True)]
-    sign = torch.sign(torch.stack(tasks).sum(dim=0))
+    sign = elected_signs(tasks)
     size = torch.zeros_like(sign)
     for task in tasks:
         size = torch.maximum(size, torch.where(task * sign > 0.0, task.abs(), 0.0))

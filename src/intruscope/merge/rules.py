@@ -257,9 +257,20 @@ def _chosen(part: Tensor, density: float, key: tuple[int, str, str]) -> Tensor:
     return (torch.rand(part.shape, generator=generator, dtype=torch.float64) < density).to(part.device)
 
 
+def elected_signs(parts: Sequence[Tensor]) -> Tensor:
+    """The sign of the sum of each entry; 0 where the sum is a rounding error, whose sign depends on the order.
+
+    Args:
+        parts: One array per fine-tune, weighted.
+    """
+    total, size = _total(parts), _total([part.abs() for part in parts])
+    rounding = len(parts) * torch.finfo(total.dtype).eps * size
+    return torch.where(total.abs() > rounding, torch.sign(total), 0.0)
+
+
 def _disjoint_mean(kept: Sequence[Tensor], options: MergeOptions) -> Tensor:
     weights = weights_of(options, len(kept))
-    elected = torch.sign(_total(_weighted(kept, options)))
+    elected = elected_signs(_weighted(kept, options))
     merged, agreeing = torch.zeros_like(elected), torch.zeros_like(elected)
     for weight, part in zip(weights, kept, strict=True):
         weighted = weight * part
