@@ -258,7 +258,7 @@ def _chosen(part: Tensor, density: float, key: tuple[int, str, str]) -> Tensor:
 
 
 def elected_signs(parts: Sequence[Tensor]) -> Tensor:
-    """The sign of the sum of each entry; 0 where the sum is a rounding error, whose sign depends on the order.
+    """The sign of the sum of each entry; 0 where the sum is a rounding error, whose sign the order decides.
 
     Args:
         parts: One array per fine-tune, weighted.
