@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from intruscope.studies.verdicts import Statement
 
 
-_TITLES = {"merging": "Merging several adapters"}
+_HEADINGS = {"merging": ("Merging several adapters", "Claims of this project")}
+_OF_THE_PAPER = ("The paper's claims, tested again", "arXiv 2410.21228")
+"""Title of a scale's page, and whose claims it tests."""
 
 
 def study_page(
@@ -57,7 +59,7 @@ def study_page(
         styles=("page.css", "sweep.css", "study.css"),
         scripts=("dom.js", "frame.js", "study_charts.js", "study.js"),
         data={"pictures": pictures_data(pictures)},
-        title=_TITLES.get(scale_name, "The paper's claims, tested again"),
+        title=_HEADINGS.get(scale_name, _OF_THE_PAPER)[0],
         subtitle=_subtitle(scale_name, records),
         claims=[_claim(each, pictures) for each in judged],
         outcomes=[
@@ -86,7 +88,7 @@ def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     hours = sum(record.get("core_seconds", 0.0) for record in records.values()) / 3600.0
     diverged = sum(record["status"] != "ok" for record in records.values())
     return (
-        f"arXiv 2410.21228 at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
+        f"{_HEADINGS.get(scale_name, _OF_THE_PAPER)[1]} at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
         f"{diverged} excluded by the rule"
     )
 
