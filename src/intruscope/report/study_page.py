@@ -87,8 +87,9 @@ def study_page(
 def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     hours = sum(record.get("core_seconds", 0.0) for record in records.values()) / 3600.0
     diverged = sum(record["status"] != "ok" for record in records.values())
+    claims = _HEADINGS.get(scale_name, _OF_THE_PAPER)[1]
     return (
-        f"{_HEADINGS.get(scale_name, _OF_THE_PAPER)[1]} at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
+        f"{claims} at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
         f"{diverged} excluded by the rule"
     )
 
