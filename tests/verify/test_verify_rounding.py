@@ -77,7 +77,7 @@ def test_neither_lets_another_update_pass():
 
 
 def test_the_bound_is_not_far_above_what_rounding_does():
-    """Of the order of the rounding itself: at most 16 times the largest error that is seen."""
+    """The bound is at most 16 times the largest error that is seen, so it is no loose one."""
     for base_dtype, dtype in ((F32, F32), (BF16, BF16), (F16, F16)):
         sides = sides_of(base_dtype, dtype, F32, 0.01, 1)
         merged = merged_as(recipes(sides)[0], sides)

@@ -27,8 +27,8 @@ SAME = 0.01
 """Largest relative difference of updates that count as the same. Rounding both factors to bfloat16 moves an
 update by about 0.3%."""
 _LEAST_COSINE = 0.99
-"""Of the fingerprints of candidates: updates within :data:`SAME` have cosines above 0.999, and independent
-ones of 16 probes have one above 0.99 once in 10^13 pairs."""
+"""Smallest cosine between the fingerprints of candidates: updates within :data:`SAME` have cosines above
+0.999, and independent ones of 16 probes have one above 0.99 once in 10^13 pairs."""
 
 
 def find_duplicates(

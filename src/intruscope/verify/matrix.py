@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from intruscope.weights.matrices import StoredUpdate
 
 _RESOLVED = 0.25
-"""Of the update: half the distance between E and E/2, shared by the two bounds around them."""
+"""A bound below this fraction of the update separates E from E/2: each gets half of the distance."""
 _BELOW = "the update is smaller than the rounding of the stored dtype"
 
 
