@@ -12,6 +12,7 @@ from intruscope.engine.journal import Journal
 from intruscope.errors import MalformedInput
 from intruscope.forgetting.texts import read_texts
 from intruscope.linalg.dense import DenseSides
+from intruscope.linalg.forms import dense_of as dense
 from intruscope.report.study import study_rows
 from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables
 from intruscope.report.study_page import study_page
@@ -21,7 +22,7 @@ from intruscope.studies.inputs import digests, inputs_of, passages
 from intruscope.studies.judge import judge
 from intruscope.studies.merging import ALL_METHODS, Scores, merge_set_figures
 from intruscope.studies.merging_parts import train_parts
-from intruscope.studies.merging_rules import dense, in_random_directions, merged
+from intruscope.studies.merging_rules import in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
 from intruscope.studies.origins import inputs_read, resolved
 from intruscope.studies.recipes import MERGING, places

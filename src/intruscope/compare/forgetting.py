@@ -16,6 +16,7 @@ from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut
+from intruscope.linalg.forms import dense_of
 from intruscope.progress import Progress
 from intruscope.spectra.matrix import exact_arithmetic
 
@@ -47,7 +48,7 @@ class _Merged:
         with exact_arithmetic(self.task.settings.threads):
             form = weighted_sum(load_updates(self.task)[1], self.weight)
             assert form is not None
-            update_OI = form[0] @ form[1] if isinstance(form, tuple) else form
+            update_OI = dense_of(form)
         return base_OI + update_OI.to(base_OI.dtype).to(base_OI.device)
 
 

@@ -17,6 +17,7 @@ from intruscope.adapters.alone import load_alone
 from intruscope.compare.matrix_task import IndexedPair, MatrixComparison
 from intruscope.compare.preflight import examine_merge
 from intruscope.compare.records import MergeModule, PairModule
+from intruscope.linalg.forms import dense_of
 from intruscope.linalg.overlap import (
     CANCELLED,
     directions,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from intruscope.compare.matrix_task import MatrixTask
-    from intruscope.linalg.overlap import Directions, Form
+    from intruscope.linalg.forms import Form
+    from intruscope.linalg.overlap import Directions
     from intruscope.weights.matrices import Finding, LowRankUpdate, MatrixPair
 
 FULL_DIRECTIONS = 32
@@ -240,7 +242,7 @@ def _merge(task: MatrixTask, updates: Mapping[int, _Update]) -> MergeModule:
 def _largest_values(task: MatrixTask, updates: Mapping[int, _Update]) -> tuple[float, float, float | None]:
     """Largest singular value of the sum, and its mean under both controls."""
     if not all(update.directions.is_whole for update in updates.values()):
-        dense = [_dense(update.form) for update in updates.values()]
+        dense = [dense_of(update.form) for update in updates.values()]
         turned = [rotate_dense(one, seed=_seed(task, f"rotated {i}")) for i, one in enumerate(dense)]
         return _largest(dense, task), _largest(turned, task), None
     parts = [update.directions for update in updates.values() if len(update.directions.values_K)]
@@ -263,10 +265,6 @@ def _largest_values(task: MatrixTask, updates: Mapping[int, _Update]) -> tuple[f
 def _largest(updates_OI: Sequence[Tensor], task: MatrixTask) -> float:
     total = torch.stack(list(updates_OI)).sum(dim=0)
     return float(directions(total, 1, seed=_seed(task, "sum")).values_K.sum())
-
-
-def _dense(form: Form) -> Tensor:
-    return form[0] @ form[1] if isinstance(form, tuple) else form
 
 
 def _seed(task: MatrixTask, purpose: str) -> int:

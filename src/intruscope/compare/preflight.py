@@ -14,6 +14,7 @@ from torch import Tensor
 from intruscope.compare.records import IntruderCount, Preflight
 from intruscope.linalg.analysis import analyse
 from intruscope.linalg.dense import DenseSides
+from intruscope.linalg.forms import dense_of
 from intruscope.linalg.overlap import CANCELLED, inner_product
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.spectra.matrix import Change, seed_for
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from intruscope.compare.settings import CompareSettings
-    from intruscope.linalg.overlap import Form
+    from intruscope.linalg.forms import Form
 
 SAME_SQUARED = 0.5
 """Squared length above which one intruder counts as found in others: more than half."""
@@ -99,7 +100,7 @@ def weighted_sum(forms: Sequence[Form | None], weight: float) -> Form | None:
     if all(isinstance(form, tuple) for form in present):
         left_OR = torch.cat([weight * form[0] for form in present], dim=1)
         return left_OR, torch.cat([form[1] for form in present], dim=0)
-    dense = [form[0] @ form[1] if isinstance(form, tuple) else form for form in present]
+    dense = [dense_of(form) for form in present]
     return weight * sum(dense[1:], dense[0])
 
 

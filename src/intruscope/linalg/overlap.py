@@ -1,6 +1,6 @@
 """How two updates of one matrix lie to each other: inner products, and angles between their spaces.
 
-An update is given by its *form*: two thin factors, or the (out, in) matrix itself. Everything about thin
+An update is given by its form (:mod:`intruscope.linalg.forms`). Everything about thin
 factors goes through r x r cores, so no update is formed from them.
 
 Shape suffixes: O out, I in, N either, R rank, K kept directions.
@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from intruscope.errors import ShapeMismatch
+from intruscope.linalg.forms import Form, shape_of
 from intruscope.linalg.lowrank import low_rank_svd
 from intruscope.linalg.operators import Operator
 from intruscope.linalg.topk import dense_triplets, top_triplets
-
-Form: TypeAlias = "tuple[Tensor, Tensor] | Tensor"
-"""An update: factors (left (O, R), right (R, I)) whose product it is, or the matrix (O, I)."""
 
 NEGLIGIBLE = 1e-6
 """Directions whose singular value is below this fraction of the largest are left out of a space: rounding in
@@ -49,13 +46,6 @@ class Directions:
     values_K: Tensor
     right_IK: Tensor
     is_whole: bool
-
-
-def shape_of(form: Form) -> tuple[int, int]:
-    """(out, in) of an update."""
-    if isinstance(form, tuple):
-        return form[0].shape[0], form[1].shape[1]
-    return form.shape[0], form.shape[1]
 
 
 def directions(form: Form, count: int | None, *, seed: int = 0) -> Directions:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from intruscope.linalg.overlap import shape_of
+from intruscope.linalg.forms import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from intruscope.linalg.overlap import Form
+    from intruscope.linalg.forms import Form
 
 EXACT_ENTRIES = 1 << 22
 """Matrices of at most this many entries (2,048 x 2,048) are counted; of larger ones a sample is."""
@@ -99,7 +99,7 @@ def _entries(form: Form, row_ids: Tensor, column_ids: Tensor) -> Tensor:
 def _standard_error(
     by_row: Tensor, per_row: Tensor, column_sums: Tensor, share: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """Of a ratio over rows and over columns, each drawn without replacement."""
+    """Standard error of a ratio of sums over rows and over columns, both drawn without replacement."""
     variance = torch.zeros_like(share)
     for part, whole, size in ((by_row, per_row, shape[0]), (column_sums[0], column_sums[1], shape[1])):
         num = part.shape[0]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from intruscope.errors import UsageError, printable
+from intruscope.linalg.forms import shape_of
+from intruscope.linalg.overlap import inner_product
 from intruscope.linalg.truncated import leading, left_squares
 from intruscope.merge.emr import rescalers, unify
 from intruscope.merge.gather import load_form, not_finite
@@ -24,11 +26,12 @@ from intruscope.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from intruscope.linalg.forms import Form
     from intruscope.merge.emr import TaskSums, Unified
     from intruscope.merge.gather import Member, Row
     from intruscope.merge.options import MergeOptions, SpaceName
     from intruscope.merge.settings import Dtype, MergeSettings
-    from intruscope.merge.spaces import Form, Space
+    from intruscope.merge.spaces import Space
     from intruscope.weights.stored import StoredTensor
 
 
@@ -141,8 +144,8 @@ class Merger:
                 form = merge_space(space, self.rule, self.options, place)
             if self.rule.elementwise and space.name != "dense":
                 gap = space.smallest_gap
-        norms = tuple(map(norm_of, forms))
-        return form, Measured(update_norms=norms, merged_norm=norm_of(form), smallest_gap=gap)
+        norms = tuple(map(_norm, forms))
+        return form, Measured(update_norms=norms, merged_norm=_norm(form), smallest_gap=gap)
 
     def _forms(self, row: Row) -> list[Form]:
         return [
@@ -213,18 +216,9 @@ def vector_rule(name: str) -> Rule:
     return rule if rule.elementwise or name == "sum" else RULES["mean"]
 
 
-def norm_of(form: Form) -> float:
-    """‖ΔW‖_F; of factors without their product: ‖L R‖_F² is the sum over (LᵀL) * (R Rᵀ)."""
-    if isinstance(form, Tensor):
-        return float(torch.linalg.vector_norm(form))
-    left_OR, right_RI = form
-    square = float(((left_OR.T @ left_OR) * (right_RI @ right_RI.T)).sum())
-    return math.sqrt(max(square, 0.0))
-
-
-def dense_of(form: Form) -> Tensor:
-    """ΔW (O, I)."""
-    return form if isinstance(form, Tensor) else form[0] @ form[1]
+def _norm(form: Form) -> float:
+    """‖ΔW‖_F."""
+    return math.sqrt(max(inner_product(form, form), 0.0))
 
 
 def factors_of(form: Form, rank: int | None, dtype: Dtype, name: str) -> Factors | None:
@@ -242,7 +236,7 @@ def factors_of(form: Form, rank: int | None, dtype: Dtype, name: str) -> Factors
     Raises:
         UsageError: a number is too large for the dtype.
     """
-    bound = min(form[0].shape[1], *_shape(form)) if isinstance(form, tuple) else min(form.shape)
+    bound = min(*shape_of(form), *([form[0].shape[1]] if isinstance(form, tuple) else []))
     wanted = bound if rank is None else min(rank, bound)
     found = leading(form, wanted, seed=0)
     if found.total_square == 0.0:
@@ -260,14 +254,10 @@ def factors_of(form: Form, rank: int | None, dtype: Dtype, name: str) -> Factors
     return Factors(up_OR=up_OR, down_RI=down_RI, error=error)
 
 
-def _shape(form: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    return form[0].shape[0], form[1].shape[1]
-
-
 def _rounding(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
     """‖B A − B̂ Â‖_F = ‖(B − B̂) A + B̂ (A − Â)‖_F: a sum of small products, in which nothing cancels."""
     (up, down), (rounded_up, rounded_down) = exact, (stored[0].double(), stored[1].double())
-    return norm_of((torch.cat([up - rounded_up, rounded_up], 1), torch.cat([down, down - rounded_down])))
+    return _norm((torch.cat([up - rounded_up, rounded_up], 1), torch.cat([down, down - rounded_down])))
 
 
 def total_error(parts: Sequence[tuple[float, float]]) -> float | None:

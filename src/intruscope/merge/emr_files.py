@@ -20,8 +20,8 @@ from intruscope.adapters.folder import CONFIG_NAME, SHARED_ID, open_adapter
 from intruscope.adapters.keys import PEFT_PREFIX
 from intruscope.adapters.kinds.emr import PEFT_TYPE, UNIFIED_NAME, packed
 from intruscope.errors import UsageError
+from intruscope.linalg.forms import dense_of
 from intruscope.merge.card import finish
-from intruscope.merge.compute import dense_of
 from intruscope.merge.findings import MANIFEST_NAME
 from intruscope.merge.gather import load_form
 from intruscope.merge.records import EmrFigures
@@ -123,7 +123,7 @@ def folder_names(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _parts_in_bases(plan: MergePlan, merger: Merger, on_progress: OnProgress) -> _Parts:
-    """Of the spaces with bases: everything is small, and kept."""
+    """Compute everything that a space with bases stores; it is small, so all of it is kept."""
     dtype = _dtype(plan)
     unified: dict[str, StoredTensor | Tensor] = {}
     masks: list[dict[str, StoredTensor | Tensor]] = [{} for _ in plan.members]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from intruscope.adapters.folder import AdapterSource
     from intruscope.adapters.opening import OpenedPair
     from intruscope.adapters.several import FineTunes
-    from intruscope.merge.spaces import Form
+    from intruscope.linalg.forms import Form
     from intruscope.weights.matrices import StoredUpdate
     from intruscope.weights.stored import StoredTensor
     from intruscope.weights.views import TensorView

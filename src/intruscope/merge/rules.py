@@ -23,8 +23,9 @@ from intruscope.merge.trimming import global_thresholds, matrix_thresholds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from intruscope.linalg.forms import Form
     from intruscope.merge.options import MergeOptions, RuleName, SpaceName
-    from intruscope.merge.spaces import Form, Space
+    from intruscope.merge.spaces import Space
 
 _ABSENT = 1e-6
 """A fine-tune whose share of a direction is below this fraction of the merged one has no part in it (svc)."""

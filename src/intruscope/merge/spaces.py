@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from intruscope.errors import ShapeMismatch, UsageError
+from intruscope.linalg.forms import Form, dense_of, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intruscope.merge.options import Basis, SpaceName
-
-Form = tuple[Tensor, Tensor] | Tensor
-"""An update: factors (left (O, R), right (R, I)) that include the scaling, or the update itself (O, I)."""
 
 NULL = 1e-11
 """Singular values below this fraction of the largest are rounding errors of a float64 product."""
@@ -119,7 +117,7 @@ def make_space(forms: Sequence[Form], *, space: SpaceName, basis: Basis = "updat
     shape = _common_shape(forms)
     thin = all(isinstance(form, tuple) for form in forms)
     if space == "dense":
-        parts = tuple(_dense(form) for form in forms)
+        parts = tuple(dense_of(_double(form)) for form in forms)
         return Space(name=space, shape=shape, left_OK=None, right_KI=None, parts=parts, thin=thin)
     if basis != "update" and not thin:
         raise UsageError(
@@ -152,13 +150,6 @@ def make_space(forms: Sequence[Form], *, space: SpaceName, basis: Basis = "updat
     )
 
 
-def shape_of(form: Form) -> tuple[int, int]:
-    """(O, I) of an update."""
-    if isinstance(form, tuple):
-        return form[0].shape[0], form[1].shape[1]
-    return form.shape[0], form.shape[1]
-
-
 def _common_shape(forms: Sequence[Form]) -> tuple[int, int]:
     if not forms:
         raise UsageError("there is no update to merge", remedy="give at least one")
@@ -177,15 +168,15 @@ def _common_shape(forms: Sequence[Form]) -> tuple[int, int]:
     return shapes[0]
 
 
-def _dense(form: Form) -> Tensor:
-    return form[0].double() @ form[1].double() if isinstance(form, tuple) else form.double()
+def _double(form: Form) -> Form:
+    return (form[0].double(), form[1].double()) if isinstance(form, tuple) else form.double()
 
 
 def _as_factors(form: Form) -> tuple[Tensor, Tensor]:
     """A dense update as the product of itself and the smaller identity."""
-    if isinstance(form, tuple):
-        return form[0].double(), form[1].double()
-    matrix = form.double()
+    matrix = _double(form)
+    if isinstance(matrix, tuple):
+        return matrix
     rows, columns = matrix.shape
     identity = torch.eye(min(rows, columns), dtype=torch.float64, device=matrix.device)
     return (identity, matrix) if rows <= columns else (matrix, identity)

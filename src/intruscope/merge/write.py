@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from intruscope.adapters.keys import PEFT_PREFIX
 from intruscope.errors import UsageError, printable
+from intruscope.linalg.forms import dense_of
 from intruscope.merge.card import finish
-from intruscope.merge.compute import Merger, dense_of, factors_of, total_error
+from intruscope.merge.compute import Merger, factors_of, total_error
 from intruscope.merge.emr_files import write_emr
 from intruscope.merge.findings import MANIFEST_NAME
 from intruscope.progress import Progress, ignore_progress

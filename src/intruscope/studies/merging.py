@@ -15,8 +15,9 @@ import numpy as np
 
 from intruscope.errors import IncompleteResult
 from intruscope.forgetting.tasks import TextTask
+from intruscope.linalg.forms import dense_of
 from intruscope.studies.claims_merging import EMR, LINEAR, RANDOM, SUM, chosen
-from intruscope.studies.merging_rules import METHODS, dense, in_random_directions, merged
+from intruscope.studies.merging_rules import METHODS, in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Bench:
         elif not forms:
             state = pair.as_base()
         else:
-            state = pair.with_update({name: strength * dense(form) for name, form in forms.items()})
+            state = pair.with_update({name: strength * dense_of(form) for name, form in forms.items()})
         with state:
             if task in self.texts:
                 return Scores(_as_score(_losses(pair, self.texts[task])))
@@ -90,7 +91,7 @@ class Bench:
     def forgetting(self, forms: Forms, strength: float = 1.0) -> float:
         """Loss on the text with an update less that of the base, in nats per token."""
         pair = next(iter(self.pairs.values()))
-        with pair.with_update({name: strength * dense(form) for name, form in forms.items()}):
+        with pair.with_update({name: strength * dense_of(form) for name, form in forms.items()}):
             after = _losses(pair, self.sequences)
         return float((after.nats - self.before.nats).sum() / self.before.tokens.sum())
 

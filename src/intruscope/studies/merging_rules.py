@@ -16,10 +16,9 @@ from intruscope.studies.claims_merging import EMR, LINEAR, RANDOM, SUM
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import Tensor
-
+    from intruscope.linalg.forms import Form
     from intruscope.merge.options import RuleName, SpaceName
-    from intruscope.merge.spaces import Form, Space
+    from intruscope.merge.spaces import Space
 
 Forms = dict[str, "Form"]
 """One update for each matrix, by the matrix's name."""
@@ -112,8 +111,3 @@ def in_random_directions(forms: Forms, label: str, *, seed: int) -> Forms:
         return int.from_bytes(digest[:7], "big")
 
     return {name: rotate_low_rank(*form, seed=seed_of(name)) for name, form in forms.items()}
-
-
-def dense(form: Form) -> Tensor:
-    """The update (O, I) that a form stands for."""
-    return form[0] @ form[1] if isinstance(form, tuple) else form

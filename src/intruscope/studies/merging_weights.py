@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from intruscope.studies.merging_rules import dense
+from intruscope.linalg.forms import dense_of
 from intruscope.studies.weights import EPSILON, K
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from intruscope.linalg.dense import DenseSides
-    from intruscope.merge.spaces import Form
+    from intruscope.linalg.forms import Form
     from intruscope.studies.merging_rules import Forms
 
 
@@ -138,7 +138,7 @@ def pair_figures(first: Forms, second: Forms) -> dict[str, float]:
     product = square = other_square = 0.0
     opposite = shared = 0
     for name, form in first.items():
-        a_OI, b_OI = dense(form), dense(second[name])
+        a_OI, b_OI = dense_of(form), dense_of(second[name])
         products = a_OI * b_OI
         product += float(products.sum())
         square, other_square = square + float(a_OI.square().sum()), other_square + float(b_OI.square().sum())
