@@ -16,11 +16,11 @@ from intruscope.linalg.forms import dense_of as dense
 from intruscope.report.study import study_rows
 from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables
 from intruscope.report.study_page import study_page
-from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM
+from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM, chosen
 from intruscope.studies.grid import MergeSet, label_of, settings_of
 from intruscope.studies.inputs import digests, inputs_of, passages
 from intruscope.studies.judge import judge
-from intruscope.studies.merging import ALL_METHODS, Scores, merge_set_figures
+from intruscope.studies.merging import ALL_METHODS, merge_set_figures, sides, text_scores
 from intruscope.studies.merging_parts import train_parts
 from intruscope.studies.merging_rules import in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
@@ -30,11 +30,12 @@ from intruscope.studies.records import read_results, records_of, write_results
 from intruscope.studies.scales import MERGING as SCALE
 from intruscope.studies.scales import TINY_BERT
 from intruscope.studies.tables import study_tables
+from intruscope.studies.training import part_settings
 
 SET = MergeSet(
     base="tiny-bert", tasks=("planted", "planted2"), method="lora", options=(("alpha", 16.0), ("rank", 4.0)),
-    rate=1e-2, seed=0, same_start=False, steps=6, batch=8, max_length=16, bf16=False, score_bf16=False,
-    half_examples=16, text_sequences=8, sizes=(1, 2), strengths=(0.0,),
+    rate=1e-2, seed=0, same_start=False, steps=(6, 7), batch=8, max_lengths=(16, 15), bf16=False,
+    score_bf16=False, held_out=33, text_sequences=8, sizes=(1, 2), strengths=(0.0, 0.3),
 )  # fmt: skip
 
 
@@ -54,6 +55,9 @@ def test_adapters_have_seeds_of_their_own_unless_they_start_alike():
     seeds = [replace(SET, seed=seed).part_seeds for seed in range(3)]
     assert len({each for own in seeds for each in own}) == 6
     assert replace(SET, same_start=True, seed=4).part_seeds == (4, 4)
+    assert [(part_settings(SET, n).steps, part_settings(SET, n).max_length) for n in (0, 1)] == [
+        (6, 16), (7, 15)
+    ]  # fmt: skip
     shorter = replace(SET, tasks=SET.tasks[:1])
     assert shorter.part_seeds == SET.part_seeds[:1]  # adding a task trains nothing again
 
@@ -80,7 +84,11 @@ def test_the_scale_plans_sets_of_both_kinds_and_nothing_else():
         assert [kind for kind in kinds if kind[0] == base.name and kind[1] == OWN_STARTS] == own
         assert (base.name, SAME_START, 0) in kinds
     assert len({place.work.key for place in found}) == len(found) == 8
-    assert resolved(found[0].work, SCALE)["training"]["steps"] == found[0].work.steps
+    for place in found:
+        own, training = place.work, resolved(place.work, SCALE)["training"]
+        assert (training["steps"], training["max_length"]) == (list(own.steps), list(own.max_lengths))
+        assert len(own.steps) == len(own.max_lengths) == len(own.tasks) >= max(own.sizes)
+        assert {0.3, 1.0} <= set(own.strengths)  # at these every method is scored
 
 
 # --- merges ------------------------------------------------------------------------------------------------
@@ -193,14 +201,13 @@ def test_how_two_updates_relate():
 # --- scores and texts --------------------------------------------------------------------------------------
 
 
-def test_scores_are_halved_by_every_other_example():
-    right = np.array([True, False, True, True, False, True])
-    scores = Scores(SimpleNamespace(right_N=right))
-    assert (scores.chosen_on, scores.reported.tolist()) == (pytest.approx(2 / 3), [0.0, 1.0, 1.0])
-    nats, tokens = np.array([9.0, 2.0, 9.0, 6.0]), np.array([9, 1, 9, 3])
-    text = Scores(SimpleNamespace(right_N=None, nats_N=nats, units_N=tokens))
-    assert text.chosen_on == -1.0
-    assert text.reported.mean() == pytest.approx(-8.0 / 4.0)  # nats over tokens, not a mean of ratios
+def test_strengths_are_chosen_on_a_third_of_the_examples():
+    assert sides(7) == {"choosing": [0, 3, 6], "reported": [1, 2, 4, 5]}
+
+
+def test_the_score_of_a_text_is_its_loss_per_token():
+    nats, tokens = np.array([2.0, 6.0]), np.array([1, 3])
+    assert text_scores(SimpleNamespace(nats=nats, tokens=tokens)).mean() == pytest.approx(-8.0 / 4.0)
 
 
 def test_every_tenth_passage_of_a_text_is_held_out(tmp_path):
@@ -238,9 +245,10 @@ def test_a_merge_of_one_adapter_is_that_adapter_and_at_no_strength_the_base(meas
     alone = {
         merge["strength"]: merge for merge in found["merges"] if (merge["rule"], merge["size"]) == (SUM, 1)
     }
-    assert alone.keys() == {0.0, 1.0}
+    assert alone.keys() == {0.0, 0.3, 1.0}
     assert alone[1.0]["score"]["planted"] == part["score"]
     assert alone[1.0]["chosen_on"]["planted"] == part["chosen_on"]
+    assert part["score"] == pytest.approx(np.mean(alone[1.0]["scores"]["planted"]))
     assert alone[1.0]["forgetting"] == pytest.approx(part["forgetting"], abs=1e-6)
     assert alone[1.0]["weights"]["inflation"] == pytest.approx(1.0)
     assert alone[1.0]["weights"]["norm"] == pytest.approx(part["norm"])
@@ -249,8 +257,8 @@ def test_a_merge_of_one_adapter_is_that_adapter_and_at_no_strength_the_base(meas
         0,
     )
     base = next(m for m in found["merges"] if (m["rule"], m["size"], m["strength"]) == ("tsv", 2, 0.0))
-    assert base["score"]["planted"] == alone[0.0]["score"]["planted"]
-    assert len(alone[1.0]["scores"]["planted"]) == SET.half_examples
+    assert base["chosen_on"]["planted"] == alone[0.0]["chosen_on"]["planted"]
+    assert len(alone[1.0]["scores"]["planted"]) == 22
 
 
 def test_every_method_size_and_strength_is_there(measured):
@@ -260,9 +268,13 @@ def test_every_method_size_and_strength_is_there(measured):
         (method, size, strength)
         for method in ALL_METHODS
         for size in SET.sizes
-        for strength in ((1.0,) if method == EMR else (0.0, 1.0 / size))
+        for strength in {EMR: (1.0,), RANDOM: (0.3, 1.0 / size)}.get(method, (0.0, 0.3, 1.0 / size))
     }
     assert cells == wanted
+    for merge in found["merges"]:
+        is_best = merge is chosen(found, merge["rule"], merge["size"])
+        assert ("scores" in merge) == (is_best or merge["strength"] in (0.3, 1.0 / merge["size"]))
+        assert ("weights" in merge) >= (is_best and merge["rule"] != EMR)
     assert [each["tasks"] for each in found["sums"]] == [["planted", "planted2"]]
     assert found["sums"][0]["forgetting_of_parts"] == pytest.approx(
         sum(part["forgetting"] for part in found["parts"].values())

@@ -16,6 +16,7 @@ from intruscope.studies.claims_merging import (
     RULES,
     SUM,
     TITLES,
+    UNTUNED,
     at_strength,
     chosen,
     kept,
@@ -28,14 +29,12 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any]
 
 _ABOVE_MAJORITY = "kept above majority"
-_UNTUNED = 0.3
-"""A strength that papers use without a search (arXiv 2212.04089)."""
 MERGE_COLUMNS = (
     "method",
     "kept",
     _ABOVE_MAJORITY,
     "kept at 1/T",
-    f"kept at {_UNTUNED:g}",
+    f"kept at {UNTUNED:g}",
     "strength",
     "forgetting, nats",
     "norm",
@@ -135,7 +134,7 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
             share(best),
             share(best, above_majority=True),
             share([at_strength(row, rule, size, 1.0 / size) for row in rows]),
-            share([at_strength(row, rule, size, _UNTUNED) for row in rows]) if method != MEAN else "",
+            share([at_strength(row, rule, size, UNTUNED) for row in rows]) if method != MEAN else "",
             _over([m["strength"] for m in best if m is not None], ".2g"),
             _over([m["forgetting"] for m in best if m is not None and "forgetting" in m], ".2f"),
             weights("norm", ".3f"),

@@ -257,10 +257,10 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         same_start=False,
         steps=plan.steps,
         batch=plan.batch,
-        max_length=plan.max_length,
+        max_lengths=plan.max_lengths,
         bf16=plan.bf16,
         score_bf16=plan.score_bf16,
-        half_examples=plan.half_examples,
+        held_out=plan.held_out,
         text_sequences=plan.text_sequences,
         sizes=plan.sizes,
         strengths=plan.strengths,
@@ -271,6 +271,8 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         own,
         same_start=True,
         tasks=plan.tasks[: plan.same_start],
+        steps=plan.steps[: plan.same_start],
+        max_lengths=plan.max_lengths[: plan.same_start],
         sizes=tuple(size for size in plan.sizes if size <= plan.same_start),
     )
     return {OWN_STARTS: own, SAME_START: same}

@@ -98,12 +98,12 @@ class Merging:
     Attributes:
         tasks: In the order in which merges grow.
         rate: Learning rate of LoRA at rank 8.
-        steps: Optimizer steps of each adapter.
+        steps: Optimizer steps of each adapter, in the order of the tasks.
         batch: Examples per step.
-        max_length: Longest input in tokens.
+        max_lengths: Longest input of each task in tokens.
         bf16: Train in bfloat16 autocast.
         score_bf16: Measure in bfloat16, which on the shipped model changes forgetting by .001 nats.
-        half_examples: Held-out examples in each half.
+        held_out: Held-out examples of a task, or sequences of a text.
         text_sequences: Number of sequences of the text.
         sizes: Numbers of adapters that are merged.
         strengths: Factors that are tried beside 1/T.
@@ -113,12 +113,12 @@ class Merging:
 
     tasks: tuple[str, ...]
     rate: float
-    steps: int
+    steps: tuple[int, ...]
     batch: int
-    max_length: int
+    max_lengths: tuple[int, ...]
     bf16: bool
     score_bf16: bool
-    half_examples: int
+    held_out: int
     text_sequences: int
     sizes: tuple[int, ...]
     strengths: tuple[float, ...]
@@ -439,23 +439,24 @@ PAPER = Scale(
         ]
     ),
 )
+_MERGE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
 MERGED = replace(
     MINILM,
     examples={},
     only={},
     turns=None,
     merging=Merging(
-        tasks=("sst2", "qqp", "mnli", "mrpc", "cola"),
+        tasks=("sst2", "qqp", "mnli", "mrpc", "cola", "rte", "boolq"),
         rate=1.4e-3,
-        steps=125,
+        steps=(125, 125, 125, 300, 400, 300, 200),
         batch=16,
-        max_length=40,
+        max_lengths=(40, 40, 40, 64, 40, 80, 40),
         bf16=True,
         score_bf16=True,
-        half_examples=60,
+        held_out=240,
         text_sequences=24,
-        sizes=(2, 5),
-        strengths=(0.3, 0.6, 1.0),
+        sizes=(2, 3, 5, 7),
+        strengths=_MERGE_STRENGTHS,
         same_start=3,
     ),
     cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=600.0),
@@ -467,15 +468,15 @@ MERGED_DEMO = replace(
     merging=Merging(
         tasks=("reference", "stories", "shakespeare", "wikitext", "novel"),
         rate=5e-3,
-        steps=80,
+        steps=(80,) * 5,
         batch=4,
-        max_length=128,
+        max_lengths=(128,) * 5,
         bf16=False,
         score_bf16=True,
-        half_examples=8,
+        held_out=36,
         text_sequences=16,
-        sizes=(2, 5),
-        strengths=(0.3, 0.6, 1.0),
+        sizes=(2, 3, 5),
+        strengths=_MERGE_STRENGTHS,
         same_start=3,
         texts={
             "stories": "text/tinystories_sample.txt",
