@@ -439,7 +439,7 @@ PAPER = Scale(
         ]
     ),
 )
-_MERGE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
+_MERGE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 MERGED = replace(
     MINILM,
     examples={},
@@ -453,7 +453,7 @@ MERGED = replace(
         max_lengths=(40, 40, 40, 64, 40, 80, 40),
         bf16=True,
         score_bf16=True,
-        held_out=240,
+        held_out=180,
         text_sequences=24,
         sizes=(2, 3, 5, 7),
         strengths=_MERGE_STRENGTHS,
@@ -473,7 +473,7 @@ MERGED_DEMO = replace(
         max_lengths=(128,) * 5,
         bf16=False,
         score_bf16=True,
-        held_out=36,
+        held_out=30,
         text_sequences=16,
         sizes=(2, 3, 5),
         strengths=_MERGE_STRENGTHS,
