@@ -13,8 +13,9 @@ from intruscope.errors import MalformedInput
 from intruscope.forgetting.texts import read_texts
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.forms import dense_of as dense
+from intruscope.plots.study_merging import FIGURES, merging_pictures
 from intruscope.report.study import study_rows
-from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables
+from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables, merged_sets
 from intruscope.report.study_page import study_page
 from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM, chosen
 from intruscope.studies.grid import MergeSet, label_of, settings_of
@@ -312,6 +313,40 @@ def test_tables_show_what_is_kept_with_its_range_over_sets():
     assert text.count("\n| sum |") == 2 and "(" in lines["sum"]["kept"]
 
 
+def test_pictures_show_what_the_tables_and_the_sums_say():
+    rows = sets(0.15)
+    rows[0]["sums"][3]["tasks"] = ["b", "c"]
+    kept, new, forgetting = merging_pictures(merged_sets([*rows, {**rows[0], "arm": SAME_START}]))
+    assert [picture.about.claims for picture in (kept, new, forgetting)] == [("M1",), ("M2",), ("M3",)]
+    assert [panel.title for panel in kept.panels] == ["base, 2 adapters", "base, 3 adapters"]
+    for panel, table in zip(kept.panels, merge_tables(rows)[1:], strict=True):
+        shown = [f"{line.points[0].x:.0f}%" for line in panel.lines]
+        assert shown == [line[1].partition(" ")[0] for line in table.lines]
+        assert [name for _, name in panel.y.ticks] == [line[0].partition(" (")[0] for line in table.lines]
+    assert [line.look.is_hollow for line in kept.panels[0].lines] == 10 * [False] + 3 * [True]
+    (panel,) = new.panels
+    places = {name: place for place, name in panel.y.ticks}
+    *counted, chance = panel.lines
+    pairs = [[each for each in row["sums"] if len(each["tasks"]) == 2] for row in rows]
+    for figure, points in (
+        ("merged_only", [line.points[0] for line in counted]), ("null_merged_only", chance.points)
+    ):  # fmt: skip
+        (point,) = [point for point in points if point.y == places["two adapters, all pairs"]]
+        totals = [sum(each[figure] for each in own) for own in pairs]
+        assert (point.low, point.high) == (min(totals), max(totals))
+    assert "3 adapters at strength 1" in places and "3 adapters at 1/T" in places
+    for panel, figure in zip(forgetting.panels, FIGURES, strict=True):
+        for line, size in zip(panel.lines, (2, 3), strict=True):
+            wanted = [
+                (s[figure], s["forgetting"]) for row in rows for s in row["sums"] if len(s["tasks"]) == size
+            ]
+            assert [(point.x, point.y) for point in line.points] == wanted
+    assert "b + c, seed 0" in forgetting.panels[0].lines[0].points[3].tooltip
+    assert merging_pictures([]) == []
+    none = [{**row, "sums": [{**s, "merged_only": 0} for s in row["sums"]]} for row in sets(merged_only=0.0)]
+    assert "merge-intruders" not in [picture.kind for picture in merging_pictures(merged_sets(none))]
+
+
 def test_the_page_of_the_study_shows_the_claims_and_what_is_kept():
     works = {
         place.work.key: place.work
@@ -322,8 +357,11 @@ def test_the_page_of_the_study_shows_the_claims_and_what_is_kept():
     judged = judge("merging", records)
     assert [each.claim.id for each in judged] == ["M1", "M2", "M3"]
     assert judged[0].outcome_text == "holds so far" and judged[0].runs_text == "3 of 8"
-    page = study_page("merging", records, judged, study_rows("merging", records), [])
+    rows = study_rows("merging", records)
+    pictures = merging_pictures(merged_sets(rows[MERGING]))
+    page = study_page("merging", records, judged, rows, pictures)
     assert "Merging several adapters" in page and "The paper:" not in page
+    assert 'href="#picture-merge-kept"' in page and "Compare ." not in page and "Differences:" not in page
     assert page.count("<th>TIES, KnOTS space</th>") == 2 and "holds so far" in page
 
 
