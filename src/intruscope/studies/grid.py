@@ -139,8 +139,9 @@ class MergeSet:
         max_lengths: Longest input of each task in tokens.
         bf16: Train in bfloat16 autocast.
         score_bf16: Measure tasks and forgetting in bfloat16, weights included; adapters and the base alike.
-        held_out: Held-out examples of a task, or sequences of a text: on every third the strength of a merge
-            is chosen, on the others its score is reported.
+        held_out: Held-out examples of a task, or sequences of a text.
+        choosing_every: The strength of a merge is chosen on one held-out example in this many, and its score
+            is reported on the others.
         text_sequences: Number of sequences of the text on which forgetting is measured.
         sizes: Numbers of adapters that are merged, T.
         strengths: Factors of the merged update that are tried, beside 1/T.
@@ -159,6 +160,7 @@ class MergeSet:
     bf16: bool
     score_bf16: bool
     held_out: int
+    choosing_every: int
     text_sequences: int
     sizes: tuple[int, ...]
     strengths: tuple[float, ...]

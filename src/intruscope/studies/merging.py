@@ -42,9 +42,6 @@ ALL_METHODS = (*METHODS, EMR, LINEAR, RANDOM)
 _BATCH_TOKENS = 4096
 _SEQUENCES_TO_LEARN = 80
 """Sequences of a text on which it is decided whether it was learned; of a task, all examples."""
-_CHOOSING_EVERY = 3
-"""One held-out example in this many is for choosing strengths. Fewer choose than are reported: a mean over
-tasks chooses, and it is needed at every strength."""
 _MAX_IN_TRIPLES = 5
 """Sums of every three are taken of the first adapters only: seven adapters have 35."""
 Side = Literal["choosing", "reported"]
@@ -194,7 +191,7 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     held_out = {
         (task, side): part
         for task in work.tasks
-        for side, part in _sides(inputs.task(task, "eval"), first, work.held_out).items()
+        for side, part in _sides(inputs.task(task, "eval"), first, work).items()
     }
     return Bench(
         work=work,
@@ -215,26 +212,26 @@ def _losses(pair: LivePair, sequences: Sequences) -> SequenceLosses:
     return measure(language, sequences, protocol=protocol, batch_tokens=_BATCH_TOKENS)
 
 
-def _sides(task: Any, pair: LivePair, num_examples: int) -> dict[Side, Task | Sequences]:
+def _sides(task: Any, pair: LivePair, work: MergeSet) -> dict[Side, Task | Sequences]:
     """The held-out examples that strengths are chosen on, and those that are reported."""
     from intruscope.forgetting.windows import cut
     from intruscope.sweep.live import limited, picked
 
     if isinstance(task, TextTask):
-        sequences = cut(task.corpus, pair.language_model(), max_sequences=num_examples)
-        places = sides(sequences.num_sequences)
+        sequences = cut(task.corpus, pair.language_model(), max_sequences=work.held_out)
+        places = sides(sequences.num_sequences, work.choosing_every)
         return {side: sequences.only(own) for side, own in places.items()}
-    few: Any = limited(task, num_examples)
+    few: Any = limited(task, work.held_out)
     num = len(few.choices) if isinstance(few, ChoiceTask) else len(few.labels)
-    return {side: picked(few, own) for side, own in sides(num).items()}
+    return {side: picked(few, own) for side, own in sides(num, work.choosing_every).items()}
 
 
-def sides(num_examples: int) -> dict[Side, list[int]]:
-    """The places of the examples on each side."""
+def sides(num_examples: int, choosing_every: int) -> dict[Side, list[int]]:
+    """The places of the examples on each side: one in so many is for choosing."""
     places = range(num_examples)
     return {
-        "choosing": [i for i in places if i % _CHOOSING_EVERY == 0],
-        "reported": [i for i in places if i % _CHOOSING_EVERY],
+        "choosing": [i for i in places if i % choosing_every == 0],
+        "reported": [i for i in places if i % choosing_every],
     }
 
 

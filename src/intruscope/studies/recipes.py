@@ -261,6 +261,7 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         bf16=plan.bf16,
         score_bf16=plan.score_bf16,
         held_out=plan.held_out,
+        choosing_every=plan.choosing_every,
         text_sequences=plan.text_sequences,
         sizes=plan.sizes,
         strengths=plan.strengths,

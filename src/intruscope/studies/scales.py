@@ -104,6 +104,7 @@ class Merging:
         bf16: Train in bfloat16 autocast.
         score_bf16: Measure in bfloat16, which on the shipped model changes forgetting by .001 nats.
         held_out: Held-out examples of a task, or sequences of a text.
+        choosing_every: Strengths are chosen on one of them in this many.
         text_sequences: Number of sequences of the text.
         sizes: Numbers of adapters that are merged.
         strengths: Factors that are tried beside 1/T.
@@ -119,6 +120,7 @@ class Merging:
     bf16: bool
     score_bf16: bool
     held_out: int
+    choosing_every: int
     text_sequences: int
     sizes: tuple[int, ...]
     strengths: tuple[float, ...]
@@ -439,24 +441,24 @@ PAPER = Scale(
         ]
     ),
 )
-_MERGE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 MERGED = replace(
     MINILM,
     examples={},
     only={},
     turns=None,
     merging=Merging(
-        tasks=("sst2", "qqp", "mnli", "mrpc", "cola", "rte", "boolq"),
+        tasks=("sst2", "qqp", "mnli", "mrpc", "cola"),
         rate=1.4e-3,
-        steps=(125, 125, 125, 300, 400, 300, 200),
+        steps=(125,) * 5,
         batch=16,
-        max_lengths=(40, 40, 40, 64, 40, 80, 40),
+        max_lengths=(40,) * 5,
         bf16=True,
         score_bf16=True,
-        held_out=180,
+        held_out=120,
+        choosing_every=2,
         text_sequences=24,
-        sizes=(2, 3, 5, 7),
-        strengths=_MERGE_STRENGTHS,
+        sizes=(2, 3, 5),
+        strengths=(0.3, 0.6, 1.0),
         same_start=3,
     ),
     cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=600.0),
@@ -474,9 +476,10 @@ MERGED_DEMO = replace(
         bf16=False,
         score_bf16=True,
         held_out=30,
+        choosing_every=3,
         text_sequences=16,
         sizes=(2, 3, 5),
-        strengths=_MERGE_STRENGTHS,
+        strengths=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
         same_start=3,
         texts={
             "stories": "text/tinystories_sample.txt",
