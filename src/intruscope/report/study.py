@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 _STYLE = {"holds": "green", "holds in part": "yellow", "does not hold": "red", "undecided": "dim"}
 

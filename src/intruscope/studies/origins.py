@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 Origin = dict[str, Any]
 _NO_FIGURE_DEPENDS_ON = ("save_every", "report_to")

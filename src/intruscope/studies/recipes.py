@@ -15,7 +15,7 @@ from intruscope.studies.grid import Chain, MergeSet, Run, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.scale import Base, Scale
 
 _EDITED = (1, 8)
 """Ranks whose runs are intervened on (the paper's table 3)."""

@@ -153,8 +153,9 @@ def picked(task: ClassificationTask | ChoiceTask, places: Sequence[int]) -> Clas
     """A task with the examples at some places, in the given order."""
     if isinstance(task, ChoiceTask):
         return replace(task, choices=tuple(task.choices[i] for i in places))
-    texts, labels = (tuple(each[i] for i in places) for each in (task.texts, task.labels))
-    return replace(task, texts=texts, labels=labels)
+    return replace(
+        task, texts=tuple(task.texts[i] for i in places), labels=tuple(task.labels[i] for i in places)
+    )
 
 
 def _spread(num: int, at_most: int) -> list[int]:
