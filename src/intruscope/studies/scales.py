@@ -248,7 +248,7 @@ MERGED = replace(
         held_out=120,
         choosing_every=2,
         text_sequences=24,
-        sizes=(2, 3, 5),
+        sizes=(2, 5),
         strengths=(0.3, 0.6, 1.0),
         same_start=3,
     ),
