@@ -285,7 +285,8 @@ def test_every_method_size_and_strength_is_there(measured):
 def test_what_is_measured_and_trained_is_not_done_again(measured, monkeypatch):
     inputs, folder, found = measured
     monkeypatch.setattr("intruscope.train.tune.tune", None)
-    monkeypatch.setattr("intruscope.studies.merging._merges", None)
+    for name in ("_part", "_sum", "_merges"):
+        monkeypatch.setattr(f"intruscope.studies.merging.{name}", pytest.fail)
     adapters = train_parts(SET, inputs, folder)
     with Journal(folder / "measured", {"set": SET.key}) as journal:
         assert merge_set_figures(SET, inputs, adapters, journal) == found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from intruscope.studies.merging_rules import METHODS, in_random_directions, merg
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -125,29 +126,31 @@ def merge_set_figures(
     """
     bench = load(work, inputs, adapters)
     random = {task: in_random_directions(forms, task, seed=work.seed) for task, forms in bench.forms.items()}
-    if "parts" not in journal.records:
-        journal.append("parts", {task: _part(bench, task, inputs) for task in work.tasks})
-    parts: dict[str, Any] = journal.records["parts"]
+
+    def once(name: str, how: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in journal.records:
+            journal.append(name, how())
+        return journal.records[name]
+
+    parts = {task: once(f"part/{task}", partial(_part, bench, task, inputs)) for task in work.tasks}
     looked = {
         "": {task: examined(bench.base, forms) for task, forms in bench.forms.items()},
         "null_": {task: examined(bench.base, forms) for task, forms in random.items()},
     }
-    if "sums" not in journal.records:
-        journal.append("sums", {"sums": _sums(bench, parts, looked, random)})
-    for size, method in itertools.product(work.sizes, ALL_METHODS):
-        name = f"{method}/{size}"
-        if name not in journal.records:
-            journal.append(name, {"merges": _merges(bench, parts, looked, random, method, size)})
+    sums = [
+        once(f"sum/{'+'.join(chosen_tasks)}", partial(_sum, bench, parts, looked, random, chosen_tasks))
+        for chosen_tasks in summed(work.tasks)
+    ]
+    merges = [
+        once(f"{method}/{size}", partial(_merges, bench, parts, looked, random, method, size))["merges"]
+        for size, method in itertools.product(work.sizes, ALL_METHODS)
+    ]
     return {
         "status": "ok",
         "reason": None,
         "parts": parts,
-        "sums": journal.records["sums"]["sums"],
-        "merges": [
-            merge
-            for size, method in itertools.product(work.sizes, ALL_METHODS)
-            for merge in journal.records[f"{method}/{size}"]["merges"]
-        ],
+        "sums": sums,
+        "merges": [merge for each in merges for merge in each],
     }
 
 
@@ -287,36 +290,39 @@ Looked = dict[str, dict[str, "Examined"]]
 """Adapters (the empty string) and their updates in random directions (``null_``), by task."""
 
 
-def _sums(
-    bench: Bench, parts: Mapping[str, Any], looked: Looked, random: Mapping[str, Forms]
-) -> list[dict[str, Any]]:
-    """The sum of every two and of every three adapters; of every two also in random directions."""
-    tasks = bench.work.tasks
-    related = {
-        pair: pair_figures(*(bench.forms[task] for task in pair)) for pair in itertools.combinations(tasks, 2)
+def summed(tasks: Sequence[str]) -> list[tuple[str, ...]]:
+    """The tasks of each sum: every two, and every three of the first five."""
+    return [*itertools.combinations(tasks, 2), *itertools.combinations(tasks[:_MAX_IN_TRIPLES], 3)]
+
+
+def _sum(
+    bench: Bench,
+    parts: Mapping[str, Any],
+    looked: Looked,
+    random: Mapping[str, Forms],
+    tasks: Sequence[str],
+) -> dict[str, Any]:
+    """The sum of some adapters at full strength; of two also in random directions."""
+
+    def looked_at(forms: Mapping[str, Forms], name: str) -> tuple[Forms, dict[str, float]]:
+        total = merged(SUM, [forms[task] for task in tasks], tasks, seed=bench.work.seed)[0]
+        own = [looked[name][task] for task in tasks]
+        return total, merge_figures(bench.base, examined(bench.base, total), own)
+
+    total, figures = looked_at(bench.forms, "")
+    pairs = [
+        pair_figures(bench.forms[first], bench.forms[second])
+        for first, second in itertools.combinations(tasks, 2)
+    ]
+    found = {
+        "tasks": list(tasks),
+        **{name: statistics.fmean(pair[name] for pair in pairs) for name in pairs[0]},
+        **figures,
+        "forgetting": bench.forgetting(total),
+        "forgetting_of_parts": sum(parts[task]["forgetting"] for task in tasks),
     }
-    found = []
-    for chosen_tasks in (*related, *itertools.combinations(tasks[:_MAX_IN_TRIPLES], 3)):
-
-        def looked_at(
-            forms: Mapping[str, Forms], name: str, which: Sequence[str] = chosen_tasks
-        ) -> tuple[Forms, dict[str, float]]:
-            total = merged(SUM, [forms[task] for task in which], which, seed=bench.work.seed)[0]
-            own = [looked[name][task] for task in which]
-            return total, merge_figures(bench.base, examined(bench.base, total), own)
-
-        total, figures = looked_at(bench.forms, "")
-        pairs = [related[pair] for pair in itertools.combinations(chosen_tasks, 2)]
-        merge = {
-            "tasks": list(chosen_tasks),
-            **{name: statistics.fmean(pair[name] for pair in pairs) for name in pairs[0]},
-            **figures,
-            "forgetting": bench.forgetting(total),
-            "forgetting_of_parts": sum(parts[task]["forgetting"] for task in chosen_tasks),
-        }
-        if len(chosen_tasks) == 2:
-            merge["null_merged_only"] = looked_at(random, "null_")[1]["merged_only"]
-        found.append(merge)
+    if len(tasks) == 2:
+        found["null_merged_only"] = looked_at(random, "null_")[1]["merged_only"]
     return found
 
 
@@ -335,7 +341,7 @@ def _merges(
     random: Mapping[str, Forms],
     method: str,
     size: int,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """One method on the first adapters at every strength; EMR, which has none, at 1."""
     tasks = bench.work.tasks[:size]
     made = merged(method, [bench.forms[task] for task in tasks], tasks, seed=bench.work.seed)
@@ -354,7 +360,7 @@ def _merges(
             merge["score"] = {task: float(each.mean()) for task, each in scores.items()}
             merge["scores"] = {task: each.round(5).tolist() for task, each in scores.items()}
     if method == EMR:  # one model for each task, none of them the merge
-        return found
+        return {"merges": found}
     for merge in found:
         of_sum = method == SUM and merge["strength"] in (1.0 / size, 1.0)
         if merge is not best and not of_sum:
@@ -370,4 +376,4 @@ def _merges(
             merge["weights"]["null_merged_only"] = merge_figures(
                 bench.base, of_null, [looked["null_"][task] for task in tasks]
             )["merged_only"]
-    return found
+    return {"merges": found}
