@@ -138,7 +138,7 @@ def merge_set_figures(
         "null_": {task: examined(bench.base, forms) for task, forms in random.items()},
     }
     sums = [
-        once(f"sum/{'+'.join(chosen_tasks)}", partial(_sum, bench, parts, looked, random, chosen_tasks))
+        once(f"sums/{'+'.join(chosen_tasks)}", partial(_sum, bench, parts, looked, random, chosen_tasks))
         for chosen_tasks in summed(work.tasks)
     ]
     merges = [

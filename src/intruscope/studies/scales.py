@@ -238,21 +238,21 @@ MERGED = replace(
     only={},
     turns=None,
     merging=Merging(
-        tasks=("sst2", "qqp", "mnli", "mrpc", "cola", "rte", "boolq"),
+        tasks=("sst2", "qqp", "mnli", "mrpc", "cola"),
         rate=1.4e-3,
-        steps=(125,) * 7,
+        steps=(125,) * 5,
         batch=16,
-        max_lengths=(40, 40, 40, 40, 40, 80, 40),
+        max_lengths=(40,) * 5,
         bf16=True,
         score_bf16=True,
         held_out=120,
         choosing_every=2,
         text_sequences=24,
-        sizes=(2, 3, 5, 7),
+        sizes=(2, 3, 5),
         strengths=(0.3, 0.6, 1.0),
         same_start=3,
     ),
-    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=600.0),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=700.0),
 )
 """The masked base of mini for the study of merging, at mini's learning rate of rank 8."""
 MERGED_DEMO = replace(
@@ -279,7 +279,7 @@ MERGED_DEMO = replace(
             "novel": "text/The-Adventures-of-Sherlock-Holmes_1661.txt",
         },
     ),
-    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=250.0),
+    cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=350.0),
 )
 """The shipped model for the study of merging: five kinds of text, and one head for all."""
 MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2), more_seeds={})
