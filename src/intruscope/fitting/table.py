@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from intruscope.errors import UsageError, printable
 from intruscope.repair.interventions import INTERVENTIONS, Intervention
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ FITS: dict[str, FittedFix] = {
 }
 """Every fitted fix by name, from few trained numbers to many."""
 
-FIXES: dict[str, Intervention | FittedFix] = {**INTERVENTIONS, **FITS}
+FIXES: Mapping[str, Intervention | FittedFix] = ChainMap(FITS, INTERVENTIONS)  # type: ignore[arg-type]
 """Everything that a sweep compares: interventions at several strengths, fits at several weights."""
 
 
