@@ -17,7 +17,7 @@ import numpy as np
 
 from intruscope.errors import UsageError
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task, TextTask
-from intruscope.forgetting.texts import Corpus, Document
+from intruscope.forgetting.texts import Corpus, Document, TextSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -161,6 +161,26 @@ def split_corpus(corpus: Corpus, *, seed: int) -> tuple[Corpus, Corpus]:
         replace(corpus, documents=tuple(side), sha256=_hash([each.text for each in side])) for side in sides
     )
     return first, second
+
+
+def text_of_task(task: Task) -> Corpus:
+    """The texts of a task's examples, without their answers.
+
+    Args:
+        task: The task.
+    """
+    if isinstance(task, TextTask):
+        return task.corpus
+    if isinstance(task, ClassificationTask):
+        texts = [" ".join(filter(None, pair)) for pair in task.texts]
+    else:
+        texts = [choice.prompts[0] for choice in task.choices]
+    rows = [text for text in texts if text.strip()]
+    digest = _hash(rows)
+    num_bytes = sum(len(row.encode("utf-8", "surrogatepass")) for row in rows)
+    source = TextSource(name=task.name, sha256=digest, num_documents=len(rows), num_bytes=num_bytes)
+    documents = tuple(Document(text=row, source=0, is_row=True) for row in rows)
+    return Corpus(documents=documents, sources=(source,), sha256=digest)
 
 
 def _third(keys: Sequence[str], seed: int) -> set[str]:

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from intruscope.spectra.records import ScanSettings
 
 
+_ROUNDING = 1e-9
+"""Less than this share of an edit is lost to arithmetic, not to a rank."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepairPlan(RepairRecord):
     """What a repair will change; :meth:`apply` writes it."""
@@ -283,7 +287,7 @@ def _findings(
     advice = "" if is_new else "; rank 'same' keeps the old rank, at the cost of an error"
     findings += server_rank_findings(largest, advice)
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))
-    if lost > 0.0:
+    if lost > _ROUNDING * math.sqrt(sum(module.change_norm**2 for module in modules)):
         asked = math.sqrt(sum(module.change_norm**2 for module in modules))
         share = f", {lost / asked:.1%} of the norm of the edit" if asked > 0.0 else ""
         message = f"at this rank the adapter loses {lost:.4g} (Frobenius norm over all modules){share}"
