@@ -177,19 +177,11 @@ def direction_test(directions: Sequence[Direction], *, weight: float, seed: int 
     shares_D = np.array([each.intruder_share for each in directions])
     order = np.argsort([each.relative_value for each in directions], kind="stable")
     strata = np.array_split(order, num_strata)
-    correlation = _correlation(factors_D, shares_D, strata)
+    ranked = _correlation(factors_D, shares_D, strata, seed)
     difference = _difference(factors_D, shares_D, strata, [each.matrix for each in directions], seed)
-    if correlation is None or difference is None:
+    if ranked is None or difference is None:
         return replace(undecided, answer="no difference")
-    generator = np.random.default_rng([seed, len(directions)])
-    num_as_far = 1
-    for _ in range(NUM_PERMUTATIONS):
-        shuffled_D = shares_D.copy()
-        for stratum in strata:
-            shuffled_D[stratum] = shares_D[generator.permutation(stratum)]
-        other = _correlation(factors_D, shuffled_D, strata) or 0.0
-        num_as_far += abs(other) >= abs(correlation) - 1e-12
-    p_value = num_as_far / (NUM_PERMUTATIONS + 1)
+    correlation, p_value = ranked
     answer: Answer = "no difference"
     if p_value < ALPHA and correlation < 0.0 and difference.high < 0.0:
         answer = "more"
@@ -198,16 +190,28 @@ def direction_test(directions: Sequence[Direction], *, weight: float, seed: int 
     return replace(undecided, correlation=correlation, difference=difference, p_value=p_value, answer=answer)
 
 
-def _correlation(first_D: Array, second_D: Array, strata: Sequence[NDArray[np.intp]]) -> float | None:
-    """Rank correlation within strata: of ranks that are centred in each stratum."""
+def _correlation(
+    first_D: Array, second_D: Array, strata: Sequence[NDArray[np.intp]], seed: int
+) -> tuple[float, float] | None:
+    """Correlation of the ranks that are centred in each stratum, and its p-value by permutation there."""
     from scipy.stats import rankdata
 
-    first, second = (
-        np.concatenate([ranks - ranks.mean() for ranks in (rankdata(each_D[own]) for own in strata)])
-        for each_D in (first_D, second_D)
-    )
-    norm = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum()) / norm if norm > 0.0 else None
+    ranks = [[_centred(rankdata(each_D[own])) for own in strata] for each_D in (first_D, second_D)]
+    norm = float(np.sqrt(np.prod([sum((own**2).sum() for own in each) for each in ranks])))
+    if norm == 0.0:
+        return None
+    generator = np.random.default_rng([seed, len(first_D)])
+    observed, permuted_P = 0.0, np.zeros(NUM_PERMUTATIONS)
+    for first, second in zip(*ranks, strict=True):
+        observed += float(first @ second)
+        # Ranks move with the values that they are of, so that the norm stays the same.
+        permuted_P += generator.permuted(np.tile(second, (NUM_PERMUTATIONS, 1)), axis=1) @ first
+    num_as_far = int((np.abs(permuted_P) >= abs(observed) - 1e-9 * norm).sum())
+    return observed / norm, (1 + num_as_far) / (1 + NUM_PERMUTATIONS)
+
+
+def _centred(ranks: Array) -> Array:
+    return ranks - ranks.mean()
 
 
 def _difference(
@@ -218,27 +222,23 @@ def _difference(
     seed: int,
 ) -> Interval | None:
     """Mean factor above the median share of the stratum minus that below, with a bootstrap over matrices."""
-    upper, lower = (np.full(len(factors_D), -1) for _ in range(2))
-    for place, stratum in enumerate(strata):
-        is_upper = shares_D[stratum] > np.median(shares_D[stratum])
-        upper[stratum[is_upper]] = place
-        lower[stratum[~is_upper]] = place
     names = {name: place for place, name in enumerate(dict.fromkeys(matrices))}
     owner_D = np.array([names[name] for name in matrices])
-
-    def estimate(counts_D: Array) -> float:
-        found, weights = [], []
-        for place in range(len(strata)):
-            above, below = counts_D * (upper == place), counts_D * (lower == place)
-            if above.sum() > 0.0 and below.sum() > 0.0:
-                found.append(factors_D @ above / above.sum() - factors_D @ below / below.sum())
-                weights.append(above.sum() + below.sum())
-        return float(np.average(found, weights=weights)) if found else float("nan")
-
-    value = estimate(np.ones(len(factors_D)))
-    if not np.isfinite(value):
-        return None
+    # Sums and counts of each matrix (M) in each half (above the median or not) of each stratum (S).
+    sums, counts = (np.zeros((2, len(names), len(strata))) for _ in range(2))
+    for place, stratum in enumerate(strata):
+        is_upper = shares_D[stratum] > np.median(shares_D[stratum])
+        for half, own in enumerate((stratum[~is_upper], stratum[is_upper])):
+            np.add.at(sums[half, :, place], owner_D[own], factors_D[own])
+            np.add.at(counts[half, :, place], owner_D[own], 1.0)
     generator = np.random.default_rng([seed, len(names)])
     draws = generator.multinomial(len(names), np.full(len(names), 1.0 / len(names)), size=NUM_RESAMPLES)
-    resampled = np.array([estimate(draw[owner_D].astype(float)) for draw in draws])
-    return percentile_interval(resampled[np.isfinite(resampled)], value)
+    draws_BM = np.vstack([np.ones(len(names)), draws])
+    (lower_BS, upper_BS), (num_lower_BS, num_upper_BS) = draws_BM @ sums, draws_BM @ counts
+    weight_BS = np.where((num_lower_BS > 0.0) & (num_upper_BS > 0.0), num_lower_BS + num_upper_BS, 0.0)
+    gap_BS = upper_BS / np.maximum(num_upper_BS, 1.0) - lower_BS / np.maximum(num_lower_BS, 1.0)
+    total_B = weight_BS.sum(axis=1)
+    if total_B[0] == 0.0:
+        return None
+    found_B = (weight_BS * gap_BS).sum(axis=1)[total_B > 0.0] / total_B[total_B > 0.0]
+    return percentile_interval(found_B[1:], float(found_B[0]))

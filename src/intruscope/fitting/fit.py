@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RIDGE = 0.1
 """Weight of the penalty Σ (factor − 1)² / windows, which matters only where windows are few."""
 _NUM_LOOKS = 4
-_LOOK_POSITIONS = 4096
+LOOK_POSITIONS = 4096
+"""Token positions of the choosing part, of each kind, that a look takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +229,10 @@ def _look(data: FitData, step: int) -> Look:
 def _mean(items: Items) -> float:
     import torch
 
-    chosen = items.limited(_LOOK_POSITIONS)
+    chosen = items.limited(LOOK_POSITIONS)
     total, num_units = 0.0, 0
     with torch.no_grad():
-        for batch in _packed(chosen, items.sizes, _LOOK_POSITIONS // 4):
+        for batch in _packed(chosen, items.sizes, LOOK_POSITIONS // 4):
             nats, units = items.nats(batch)
             total, num_units = total + float(nats), num_units + units
     return total / num_units
