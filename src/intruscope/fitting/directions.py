@@ -211,7 +211,8 @@ def _correlation(
 
 
 def _centred(ranks: Array) -> Array:
-    return ranks - ranks.mean()
+    centred: Array = ranks - ranks.mean()
+    return centred
 
 
 def _difference(

@@ -146,14 +146,15 @@ def direction_sentence(test: DirectionTest) -> str:
         if test.answer == "too few directions":
             return f"{fit} has {len(test.directions)} directions, too few to compare intruders with others."
         return f"{fit} does not tell intruders from other directions: neither factors nor shares vary."
+    p_value = "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
     answer = {
         "more": "turns intruders down more than other directions of the same size",
         "less": "turns intruders down less than other directions of the same size",
     }.get(test.answer, "does not treat intruders differently from other directions of the same size")
     return (
         f"{fit} {answer}: factors differ by {interval_text(test.difference, 3, is_signed=True)}, rank "
-        f"correlation {_number(test.correlation, 2)} within {test.num_strata} strata of equal size, p = "
-        f"{test.p_value:.3f} by permutation ({len(test.directions)} directions)."
+        f"correlation {_number(test.correlation, 2)} within {test.num_strata} strata of equal size, "
+        f"{p_value} by permutation ({len(test.directions)} directions)."
     )
 
 
