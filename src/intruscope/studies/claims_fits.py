@@ -1,8 +1,8 @@
 """What would decide whether a fit turns intruders down more than other directions of the same size: C25.
 
 The paper turns intruders down by decree. A fit of one factor per direction of the update
-(:mod:`intruscope.fitting`) chooses for itself what to turn down, to keep the task and win back the base. Every
-bound was set before the runs.
+(:mod:`intruscope.fitting`) chooses for itself what to turn down, to keep the task and win back the base.
+Every bound was set before the runs.
 """
 
 from __future__ import annotations
