@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
-    from intruscope.forgetting.forget import forget
-    from intruscope.forgetting.records import ForgettingReport
+    from intruscope.forgetting.forget import forget, forget_fleet
+    from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
+    from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
@@ -54,6 +55,7 @@ __all__ = [
     "CompareReport",
     "CompareSettings",
     "ExtractPlan",
+    "FleetForgettingReport",
     "ForgettingReport",
     "InspectReport",
     "IntruderWatch",
@@ -70,6 +72,7 @@ __all__ = [
     "ScanReport",
     "ScanSettings",
     "ScanTotals",
+    "SkillSettings",
     "SweepReport",
     "SweepSettings",
     "TuneReport",
@@ -79,6 +82,7 @@ __all__ = [
     "compare",
     "extract",
     "forget",
+    "forget_fleet",
     "inspect",
     "linalg",
     "load_task",
@@ -98,6 +102,7 @@ _HOMES = {
     "CompareReport": "intruscope.compare.records",
     "CompareSettings": "intruscope.compare.settings",
     "ExtractPlan": "intruscope.extract.plan",
+    "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
@@ -114,6 +119,7 @@ _HOMES = {
     "ScanReport": "intruscope.spectra.records",
     "ScanSettings": "intruscope.spectra.records",
     "ScanTotals": "intruscope.spectra.totals",
+    "SkillSettings": "intruscope.forgetting.settings",
     "SweepReport": "intruscope.sweep.records",
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
@@ -123,6 +129,7 @@ _HOMES = {
     "compare": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "forget_fleet": "intruscope.forgetting.forget",
     "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",

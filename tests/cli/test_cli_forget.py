@@ -111,7 +111,7 @@ class TestRefused:
         assert done.stdout == ""
 
     def test_no_text(self, pair):
-        assert_message(invoke("forget", *pair), 2, "Missing option '--text'", "see intruscope forget --help")
+        assert_message(invoke("forget", *pair), 2, "nothing to measure forgetting on", "--text", "--skills")
 
     def test_a_text_that_is_not_there(self, pair):
         self.refused(2, "no such file", models=pair, text="nowhere.txt")

@@ -8,7 +8,7 @@ import pytest
 
 from intruscope.cli.main import app
 from intruscope.forgetting import losses, records, windows
-from intruscope.forgetting.forget import NUM_CHECKED
+from intruscope.forgetting.measurement import NUM_CHECKED
 from intruscope.forgetting.settings import NUM_RESAMPLES
 
 ROOT = Path(__file__).parents[2]
