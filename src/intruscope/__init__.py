@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
     from intruscope.compare.settings import CompareSettings
+    from intruscope.diagnose import diagnose
+    from intruscope.diagnose.records import DiagnoseReport
+    from intruscope.diagnose.settings import DiagnoseSettings
     from intruscope.engine.settings import RunOptions
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
@@ -54,6 +57,8 @@ __all__ = [
     "ChainSettings",
     "CompareReport",
     "CompareSettings",
+    "DiagnoseReport",
+    "DiagnoseSettings",
     "ExtractPlan",
     "FleetForgettingReport",
     "ForgettingReport",
@@ -80,6 +85,7 @@ __all__ = [
     "VerifyReport",
     "chain",
     "compare",
+    "diagnose",
     "extract",
     "forget",
     "forget_fleet",
@@ -101,6 +107,8 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "CompareReport": "intruscope.compare.records",
     "CompareSettings": "intruscope.compare.settings",
+    "DiagnoseReport": "intruscope.diagnose.records",
+    "DiagnoseSettings": "intruscope.diagnose.settings",
     "ExtractPlan": "intruscope.extract.plan",
     "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
@@ -127,6 +135,7 @@ _HOMES = {
     "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
     "compare": "",
+    "diagnose": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",

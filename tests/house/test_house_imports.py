@@ -13,7 +13,8 @@ PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
-    ("extract",), ("forgetting",), ("compare", "sweep"), ("methods",), ("train",), ("sequence", "profiling"),
+    ("extract",), ("forgetting",), ("compare", "sweep"), ("diagnose",), ("methods",), ("train",),
+    ("sequence", "profiling"),
     ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}

@@ -143,16 +143,16 @@ def forget_fleet(
     fleet = open_fine_tunes(base, tuned, allow_pickle=request.allow_pickle, same_base=same_base, least=1)
     first = fleet.members[0]
     start = first.base if first.base_module is None else first.base_module
-    loading = Progress(stage="loading", done=0, total=len(fleet.members) + 1, unit="models")
+    loading = Progress(stage="loading", done=0, total=1, unit="models")
     request.on_progress(loading)
     # The base as both states: an adapter then is an edit of it, with nothing of any other fine-tune.
     host = load_pair(open_pair(start, start), **request.loading)
+    request.on_progress(replace(loading, done=1))
     measurement.measure_base(host)
     # Classifications need the head of each fine-tune, which the base does not have.
     can_switch = not any(isinstance(task, ClassificationTask) for task in request.tasks)
     reports = []
-    for place, (label, member) in enumerate(zip(fleet.labels, fleet.members, strict=True), start=1):
-        request.on_progress(replace(loading, done=place, item=label))
+    for label, member in zip(fleet.labels, fleet.members, strict=True):
         edits = adapter_edits(member, host) if can_switch else None
         # A base in memory is a module to the first alone: the others were opened with its weights.
         whole = replace(member, base_module=first.base_module)
@@ -161,7 +161,6 @@ def forget_fleet(
         with pair.as_tuned() if edits is None else pair.with_edits(edits):
             names = (fleet.base.name, member.tuned.name)
             reports.append(measurement.report(pair, names, tasks=scorable, findings=findings, stage=label))
-    request.on_progress(replace(loading, done=loading.total))
     return FleetForgettingReport(
         base=fleet.base.name, labels=fleet.labels, reports=measurement.finished(reports)
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import random
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +98,15 @@ class Harness:
         self._settings = settings
         with _quiet():
             self._loaded = _load(settings.skills)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the tasks, their data and the harness, which changes wherever their questions may."""
+        parts = [version("lm_eval")]
+        for name, task in self._loaded["tasks"].items():
+            data = getattr(task.eval_docs, "_fingerprint", "")
+            parts += [name, data, json.dumps(task.dump_config(), default=repr, sort_keys=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def uses_chat_template(self, language: LanguageModel) -> bool:
         """Whether the prompts are put into the chat template of the model's tokenizer."""
@@ -263,7 +274,7 @@ def _of_task(
             if not _is_mean(scores, found, task, metric, name):
                 continue
             better = found["higher_is_better"].get(task, {}).get(metric)
-            version = found["versions"].get(task)
+            number = found["versions"].get(task)
             yield ItemScores(
                 task=task,
                 metric=metric,
@@ -272,7 +283,7 @@ def _of_task(
                 values_N=scores,
                 items=hashes,
                 num_fewshot=int(found["n-shot"].get(task) or 0),
-                version=None if version is None else str(version),
+                version=None if number is None else str(number),
             )
 
 

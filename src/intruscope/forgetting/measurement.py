@@ -125,14 +125,15 @@ class Measurement:
 
     Args:
         request: What is measured.
+        harness: The skills of the request, where they are loaded already.
 
     Raises:
         IntruscopeError: a skill cannot be loaded.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, harness: Harness | None = None) -> None:
         self._request = request
-        self._harness = Harness(request.skills) if request.skills.skills else None
+        self._harness = harness or (Harness(request.skills) if request.skills.skills else None)
         self._text: _Text | None = None
         self._skills: tuple[ItemScores, ...] = ()
 

@@ -153,20 +153,22 @@ def _loss_table(kind: str, base: LossFigures, tuned: LossFigures) -> Table:
 def _skill_table(models: Sequence[tuple[str, Sequence[SkillFigures]]]) -> Table:
     """A row per skill, and per fine-tune where there are several."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("skill")
+    table.add_column("skill", overflow="fold")
     if len(models) > 1:
-        table.add_column("fine-tune")
-    for name in ("base", "tuned", "change", "lost, won", "adj. p"):
+        table.add_column("fine-tune", overflow="fold")
+    for name in ("items", "base", "tuned", "change", "lost", "won", "adj. p"):
         table.add_column(name, justify="right")
     for rows in zip(*(figures for _, figures in models), strict=True):
         for (label, _), each in zip(models, rows, strict=True):
             table.add_row(
                 Text(printable_text(each.label) + ("" if each.higher_is_better else " ↓")),
                 *([Text(printable(label))] if len(models) > 1 else []),
+                str(each.num_items),
                 f"{each.base.estimate:.3f}",
                 f"{each.tuned.estimate:.3f}",
                 _change(each.difference),
-                f"{each.num_lost}, {each.num_won} of {each.num_items}",
+                str(each.num_lost),
+                str(each.num_won),
                 f"{each.p_adjusted:.2g}",
             )
     return table
