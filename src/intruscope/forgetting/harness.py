@@ -161,8 +161,8 @@ class Harness:
                 raise MalformedInput(
                     f"lm-evaluation-harness failed on these tasks ({type(error).__name__}: "
                     f"{printable(reason)})",
-                    remedy="check that no prompt or answer is empty or breaks off within a word, or run lm_eval "
-                    "on the base alone to see which task is at fault",
+                    remedy="check that no prompt or answer is empty or breaks off within a word, or run "
+                    "lm_eval on the base alone to see which task is at fault",
                 ) from error
         return tuple(_gathered(found))
 
