@@ -77,8 +77,8 @@ class SequenceLosses:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Row:
-    """One row of a batch: an input, and the positions whose tokens it predicts."""
+class Row:
+    """One row of a batch: an input, and the positions whose tokens are predicted."""
 
     window: Window
     positions: NDArray[np.int64]
@@ -161,11 +161,11 @@ def positions_per_sequence(sequences: Sequences, protocol: Protocol) -> NDArray[
     return found
 
 
-def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[_Row]:
+def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[Row]:
     """All rows, longest first: memory runs out at once or never, and neighbours need little padding."""
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for index, window in enumerate(windows):
-        rows += [_Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
+        rows += [Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
     return sorted(rows, key=len, reverse=True)
 
 
@@ -184,9 +184,9 @@ def _num_groups(window: Window, protocol: Protocol) -> int:
     return min(len(window.scored), most)
 
 
-def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[list[_Row]]:
+def _batches(rows: list[Row], batch_tokens: int, num_words: int) -> Iterator[list[Row]]:
     """Rows that run together: within the limits, and of similar length where there are enough of them."""
-    batch: list[_Row] = []
+    batch: list[Row] = []
     num_scored = num_real = 0
     for row in rows:
         if batch:
@@ -223,7 +223,7 @@ class Forward:
         self._pad_id = padding if padding is not None and padding < self.num_words else 0
         self._cuts: bool | None = None if self._model.base_model is not self._model else False
 
-    def nats(self, batch: list[_Row]) -> NDArray[np.float64]:
+    def nats(self, batch: list[Row]) -> NDArray[np.float64]:
         """Negative log-probability of every scored token, row by row.
 
         Raises:
@@ -232,26 +232,40 @@ class Forward:
         import torch
         from torch.nn.functional import cross_entropy
 
-        arrays = self._arrays(batch)
         try:
-            if self._cuts is None:
-                few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
-                self._cuts = self._may_cut(*few[:4])
-            tensors = [torch.from_numpy(array).to(self._model.device) for array in arrays]
             with torch.inference_mode():
-                run = self._cut_run if self._cuts else self._whole_run
-                logits_MV = run(*tensors[:4])
-                wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-                lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
+                logits_MV, targets_M = self.logits(batch)
+                lost: torch.Tensor = cross_entropy(logits_MV, targets_M, reduction="none")
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
-                f"not enough memory on {self._model.device} for a batch of {arrays[0].size} token positions",
+                f"not enough memory on {self._model.device} for a batch of "
+                f"{len(batch) * max(map(len, batch))} token positions",
                 remedy="lower --batch-tokens, or choose another --device",
             ) from error
         found: NDArray[np.float64] = lost.cpu().double().numpy()
         return found
 
-    def _arrays(self, batch: list[_Row]) -> tuple[NDArray[np.int64], ...]:
+    def logits(self, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at every scored token, row by row, and the tokens: (M, words) in float32 or wider, and (M,).
+
+        Gradients flow through them. The first batch must be run in evaluation mode.
+        """
+        import torch
+
+        tensors = self._tensors(batch)
+        if self._cuts is None:
+            self._cuts = self._may_cut(*self._tensors(batch[-2:])[:4])
+        run = self._cut_run if self._cuts else self._whole_run
+        logits_MV = run(*tensors[:4])
+        return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), tensors[4]
+
+    def _tensors(self, batch: list[Row]) -> list[torch.Tensor]:
+        """The arrays of a batch on the model's device."""
+        import torch
+
+        return [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch)]
+
+    def _arrays(self, batch: list[Row]) -> tuple[NDArray[np.int64], ...]:
         """Ids and attention (B, T); the row, position to read and target of each scored token (M,)."""
         ids = np.full((len(batch), max(map(len, batch))), self._pad_id, dtype=np.int64)
         attention = np.zeros_like(ids)
