@@ -80,3 +80,4 @@ def _lower(optimizer: Any, scheduler: Any) -> None:
     for group in optimizer.param_groups:
         group["lr"] *= RATE_FACTOR
     scheduler.base_lrs = [rate * RATE_FACTOR for rate in scheduler.base_lrs]
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the Trainer logs

@@ -13,7 +13,6 @@ Shape suffixes: M scored tokens of a batch.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,12 +23,11 @@ from torch.nn.functional import cross_entropy, kl_div
 from intruscope.errors import UsageError
 from intruscope.forgetting.losses import MASKED_FRACTION, Forward, Row
 from intruscope.forgetting.windows import cut
+from intruscope.methods.attached import switched_off
 from intruscope.train.language import evaluating, load_language, trained_language
 from intruscope.train.settings import Replayed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -250,21 +248,8 @@ class _AdapterOff:
 
     @torch.no_grad()
     def __call__(self, batch: list[Row]) -> Tensor:
-        with evaluating(self._model, self._language), _switched_off(self._model):
+        with evaluating(self._model, self._language), switched_off(self._model):
             return self._forward.logits(batch)[0].log_softmax(-1)
-
-
-@contextmanager
-def _switched_off(model: Any) -> Iterator[None]:
-    """A PeftModel without its adapter; what is trained afterwards is what was trained before."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:  # PEFT makes all of an adapter's parameters trainable, also those that the method keeps fixed
-        model.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def check_apart(replayed: Corpus, measured: Corpus) -> None:
