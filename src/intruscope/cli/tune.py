@@ -94,7 +94,7 @@ def tune(
     check_output(out, [*([name.path] if name.path else []), *(file for file in files if file.is_file())])
     quiet = quiet or not is_first()
     if not quiet:
-        _warn(asked, watches_forgetting=bool(forget_text))
+        _warn(asked, watches_forgetting=bool(forget_text) and asked.max_forgetting is None)
         if replay and asked.replay_target == "base":
             _note_copy(base, asked.method, allow_pickle=allow_pickle)
     data = tasks.load(task, split="train") if task is not None else read_texts(list(text), field=field)
@@ -166,10 +166,12 @@ def _about_forgetting(report: TuneReport) -> list[str]:
     if report.budget:
         last = report.budget[-1]
         interval = f" ({last.low:+.4f} to {last.high:+.4f})" if last.low is not None else ""
-        above = f"forgetting {last.forgetting:+.4f}{interval} is above the budget"
         halved = sum(each.action == "rate halved" for each in report.budget)
-        done = f"the learning rate was halved {halved} times" if halved else "training was over"
         if last.action == "stopped":
             done = f"training stopped at step {last.step}"
-        found.append(f"{above}: {done}")
+        elif halved:
+            done = f"the learning rate was halved {halved} time{'s' if halved > 1 else ''}"
+        else:
+            done = "found at the end of training"
+        found.append(f"forgetting {last.forgetting:+.4f}{interval} was above the budget: {done}")
     return found
