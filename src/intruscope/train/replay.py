@@ -117,7 +117,7 @@ class Replay:
         self._order = order
         self._record = record
         self._teacher = teacher
-        with evaluating(language.model):
+        with evaluating(language.model):  # dropout would hide that the head can do with the scored positions
             self._forward.nats(order.rows(0)[:2])
 
     def record(self, num_steps: int, loss: float | None) -> Replayed:
@@ -209,7 +209,7 @@ def make_replay(
         sha256=corpus.sha256,
         target=settings.replay_target,
         weight=settings.replay_weight,
-        num_sequences=sequences.num_sequences,
+        num_sequences=len(sequences.windows),
         num_tokens=sequences.num_tokens,
     )
     return Replay(language, order, record, teacher=teacher)

@@ -122,7 +122,7 @@ class Replayed:
         sha256: Hash of all its documents.
         target: What was learned from it: its own words, or the base's predictions.
         weight: Weight of its loss.
-        num_sequences: Number of sequences in the text.
+        num_sequences: Number of sequences that the text was cut into.
         num_tokens: Number of tokens in them that can be predicted.
         num_replayed: Number of sequences that the run replayed; one counts as often as it was replayed.
         num_predicted: Number of tokens predicted in them.
