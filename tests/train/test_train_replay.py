@@ -113,7 +113,7 @@ def prepared(kind, method, target, parts, folder):
     text = write_text(folder / "text.txt")
     if kind == "causal":
         data = read_texts([write_chains(folder / "task.txt", 1, lines=12)])
-    elif kind == "endings":
+    elif kind in ("endings", "choices"):
         data = load_task(write_choices(folder / "task.jsonl", BATCH))
     else:
         data = load_task(write_task(folder / "task.tsv", BATCH))
@@ -162,6 +162,7 @@ def log_probabilities(language, rows, mask_id):
         ("causal", "lora", "text", 1),
         ("causal", "full", "base", 2),
         ("endings", "lora", "base", 2),
+        ("choices", "lora", "text", 1),
         ("classification", "lora", "base", 1),
         ("classification", "full", "text", 2),
     ],
@@ -174,7 +175,7 @@ def test_the_gradient_of_a_step_is_that_of_the_sum_by_hand(kind, method, target,
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     batch = training.collate(training.examples.rows)
     task = model(**{key: torch.as_tensor(value) for key, value in batch.items()}).loss
-    is_masked = kind == "classification"
+    is_masked = kind in ("classification", "choices")
     auto = transformers.AutoModelForMaskedLM if is_masked else transformers.AutoModelForCausalLM
     mask_id = trainer.processing_class.mask_token_id if is_masked else None
     before = auto.from_pretrained(base).eval()
