@@ -87,8 +87,9 @@ def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, comm
     assert [look.step for look in looks[1]] == [0, 4, 8, 12]
     assert [len(look.intruders) for look in looks[0]] == [len(look.intruders) for look in looks[1]]
     assert not (two / "checkpoints").exists()
-    told = commands.run(*tune(files / base, data, two), processes=2)
-    assert told.codes == (7, 7) and told.stderr.count("error[output]") == 1
+    if kind == "endings":
+        told = commands.run(*tune(files / base, data, two), processes=2)
+        assert told.codes == (7, 7) and told.stderr.count("error[output]") == 1
 
 
 @pytest.mark.slow
@@ -141,18 +142,15 @@ def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_methods_do_between_steps_is_the_same_in_both_processes(tmp_path):
+def test_what_methods_do_between_steps_is_the_same_in_both_processes(commands, tmp_path):
     """A run compares the processes' weights at each checkpoint: a draw or a mask of one alone ends it."""
     write_bert(tmp_path / "bert")  # with dropout: the processes' random states part
     write_task(tmp_path / "task.tsv")
     (tmp_path / "runs").mkdir()
     methods = ["full", "chain", "adalora", "sora", "prilora", "lora_experts", "vera"]
-    script = str(Path(__file__).with_name("tuned_by_methods.py"))
-    done = subprocess.run(
-        [*LAUNCHER, script, str(tmp_path), *methods],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = Path(__file__).with_name("tuned_by_methods.py")
+    done = commands.run(tmp_path, *methods, script=script, processes=2)
+    assert done.is_well, done.stderr[-3000:]
     for method in methods:
         assert json.loads((tmp_path / "runs" / method / "run.json").read_text())["steps"] == 6
     assert all((tmp_path / f"left-{rank}").exists() for rank in range(2))
