@@ -2,9 +2,11 @@
 
 A server (``cli_forks.py``, ``command_forks.py``) reads lines of JSON. A number waits for that process and
 answers with its exit code (negative for a signal); anything else starts one in a fork and answers with its
-process id. The forks are whole processes, to be killed, and so are their workers.
+process id. The forks are whole processes, to be killed, and so are their workers. A process that hangs is
+ended, and its standard error says where it was.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -12,22 +14,43 @@ import subprocess
 import sys
 import time
 
+HANGING_SECONDS = 480  # less than a test may take, so that the test can tell
+
 
 def serve(begin):
     """Answer until nobody asks any more; ``begin`` takes a request and gives an exit code, in the fork."""
     for line in sys.stdin:
         request = json.loads(line)
         if isinstance(request, int):
-            answer = os.waitstatus_to_exitcode(os.waitpid(request, 0)[1])
+            answer = _exit_code(request, HANGING_SECONDS)
+            if answer is None:
+                os.kill(request, signal.SIGABRT)  # faulthandler writes where its threads are
+                answer = _exit_code(request, 10)
+            if answer is None:
+                os.kill(request, signal.SIGKILL)
+                answer = _exit_code(request)
         else:
             answer = os.fork()
             if answer == 0:
+                faulthandler.enable()
                 code = begin(request)
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)  # taking torch apart costs a second
         print(answer, flush=True)
     os._exit(0)
+
+
+def _exit_code(pid, seconds=float("inf")):
+    """Of a child, once it has ended; None if it has not within so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, 0 if seconds == float("inf") else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.01)
 
 
 class Server:
@@ -78,19 +101,16 @@ class _Forks:
             os.close(theirs_in)
             os.close(theirs_out)
             self.stdin, self.stdout = os.fdopen(ours_in, "wb"), os.fdopen(ours_out, "rb")
+            while os.getsid(self.pid) != self.pid:  # as Popen returns: whoever ends it kills its session
+                time.sleep(0.001)
             self._code = None
 
         def wait(self, timeout=float("inf")):
             """The exit code, as of a ``subprocess.Popen``."""
-            end = time.monotonic() + timeout
-            while self._code is None:
-                pid, status = os.waitpid(self.pid, 0 if timeout == float("inf") else os.WNOHANG)
-                if pid:
-                    self._code = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() > end:
-                    raise subprocess.TimeoutExpired("worker", timeout)
-                else:
-                    time.sleep(0.01)
+            if self._code is None:
+                self._code = _exit_code(self.pid, timeout)
+            if self._code is None:
+                raise subprocess.TimeoutExpired("worker", timeout)
             return self._code
 
 

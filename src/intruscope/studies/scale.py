@@ -201,7 +201,6 @@ class Scale:
         name: Name on the command line.
         bases: Each with its tasks.
         seeds: Seeds of every run.
-        more_seeds: Additional seeds of LoRA r = 8, by task, for the study of seeds.
         checkpoints: Published fine-tunes that are scanned, not trained. Their names are as the organisation
             forms them; no hub was in reach to check them.
     """
@@ -209,7 +208,6 @@ class Scale:
     name: str
     bases: tuple[Base, ...]
     seeds: tuple[int, ...]
-    more_seeds: Mapping[str, tuple[int, ...]]
     checkpoints: tuple[Checkpoint, ...] = ()
 
     def base(self, name: str) -> Base:

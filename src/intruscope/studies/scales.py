@@ -15,7 +15,7 @@ from intruscope.studies.scale import GROWN, MADE, SHIPPED, Base, Cost, Merging, 
 
 PAPER_ALPHA_TIMES_RATE = 2.4e-3
 """arXiv 2410.21228, appendix A."""
-_IN_DEPTH = ("counts", "trajectory", "seeds", "equal_fit", "correlations", "interventions")
+_IN_DEPTH = ("counts", "trajectory", "equal_fit", "correlations", "interventions")
 """What QQP and MNLI take part in: their pairs are three times as long as SST-2's sentences."""
 _PILOTS = (
     "pilots of 2026-11-26 that were seen before (LOG.md): where LoRA grows intruders and training does not "
@@ -81,7 +81,7 @@ DEMO = Base(
     sweep_examples=64,
     cost=Cost(training=40.0, measuring=25.0, looks=25.0, interventions=220.0, full_width=1.7),
 )
-MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
+MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2))
 
 WIDE = Base(
     name="wide",
@@ -112,7 +112,7 @@ WIDE = Base(
     sweep_examples=64,
 )
 """The shipped model's larger twin: 21M parameters, the same texts, the same task."""
-MIDI = Scale(name="midi", bases=(WIDE,), seeds=(0, 1, 2), more_seeds={})
+MIDI = Scale(name="midi", bases=(WIDE,), seeds=(0, 1, 2))
 
 _TINY = "tried: tiny models learn their planted tasks with them"
 TINY_BERT = Base(
@@ -163,7 +163,7 @@ TINY_LLAMA = Base(
     only={"verses": ("counts", "trajectory", "equal_fit", "interventions")},
     cost=Cost(training=0.5, measuring=0.5, looks=1.0, interventions=2.0),
 )
-SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1), more_seeds={"planted": (2,)})
+SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1))
 
 _PAPER_RANKS = (1, 8, 16, 64, 768)
 ROBERTA = Base(
@@ -219,7 +219,6 @@ PAPER = Scale(
     name="paper",
     bases=(ROBERTA,),
     seeds=(0, 1, 2),
-    more_seeds={"sst2": (3, 4)},
     checkpoints=tuple(
         [
             _llama(task, f"lora_r{rank}", f"{task}-lora-rank-{rank}-alpha-{2 * rank}")
@@ -282,7 +281,7 @@ MERGED_DEMO = replace(
     cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=350.0),
 )
 """The shipped model for the study of merging: five kinds of text, and one head for all."""
-MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2), more_seeds={})
+MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2))
 SCALES = {scale.name: scale for scale in (SMOKE, MINI, MIDI, PAPER, MERGING)}
 
 

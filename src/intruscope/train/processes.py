@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import signal
 import sys
@@ -67,41 +66,28 @@ def join() -> int:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or kind in ("FSDP", "DEEPSPEED"):
         raise UnsupportedFormat(
             "the model is sharded over processes (FSDP or DeepSpeed), but each process must hold the whole "
-            "model "
-            "to save and watch it",
+            "model to save and watch it",
             remedy="use data parallelism: accelerate launch --multi_gpu -m intruscope tune ...",
         )
     return count
 
 
 def leave(code: int = 0) -> None:
-    """Take leave of the other processes at the end of a run; call it last, when the model is let go.
+    """Exit with a code if this run made the process group, without taking the interpreter apart.
 
-    Gloo's threads let go of tensors of Python's, for which they need the interpreter's lock. A thread that
-    asks for it while the interpreter is torn down is ended in the middle of C++, and takes the process with
-    it (SIGABRT), when all its work is done. So the threads end before. A process group that was there before
-    this run is left alone, and nobody is waited for.
-
-    Args:
-        code: What this process is to exit with. Where it is not 0, the others may never come to what is under
-            way between the processes, for which closing the group would wait: then this process exits here,
-            after what is registered for an exit.
+    Gloo's threads release Python's tensors, for which they need the interpreter's lock. If the interpreter is
+    torn down meanwhile, the process ends with SIGABRT. If the group is torn down meanwhile, it may wait
+    forever: a thread waits for that lock while it holds one that the group's destructor waits for. And the
+    group of a process that fails would wait for peers that may never come. So nothing is torn down: what is
+    registered for an exit runs, streams are flushed, and the process ends. A group that was there before is
+    left alone.
     """
-    global _group_is_ours
     if not _group_is_ours:
         return
-    import torch.distributed
-
-    _group_is_ours = False
-    if not torch.distributed.is_initialized():
-        return  # whoever called us has closed it
-    if code != 0:
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
-    torch.distributed.destroy_process_group()
-    gc.collect()  # cycles of the trainer's hold the group, and its threads end with it
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def first(work: Callable[[], T]) -> T:
@@ -164,9 +150,6 @@ def _state() -> Any:
 
     if torch.distributed.is_initialized():
         return PartialState(cpu=not torch.accelerator.is_available())
-    # The group of the moment is a default of its functions, which would keep it if DDP imported it later.
-    import torch.distributed.nn.functional
-
     state = PartialState(cpu=not torch.accelerator.is_available())
     _group_is_ours = torch.distributed.is_initialized()
     return state
