@@ -116,6 +116,7 @@ TABLE = {
             "html": _page("report.compare_page:write_compare_html"),
             "csv": _csv("pair of fine-tunes and matrix"),
             "parquet": _parquet(),
+            "plots": _plots("report.compare_plots:write_compare_plots"),
         },
         summary="report.compare_tables:compare_summary",
         width=120,
