@@ -248,6 +248,11 @@ class LivePair:
             )
         return place.view, tuple(found.values())
 
+    def parameter_of(self, name: str) -> nn.Parameter | None:
+        """The live parameter that holds a matrix or another tensor; None where there is none of that name."""
+        place = self._places.get(name)
+        return None if place is None else self._live[place.parameter]
+
     def _place(self, name: str) -> MatrixPlace:
         found = self._places.get(name)
         if found is not None:
