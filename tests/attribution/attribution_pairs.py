@@ -20,7 +20,7 @@ EXAMPLES = "text,label\nshe waited,0\nall happy families,1\ncall me,1\n"
 
 
 def write_pairs(folder):
-    """Arguments of ``forget_where`` by kind; GPT-2 with LoRA and in full, Llama with DoRA, BERT with a head."""
+    """Base, tuned model and task by kind: GPT-2 with LoRA and in full, Llama with DoRA, BERT with a head."""
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "choices.jsonl").write_text(CHOICES)
     (folder / "examples.csv").write_text(EXAMPLES)

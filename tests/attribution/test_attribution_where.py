@@ -1,13 +1,17 @@
 """Attribution along the path of weights: against a brute-force line integral, and what must hold exactly."""
 
+import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from attribution_pairs import KINDS, write_pairs
 from forgetting_models import TEXT
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
 
 from intruscope.adapters.live_tokenizers import open_tokenizer
 from intruscope.attribution.where import forget_where
@@ -180,3 +184,54 @@ def test_without_a_text_there_is_nothing_to_attribute(pairs):
     base, tuned, _ = pairs[1]["lora"]
     with pytest.raises(UsageError, match="--where needs a text"):
         forget_where(base, tuned, skills=["hellaswag"])
+
+
+def intruder_parts(base_state, tuned_state, epsilon):
+    """Y Yᵀ ΔW of every weight of GPT-2, (in, out), and how many vectors Y has: intruders of the top ten."""
+    found, num = {}, 0
+    for name in base_state:
+        if not name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):
+            continue
+        parts = []
+        count = 3 if "c_attn" in name else 1
+        chunks = (state[name].chunk(count, 1) for state in (base_state, tuned_state))
+        for before, after in zip(*chunks, strict=True):
+            known = torch.linalg.svd(before.T, full_matrices=False).U
+            top = torch.linalg.svd(after.T, full_matrices=False).U[:, :10]
+            intruders = top[:, (known.T @ top).abs().max(0).values < epsilon]
+            parts.append((intruders @ (intruders.T @ (after - before).T)).T)
+            num += intruders.shape[1]
+        found[name] = torch.cat(parts, 1)
+    return found, num
+
+
+def test_the_intruders_part_is_the_derivative_along_their_projection(pairs, attributed):
+    base_path, tuned_path, _ = pairs[1]["lora"]
+    report = attributed("lora").where
+    base = transformers.GPT2LMHeadModel.from_pretrained(base_path).double().eval()
+    adapted = transformers.GPT2LMHeadModel.from_pretrained(base_path)
+    merged = PeftModel.from_pretrained(adapted, tuned_path).merge_and_unload().double().eval()
+    before, after = dict(base.named_parameters()), dict(merged.named_parameters())
+    parts, num_intruders = intruder_parts(before, after, report.epsilon)
+    assert num_intruders == sum(v.verdict == "intruder" for m in report.matrices for v in m.vectors) > 3
+    tokenizer = open_tokenizer(base_path)
+    lines = [tokenizer(line, return_tensors="pt")["input_ids"] for line in TEXT.splitlines()]
+    num_tokens = sum(ids.shape[1] - 1 for ids in lines)
+    model, step, expected = copy.deepcopy(base), 1e-4, 0.0
+    places, weights = np.polynomial.legendre.leggauss(8)
+    with torch.no_grad():
+        for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+            for sign in (1.0, -1.0):
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(torch.lerp(before[name], after[name], place))
+                    if name in parts:
+                        parameter.add_(sign * step * parts[name])
+                # The library's own loss is computed in float32, too coarse for a difference.
+                logits = [(model(input_ids=ids).logits[0, :-1], ids[0, 1:]) for ids in lines]
+                nats = sum(float(cross_entropy(*each, reduction="sum")) for each in logits)
+                expected += weight * sign * nats / num_tokens / (2 * step)
+    found = report.spans[0].forgetting_share * report.total.attributed
+    assert found == pytest.approx(expected, rel=5e-3)
+    energy = sum(float(part.square().sum()) for part in parts.values())
+    total = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    assert report.spans[0].norm_share == pytest.approx(energy / total, rel=1e-6)

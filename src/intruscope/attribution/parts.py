@@ -112,11 +112,13 @@ class ParameterPart:
         import torch
 
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        product = wide * change_of(self.changed)
-        found = [product.sum().reshape(1)]
+        change = change_of(self.changed)
+        whole = torch.dot(wide.flatten(), change.flatten()).reshape(1)
+        found = [whole]
+        is_one = self.is_covered and len(self.matrices) == 1
         for matrix in self.matrices:
-            found.append(matrix.view.cut(product).sum().reshape(1))
             gradient_OI = matrix.view.cut(wide)
+            found.append(whole if is_one else (gradient_OI * matrix.view.cut(change)).sum().reshape(1))
             found.append(((matrix.left_KO @ gradient_OI) * matrix.right_KI).sum(1))
         return torch.cat(found).cpu().double()
 
