@@ -286,7 +286,7 @@ def _bars(where: WhereReport) -> list[ShareBar]:
         found.append(ShareBar(part=span.name, series="squared norm", value=span.norm_share))
         for series, value, interval in (
             ("forgetting", span.forgetting_share, span.forgetting_interval),
-            ("gain", span.gain_share, span.gain_interval),
+            ("the gain", span.gain_share, span.gain_interval),
         ):
             if value is not None:
                 low, high = (value, value) if interval is None else (interval.low, interval.high)
