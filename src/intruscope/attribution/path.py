@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from intruscope.progress import OnProgress
 
 POINTS = (4, 8, 16, 32)
-"""Points of the quadrature; the next number is tried where the parts do not add up. The loss of a few sequences
-can be rough along the path (LOG.md, 2026-12-01); over many sequences this averages out."""
+"""Points of the quadrature; the next number is tried where the parts do not add up. The loss of a few
+sequences can be rough along the path (LOG.md, 2026-12-01); over many sequences this averages out."""
 TOLERANCE = 0.01
 """Largest difference of attributed and measured, as a fraction of measured."""
 ROUNDING = 1e-5
