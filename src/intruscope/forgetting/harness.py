@@ -13,6 +13,7 @@ import json
 import logging
 import random
 import re
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -155,10 +156,13 @@ class Harness:
                     fewshot_as_multiturn=True,
                 )
             except (KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
+                # Its assertions say nothing, but the function that made one does.
+                reason = str(error) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
                 raise MalformedInput(
                     f"lm-evaluation-harness failed on these tasks ({type(error).__name__}: "
-                    f"{printable(error)})",
-                    remedy="run lm_eval on the base alone to see which task is at fault, and leave it out",
+                    f"{printable(reason)})",
+                    remedy="check that no prompt or answer is empty or breaks off within a word, or run "
+                    "lm_eval on the base alone to see which task is at fault",
                 ) from error
         return tuple(_gathered(found))
 
