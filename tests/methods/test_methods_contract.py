@@ -34,7 +34,7 @@ def _names(cases):
 
 
 def _setting(**changes):
-    return Setting(total_steps=tiny.STEPS, batches=tiny.batches(), **changes)
+    return Setting(total_steps=tiny.STEPS, batches=tiny.batches(), kept=tiny.batches(2), **changes)
 
 
 def _attach(method, model, **changes):

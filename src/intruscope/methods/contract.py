@@ -126,6 +126,7 @@ class Setting:
             model that is no language model is so without being named.
         total_steps: Optimiser steps of the run, for methods with a schedule.
         batches: Batches as the model takes them, for methods that start from data (EVA).
+        kept: Batches of text whose knowledge is to be kept, for methods that start from it (LoRA-Null).
         tuned: A model that was fine-tuned from this one, for methods that approximate its update (construct).
         seed: Of everything random in the start.
     """
@@ -134,6 +135,7 @@ class Setting:
     train_whole: tuple[str, ...] = ()
     total_steps: int | None = None
     batches: Iterable[Mapping[str, Any]] | None = None
+    kept: Iterable[Mapping[str, Any]] | None = None
     tuned: nn.Module | None = None
     seed: int = 0
 
