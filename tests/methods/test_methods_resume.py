@@ -18,7 +18,8 @@ STEPS = 6
 
 def prepared(method, folder):
     """Six steps of two accumulated batches, a checkpoint after the third."""
-    targets = Setting(targets=("q_proj", "down_proj"), total_steps=STEPS, batches=tiny.batches())
+    data = {"batches": tiny.batches(), "kept": tiny.batches(2)}
+    targets = Setting(targets=("q_proj", "down_proj"), total_steps=STEPS, **data)
     attached = method.attach(tiny.fresh("linear"), targets, method.options())
     rows = [{key: values[i] for key, values in batch.items()} for batch in tiny.batches(4) for i in range(4)]
     arguments = transformers.TrainingArguments(

@@ -56,6 +56,12 @@ def tune(
         panel="Input",
         metavar="SOURCE",
     ),
+    keep_text: tuple[str, ...] = option(
+        (),
+        help="General text whose knowledge is to be kept, for methods that start from it (corda, lora_null).",
+        panel="Input",
+        metavar="SOURCE",
+    ),
     tokenizer: Path | None = TOKENIZER,
     allow_pickle: bool = ALLOW_PICKLE,
     method: MethodOptions,
@@ -84,7 +90,7 @@ def tune(
     find(asked.method).options(method.given)
     require_lab()
     name = parse_name(base)
-    files = [Path(each) for each in (*text, *forget_text, task, eval) if each is not None]
+    files = [Path(each) for each in (*text, *forget_text, *keep_text, task, eval) if each is not None]
     check_output(out, [*([name.path] if name.path else []), *(file for file in files if file.is_file())])
     quiet = quiet or not is_first()
     if not quiet:
@@ -98,6 +104,7 @@ def tune(
             data=data,
             held_out=tasks.load(eval) if eval is not None else None,
             forget_text=forget_text,
+            keep_text=read_texts(list(keep_text), field=field) if keep_text else None,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
             on_progress=on_progress,

@@ -199,6 +199,7 @@ class Method:
         mergeable: A plain matrix can replace it after training.
         plain_lora: What it saves is an ordinary PEFT LoRA (or DoRA) that loads without Intruscope.
         own_optimizer: Training by another optimiser than :meth:`Attached.optimizer` is another method.
+        needs_kept: It starts from text whose knowledge is to be kept, and cannot do without.
         departures: Where it departs from the contract.
         rate: Learning rate where no recipe gives one: of methods without alpha, where it could be cited.
         rate_source: Where it is from, and on what it was used.
@@ -225,6 +226,7 @@ class Method:
     mergeable: bool = True
     plain_lora: bool = False
     own_optimizer: bool = False
+    needs_kept: bool = False
     rate: float | None = None
     rate_source: str = ""
     departures: frozenset[Departure] = frozenset()

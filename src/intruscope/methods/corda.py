@@ -88,4 +88,5 @@ METHOD = Method(
     num_trainable=lora_numbers,
     max_rank=doubled_rank,
     plain_lora=True,
+    needs_kept=True,
 )

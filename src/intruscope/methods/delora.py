@@ -64,5 +64,7 @@ METHOD = Method(
     load=load_peft,
     num_trainable=num_trainable,
     max_rank=lora_rank,
+    rate=1e-3,
+    rate_source="PEFT's documentation of DeLoRA: 10 to 100 times LoRA's, from 1e-3",
     layers=frozenset({"linear"}),
 )

@@ -105,4 +105,5 @@ METHOD = Method(
     num_trainable=num_trainable,
     max_rank=max_rank,
     plain_lora=True,
+    needs_kept=True,
 )
