@@ -36,7 +36,7 @@ def main() -> None:
         help="new folder for the study; intruscope study run --known can reuse it",
     )
     given = parser.parse_args()
-    scale = replace(scales.MINI, bases=(scales.DEMO,), more_seeds={})
+    scale = replace(scales.MINI, bases=(scales.DEMO,))
     seeds = list(range(given.seeds))
     num_runs = len(pool.wanted(places(scale, [given.study], of_seeds=seeds)))
     with tempfile.TemporaryDirectory() as folder:

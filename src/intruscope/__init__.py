@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
     from intruscope.compare.settings import CompareSettings
+    from intruscope.diagnose import diagnose
+    from intruscope.diagnose.records import DiagnoseReport
+    from intruscope.diagnose.settings import DiagnoseSettings
     from intruscope.engine.settings import RunOptions
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
-    from intruscope.forgetting.forget import forget
-    from intruscope.forgetting.records import ForgettingReport
+    from intruscope.forgetting.forget import forget, forget_fleet
+    from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
+    from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
@@ -53,7 +57,10 @@ __all__ = [
     "ChainSettings",
     "CompareReport",
     "CompareSettings",
+    "DiagnoseReport",
+    "DiagnoseSettings",
     "ExtractPlan",
+    "FleetForgettingReport",
     "ForgettingReport",
     "InspectReport",
     "IntruderWatch",
@@ -70,6 +77,7 @@ __all__ = [
     "ScanReport",
     "ScanSettings",
     "ScanTotals",
+    "SkillSettings",
     "SweepReport",
     "SweepSettings",
     "TuneReport",
@@ -77,8 +85,10 @@ __all__ = [
     "VerifyReport",
     "chain",
     "compare",
+    "diagnose",
     "extract",
     "forget",
+    "forget_fleet",
     "inspect",
     "linalg",
     "load_task",
@@ -97,7 +107,10 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "CompareReport": "intruscope.compare.records",
     "CompareSettings": "intruscope.compare.settings",
+    "DiagnoseReport": "intruscope.diagnose.records",
+    "DiagnoseSettings": "intruscope.diagnose.settings",
     "ExtractPlan": "intruscope.extract.plan",
+    "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
@@ -114,6 +127,7 @@ _HOMES = {
     "ScanReport": "intruscope.spectra.records",
     "ScanSettings": "intruscope.spectra.records",
     "ScanTotals": "intruscope.spectra.totals",
+    "SkillSettings": "intruscope.forgetting.settings",
     "SweepReport": "intruscope.sweep.records",
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
@@ -121,8 +135,10 @@ _HOMES = {
     "VerifyReport": "intruscope.verify.records",
     "chain": "intruscope.sequence.chain",
     "compare": "",
+    "diagnose": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "forget_fleet": "intruscope.forgetting.forget",
     "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",

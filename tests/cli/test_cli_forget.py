@@ -82,6 +82,58 @@ def test_fast_masks_and_a_classification(folder, tmp_path):
         assert part in done.stdout, part
 
 
+def test_gates_fail_with_code_1_after_everything_is_written(folder, pair, tmp_path):
+    text = ["--text", folder / "text.txt", "--context", "32", "--json", tmp_path / "forget.json"]
+    done = invoke("forget", *pair, *text, "--fail-on", "forgetting > 0.0001, forgetting_low > 100")
+    assert done.returncode == 1
+    assert done.stderr.startswith("gate forgetting > 0.0001 tripped: the value is 0.")
+    assert done.stderr.count("tripped") == 1
+    gates = json.loads((tmp_path / "forget.json").read_text())["gates"]
+    assert [(gate["gate"], gate["tripped"]) for gate in gates] == [
+        ("forgetting > 0.0001", True), ("forgetting_low > 100", False),
+    ]  # fmt: skip
+    assert invoke("forget", *pair, *text, "--fail-on", "forgetting > 100").returncode == 0
+    refused = invoke("forget", *pair, *text, "--fail-on", "skills_lost > 0")
+    assert_message(refused, 2, "cannot be checked without --skills")
+
+
+def test_several_fine_tunes_in_one_table(folder, tmp_path):
+    causal = folder / "causal"
+    out = tmp_path / "fleet.json"
+    done = invoke(
+        "forget", causal / "base", causal / "lora", causal / "full", "--text", folder / "text.txt",
+        "--context", "32", "--json", out, "--fail-on", "forgetting > 0.0001",
+    )  # fmt: skip
+    assert done.returncode == 1
+    data = json.loads(out.read_text())
+    assert (data["schema"], data["labels"]) == ("intruscope.forget-fleet/1", ["lora", "full"])
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    table = {row[0]: row[1:] for row in rows if row[0] in ("base", "lora", "full")}
+    for label, report in zip(data["labels"], data["reports"], strict=True):
+        assert table[label][0] == f"{report['tuned']['loss']:.4f}"
+        assert table[label][1] == f"{report['forgetting']['estimate']:+.3f}"
+    assert done.stderr.count("tripped for ") == 2
+
+
+def test_skills_beside_the_loss(folder, pair, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    from harness_tasks import write_task
+
+    task = write_task(tmp_path, "endings", metric_list=[{"metric": "acc"}])
+    done = invoke(
+        "forget", *pair, "--text", folder / "text.txt", "--context", "32", "--skills", task, "--shots", "1",
+        "--max-items", "12", "--json", tmp_path / "f.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (skill,) = json.loads((tmp_path / "f.json").read_text())["skills"]["figures"]
+    shown = " ".join(done.stdout.split())
+    for part in ("endings (acc)", f"{skill['tuned']['estimate']:.3f}", " 12 ", "1 examples in the prompt"):
+        assert part in shown, part
+    assert shown.startswith("The fine-tune forgot")
+    assert "Skills:" in shown
+
+
 def test_help_says_what_a_sequence_is_by_default():
     done = invoke("forget", "--help")
     assert done.returncode == 0
@@ -111,7 +163,7 @@ class TestRefused:
         assert done.stdout == ""
 
     def test_no_text(self, pair):
-        assert_message(invoke("forget", *pair), 2, "Missing option '--text'", "see intruscope forget --help")
+        assert_message(invoke("forget", *pair), 2, "nothing to measure forgetting on", "--text", "--skills")
 
     def test_a_text_that_is_not_there(self, pair):
         self.refused(2, "no such file", models=pair, text="nowhere.txt")

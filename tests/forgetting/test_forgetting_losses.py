@@ -6,7 +6,7 @@ import torch
 from forgetting_models import MASKED, TEXT
 
 from intruscope.errors import IntruscopeError
-from intruscope.forgetting.losses import Forward, _batches, _rows, measure
+from intruscope.forgetting.losses import Forward, _batches, measure, rows_of
 from intruscope.forgetting.texts import Corpus, Document
 from intruscope.forgetting.windows import cut
 
@@ -114,15 +114,15 @@ def test_the_exact_pseudo_loss(batch, models):
 def test_the_fast_protocol_masks_every_token_once_and_the_same_for_every_model(models):
     language = models("bert")
     sequences = cut(corpus(TEXT), language)
-    rows = _rows(sequences.windows, "fast", 7)
+    rows = rows_of(sequences.windows, "fast", 7)
     for index, window in enumerate(sequences.windows):
         own = [row.positions for row in rows if row.window is window]
         assert sorted(np.concatenate(own)) == list(window.scored), index
         assert max(map(len, own)) - min(map(len, own)) <= 1
         assert len(own) == min(len(window.scored), 7)
-    again = _rows(cut(corpus(TEXT), models("albert")).windows, "fast", 7)
+    again = rows_of(cut(corpus(TEXT), models("albert")).windows, "fast", 7)
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(rows, again, strict=True))
-    other = _rows(sequences.windows, "fast", 8)
+    other = rows_of(sequences.windows, "fast", 8)
     assert not all(np.array_equal(a.positions, b.positions) for a, b in zip(rows, other, strict=True))
     got = measure(language, sequences, protocol="fast", seed=7, batch_tokens=97)
     line, window = TEXT.splitlines()[0], sequences.windows[0]
@@ -138,7 +138,7 @@ def test_the_head_is_run_on_scored_positions_alone(name, models):
     protocol = "causal" if language.kind == "causal" else "fast"
     whole, cut_down = (Forward(language, masked=language.kind == "masked") for _ in range(2))
     whole._cuts = False
-    rows = _rows(sequences.windows, protocol, 0)
+    rows = rows_of(sequences.windows, protocol, 0)
     seen = []
     head = language.model.get_output_embeddings()
     for batch in _batches(rows, 200, whole.num_words):
@@ -157,7 +157,7 @@ def test_a_head_that_looks_at_other_positions_keeps_them_all(models):
     language.model.cls.forward = lambda hidden: decoder(hidden) + hidden[:, :1].amax()
     sequences = cut(corpus(TEXT), language)
     forward = Forward(language, masked=True)
-    rows = _rows(sequences.windows, "fast", 0)
+    rows = rows_of(sequences.windows, "fast", 0)
     forward.nats(rows[:6])
     assert forward._cuts is False
 

@@ -16,6 +16,7 @@ from intruscope.adapters.opening import open_pair
 from intruscope.adapters.pairing import pair_adapter
 from intruscope.errors import IntruscopeError, UnsupportedFormat, UsageError
 from intruscope.methods import registered
+from intruscope.methods.attached import switched_off
 from intruscope.methods.contract import Attached, Setting
 from intruscope.methods.targets import targets_of
 from intruscope.weights.matrices import DenseUpdate
@@ -165,6 +166,19 @@ def test_what_is_frozen_stays_bit_for_bit(case):
         base = getattr(module, "base_layer", module)
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
         assert torch.equal(weight.float(), case.before[name]), name
+
+
+def test_a_trained_adapter_that_is_switched_off_leaves_the_base(case):
+    """And it is trained as before when it is on again."""
+    if not isinstance(case.attached.model, PeftModel) or "moves_base" in case.method.departures:
+        pytest.skip("there is no adapter on an unchanged base")
+    model = case.attached.model
+    on = tiny.logits(model)
+    with switched_off(model):
+        off = tiny.logits(model)
+    assert torch.equal(off, case.base_logits) and not torch.equal(on, off)
+    assert torch.equal(tiny.logits(model), on)
+    assert [name for name, _ in case.attached.trainable()] == list(case.moving)
 
 
 def test_the_merged_model_computes_the_same(case):

@@ -39,8 +39,14 @@ def put(row, path, value):
 
 
 def whole(rows):
-    """Counts as counts: rounded, never negative; fifths as lists."""
+    """Counts as counts: rounded, never negative; fifths as lists; forgetting at equal fit as looks."""
     for row in rows:
+        if "forgetting_at_fit" in row:
+            at_fit = row.pop("forgetting_at_fit")
+            row["looks"] = [
+                {"held_out_loss": 1.0, "forgetting": 0.0},
+                {"held_out_loss": 0.5, "forgetting": at_fit},
+            ]
         for name in (
             "count",
             "count_attention",

@@ -239,8 +239,11 @@ def refused(*arguments, code):
 
 def test_the_plan_is_printed_and_nothing_is_made(tmp_path, capsys):
     here("run", "all", "--scale", "mini", "--out", tmp_path / "none", "--dry-run")
-    assert "176 runs, 21 chains" in capsys.readouterr().out
+    assert "174 runs, 21 chains" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+    here("run", "all", "--scale", "mini", "--out", tmp_path / "none", "--known", "shipped", "--dry-run")
+    told = capsys.readouterr()
+    assert "mini: nothing is left to run" in told.out and "195 runs are there already" in told.err
 
 
 def test_too_few_seeds_are_said_before_anything_is_run(tmp_path, capsys):

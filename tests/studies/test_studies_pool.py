@@ -160,6 +160,26 @@ def test_a_machine_that_does_not_see_the_study_or_is_of_another_version_ends_all
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
 
 
+def test_what_a_run_took_before_it_was_killed_counts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.01)
+    kept = tmp_path / "runs" / assignment(tmp_path).work.key / "spent.json"
+
+    def killed(assignment, folder):
+        deadline = time.monotonic() + 20
+        while not kept.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise KeyboardInterrupt  # nobody catches it, as nobody does a signal
+
+    monkeypatch.setattr(execute_module, "_done", killed)
+    with pytest.raises(KeyboardInterrupt):
+        execute(assignment(tmp_path))
+    kept.write_text('{"seconds": 100.0, "core_seconds": 50.0}')
+    monkeypatch.setattr(execute_module, "_done", lambda assignment, folder: {"status": "ok"})
+    found = execute(assignment(tmp_path))
+    assert 100.0 <= found["seconds"] < 120.0 and 50.0 <= found["core_seconds"] < 70.0
+    assert json.loads(kept.read_text()) == {name: found[name] for name in ("seconds", "core_seconds")}
+
+
 def test_two_processes_never_work_on_one_run(tmp_path, monkeypatch):
     """One of a machine that was lost may live on for a while: it is waited for."""
     at_work = []

@@ -15,6 +15,7 @@ from intruscope.studies.scales import MINI
 
 CONTRACT = {
     "id", "text", "paper_version", "recipe", "verdict", "reason", "results", "num_runs", "seeds",
+    "by_task", "heterogeneity",
 }  # fmt: skip
 
 
@@ -178,6 +179,12 @@ def test_committed_results_give_verdicts_with_their_path(tmp_path, records):
     assert claims["C1"]["verdict"] == "holds"
     assert claims["C1"]["results"] == str(tmp_path / "mini" / FILE)
     assert claims["C1"]["seeds"] == [0, 1, 2]
+    (alone,) = (each for each in claims["C1"]["by_task"] if each["task"] == "sst2")
+    assert (alone["base"], alone["verdict"]) == ("minilm-mlm", "holds")
+    first, *_ = alone["figures"]
+    assert first["finding"] == "supported" and first["low"] <= first["estimate"] <= first["high"]
+    assert 0.0 <= claims["C1"]["heterogeneity"]["p"] <= 1.0
+    assert claims["C19"]["by_task"] == [] and claims["C19"]["heterogeneity"] is None
     assert claims["C19"]["verdict"] is None
     assert claims["C19"]["results"] is None
     json.dumps(claims, allow_nan=False)

@@ -61,16 +61,22 @@ def test_figures_of_a_chain_are_the_claims():
     assert found["counts_by_stage"] == [2, 5, 9]
 
 
-def test_the_choice_by_intruders_skips_runs_without_an_accuracy():
+def test_the_choice_by_intruders_is_between_models_that_fit_alike():
     rows = runs(
         {
-            f"arm{i}": {"count": 10 * i, "update_norm": i, "forgetting": i, "accuracy": (0.8, 0)}
+            f"arm{i}": {"count": 10 * i, "update_norm": i, "forgetting": i, "held_out_loss": (0.5, 0)}
             for i in range(4)
         }
     )
-    texts = [{**row, "task": "text", "accuracy": None} for row in rows]
-    assert str(c21(rows + texts)[0]) == str(c21(rows)[0])
-    assert "not measured" in str(c21(texts)[0])
+    assert c21(rows)[1].estimate.estimate == 1.0
+    # One that fits differently has no pair, whatever it forgets.
+    other = [
+        {**row, "arm": "other", "held_out_loss": 0.6, "forgetting": -1.0}
+        for row in rows
+        if row["arm"] == "arm3"
+    ]
+    assert str(c21(rows + other)[1]) == str(c21(rows)[1])
+    assert "not measured" in str(c21([{**row, "held_out_loss": None} for row in rows])[1])
 
 
 def test_missing_data_are_named_with_their_place(tmp_path):

@@ -134,6 +134,11 @@ def test_a_method_that_starts_from_text_to_keep_leaves_it_as_it_is(kind, tmp_pat
         UsageError, match="lora does not start from text to keep, so --keep-text has no effect"
     ):
         tune(str(base), out=tmp_path / "none", settings=settings("lora"), data=data, keep_text=keep)
+    with pytest.raises(UsageError, match="measured on is also the text to keep"):
+        tune(
+            str(base), out=tmp_path / "none", settings=settings("lora_null"), data=data, keep_text=keep,
+            forget_text=[kept],
+        )  # fmt: skip
     assert not (tmp_path / "none").exists()
 
 

@@ -221,6 +221,38 @@ class LivePair:
         """The same for the tuned model."""
         return self._cut(self._tuned, name)
 
+    def layers_with(self, name: str) -> tuple[TensorView, tuple[nn.Module, ...]]:
+        """Where a matrix lies in a live weight, and the linear layers that compute with that weight.
+
+        Both the language model and the model with a head have such a layer; they share the weight.
+
+        Raises:
+            UnsupportedFormat: no linear layer holds a matrix of that name.
+        """
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D
+
+        place = self._place(name)
+        weight = self._live[place.parameter]
+        found: dict[int, nn.Module] = {}
+        for each in (self._language, self._task, self._choices):
+            if isinstance(each, (LanguageModel, TaskModel)):
+                for module in each.model.modules():
+                    if isinstance(module, (nn.Linear, Conv1D)) and module.weight is weight:
+                        found[id(module)] = module
+        if place.view is None or not found:
+            raise UnsupportedFormat(
+                "this matrix is not the weight of a linear layer, so it cannot be changed during training",
+                remedy="use an intervention without training, such as intruders or uniform",
+                tensor=name,
+            )
+        return place.view, tuple(found.values())
+
+    def parameter_of(self, name: str) -> nn.Parameter | None:
+        """The live parameter that holds a matrix or another tensor; None where there is none of that name."""
+        place = self._places.get(name)
+        return None if place is None else self._live[place.parameter]
+
     def _place(self, name: str) -> MatrixPlace:
         found = self._places.get(name)
         if found is not None:

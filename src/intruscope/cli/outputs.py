@@ -83,6 +83,14 @@ def _plots(writer: str) -> Output:
 
 
 TABLE = {
+    "diagnose": Written(
+        files={
+            "json": _REPORT,
+            "html": _page("report.diagnose_page:write_diagnose_html"),
+        },
+        summary="report.diagnose:diagnose_summary",
+        width=100,
+    ),
     "scan": Written(
         files={
             "json": _REPORT,
@@ -134,6 +142,7 @@ TABLE = {
     "forget": Written(
         files={"json": _REPORT},
         summary="report.forgetting:forgetting_summary",
+        width=100,
     ),
     "repair": Written(
         files={"json": _json("repair.manifest:plan_record", "plan")}, summary="report.repair:repair_table"

@@ -132,7 +132,7 @@ def run(
     chosen = _claims(claims, scale)
     recipes = list(dict.fromkeys(claim.recipe for claim in chosen))
     if dry_run:
-        _plan(chosen, scale, seeds, None)
+        _plan(chosen, scale, seeds, None, out=out, known=known)
         return
     from intruscope.studies.scales import find_scale
 
@@ -222,7 +222,7 @@ def _warn_of_few_seeds(
     """Before hours are spent: which claims cannot be decided by the runs of these seeds."""
     from intruscope.studies.folder import is_study, study_records
     from intruscope.studies.inputs import check_seeds
-    from intruscope.studies.judge import places_with, too_few_seeds
+    from intruscope.studies.judge import FEWEST_SEEDS, places_with, too_few_seeds
     from intruscope.studies.recipes import places
 
     if seeds is not None:
@@ -235,7 +235,7 @@ def _warn_of_few_seeds(
     if few:
         names = ", ".join(claim.id for claim in few)
         note(
-            f"{names} will stay undecided: verdicts need at least {few[0].min_seeds} seeds per task; "
+            f"{names} will stay undecided: verdicts need at least {FEWEST_SEEDS} seeds per task; "
             "add some, for example --seeds 0,1,2"
         )
 
@@ -279,18 +279,35 @@ def _records(out: Path | None, scale_name: str | None) -> tuple[str, dict[str, R
     return found[0], read_results(found[1])[0]
 
 
-def _plan(claims: Sequence[Claim], scale: str, seeds: Sequence[int] | None, json: str | None) -> None:
+def _plan(
+    claims: Sequence[Claim],
+    scale: str,
+    seeds: Sequence[int] | None,
+    json: str | None,
+    *,
+    out: Path | None = None,
+    known: Sequence[str] = (),
+) -> None:
     from intruscope.report.study import plan_json, plan_table
+    from intruscope.studies.folder import is_study, study_records
+    from intruscope.studies.known import read_known
     from intruscope.studies.recipes import places
     from intruscope.studies.scales import find_scale
 
     found: Scale = find_scale(scale)
     chosen = list(seeds) if seeds else None
     _warn_of_few_seeds(claims, found, chosen)
-    planned = places(found, [claim.recipe for claim in claims], of_seeds=chosen)
+    every = places(found, [claim.recipe for claim in claims], of_seeds=chosen)
+    there = {key for name in known for key in read_known(name, found).records}
+    if out is not None and is_study(out):
+        there |= study_records(out)[1].keys()
+    planned = [place for place in every if place.work.key not in there]
+    num_there = len({place.work.key for place in every} & there)
     write_record(plan_json(planned, found), json)
     if json != "-":
         show([plan_table(planned, found)], width=110)
+    if num_there:
+        note(f"{num_there} runs are there already; known ones are taken if they read the same inputs")
 
 
 def _claims(names: Sequence[str], scale: str | None = None) -> Sequence[Claim]:

@@ -9,6 +9,7 @@ from intruscope.cli.groups import FIELD, QUIET, TEXT, Pair, TaskData
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars
 from intruscope.engine.settings import RunOptions
+from intruscope.fitting.settings import FitSettings
 from intruscope.options import REQUIRED, option
 from intruscope.sweep.records import SweepSettings
 from intruscope.sweep.settings import MeasureOptions
@@ -25,19 +26,37 @@ def sweep(
     ),
     text: tuple[str, ...] = TEXT,
     field: str | None = FIELD,
+    fit_task: str | None = option(
+        None,
+        help="Examples for the fixes that are fitted to data, disjoint from those of --task (default: a "
+        "third of the task is set aside).",
+        panel="Input",
+        metavar="TASK",
+        needs=("--controls",),
+    ),
+    fit_text: tuple[str, ...] = option(
+        (),
+        help="Text for the fixes that are fitted to data, disjoint from that of --text (default: a third of "
+        "the text is set aside).",
+        panel="Input",
+        metavar="SOURCE",
+        needs=("--controls",),
+    ),
     tasks: TaskData,
     settings: SweepSettings,
     measuring: MeasureOptions,
+    fitting: FitSettings,
     outputs: Annotated[Outputs, Writes("sweep")],
     options: Annotated[RunOptions, only(RunOptions, "workers", "work_dir", "fresh")],
     quiet: bool = QUIET,
 ) -> None:
     """Measure what scaling the intruders down gains and costs, next to controls of the same size.
 
-    Recommends a strength for 'intruscope repair', or says that none is worth it. Writes no model. Needs the
-    'lab' extra.
+    Recommends a strength for 'intruscope repair', or says that none is worth it. With fitted or replay among
+    the controls, also names the best fix of all. Writes no model. Needs the 'lab' extra.
     """
-    outputs.check(pair.names, others=[options.work_dir], files=[task, *text])
+    fit_files = [*([] if fit_task is None else [fit_task]), *fit_text]
+    outputs.check(pair.names, others=[options.work_dir], files=[task, *text, *fit_files])
     from intruscope.sweep.measure import sweep as run_sweep
     from intruscope.sweep.run import checked_settings
 
@@ -50,6 +69,9 @@ def sweep(
             field=field,
             settings=settings,
             measuring=measuring,
+            fit_task=None if fit_task is None else tasks.load(fit_task),
+            fit_text=fit_text or None,
+            fitting=fitting,
             options=options,
             allow_pickle=pair.allow_pickle,
             outputs=outputs.paths,

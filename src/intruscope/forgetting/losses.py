@@ -77,7 +77,7 @@ class SequenceLosses:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Row:
+class Row:
     """One row of a batch: an input, and the positions whose tokens it predicts."""
 
     window: Window
@@ -137,7 +137,7 @@ def measure(
         MalformedInput: a loss is NaN or infinite.
         ResourceExhausted: a batch does not fit on the device.
     """
-    rows = _rows(sequences.windows, protocol, seed)
+    rows = rows_of(sequences.windows, protocol, seed)
     nats = np.zeros(sequences.num_sequences)
     tokens = np.zeros(sequences.num_sequences, dtype=np.int64)
     forward = Forward(language, masked=protocol != "causal")
@@ -161,11 +161,17 @@ def positions_per_sequence(sequences: Sequences, protocol: Protocol) -> NDArray[
     return found
 
 
-def _rows(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[_Row]:
-    """All rows, longest first: memory runs out at once or never, and neighbours need little padding."""
-    rows: list[_Row] = []
+def rows_of(windows: Sequence[Window], protocol: Protocol, seed: int) -> list[Row]:
+    """All rows, longest first: memory runs out at once or never, and neighbours need little padding.
+
+    Args:
+        windows: Inputs of a model.
+        protocol: How losses are computed.
+        seed: Random seed of the fast protocol's masks.
+    """
+    rows: list[Row] = []
     for index, window in enumerate(windows):
-        rows += [_Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
+        rows += [Row(window=window, positions=group) for group in _groups(window, index, protocol, seed)]
     return sorted(rows, key=len, reverse=True)
 
 
@@ -184,9 +190,9 @@ def _num_groups(window: Window, protocol: Protocol) -> int:
     return min(len(window.scored), most)
 
 
-def _batches(rows: list[_Row], batch_tokens: int, num_words: int) -> Iterator[list[_Row]]:
+def _batches(rows: list[Row], batch_tokens: int, num_words: int) -> Iterator[list[Row]]:
     """Rows that run together: within the limits, and of similar length where there are enough of them."""
-    batch: list[_Row] = []
+    batch: list[Row] = []
     num_scored = num_real = 0
     for row in rows:
         if batch:
@@ -223,7 +229,7 @@ class Forward:
         self._pad_id = padding if padding is not None and padding < self.num_words else 0
         self._cuts: bool | None = None if self._model.base_model is not self._model else False
 
-    def nats(self, batch: list[_Row]) -> NDArray[np.float64]:
+    def nats(self, batch: list[Row]) -> NDArray[np.float64]:
         """Negative log-probability of every scored token, row by row.
 
         Raises:
@@ -232,26 +238,37 @@ class Forward:
         import torch
         from torch.nn.functional import cross_entropy
 
+        with torch.inference_mode():
+            lost: torch.Tensor = cross_entropy(*self.logits(batch), reduction="none")
+            found: NDArray[np.float64] = lost.cpu().double().numpy()
+        return found
+
+    def logits(self, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of every scored token (M, words) in float32 or wider, and the tokens themselves (M,).
+
+        They carry gradients where the caller's mode allows it.
+
+        Raises:
+            ResourceExhausted: a batch does not fit on the device.
+        """
+        import torch
+
         arrays = self._arrays(batch)
         try:
             if self._cuts is None:
                 few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
                 self._cuts = self._may_cut(*few[:4])
             tensors = [torch.from_numpy(array).to(self._model.device) for array in arrays]
-            with torch.inference_mode():
-                run = self._cut_run if self._cuts else self._whole_run
-                logits_MV = run(*tensors[:4])
-                wide = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-                lost: torch.Tensor = cross_entropy(wide, tensors[4], reduction="none")
+            run = self._cut_run if self._cuts else self._whole_run
+            logits_MV = run(*tensors[:4])
+            return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), tensors[4]
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(
                 f"not enough memory on {self._model.device} for a batch of {arrays[0].size} token positions",
                 remedy="lower --batch-tokens, or choose another --device",
             ) from error
-        found: NDArray[np.float64] = lost.cpu().double().numpy()
-        return found
 
-    def _arrays(self, batch: list[_Row]) -> tuple[NDArray[np.int64], ...]:
+    def _arrays(self, batch: list[Row]) -> tuple[NDArray[np.int64], ...]:
         """Ids and attention (B, T); the row, position to read and target of each scored token (M,)."""
         ids = np.full((len(batch), max(map(len, batch))), self._pad_id, dtype=np.int64)
         attention = np.zeros_like(ids)

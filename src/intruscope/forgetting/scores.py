@@ -103,7 +103,7 @@ def _classify(
     import torch
 
     targets = np.asarray(task.numbers(model.labels), dtype=np.int64)
-    encoded, num_truncated = _encoded(model, task.texts, max_tokens)
+    encoded, num_truncated = encoded_texts(model, task.texts, max_tokens)
     logits = _head_outputs(model, encoded, task.name, batch_tokens, on_progress)
     nats = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="none")
     return TaskScore(
@@ -120,7 +120,7 @@ def _choose_by_head(
 ) -> TaskScore:
     """The head scores each ending with its prompt; the highest is the answer."""
     texts = [pair for choice in task.choices for pair in zip(choice.prompts, choice.endings, strict=True)]
-    encoded, num_truncated = _encoded(model, texts, max_tokens)
+    encoded, num_truncated = encoded_texts(model, texts, max_tokens)
     scores = _head_outputs(model, encoded, task.name, batch_tokens, on_progress)[:, 0].double().numpy()
     return _chosen(task, scores, num_truncated)
 
@@ -178,9 +178,19 @@ def encode_pair(
     return dict(tokenizer(first, second, truncation=True, max_length=limit)), True
 
 
-def _encoded(
+def encoded_texts(
     model: TaskModel, texts: Sequence[tuple[str, str | None]], max_tokens: int | None
 ) -> tuple[list[dict[str, list[int]]], int]:
+    """Encode the inputs of a head.
+
+    Args:
+        model: The head's model and tokenizer.
+        texts: One text or two for each input.
+        max_tokens: Truncate to this many tokens, or to the model's longest input.
+
+    Returns:
+        The encoded inputs, and how many of them were truncated.
+    """
     limits = [limit for limit in (max_tokens, model.max_context) if limit is not None]
     limit = min(limits) if limits else None
     pairs = [encode_pair(model.tokenizer, first, second, limit) for first, second in texts]
@@ -204,7 +214,7 @@ def _head_outputs(
     while done < len(order):
         longest = len(encoded[order[done]]["input_ids"])
         chosen = order[done : done + max(1, batch_tokens // longest)]
-        batch = _padded([encoded[i] for i in chosen], head.config.pad_token_id, head.device)
+        batch = padded_batch([encoded[i] for i in chosen], head.config.pad_token_id, head.device)
         if not model.labels:  # takes (examples, choices, tokens); here each choice is its own example
             batch = {key: value.unsqueeze(1) for key, value in batch.items()}
         try:
@@ -227,10 +237,16 @@ def _head_outputs(
     return torch.stack(found)
 
 
-def _padded(
+def padded_batch(
     encoded: list[dict[str, list[int]]], padding: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """A batch padded on the right, with the id by which a causal classifier finds the end of a text."""
+    """A batch padded on the right, with the id by which a causal classifier finds the end of a text.
+
+    Args:
+        encoded: What a tokenizer gives for each text.
+        padding: The id of the padding token.
+        device: Where the batch will be.
+    """
     import torch
 
     longest = max(len(one["input_ids"]) for one in encoded)

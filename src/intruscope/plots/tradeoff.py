@@ -19,20 +19,28 @@ _ORDER = (1, 0, 2, 5, 3, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class TradePoint:
-    """One strength: what the task gains (or, below zero, loses), and the forgetting that is won back."""
+    """One setting: what the task gains (or, below zero, loses), and the forgetting that is won back."""
 
-    strength: float
+    setting: float
     task: Three
     forgetting: Three
 
 
 @dataclass(frozen=True, kw_only=True)
 class TradeSeries:
-    """One edit or control at all its strengths."""
+    """One edit or control at all its strengths; or a fit at all its weights.
+
+    Attributes:
+        label: In the legend.
+        is_edit: It is the intruder edit.
+        points: In any order.
+        is_fit: The settings are weights of a fit, and the tuned model is no point of its line.
+    """
 
     label: str
     is_edit: bool
     points: tuple[TradePoint, ...]
+    is_fit: bool = False
 
 
 def tradeoff_figure(
@@ -78,10 +86,9 @@ def _draw(axes: Any, index: int, series: TradeSeries) -> None:
         return
     turn = index // len(_ORDER)
     colour = SERIES[_ORDER[(index + turn) % len(_ORDER)]]
-    # The origin is a point of every line: strength 1 is the tuned model itself.
-    path = sorted(
-        [(point.strength, point.task[0], point.forgetting[0]) for point in series.points] + [(1.0, 0, 0)]
-    )
+    # The origin is a point of every intervention's line: strength 1 is the tuned model itself.
+    origin = [] if series.is_fit else [(1.0, 0.0, 0.0)]
+    path = sorted([(point.setting, point.task[0], point.forgetting[0]) for point in series.points] + origin)
     axes.plot(
         [x for _, x, _ in path],
         [y for *_, y in path],
@@ -105,7 +112,7 @@ def _draw(axes: Any, index: int, series: TradeSeries) -> None:
     if series.is_edit:
         for point, px, py in zip(series.points, x, y, strict=True):
             axes.annotate(
-                f"{point.strength:g}",
+                f"{point.setting:g}",
                 (px, py),
                 xytext=(7, 6),
                 textcoords="offset points",

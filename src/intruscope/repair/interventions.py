@@ -155,17 +155,25 @@ def _indices(matrix: SurveyedMatrix, vectors: str | tuple[int, ...]) -> tuple[in
 
 
 def change_norm(survey: Survey, edits: Sequence[MatrixEdit]) -> float:
-    """‖W' − W‖_F over all surveyed matrices together; what else an edit touches is not counted.
-
-    Every kind here changes a matrix either by a share of its update or along orthonormal directions.
-    """
+    """‖W' − W‖_F over all surveyed matrices together; what else an edit touches is not counted."""
     by_name = {matrix.name: matrix for matrix in survey.matrices}
-    total = 0.0
-    for edit in edits:
-        if edit.name in by_name:
-            total += ((1.0 - edit.update_scale) * by_name[edit.name].update_norm) ** 2
-            total += float(edit.change_K.square().sum())
-    return math.sqrt(total)
+    return math.hypot(*(edit_norm(edit, by_name[edit.name]) for edit in edits if edit.name in by_name))
+
+
+def edit_norm(edit: MatrixEdit, matrix: SurveyedMatrix) -> float:
+    """‖W' − W‖_F of one matrix; the directions of an edit are orthonormal.
+
+    ‖s ΔW + Σ c u vᵀ‖² = s² ‖ΔW‖² + 2 s Σ c uᵀ ΔW v + Σ c², s being the scale minus 1. An edit that has both
+    parts runs along singular directions of the update, which the survey then knows.
+    """
+    scale = edit.update_scale - 1.0
+    crossed = 0.0
+    if scale and edit.num_directions and matrix.update_svd is not None:
+        left_OR, values_R, right_IR = matrix.update_svd
+        along_K = ((edit.left_OK.T @ left_OR) * values_R * (edit.right_IK.T @ right_IR)).sum(dim=1)
+        crossed = float((edit.change_K * along_K).sum())
+    square = (scale * matrix.update_norm) ** 2 + 2.0 * scale * crossed
+    return math.sqrt(max(0.0, square + float(edit.change_K.square().sum())))
 
 
 # --- along single directions -----------------------------------------------------------------------

@@ -40,6 +40,7 @@ def plan_record(plan: RepairRecord) -> dict[str, Any]:
         "modules": [asdict(module) for module in plan.modules],
         "undecided_vectors": plan.num_left,
         "findings": [asdict(finding) for finding in plan.findings],
+        **({} if plan.fit is None else {"fit": asdict(plan.fit)}),
     }
 
 
@@ -63,7 +64,13 @@ def _section(plan: RepairRecord) -> str:
     base, tuned = shown_name(plan.survey.pairing.base), shown_name(plan.survey.pairing.tuned)
     lines = ["## Repaired with Intruscope", ""]
     made = f"Made from `{tuned}` on the base `{base}`"
-    if plan.control != "intruders":
+    if plan.fit is not None:
+        fit = plan.fit
+        lines.append(
+            f"{made}: {fit.title}, with the loss on text at weight {fit.weight:g}. {fit.explanation} Fitted "
+            f"on `{quoted(fit.task)}` and `{quoted(fit.text)}`."
+        )
+    elif plan.control != "intruders":
         control = INTERVENTIONS[plan.control]
         lines.append(
             f"{made}: {control.title} (a control), strength {plan.strength:g}. {control.explanation}"

@@ -13,7 +13,14 @@ from intruscope.repair.convert import convert, holds_edits
 from intruscope.repair.interventions import checked_strength, find_intervention, intervene, selected
 from intruscope.repair.naming import parse_which
 from intruscope.repair.ranks import module_ranks
-from intruscope.repair.records import EditedMatrix, ModuleRank, RepairRecord, edited_matrix, totals
+from intruscope.repair.records import (
+    EditedMatrix,
+    FitOrigin,
+    ModuleRank,
+    RepairRecord,
+    edited_matrix,
+    totals,
+)
 from intruscope.repair.survey import Survey, survey
 from intruscope.weights.matrices import Finding
 from intruscope.weights.output import check_new_folder
@@ -31,6 +38,10 @@ if TYPE_CHECKING:
     from intruscope.repair.edits import MatrixEdit
     from intruscope.repair.records import Rank
     from intruscope.spectra.records import ScanSettings
+
+
+_ROUNDING = 1e-9
+"""Less than this share of an edit is lost to arithmetic, not to a rank."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,6 +155,47 @@ def plan_repair(
     seed: int = 0,
 ) -> RepairPlan:
     """Plan from an existing survey. Arguments and errors as in :func:`repair`."""
+    edits = intervene(found, kind=control, strength=strength, which=which, seed=seed)
+    return plan_edits(
+        found,
+        edits,
+        control=control,
+        strength=checked_strength(strength),
+        which=which,
+        rank=rank,
+        compact=compact,
+        merged=merged,
+        seed=seed,
+    )
+
+
+def plan_edits(
+    found: Survey,
+    edits: tuple[MatrixEdit, ...],
+    *,
+    control: str,
+    strength: float | None = None,
+    which: str = "top",
+    rank: Rank = "exact",
+    compact: bool = False,
+    merged: bool = False,
+    seed: int = 0,
+    fit: FitOrigin | None = None,
+) -> RepairPlan:
+    """Plan to write a model with any edits. Other arguments and errors as in :func:`repair`.
+
+    Args:
+        found: A survey of the model.
+        edits: At most one per matrix.
+        control: Name of the intervention, or of the fitted fix.
+        strength: Of the intervention.
+        which: The selection of an intruder edit.
+        rank: Rank of a written adapter.
+        compact: See :func:`repair`.
+        merged: See :func:`repair`.
+        seed: Random seed.
+        fit: Where fitted edits come from.
+    """
     _check_rank(rank, compact=compact)
     _check_inputs(found)
     is_adapter = not isinstance(found.tuned, ModelSource)
@@ -151,9 +203,8 @@ def plan_repair(
         check_mergeable(found.base, found.tuned, found.pairing)
     if isinstance(found.tuned, ModelSource) or merged:
         check_copyable(found.tuned if isinstance(found.tuned, ModelSource) else found.base)
-    edits = intervene(found, kind=control, strength=strength, which=which, seed=seed)
     changed = {edit.name: edit for edit in edits}
-    chosen = selected(found, which)
+    chosen = selected(found, which) if control == "intruders" else {}
     modules: tuple[ModuleRank, ...] = ()
     lora = None
     if not isinstance(found.tuned, ModelSource) and not merged and edits:
@@ -170,7 +221,7 @@ def plan_repair(
     return RepairPlan(
         survey=found,
         control=control,
-        strength=checked_strength(strength),
+        strength=strength,
         which=which,
         seed=seed,
         rank=rank,
@@ -181,7 +232,8 @@ def plan_repair(
         modules=modules,
         lora=lora,
         num_left=sum(v in ("borderline", "degenerate") for m in found.matrices for v in m.verdicts),
-        findings=(*findings, *_away_from_base(matrices, strength)),
+        findings=(*findings, *(() if strength is None else _away_from_base(matrices, strength))),
+        fit=fit,
     )
 
 
@@ -235,7 +287,7 @@ def _findings(
     advice = "" if is_new else "; rank 'same' keeps the old rank, at the cost of an error"
     findings += server_rank_findings(largest, advice)
     lost = math.sqrt(sum(module.frobenius_error**2 for module in modules))
-    if lost > 0.0:
+    if lost > _ROUNDING * math.sqrt(sum(module.change_norm**2 for module in modules)):
         asked = math.sqrt(sum(module.change_norm**2 for module in modules))
         share = f", {lost / asked:.1%} of the norm of the edit" if asked > 0.0 else ""
         message = f"at this rank the adapter loses {lost:.4g} (Frobenius norm over all modules){share}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from intruscope.repair.interventions import edit_norm
 from intruscope.weights.source import ModelSource
 
 if TYPE_CHECKING:
@@ -118,13 +119,12 @@ def edited_matrix(edit: MatrixEdit, matrix: SurveyedMatrix, indices: tuple[int, 
         matrix: The surveyed matrix.
         indices: The vectors that an intruder edit scales; None for a control.
     """
-    change = math.hypot((1.0 - edit.update_scale) * matrix.update_norm, float(edit.change_K.norm()))
     described = EditedMatrix(
         name=matrix.name,
         shape=matrix.report.shape,
         update_scale=edit.update_scale,
         num_directions=edit.num_directions,
-        change_norm=change,
+        change_norm=edit_norm(edit, matrix),
         update_norm=matrix.update_norm,
         update_norm_after=_norm_after(edit, matrix),
     )
@@ -251,6 +251,37 @@ def _share(part: float, whole: float) -> float | None:
     return min(1.0, part / whole) if whole > 0.0 else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOrigin:
+    """Where edits that were fitted to data come from.
+
+    Attributes:
+        title: Of the fix, for people.
+        explanation: What it does, in a sentence or two.
+        weight: Of the general loss beside the task's.
+        num_trained: How many numbers were trained.
+        num_steps: How many steps were taken.
+        stopped_at: The step whose numbers were kept.
+        seconds: How long the fit took.
+        task: Name of the examples, or the name of what stands for them.
+        text: Name of the text.
+        task_sha256: Hash of what was fitted and what decided when to stop.
+        text_sha256: Likewise.
+    """
+
+    title: str
+    explanation: str
+    weight: float
+    num_trained: int
+    num_steps: int
+    stopped_at: int
+    seconds: float
+    task: str
+    text: str
+    task_sha256: str
+    text_sha256: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepairRecord:
     """What a repair will change; nothing is written yet.
@@ -258,7 +289,7 @@ class RepairRecord:
     Attributes:
         survey: The survey it is based on.
         control: Name of the intervention.
-        strength: λ.
+        strength: λ; None for a fit.
         which: The selection of vectors.
         seed: Random seed.
         rank: The requested rank.
@@ -270,11 +301,12 @@ class RepairRecord:
         lora: The adapter to write, if the original cannot hold the edits in its own form; else None.
         num_left: Number of undecided vectors (borderline, degenerate), which are left alone.
         findings: Findings.
+        fit: What was fitted; None for an intervention.
     """
 
     survey: Survey
     control: str
-    strength: float
+    strength: float | None
     which: str
     seed: int
     rank: Rank
@@ -286,6 +318,7 @@ class RepairRecord:
     lora: LoraAdapter | None
     num_left: int
     findings: tuple[Finding, ...]
+    fit: FitOrigin | None = None
 
     @property
     def is_copy(self) -> bool:

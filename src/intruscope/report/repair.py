@@ -51,7 +51,16 @@ def repair_sentence(plan: RepairPlan) -> str:
     )
     if not plan.edits:
         why = "the strength is 1" if plan.strength == 1.0 else "no vector is an intruder"
+        if plan.fit is not None:
+            why = "no step of the fit lowered the loss on the part of the data that was not fitted"
         return f"Nothing to repair: {why}.{undecided}"
+    if plan.fit is not None:
+        fit = plan.fit
+        return (
+            f"{fit.title[0].upper()}{fit.title[1:]}, weight {fit.weight:g}: {fit.num_trained:,} numbers, "
+            f"fitted in {fit.seconds:.0f} seconds (the best of {fit.num_steps} steps was {fit.stopped_at}), "
+            f"change {len(plan.edits)} matrices by {sums.change_norm:.4g} (Frobenius norm)."
+        )
     if plan.control != "intruders":
         return (
             f"The control '{plan.control}' at strength {plan.strength:g} changes {len(plan.edits)} tensors "

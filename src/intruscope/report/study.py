@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Scale
 
-_STYLE = {"holds": "green", "holds in part": "yellow", "does not hold": "red", "undecided": "dim"}
+_STYLE = {
+    "holds": "green",
+    "holds in part": "yellow",
+    "mixed": "yellow",
+    "does not hold": "red",
+    "no effect": "red",
+    "undecided": "dim",
+    "not testable here": "dim",
+}
 
 
 # --- the terminal ----------------------------------------------------------------------------------------
@@ -74,6 +82,8 @@ def plan_table(planned: Sequence[RecipePlace], scale: Scale) -> Table:
 
 def _size_sentence(planned: Sequence[RecipePlace], scale: Scale) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in kinds(planned).items() if count)
+    if not counted:
+        return f"{scale.name}: nothing is left to run"
     minutes = [size.core_minutes for size in sizes(planned, scale)]
     if None in minutes:
         return f"{scale.name}: {counted}; running time unknown"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from intruscope.studies.judge import Judged
     from intruscope.studies.records import Record
     from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.verdicts import Outcome
 
 MARKS = {
     name: "end" if name == "table" else f"{name} end"
@@ -86,15 +87,30 @@ def _filled(page: str, found: Mapping[str, str]) -> str:
     return page
 
 
+_SHORT: Mapping[Outcome, str] = {
+    "holds": "yes",
+    "holds in part": "in part",
+    "mixed": "mixed",
+    "does not hold": "no",
+    "no effect": "no effect",
+    "undecided": "?",
+    "not testable here": "–",
+}
+
+
 def _verdicts(judged: Sequence[Judged], larger: Sequence[Judged]) -> str:
-    lines = ["| | claim | where | verdict | runs | seeds | larger base |", "|---|---|---|---|---|---|---|"]
+    tasks = list(
+        dict.fromkeys(task for each in judged for task in each.by_task if task not in each.bases.values())
+    )
+    head = ["", "claim", "where", "verdict", *tasks, "larger base", "runs"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for each, twin in zip(judged, larger, strict=True):
         outcome = each.outcome_text if each.verdict is None else f"**{each.outcome_text}**"
+        alone = [_SHORT[each.by_task[task].outcome] if task in each.by_task else "" for task in tasks]
         # A part of a study is no second opinion.
-        second = twin.outcome_text if twin.verdict is not None and twin.is_whole else ""
+        second = _SHORT[twin.verdict.outcome] if twin.verdict is not None and twin.is_whole else ""
         claim = each.claim
-        seeds = str(len(each.seeds))
-        cells = (claim.id, claim.text, claim.paper_version, outcome, each.runs_text, seeds, second)
+        cells = (claim.id, claim.text, claim.paper_version, outcome, *alone, second, each.runs_text)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

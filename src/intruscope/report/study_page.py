@@ -90,7 +90,7 @@ def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     claims = _HEADINGS.get(scale_name, _OF_THE_PAPER)[1]
     return (
         f"{claims} at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
-        f"{diverged} excluded by the rule"
+        f"{diverged} excluded by the rules"
     )
 
 
@@ -112,6 +112,10 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "level": " and ".join(sorted(levels)),
         "paper": REPORTED.get(each.claim.id),
         "statements": [_statement(statement) for statement in statements],
+        "alone": [
+            (printable_text(task), found.outcome, found.outcome.replace(" ", "-"))
+            for task, found in each.by_task.items()
+        ],
         "pictures": [
             (picture.name, printable_text(picture.title))
             for picture in pictures

@@ -8,16 +8,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.fitting.table import FIXES
 from intruscope.report.html import render_page, write_page
 from intruscope.report.words import printable_text
-from intruscope.sweep.words import nats, score_text, series_name
+from intruscope.sweep.words import direction_sentence, nats, score_text, series_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import Recommendation, SweepCellReport, SweepReport
+    from intruscope.sweep.records import (
+        ChosenStrength,
+        Fitting,
+        Recommendation,
+        SweepCellReport,
+        SweepReport,
+    )
 
 _OUTCOMES = {
     "recommended": "recommended",
@@ -48,9 +54,7 @@ def write_sweep_html(report: SweepReport, path: Path) -> None:
         title="What a repair wins back and costs, beside a mere shrink",
         subtitle=printable_text(report.tuned),
         confidence=f"{100 * report.settings.confidence:g}%",
-        controls=[
-            (INTERVENTIONS[name].title, INTERVENTIONS[name].explanation) for name in report.settings.controls
-        ],
+        controls=[(FIXES[name].title, FIXES[name].explanation) for name in report.settings.controls],
     )
     write_page(page, path)
 
@@ -96,8 +100,9 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
                 "name": printable_text(series_name(control, which, is_several=is_several)),
                 "control": control,
                 "which": which,
-                "isMatched": INTERVENTIONS[control].role == "matched",
-                "isShown": INTERVENTIONS[control].role != "other",
+                "isFit": FIXES[control].role == "fit",
+                "isMatched": FIXES[control].role == "matched",
+                "isShown": FIXES[control].role != "other",
                 "cells": [_cell(each) for each in cells],
             }
             for (control, which), cells in by_series.items()
@@ -105,11 +110,13 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
         "choices": [
             {
                 "name": printable_text(series_name(each.control, each.which, is_several=is_several)),
-                "strength": each.strength,
+                "setting": _setting(each),
                 "figures": None if each.report is None else _cell(each.report),
             }
             for each in report.choices
         ],
+        "fitting": None if report.fitting is None else _fitting(report.fitting),
+        "maxCost": report.settings.max_task_cost,
         "settings": [[name, _setting_text(value)] for name, value in asdict(report.settings).items()],
         "environment": [
             [printable_text(str(name)), printable_text(str(value))]
@@ -121,6 +128,56 @@ def sweep_data(report: SweepReport) -> dict[str, Any]:
 def _is_outdone(recommendation: Recommendation) -> bool:
     """Whether the edit is worth it by itself, but a mere shrink does better."""
     return recommendation.outcome == "recommended" and recommendation.intruders == "worse"
+
+
+def _setting(choice: ChosenStrength) -> str:
+    if choice.weight is not None:
+        return f"weight {choice.weight:g}"
+    return "none" if choice.strength is None else f"{choice.strength:g}"
+
+
+def _fitting(fitting: Fitting) -> dict[str, Any]:
+    """The best fix, what the fits took, and the directions of each fit that has them."""
+    best = fitting.best
+    return {
+        "sentence": best.sentence,
+        "command": None if best.command is None else printable_text(best.command),
+        "fits": [
+            [
+                FIXES[each.fix].title,
+                f"{each.weight:g}",
+                f"{each.num_trained:,}",
+                f"{each.stopped_at} of {fitting.steps}",
+                f"{each.seconds:.1f}",
+            ]
+            for each in fitting.fits
+        ],
+        "facts": [
+            *[
+                [f"Fitted on the {name}", f"{printable_text(data.name)}: {data.num_items:,} {unit}"]
+                for name, data, unit in (("text", fitting.text, "windows"), ("task", fitting.task, "items"))
+            ],
+            ["Lowered on text", fitting.general],
+        ],
+        "directions": [
+            {
+                "weight": test.weight,
+                "sentence": direction_sentence(test),
+                "points": [
+                    [
+                        printable_text(each.matrix),
+                        each.index,
+                        each.factor,
+                        each.intruder_share,
+                        each.relative_value,
+                        each.alignment,
+                    ]
+                    for each in test.directions
+                ],
+            }
+            for test in fitting.directions
+        ],
+    }
 
 
 def _facts(report: SweepReport) -> list[list[str]]:
@@ -152,7 +209,10 @@ def _parts(report: SweepReport) -> list[list[str]]:
 
 def _cell(report: SweepCellReport) -> dict[str, Any]:
     return {
-        "strength": report.cell.strength,
+        "strength": report.cell.setting,
+        "setting": f"strength {report.cell.setting:g}"
+        if report.cell.weight is None
+        else f"weight {report.cell.setting:g}",
         "matrices": report.cell.num_matrices,
         "norm": report.cell.change_norm,
         "forgetting": _three(report.forgetting),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from intruscope.fitting.table import FIXES
 from intruscope.plots.figures import write_figures
 from intruscope.plots.tradeoff import TradePoint, TradeSeries, tradeoff_figure
-from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.sweep.words import series_name
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def write_sweep_plots(report: SweepReport, folder: Path) -> tuple[str, ...]:
     series = [
         TradeSeries(
             label=name,
-            is_edit=INTERVENTIONS[cells[0].cell.control].role == "edit",
+            is_edit=FIXES[cells[0].cell.control].role == "edit",
+            is_fit=FIXES[cells[0].cell.control].role == "fit",
             points=tuple(_point(each, is_accuracy=is_accuracy, has_share=has_share) for each in cells),
         )
         for name, cells in by_series.items()
@@ -62,7 +63,7 @@ def _point(report: SweepCellReport, *, is_accuracy: bool, has_share: bool) -> Tr
     forgetting = report.forgetting_share if has_share else report.forgetting_change
     assert forgetting is not None  # all cells have a share, or none: it is of the same forgetting
     return TradePoint(
-        strength=report.cell.strength,
+        setting=report.cell.setting,
         task=_scaled(report.task_change, 100.0 if is_accuracy else -1.0),
         forgetting=_scaled(forgetting, -100.0 if has_share else -1.0),
     )

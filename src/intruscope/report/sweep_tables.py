@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from intruscope.errors import printable, printable_text
-from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.sweep.words import interval_text, series_name
+from intruscope.fitting.table import FIXES
+from intruscope.sweep.words import direction_sentence, interval_text, series_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +33,39 @@ def sweep_summary(report: SweepReport) -> list[RenderableType]:
         f"base   {printable(report.base)}\ntuned  {printable(report.tuned)}\n"
         f"{report.num_intruders} intruders in {report.num_matrices} matrices"
     )
-    return [*(part for each in report.recommendations for part in _advice(each)), models, _own(report),
-            _grid(report)]  # fmt: skip
+    return [*_best(report), *(part for each in report.recommendations for part in _advice(each)), models,
+            _own(report), _grid(report), *_fits(report)]  # fmt: skip
+
+
+def _best(report: SweepReport) -> Iterator[Text]:
+    if report.fitting is None:
+        return
+    best = report.fitting.best
+    yield Text(f"{best.sentence}\n", style="bold")
+    if best.command is not None:
+        yield Text(
+            f"To write this model:\n  {printable_text(best.command)}\n", no_wrap=True, overflow="ignore"
+        )
+
+
+def _fits(report: SweepReport) -> Iterator[RenderableType]:
+    """What the fits took, and what they say about intruders."""
+    if report.fitting is None:
+        return
+    table = Table(title="The fits", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column("fix")
+    for name in ("weight", "trained numbers", "best step", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in report.fitting.fits:
+        table.add_row(
+            FIXES[each.fix].title,
+            f"{each.weight:g}",
+            f"{each.num_trained:,}",
+            f"{each.stopped_at} of {report.fitting.steps}",
+            f"{each.seconds:.1f}",
+        )
+    yield table
+    yield from (Text(f"{direction_sentence(each)}\n") for each in report.fitting.directions)
 
 
 def _advice(recommendation: Recommendation) -> Iterator[Text]:
@@ -83,7 +114,8 @@ def _grid(report: SweepReport) -> Table:
         padding=(0, 1),
     )
     table.add_column("edit or control")
-    table.add_column("strength", justify="right")
+    has_fits = report.fitting is not None
+    table.add_column("strength or weight" if has_fits else "strength", justify="right")
     has_share = any(each.forgetting_share is not None for each in report.cells)
     table.add_column(
         "forgetting, %" if has_share else "forgetting, nats/token", justify="right", no_wrap=True
@@ -107,6 +139,6 @@ def _grid(report: SweepReport) -> Table:
         task = interval_text(
             each.task_change, 1 if is_accuracy else 3, scale=100.0 if is_accuracy else 1.0, is_signed=True
         )
-        style = "bold" if INTERVENTIONS[each.cell.control].role == "edit" else ""
-        table.add_row(Text(printable(name)), f"{each.cell.strength:g}", forgetting, task, style=style)
+        style = "bold" if FIXES[each.cell.control].role == "edit" else ""
+        table.add_row(Text(printable(name)), f"{each.cell.setting:g}", forgetting, task, style=style)
     return table

@@ -33,7 +33,6 @@ class Claim:
         paper_version: Where: v1, v3, the review, or this project.
         recipe: The study whose runs decide it; claims of one recipe share runs.
         judge: From rows of figures to statements; see :mod:`intruscope.studies.verdicts`.
-        min_seeds: Seeds per task without which no statement can be decided.
     """
 
     id: str
@@ -41,7 +40,6 @@ class Claim:
     paper_version: str
     recipe: str
     judge: Callable[[Rows], list[Statement]]
-    min_seeds: int = 2
 
 
 CLAIMS = (
@@ -117,7 +115,7 @@ CLAIMS = (
         id="C10",
         text="The seed hardly affects the number of intruders",
         paper_version="v3",
-        recipe="seeds",
+        recipe="correlations",
         judge=weights.c10,
     ),
     Claim(
@@ -149,7 +147,6 @@ CLAIMS = (
         paper_version="v3 (figure 8)",
         recipe="correlations",
         judge=forgetting.c14,
-        min_seeds=1,
     ),
     Claim(
         id="C15",
@@ -157,7 +154,6 @@ CLAIMS = (
         paper_version="v3",
         recipe="correlations",
         judge=forgetting.c15,
-        min_seeds=1,
     ),
     Claim(
         id="C16",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, share_of
+from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, SAME_ACCURACY, share_of, some_intruders
 from intruscope.studies.evidence import by_run, count_difference, difference_of, mean_of
 from intruscope.studies.verdicts import PERCENT, POINTS, Statement, shared_level
 
@@ -24,16 +24,19 @@ def c19(rows: Rows) -> list[Statement]:
     """LoRA loses earlier tasks faster than full fine-tuning, low ranks most."""
     level = shared_level(2)
     return [
+        some_intruders(rows, "lora_r8", "count_last"),
         Statement(
             text="accuracy lost on earlier tasks, LoRA r 8 minus full fine-tuning",
             estimate=difference_of(rows, "lost", "lora_r8", "full", level=level),
             above=0.0,
+            smallest=SAME_ACCURACY,
             unit=POINTS,
         ),
         Statement(
             text="accuracy lost on earlier tasks, r 1 minus r 64",
             estimate=difference_of(rows, "lost", "lora_r1", "lora_r64", level=level),
             above=0.0,
+            smallest=SAME_ACCURACY,
             unit=POINTS,
         ),
     ]
@@ -44,6 +47,7 @@ def c20(rows: Rows) -> list[Statement]:
     level = shared_level(2)
     last, first = (by_run(rows, figure, "lora_r8") for figure in ("count_last", "count_first"))
     return [
+        some_intruders(rows, "lora_r8", "count_last"),
         Statement(
             text="intruders of LoRA r 8, after the last task minus after the first",
             estimate=count_difference(last, first, level=level),
@@ -67,6 +71,7 @@ def c24(rows: Rows) -> list[Statement]:
             text=f"accuracy on the first two tasks at the end minus the untrained base's, r {rank}",
             estimate=mean_of(rows, "first_tasks_gain", f"alpha8_r{rank}", level=level),
             below=0.0,
+            smallest=SAME_ACCURACY,
             unit=POINTS,
         )
         for rank in ranks

@@ -1,7 +1,7 @@
 """What would decide the paper's claims about weights: C1 to C11, and C22.
 
-Every bound was set before the runs. The aside of C1 that holds its count against random directions was
-added when five runs had been seen (LOG.md, 2026-11-26); no aside is part of a verdict.
+The bounds were set before the first runs and revised once, after an audit of what those runs had shown and
+before the next ones (LOG.md, 2026-12-01, says what changed and why).
 
 Rows hold, beside ``arm``, ``task``, ``seed`` and ``status``: ``count`` (intruders at k = 10, epsilon = 0.5),
 ``null_count`` (those of the same update spectrum in random directions), ``candidates`` (10 per matrix),
@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intruscope.studies.estimates import relative_spread, stratified_mean
-from intruscope.studies.evidence import by_run, by_task, count_difference, count_of, difference_of, mean_of
+from intruscope.studies.estimates import relative_spread, reliability, stratified_mean
+from intruscope.studies.evidence import (
+    by_run,
+    by_task,
+    cells,
+    count_difference,
+    count_of,
+    difference_of,
+    mean_of,
+)
 from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
@@ -35,6 +43,10 @@ FEW = 0.01
 FEW_AT_HIGH_EPSILON = 0.05
 SAME_ACCURACY = 0.01
 """'Equal accuracy': within one point."""
+A_QUARTER_MORE = math.log2(1.25)
+"""Of ratios, as logarithms to the base 2: less than this is about equal."""
+LITTLE_GROWTH = 0.05
+"""Of a singular value during training: 5%."""
 LOW_RANKS = ("lora_r1", "lora_r8", "lora_r16")
 
 
@@ -43,19 +55,59 @@ def share(row: Row) -> float | None:
     return None if row.get("count") is None else row["count"] / row["candidates"]
 
 
+def log_of(name: str) -> Callable[[Row], float | None]:
+    """Logarithm to the base 2 of a figure, where ratios are meant; None where it is not positive."""
+
+    def figure(row: Row) -> float | None:
+        found = row.get(name)
+        return math.log2(found) if found is not None and found > 0.0 else None
+
+    return figure
+
+
 def count_at(epsilon: str) -> Callable[[Row], float | None]:
     """The count of a run at another epsilon."""
     return lambda row: row.get("counts", {}).get(epsilon)
 
 
 def share_of(rows: Rows, figure: Figure, arms: Arms, *, level: float) -> Estimate | None:
-    """Mean share of candidates that intrude, as uncertain as the rare counts behind it are."""
+    """Mean over tasks of the share of candidates that intrude, as uncertain as the counts behind it are."""
     found = count_of(rows, figure, arms, level=level)
     if found is None:
         return None
-    candidates = float(np.mean(list(by_run(rows, "candidates", arms).values())))
-    ends = {name: getattr(found, name) / candidates for name in ("estimate", "low", "high", "detectable")}
-    return replace(found, **ends)
+    counts, candidates = (by_task(by_run(rows, each, arms)) for each in (figure, "candidates"))
+    mean = float(np.mean([np.sum(counts[task]) / np.sum(candidates[task]) for task in counts]))
+    per_run = float(np.mean([np.mean(candidates[task]) for task in counts]))
+    reach = {name: getattr(found, name) / per_run for name in ("estimate", "low", "high", "detectable")}
+    return replace(
+        found,
+        estimate=mean,
+        low=max(0.0, mean - reach["estimate"] + reach["low"]),
+        high=mean - reach["estimate"] + reach["high"],
+        detectable=reach["detectable"],
+    )
+
+
+def some_intruders(rows: Rows, arms: Arms, figure: str = "count") -> Statement:
+    """What a claim about intruders needs: some."""
+    return Statement(
+        text="needed: share of candidates that are intruders",
+        estimate=share_of(rows, figure, arms, level=shared_level(1)),
+        above=FEW,
+        unit=PERCENT,
+        is_needed=True,
+    )
+
+
+def counts_differ(rows: Rows) -> Statement:
+    """What a claim about models with more and fewer intruders needs: counts that belong to the models."""
+    return Statement(
+        text="needed: share of the variance of counts that lies between models, not between seeds",
+        estimate=reliability(cells(rows, "count"), level=shared_level(1)),
+        above=0.5,
+        is_needed=True,
+        missing="fewer than two models with two seeds, or no intruders",
+    )
 
 
 def c1(rows: Rows) -> list[Statement]:
@@ -64,14 +116,16 @@ def c1(rows: Rows) -> list[Statement]:
     lora = ("lora_r1", "lora_r8")
     return [
         Statement(
-            text="intruders per LoRA run (r 1 and 8)",
-            estimate=count_of(rows, "count", lora, level=level),
-            above=ONE_PER_RUN,
+            text="share of candidates that are intruders, LoRA (r 1 and 8)",
+            estimate=share_of(rows, "count", lora, level=level),
+            above=FEW,
+            unit=PERCENT,
         ),
         Statement(
             text="share of candidates that are intruders, LoRA minus full fine-tuning",
             estimate=difference_of(rows, share, lora, "full", level=level),
             above=0.0,
+            smallest=FEW,
             unit=PERCENT,
         ),
         Statement(
@@ -91,6 +145,7 @@ def c1(rows: Rows) -> list[Statement]:
             "directions)",
             estimate=mean_of(rows, _beyond_null, lora, level=level),
             above=0.0,
+            smallest=ONE_PER_RUN,
             is_aside=True,
         ),
     ]
@@ -120,11 +175,13 @@ def c2(rows: Rows) -> list[Statement]:
             text="intruders per run, rank 8 minus rank 1",
             estimate=count_difference(counts["lora_r8"], counts["lora_r1"], level=level),
             above=0.0,
+            smallest=ONE_PER_RUN,
         ),
         Statement(
             text="intruders per run, rank 8 minus rank 64",
             estimate=count_difference(counts["lora_r8"], counts["lora_r64"], level=level),
             above=0.0,
+            smallest=ONE_PER_RUN,
         ),
     ]
 
@@ -161,6 +218,7 @@ def c4(rows: Rows) -> list[Statement]:
             text=f"intruders in the {name} fifth of the ranks, LoRA r 8 minus full fine-tuning",
             estimate=less_full("lora_r8", place),
             above=0.0,
+            smallest=ONE_PER_RUN,
         )
         for place, name in enumerate(names)
     ]
@@ -184,27 +242,31 @@ def _fifth(place: int) -> Callable[[Row], float | None]:
 
 
 def c5(rows: Rows) -> list[Statement]:
-    """During training an intruder rises in rank and singular value, and turns away from the base.
+    """During training an intruder rises in rank and singular value (and turns away from the base).
 
     Rows: ``rank_change`` (places; negative is up), ``log_growth`` of the singular value and
     ``alignment_change``, means over a run's intruders from the first look that saw them to the last.
     """
-    level = shared_level(3)
+    level = shared_level(2)
     return [
         Statement(
             text="change in rank of an intruder's singular value (negative: towards the top)",
             estimate=mean_of(rows, "rank_change", "lora_r8", level=level),
             below=0.0,
+            smallest=1.0,
         ),
         Statement(
             text="natural logarithm of its growth factor",
             estimate=mean_of(rows, "log_growth", "lora_r8", level=level),
             above=0.0,
+            smallest=LITTLE_GROWTH,
         ),
+        # They are followed because they end below epsilon: what is chosen by its end has fallen.
         Statement(
             text="change of its alignment with the base",
             estimate=mean_of(rows, "alignment_change", "lora_r8", level=level),
             below=0.0,
+            is_aside=True,
         ),
     ]
 
@@ -228,12 +290,13 @@ def c6(rows: Rows) -> list[Statement]:
             text="intruders per run at rank 8, all data minus a quarter",
             estimate=count_difference(whole, quarter, level=level),
             above=0.0,
+            smallest=ONE_PER_RUN,
         ),
         Statement(
             text="log2 ratio of intruders at rank 1 over the last doubling of the data",
             estimate=stratified_mean(doubling, level=level) if doubling else None,
-            above=-math.log2(1.25),
-            below=math.log2(1.25),
+            above=-A_QUARTER_MORE,
+            below=A_QUARTER_MORE,
         ),
     ]
 
@@ -254,10 +317,11 @@ def c7(rows: Rows) -> list[Statement]:
             below=0.0,
         ),
         Statement(
-            text="forgetting, alpha 8 minus alpha 2r",
-            estimate=difference_of(rows, "forgetting", fixed, scaled, level=level),
+            text="log2 ratio of forgetting, alpha 8 to alpha 2r",
+            estimate=difference_of(rows, log_of("forgetting"), fixed, scaled, level=level),
             above=0.0,
-            unit=NATS,
+            smallest=A_QUARTER_MORE,
+            missing="too few runs that forgot",
         ),
         Statement(
             text="accuracy, alpha 8 minus alpha 2r",
@@ -273,15 +337,11 @@ def c8(rows: Rows) -> list[Statement]:
     """The update of full fine-tuning has far the higher effective rank; of full-width LoRA alpha decides."""
     level = shared_level(3)
 
-    def log_rank(row: Row) -> float | None:
-        found = row.get("effective_rank")
-        return None if not found else math.log2(found)
-
     return [
         *(
             Statement(
                 text=f"log2 ratio of effective ranks, full fine-tuning to LoRA {name}",
-                estimate=difference_of(rows, log_rank, "full", arm, level=level),
+                estimate=difference_of(rows, log_of("effective_rank"), "full", arm, level=level),
                 above=1.0,
             )
             for arm, name in (("lora_r64", "r 64"), ("lora_full_width", "at full width"))
@@ -317,15 +377,27 @@ def c9(rows: Rows) -> list[Statement]:
 
 
 def c10(rows: Rows) -> list[Statement]:
-    """The seed hardly changes the count: its standard deviation is below a quarter of the mean."""
+    """The seed hardly changes the count: beside what sets models apart, a tenth of the variance at most.
+
+    A spread that is small beside the mean, which was asked for first, cannot be had: counts of rare things
+    spread by their square root if nothing but chance is at work.
+    """
     values = by_task(by_run(rows, "count", "lora_r8"))
     return [
+        some_intruders(rows, "lora_r8"),
         Statement(
-            text="standard deviation of the number of intruders over seeds, as a share of the mean",
+            text="share of the variance of counts that lies between models, not between seeds",
+            estimate=reliability(cells(rows, "count"), level=shared_level(1)),
+            above=0.9,
+            missing="fewer than two models with two seeds, or no intruders",
+        ),
+        Statement(
+            text="standard deviation of the number of intruders of rank 8 over seeds, as a share of the mean",
             estimate=relative_spread(values, level=shared_level(1)) if values else None,
             below=0.25,
+            is_aside=True,
             missing="no runs, or no intruders",
-        )
+        ),
     ]
 
 
@@ -345,20 +417,26 @@ def c11(rows: Rows) -> list[Statement]:
 
 def c22(rows: Rows) -> list[Statement]:
     """No systematic difference between attention and MLP: rates of intruders within a factor of two."""
+    arms = ("lora_r1", "lora_r8")
 
     def log_ratio(row: Row) -> float | None:
         if row.get("count_attention") is None:
             return None
+        parts = ("attention", "mlp")
+        candidates = [row[f"candidates_{part}"] for part in parts]
+        # One more intruder, shared out by candidates: without any the ratio is 1.
         rates = [
-            (row[f"count_{part}"] + 0.5) / (row[f"candidates_{part}"] + 1.0) for part in ("attention", "mlp")
+            (row[f"count_{part}"] + each / sum(candidates)) / each
+            for part, each in zip(parts, candidates, strict=True)
         ]
         return math.log2(rates[0] / rates[1])
 
     return [
+        some_intruders(rows, arms),
         Statement(
             text="log2 ratio of intruder rates, attention to MLP",
-            estimate=mean_of(rows, log_ratio, ("lora_r1", "lora_r8"), level=shared_level(1)),
+            estimate=mean_of(rows, log_ratio, arms, level=shared_level(1)),
             above=-1.0,
             below=1.0,
-        )
+        ),
     ]

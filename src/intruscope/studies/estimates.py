@@ -46,6 +46,7 @@ class Estimate:
             repetitions.
         num_runs: Runs behind it, or pairs of runs; of a correlation, cells.
         num_tasks: They are of.
+        freedom: Degrees of freedom of the interval; infinite where it comes from no spread over runs.
     """
 
     estimate: float
@@ -55,11 +56,67 @@ class Estimate:
     detectable: float
     num_runs: int
     num_tasks: int
+    freedom: float = math.inf
+
+    @property
+    def error(self) -> float:
+        """Standard error, from the width of the interval."""
+        from scipy.special import ndtri, stdtrit
+
+        tail = 0.5 + self.level / 2
+        wide = ndtri(tail) if math.isinf(self.freedom) else stdtrit(self.freedom, tail)
+        return (self.high - self.low) / (2.0 * float(wide))
 
     @property
     def size_text(self) -> str:
         """What stands behind it; a task with a single run does not."""
         return f"n = {self.num_runs}, {self.num_tasks} task{'' if self.num_tasks == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heterogeneity:
+    """Whether the figure of several tasks is one figure.
+
+    Attributes:
+        q: Cochran's Q, the weighted sum of squared distances from the weighted mean.
+        p: Probability of so large a Q if the tasks' figures were equal (Welch 1951, made for few runs).
+        num_tasks: Tasks compared.
+    """
+
+    q: float
+    p: float
+    num_tasks: int
+
+
+def heterogeneity(estimates: Sequence[Estimate]) -> Heterogeneity | None:
+    """Test whether estimates differ by more than their standard errors allow.
+
+    Cochran's Q against a chi-square distribution rejects far too often where each task has three runs.
+    Welch's test corrects the same Q for the degrees of freedom behind each error, and is Cochran's where
+    these are infinite.
+
+    Args:
+        estimates: One per task, independent of each other.
+
+    Returns:
+        None for fewer than two estimates, or where one has no error.
+
+    Source: Welch, "On the comparison of several mean values: an alternative approach", Biometrika 38, 1951.
+    """
+    from scipy.special import chdtrc, fdtrc
+
+    errors = np.array([each.error for each in estimates])
+    if len(estimates) < 2 or not (errors > 0.0).all():
+        return None
+    values, weights = np.array([each.estimate for each in estimates]), errors**-2.0
+    shares, more = weights / weights.sum(), len(estimates) - 1
+    q = float(weights @ (values - shares @ values) ** 2)
+    unsure = float((((1.0 - shares) ** 2) / np.array([each.freedom for each in estimates])).sum())
+    if unsure == 0.0:
+        return Heterogeneity(q=q, p=float(chdtrc(more, q)), num_tasks=len(estimates))
+    squares = len(estimates) ** 2 - 1
+    ratio = q / more / (1.0 + 2.0 * (len(estimates) - 2) * unsure / squares)
+    return Heterogeneity(q=q, p=float(fdtrc(more, squares / (3.0 * unsure), ratio)), num_tasks=len(estimates))
 
 
 def stratified_mean(
@@ -108,6 +165,7 @@ def stratified_mean(
         detectable=(wide + more) * error,
         num_runs=sum(map(len, values.values())),
         num_tasks=len(values),
+        freedom=freedom,
     )
 
 
@@ -220,8 +278,10 @@ def _no_narrower(
     from scipy.special import ndtri
 
     spread = stratified_mean(values, level=level)
-    detectable = reach * (1.0 + float(ndtri(POWER) / ndtri(0.5 + level / 2)))
+    detectable, freedom = reach * (1.0 + float(ndtri(POWER) / ndtri(0.5 + level / 2))), math.inf
     if spread is not None:
+        if spread.high - spread.low > high - low:
+            freedom = spread.freedom
         low, high = min(low, spread.low), max(high, spread.high)
         detectable = max(detectable, spread.detectable)
     return Estimate(
@@ -232,6 +292,7 @@ def _no_narrower(
         detectable=detectable,
         num_runs=sum(map(len, values.values())),
         num_tasks=len(values),
+        freedom=freedom,
     )
 
 
@@ -266,6 +327,62 @@ def relative_spread(values: Mapping[str, Sequence[float]], *, level: float = LEV
         num_runs=sum(map(len, values.values())),
         num_tasks=len(values),
     )
+
+
+def reliability(
+    values: Mapping[str, Mapping[str, Sequence[float]]], *, level: float = LEVEL
+) -> Estimate | None:
+    """The share of a figure's variance that lies between models, not between the seeds of one model.
+
+    The intraclass correlation of a one-way analysis of variance within tasks, with its exact interval for
+    normal figures (Shrout and Fleiss 1979; the harmonic mean stands for unequal numbers of seeds).
+
+    Args:
+        values: Per task, per model, one value per seed. A model with one seed says nothing and is left out.
+        level: Of the interval.
+
+    Returns:
+        None with fewer than two models, or where nothing varies.
+    """
+    from scipy.stats import f as f_distribution
+
+    groups = [
+        [np.asarray(seeds, dtype=np.float64) for seeds in models.values() if len(seeds) > 1]
+        for models in values.values()
+    ]
+    groups = [models for models in groups if len(models) > 1]
+    every = [seeds for models in groups for seeds in models]
+    if not every:
+        return None
+    between = inside = 0.0
+    for models in groups:
+        middle = np.concatenate(models).mean()
+        between += sum(len(seeds) * float(seeds.mean() - middle) ** 2 for seeds in models)
+        inside += sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in models)
+    first, second = len(every) - len(groups), sum(len(seeds) - 1 for seeds in every)
+    if between == 0.0 and inside == 0.0:
+        return None
+    size = len(every) / math.fsum(1.0 / len(seeds) for seeds in every)
+    ratio = math.inf if inside == 0.0 else between / first / (inside / second)
+    tail = 0.5 + level / 2
+    low, high = (
+        ratio / f_distribution.ppf(tail, first, second),
+        ratio * f_distribution.ppf(tail, second, first),
+    )
+    middle, least, most = (_intraclass(each, size) for each in (ratio, low, high))
+    return Estimate(
+        estimate=middle,
+        low=least,
+        high=most,
+        level=level,
+        detectable=most - middle,
+        num_runs=sum(map(len, every)),
+        num_tasks=len(groups),
+    )
+
+
+def _intraclass(ratio: float, size: float) -> float:
+    return 1.0 if math.isinf(ratio) else float((ratio - 1.0) / (ratio + size - 1.0))
 
 
 def _check(values: Mapping[str, Sequence[float]]) -> None:

@@ -43,6 +43,15 @@ def by_task(values: Mapping[tuple[str, int], float]) -> dict[str, list[float]]:
     return {task: seeds for task, seeds in found.items() if len(seeds) > 1}
 
 
+def cells(rows: Rows, figure: Figure) -> dict[str, dict[str, list[float]]]:
+    """A figure of every run by task and arm, in the order of seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in sorted({row["arm"] for row in rows}):
+        for (task, _), value in by_run(rows, figure, arm).items():
+            found.setdefault(task, {}).setdefault(arm, []).append(value)
+    return found
+
+
 def mean_of(rows: Rows, figure: Figure, arms: Arms, *, level: float) -> Estimate | None:
     """Mean over tasks and seeds; None without two seeds of a task."""
     values = by_task(by_run(rows, figure, arms))

@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import functools
 import gc
+import json
 import platform
 import shutil
+import threading
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from intruscope.studies.scales import Base, Scale
 
 _PATIENCE_SECONDS = 120.0
+_TICK_SECONDS = 5.0
 FAILED = "failed"
 """Key of a failure in place of a result: it is reported, not kept, and retried by the next study."""
 
@@ -82,10 +85,9 @@ def execute(assignment: Assignment) -> dict[str, Any]:
     """
     _check_machine(assignment)
     folder = assignment.out / "runs" / assignment.work.key
-    started = time.perf_counter(), time.process_time()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
+        with _alone_in(folder), _spent(folder / "spent.json") as spent:
             found = _done(assignment, folder)
     except ResourceExhausted:
         raise
@@ -93,8 +95,7 @@ def execute(assignment: Assignment) -> dict[str, Any]:
         return {FAILED: str(error)}
     except Exception as error:  # a fault of ours must not end hours of other work
         return {FAILED: f"{type(error).__name__}: {printable(error)}"}
-    found["seconds"] = round(time.perf_counter() - started[0], 2)
-    found["core_seconds"] = round(time.process_time() - started[1], 2)
+    found.update(spent)
     return found
 
 
@@ -140,6 +141,39 @@ def _alone_in(folder: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(0.5)
         yield
+
+
+@contextlib.contextmanager
+def _spent(path: Path) -> Iterator[dict[str, float]]:
+    """What a piece of work takes, also before it was killed and resumed: ``seconds`` and ``core_seconds``.
+
+    The file is rewritten every few seconds, so that a process that is killed loses no more than these. The
+    mapping is filled in at the end.
+    """
+    before = {"seconds": 0.0, "core_seconds": 0.0}
+    with contextlib.suppress(FileNotFoundError):
+        before = json.loads(path.read_bytes())
+    started = time.perf_counter(), time.process_time()
+    ended = threading.Event()
+
+    def now() -> dict[str, float]:
+        took = time.perf_counter() - started[0], time.process_time() - started[1]
+        return {name: round(before[name] + more, 2) for name, more in zip(before, took, strict=True)}
+
+    def keep() -> None:
+        while not ended.wait(_TICK_SECONDS):
+            write_json_file(now(), path)
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    found: dict[str, float] = {}
+    try:
+        yield found
+    finally:
+        ended.set()
+        keeper.join()
+        found.update(now())
+        write_json_file(found, path)
 
 
 def _done(assignment: Assignment, folder: Path) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from intruscope.studies.claims import claims_of
 from intruscope.studies.evidence import number_of_runs
-from intruscope.studies.lives import with_equal_fit
+from intruscope.studies.lives import with_equal_fit, without_unfit
 from intruscope.studies.recipes import places
 from intruscope.studies.records import COMMITTED, FILE, read_results, rows_of
 from intruscope.studies.scales import find_scale
-from intruscope.studies.verdicts import verdict
+from intruscope.studies.verdicts import over_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
-    from intruscope.studies.verdicts import ClaimVerdict
+    from intruscope.studies.verdicts import ClaimVerdict, Statement
 
 SCHEMA = "intruscope.studies/1"
 NOT_RUN = "not run"
+FEWEST_SEEDS = 2
+"""Per task; with one there is no variation over seeds, and nothing can be decided."""
 SHOWN_SCALES = ("mini", "paper")
 """Whose results are shown where several are committed: the last that is there."""
 
@@ -36,10 +38,12 @@ class Judged:
         claim: The claim.
         verdict: None where nothing of its study was run.
         num_runs: Number of runs that count.
-        num_diverged: Number of runs excluded by the rule.
+        num_diverged: Number of runs excluded by the rules.
         num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
         outcome_with_all: The verdict if the runs that learned nothing did count; None where there are none.
+        by_task: The verdict on each task alone.
+        bases: The base of each task.
     """
 
     claim: Claim
@@ -49,6 +53,8 @@ class Judged:
     num_planned: int
     seeds: tuple[int, ...]
     outcome_with_all: str | None = None
+    by_task: Mapping[str, ClaimVerdict] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -109,6 +115,7 @@ def judge(
         claims: Those of the scale by default.
     """
     every = places_with(scale_name, records)
+    records = without_unfit(records)
     planned = {place.work.key for place in places(find_scale(scale_name))} | records.keys()
     return [
         _judged(claim, [place for place in every if place.recipe == claim.recipe], records, planned)
@@ -130,7 +137,7 @@ def too_few_seeds(claims: Sequence[Claim], found: Sequence[RecipePlace]) -> list
     for (recipe, _), own in seeds.items():
         if recipe in most:
             most[recipe] = max(most[recipe], len(own))
-    return [claim for claim in claims if most[claim.recipe] < claim.min_seeds]
+    return [claim for claim in claims if most[claim.recipe] < FEWEST_SEEDS]
 
 
 def places_with(scale_name: str, records: Mapping[str, Record]) -> list[RecipePlace]:
@@ -149,14 +156,17 @@ def _judged(
     rows = with_equal_fit(plain)
     once: dict[str, Record] = {row["key"]: row for row in rows}
     num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
+    outcome, by_task = over_tasks(claim.judge, rows) if rows else (None, {})
     return Judged(
         claim=claim,
-        verdict=verdict(claim.judge(rows)) if rows else None,
+        verdict=outcome,
         num_runs=num_runs,
         num_diverged=num_diverged,
         num_planned=len(planned & {place.work.key for place in found}),
         seeds=seeds,
         outcome_with_all=_outcome_with_all(claim, plain),
+        by_task=by_task,
+        bases={place.task: place.work.base for place in found},
     )
 
 
@@ -165,7 +175,7 @@ def _outcome_with_all(claim: Claim, rows: Sequence[Record]) -> str | None:
     if not any(row["status"] != "ok" and row.get("count") is not None for row in rows):
         return None
     counted = [{**row, "status": "ok"} if row.get("count") is not None else row for row in rows]
-    return verdict(claim.judge(with_equal_fit(counted))).outcome
+    return over_tasks(claim.judge, with_equal_fit(counted))[0].outcome
 
 
 def committed(folder: Path = COMMITTED, *, scale_name: str | None = None) -> tuple[str, Path] | None:
@@ -229,7 +239,40 @@ def studies_json(judged: Sequence[Judged], results: str | None) -> dict[str, Any
                 "results": results if each.verdict is not None else None,
                 "num_runs": each.num_runs,
                 "seeds": list(each.seeds),
+                "heterogeneity": _heterogeneity(each.verdict),
+                "by_task": [
+                    {
+                        "base": each.bases[task],
+                        "task": task,
+                        "verdict": found.outcome,
+                        "figures": [_figure(statement) for statement in found.statements],
+                    }
+                    for task, found in each.by_task.items()
+                ],
             }
             for each in judged
         ],
+    }
+
+
+def _heterogeneity(found: ClaimVerdict | None) -> dict[str, float] | None:
+    """Of the statement whose tasks differ most, its p times the number of statements (Bonferroni)."""
+    counted = () if found is None else [each for each in found.statements if not each.is_aside]
+    tests = [test for each in counted if (test := each.heterogeneity) is not None]
+    if not tests:
+        return None
+    most = min(tests, key=lambda test: test.p)
+    return {"q": most.q, "p": min(1.0, most.p * len(tests))}
+
+
+def _figure(statement: Statement) -> dict[str, Any]:
+    found = statement.estimate
+    return {
+        "text": statement.text,
+        "finding": statement.finding,
+        "is_aside": statement.is_aside,
+        **{
+            name: None if found is None else getattr(found, name)
+            for name in ("estimate", "low", "high", "level")
+        },
     }

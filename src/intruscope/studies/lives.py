@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from intruscope.train.looks import VectorLook
 
 Point = dict[str, float | None]
+LEAST_FIT = 0.25
+"""Share of the best run's gain on the held-out loss below which a run does not count."""
 _DIGITS = 4
 """Significant ones of what is kept for pictures."""
 
@@ -183,3 +185,61 @@ def with_equal_fit(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         at_fit = forgetting_at(row["looks"], level) if level is not None and row["status"] == "ok" else None
         found.append({**row, "forgetting_at_fit": at_fit, "forgetting_at_end": row.get("forgetting")})
     return found
+
+
+def equal_fit_difference(
+    rows: Sequence[Mapping[str, Any]], arm: str, other: str
+) -> dict[tuple[str, int], float]:
+    """Forgetting of one arm less another's, by task and seed, at the lowest held-out loss that both reach.
+
+    An arm that reaches it early is read early in its training, as if it had been stopped there.
+    """
+    looks: dict[str, dict[tuple[str, int], Sequence[Point]]] = {arm: {}, other: {}}
+    for row in rows:
+        if row["arm"] in looks and row["status"] == "ok" and row.get("looks"):
+            looks[row["arm"]][row["task"], row["seed"]] = row["looks"]
+    found = {}
+    for where in sorted(looks[arm].keys() & looks[other].keys()):
+        both = [looks[name][where] for name in (arm, other)]
+        level = common_level(both)
+        if level is not None:
+            first, second = (forgetting_at(points, level) for points in both)
+            if first is not None and second is not None:
+                found[where] = first - second
+    return found
+
+
+def without_unfit(records: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records in which a run that hardly fits its task has the status ``unfit``, whatever method trained it.
+
+    Fit is what a run gained on the held-out loss of the untrained base, as a share of what the best run on
+    that base and task gained. Below a quarter (:data:`LEAST_FIT`) a run does not count: it says nothing of
+    what its method does to a model that learns. (An arm that sees a quarter of the data has a third of it.)
+
+    Args:
+        records: By key, of one scale. Where no run on a task was watched, the loss of the base is not known:
+            its runs stay.
+    """
+    before: dict[tuple[str, str], float] = {}
+    best: dict[tuple[str, str], float] = {}
+    for record in records.values():
+        where, loss = _place(record), record.get("held_out_loss")
+        for point in (record.get("looks") or [])[:1]:
+            if point["step"] == 0 and point["held_out_loss"] is not None:
+                before.setdefault(where, point["held_out_loss"])
+        if loss is not None:
+            best[where] = min(loss, best.get(where, math.inf))
+
+    def is_unfit(record: Mapping[str, Any]) -> bool:
+        where, loss = _place(record), record.get("held_out_loss")
+        if record["status"] != "ok" or loss is None or where not in before:
+            return False
+        return bool(before[where] - loss < LEAST_FIT * (before[where] - best[where]))
+
+    return {
+        key: {**record, "status": "unfit"} if is_unfit(record) else record for key, record in records.items()
+    }
+
+
+def _place(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["settings"]["base"], record["settings"].get("task", "")

@@ -184,11 +184,6 @@ def methods(cell: StudyCell) -> dict[str, Run]:
     return {"lora_r8": cell.lora(8), **{name: cell.method(name) for name in others}}
 
 
-def seeds(cell: StudyCell) -> dict[str, Run]:
-    """C10: LoRA r = 8 over more seeds."""
-    return {"lora_r8": cell.lora(8)}
-
-
 def equal_fit(cell: StudyCell) -> dict[str, Run]:
     """Figure 6, C12: forgetting where the held-out loss is equal."""
     return {name: run for name, run in counts(cell).items() if run.look_every}
@@ -285,7 +280,6 @@ RECIPES: Mapping[str, Callable[[StudyCell], dict[str, Run]]] = {
         data_size,
         alpha,
         methods,
-        seeds,
         equal_fit,
         correlations,
         interventions,
@@ -327,27 +321,21 @@ def places(
     Args:
         scale: Bases, tasks and seeds.
         recipes: By name; all by default.
-        of_seeds: Instead of the scale's; the study of seeds then has no further ones.
+        of_seeds: Instead of the scale's.
     """
     wanted = list(dict.fromkeys([*RECIPES, *_OF_BASES] if recipes is None else recipes))
     found: list[RecipePlace] = []
-    more = (
-        sorted({seed for seeds_ in scale.more_seeds.values() for seed in seeds_}) if of_seeds is None else []
-    )
-    for seed in [*(scale.seeds if of_seeds is None else of_seeds), *more]:
+    for seed in scale.seeds if of_seeds is None else of_seeds:
         for base in scale.bases:
             for name in wanted:
                 if name in _OF_BASES:
-                    works = _OF_BASES[name](base, seed).items() if seed not in more else ()
                     found += [
                         RecipePlace(recipe=name, arm=arm, task=base.name, seed=seed, work=work)
-                        for arm, work in works
+                        for arm, work in _OF_BASES[name](base, seed).items()
                     ]
                     continue
                 for task in base.tasks:
                     if not base.takes_part(task, name):
-                        continue
-                    if seed in more and (name != "seeds" or seed not in scale.more_seeds.get(task, ())):
                         continue
                     arms = RECIPES[name](StudyCell(base, task, seed))
                     found += [

@@ -206,7 +206,6 @@ class Scale:
         name: Name on the command line.
         bases: Each with its tasks.
         seeds: Seeds of every run.
-        more_seeds: Additional seeds of LoRA r = 8, by task, for the study of seeds.
         checkpoints: Published fine-tunes that are scanned, not trained. Their names are as the organisation
             forms them; no hub was in reach to check them.
     """
@@ -214,7 +213,6 @@ class Scale:
     name: str
     bases: tuple[Base, ...]
     seeds: tuple[int, ...]
-    more_seeds: Mapping[str, tuple[int, ...]]
     checkpoints: tuple[Checkpoint, ...] = ()
 
     def base(self, name: str) -> Base:
@@ -222,7 +220,7 @@ class Scale:
         return next(base for base in self.bases if base.name == name)
 
 
-_IN_DEPTH = ("counts", "trajectory", "seeds", "equal_fit", "correlations", "interventions")
+_IN_DEPTH = ("counts", "trajectory", "equal_fit", "correlations", "interventions")
 """What QQP and MNLI take part in: their pairs are three times as long as SST-2's sentences."""
 _PILOTS = (
     "pilots of 2026-11-26 that were seen before (LOG.md): where LoRA grows intruders and training does not "
@@ -288,7 +286,7 @@ DEMO = Base(
     sweep_examples=64,
     cost=Cost(training=40.0, measuring=25.0, looks=25.0, interventions=220.0, full_width=1.7),
 )
-MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2), more_seeds={"sst2": (3, 4)})
+MINI = Scale(name="mini", bases=(MINILM, DEMO), seeds=(0, 1, 2))
 
 WIDE = Base(
     name="wide",
@@ -319,7 +317,7 @@ WIDE = Base(
     sweep_examples=64,
 )
 """The shipped model's larger twin: 21M parameters, the same texts, the same task."""
-MIDI = Scale(name="midi", bases=(WIDE,), seeds=(0, 1, 2), more_seeds={})
+MIDI = Scale(name="midi", bases=(WIDE,), seeds=(0, 1, 2))
 
 _TINY = "tried: tiny models learn their planted tasks with them"
 TINY_BERT = Base(
@@ -370,7 +368,7 @@ TINY_LLAMA = Base(
     only={"verses": ("counts", "trajectory", "equal_fit", "interventions")},
     cost=Cost(training=0.5, measuring=0.5, looks=1.0, interventions=2.0),
 )
-SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1), more_seeds={"planted": (2,)})
+SMOKE = Scale(name="smoke", bases=(TINY_BERT, TINY_LLAMA), seeds=(0, 1))
 
 _PAPER_RANKS = (1, 8, 16, 64, 768)
 ROBERTA = Base(
@@ -426,7 +424,6 @@ PAPER = Scale(
     name="paper",
     bases=(ROBERTA,),
     seeds=(0, 1, 2),
-    more_seeds={"sst2": (3, 4)},
     checkpoints=tuple(
         [
             _llama(task, f"lora_r{rank}", f"{task}-lora-rank-{rank}-alpha-{2 * rank}")
@@ -487,7 +484,7 @@ MERGED_DEMO = replace(
     cost=Cost(training=0.0, measuring=0.0, looks=0.0, interventions=0.0, merge_set=250.0),
 )
 """The shipped model for the study of merging: five kinds of text, and one head for all."""
-MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2), more_seeds={})
+MERGING = Scale(name="merging", bases=(MERGED_DEMO, MERGED), seeds=(0, 1, 2))
 SCALES = {scale.name: scale for scale in (SMOKE, MINI, MIDI, PAPER, MERGING)}
 
 

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from intruscope.sweep.best import best_fix
 from intruscope.sweep.choice import choose
 from intruscope.sweep.figures import Measured, forgetting_of, grid_reports, task_score
-from intruscope.sweep.records import DataHalf, SweepReport
+from intruscope.sweep.records import DataHalf, FitSummary, Fitting, SweepReport
 from intruscope.sweep.statistics import samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from intruscope.sweep.records import DataSource, SweepSettings
+    from intruscope.fitting.directions import DirectionTest
+    from intruscope.fitting.settings import FitSettings
+    from intruscope.sweep.records import ChosenStrength, DataSource, SweepSettings
     from intruscope.sweep.statistics import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What the fitted fixes of a sweep were fitted on, and what they say.
+
+    Attributes:
+        text: Text to fit on.
+        task: Examples to fit on.
+        settings: How they were fitted.
+        directions: Tests of the fits of one factor per direction.
+    """
+
+    text: DataSource
+    task: DataSource
+    settings: FitSettings
+    directions: tuple[DirectionTest, ...]
 
 
 def assemble(
@@ -29,6 +50,7 @@ def assemble(
     num_matrices: int,
     environment: dict[str, Any],
     models: Sequence[str] = (),
+    fitted: Fitted | None = None,
 ) -> SweepReport:
     """Make the report. Pure: another number of resamples or another cost needs no new measurement.
 
@@ -43,6 +65,7 @@ def assemble(
         num_matrices: From the survey.
         environment: Versions.
         models: The models as a command names them; empty where no command can.
+        fitted: What fitted fixes were fitted on; None where the sweep has none.
 
     Raises:
         UsageError: fewer than four sequences or examples, so that a half could not be resampled.
@@ -76,6 +99,37 @@ def assemble(
         choices=choices,
         recommendations=recommendations,
         environment=environment,
+        fitting=None if fitted is None else _fitting(measured, settings, fitted, choices, evaluation, models),
+    )
+
+
+def _fitting(
+    measured: Measured,
+    settings: SweepSettings,
+    fitted: Fitted,
+    choices: Sequence[ChosenStrength],
+    evaluation: Sample,
+    models: Sequence[str],
+) -> Fitting:
+    summaries = tuple(
+        FitSummary(
+            fix=fit.fix,
+            weight=fit.weight,
+            num_trained=fit.num_trained,
+            stopped_at=fit.stopped_at,
+            seconds=fit.seconds,
+        )
+        for fit in measured.fits.values()
+    )
+    return Fitting(
+        text=fitted.text,
+        task=fitted.task,
+        steps=fitted.settings.fit_steps,
+        tokens=fitted.settings.fit_tokens,
+        general=fitted.settings.general,
+        fits=summaries,
+        best=best_fix(measured, settings, choices, summaries, evaluation, fitted, models),
+        directions=fitted.directions,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.fitting.table import FIXES
 from intruscope.sweep.figures import Measured, cell_report, forgetting_of
 from intruscope.sweep.records import ChosenStrength, Recommendation, SweepCell, SweepCellReport, SweepSettings
 from intruscope.sweep.statistics import gain
@@ -61,12 +61,12 @@ def choose(
     choices = tuple(
         _choice(measured, settings, choosing, evaluation, control, which) for control, which in series
     )
-    shrink = next((choice for choice in choices if INTERVENTIONS[choice.control].role == "shrink"), None)
+    shrink = next((choice for choice in choices if FIXES[choice.control].role == "shrink"), None)
     forgetting = forgetting_of(measured, everything)
     recommendations = tuple(
         _recommendation(measured, settings, evaluation, choice, shrink, forgetting, models)
         for choice in choices
-        if INTERVENTIONS[choice.control].role == "edit"
+        if FIXES[choice.control].role == "edit"
     )
     return choices, recommendations
 
@@ -84,12 +84,12 @@ def _choice(
     best: tuple[float, float] | None = None
     taken: SweepCell | None = None
     for cell in cells:
-        if cell.strength >= 1.0 or not cell.change_norm:
+        if (cell.strength is not None and cell.strength >= 1.0) or not cell.change_norm:
             continue
         found = cell_report(measured, cell, beside, choosing)
         change = found.forgetting_change.estimate
         if change < 0.0 and _cost(found.task_change, measured.metric) <= settings.max_task_cost:
-            rank = (change, -cell.strength)
+            rank = (change, cell.change_norm)
             if best is None or rank < best:
                 best, taken = rank, cell
     return ChosenStrength(
@@ -97,6 +97,8 @@ def _choice(
         which=which,
         strength=None if taken is None else taken.strength,
         report=None if taken is None else cell_report(measured, taken, beside, evaluation),
+        weight=None if taken is None else taken.weight,
+        chosen_by=None if best is None else best[0],
     )
 
 
@@ -118,7 +120,7 @@ def _recommendation(
         matched = tuple(
             cell_report(measured, cell, choice.which, evaluation)
             for cell in measured.cells
-            if INTERVENTIONS[cell.control].role == "matched"
+            if FIXES[cell.control].role == "matched"
             and cell.which == choice.which
             and cell.strength == strength
         )
@@ -165,8 +167,6 @@ def repair_command(models: Sequence[str], choice: ChosenStrength, settings: Swee
     if not models or choice.strength is None:
         return None
     defaults = SweepSettings()
-    # The last part of a name such as org/name@revision or base+adapter.
-    stem = models[-1].rpartition("+")[2].rstrip("/").rpartition("/")[2].partition("@")[0]
     options: list[tuple[str, object, object]] = [
         ("--control", choice.control, "intruders"),
         ("--which", choice.which or "top", "top"),
@@ -174,12 +174,21 @@ def repair_command(models: Sequence[str], choice: ChosenStrength, settings: Swee
         ("--epsilon", settings.epsilon, defaults.epsilon),
         ("--seed", settings.seed, defaults.seed),
     ]
-    ending = "repaired" if INTERVENTIONS[choice.control].role == "edit" else choice.control
-    words = ["intruscope", "repair", *models, "-o", f"{stem or 'model'}-{ending}"]
+    ending = "repaired" if FIXES[choice.control].role == "edit" else choice.control
+    words = ["intruscope", "repair", *models, "-o", f"{model_stem(models)}-{ending}"]
     words += ["--strength", f"{choice.strength:g}"]
     for option, value, default in options:
         words += [option, str(value)] if value != default else []
     return shlex.join(words)
+
+
+def model_stem(models: Sequence[str]) -> str:
+    """The last part of the tuned model's name, such as org/name@revision or base+adapter.
+
+    Args:
+        models: As the user named them.
+    """
+    return models[-1].rpartition("+")[2].rstrip("/").rpartition("/")[2].partition("@")[0] or "model"
 
 
 def _outcome(

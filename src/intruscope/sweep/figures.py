@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.fitting.table import FIXES
 from intruscope.sweep.records import SweepCell, SweepCellReport, cell_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from intruscope.fitting.fit import Fit
     from intruscope.forgetting.intervals import Interval
     from intruscope.sweep.records import Measurement, Metric
     from intruscope.sweep.statistics import Sample
@@ -27,6 +28,7 @@ class Measured:
         tuned: The tuned model, strength 1.
         cells: The grid, in order.
         by_key: The measurement of each cell, by its key.
+        fits: The fit behind each cell of a fitted fix, by the cell's key.
     """
 
     metric: Metric
@@ -35,10 +37,11 @@ class Measured:
     tuned: Measurement
     cells: tuple[SweepCell, ...]
     by_key: Mapping[str, Measurement]
+    fits: Mapping[str, Fit] = field(default_factory=dict)
 
     def edit_beside(self, cell: SweepCell, which: str) -> Measurement | None:
-        """The intruder edit at the same strength; None for that edit itself."""
-        if INTERVENTIONS[cell.control].role == "edit":
+        """The intruder edit at the same strength; None for that edit itself, and for a fit."""
+        if cell.strength is None or FIXES[cell.control].role == "edit":
             return None
         return self.by_key.get(cell_key("intruders", which, cell.strength))
 

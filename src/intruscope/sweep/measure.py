@@ -11,12 +11,14 @@ from intruscope.adapters.opening import open_pair
 from intruscope.engine.environment import CORE, environment
 from intruscope.engine.settings import RunOptions
 from intruscope.errors import OutputConflict, UsageError
+from intruscope.fitting.table import FITS
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.repair.survey import survey as survey_pair
 from intruscope.spectra.records import ScanSettings
 from intruscope.spectra.scan import check_outputs, open_journal
-from intruscope.sweep.assemble import assemble
+from intruscope.sweep.assemble import Fitted, assemble
+from intruscope.sweep.live import num_examples
 from intruscope.sweep.records import DataSource, SweepReport, SweepSettings
 from intruscope.sweep.run import checked_settings, run_grid
 from intruscope.sweep.settings import MeasureOptions
@@ -27,8 +29,13 @@ if TYPE_CHECKING:
 
     from intruscope.adapters.live import LivePair
     from intruscope.adapters.opening import ModelLike
+    from intruscope.fitting.data import Parts
+    from intruscope.fitting.live import LiveFitter
+    from intruscope.fitting.losses import Items
+    from intruscope.fitting.settings import FitSettings
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
+    from intruscope.forgetting.windows import Sequences
     from intruscope.repair.survey import Survey
     from intruscope.sweep.figures import Measured
 
@@ -40,10 +47,14 @@ def sweep(
     task: Task,
     text: str | Path | Sequence[str | Path],
     field: str | None = None,
+    fit_task: Task | None = None,
+    fit_text: str | Path | Sequence[str | Path] | None = None,
     settings: SweepSettings | None = None,
     measuring: MeasureOptions | None = None,
+    fitting: FitSettings | None = None,
     options: RunOptions | None = None,
     allow_pickle: bool = False,
+    live: LivePair | None = None,
     outputs: Sequence[Path] = (),
     on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
@@ -56,12 +67,17 @@ def sweep(
         task: From :func:`intruscope.forgetting.tasks.load_task`.
         text: Files, patterns, or datasets on the hub (``hf:org/name:split``).
         field: Column that holds the text, in tables.
+        fit_task: Examples for fitted fixes; by default a third of ``task`` is set aside for them.
+        fit_text: Text for fitted fixes; by default a third of ``text`` is set aside.
         settings: The grid, what counts as an intruder, and the statistics.
         measuring: How the models are loaded and measured.
+        fitting: How fixes are fitted.
         options: How the survey runs, and the folder of both journals.
         allow_pickle: Also read PyTorch files, restricted to tensors.
+        live: The same pair, where it is loaded already, in the way that ``measuring`` says.
         outputs: Paths that the caller will write; refused at once where one is an input.
-        on_progress: Called for every matrix (``surveying``), then for every model (``measuring``).
+        on_progress: Called for every matrix (``surveying``), every step of a fit (``fitting``), then
+            for every model (``measuring``).
         on_notice: Called with sentences that the user should see at once.
 
     Returns:
@@ -79,9 +95,16 @@ def sweep(
     options = options or RunOptions()
     from intruscope.forgetting.models import load_pair
     from intruscope.forgetting.scores import check_task
-    from intruscope.forgetting.texts import read_texts
 
-    corpus = read_texts([text] if isinstance(text, (str, Path)) else text, field=field)
+    corpus = _read(text, field)
+    aside: Parts | None = None
+    fits = [control for control in settings.controls if control in FITS]
+    if fits:
+        from intruscope.fitting.data import parts_of_data
+
+        other = None if fit_text is None else _read(fit_text, field)
+        aside = parts_of_data(task, corpus, fit_task=fit_task, fit_text=other, seed=settings.seed)
+        task, corpus = aside.task, aside.text
     work = options.work_dir
     opened = open_pair(base, tuned, allow_pickle=allow_pickle)
     check_outputs(opened.pairing, [*outputs, *([work] if work else [])])
@@ -95,10 +118,13 @@ def sweep(
                 file=work,
             ) from error
     # Before the survey, which takes longer: whatever cannot be measured is refused at once.
-    pair = load_pair(opened, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer)
+    loading: dict[str, Any] = {name: getattr(measuring, name) for name in ("device", "dtype", "tokenizer")}
+    pair = live if live is not None else load_pair(opened, **loading)
     pair.language_model()
     check_task(pair, task)
-    needs_updates = any(INTERVENTIONS[control].needs_update_vectors for control in settings.controls)
+    needs_updates = "fitted" in fits or any(
+        INTERVENTIONS[control].needs_update_vectors for control in settings.controls if control not in FITS
+    )
     found = survey_pair(
         opened,
         settings=ScanSettings(k=settings.k, epsilon=settings.epsilon, seed=settings.seed),
@@ -112,13 +138,15 @@ def sweep(
             f"{len(found.unreadable)} matrices could not be decomposed and stay as they are, for example "
             f"{found.unreadable[0].name}"
         )
-    measured = measure_pair(
+    measured, fitter = measure_with_fits(
         found,
         pair,
         task=task,
         text=corpus,
+        aside=aside,
         settings=settings,
         measuring=measuring,
+        fitting=fitting,
         options=_within(options, "sweep"),
         on_progress=on_progress,
         on_notice=on_notice,
@@ -148,6 +176,33 @@ def sweep(
         num_matrices=len(found.matrices),
         environment=_environment(measuring, str(pair.language_model().model.device)),
         models=() if opened.in_memory else (opened.base.name, opened.tuned.name),
+        fitted=None if fitter is None or aside is None else _fitted(measured, fitter, aside),
+    )
+
+
+def _read(text: str | Path | Sequence[str | Path], field: str | None) -> Corpus:
+    from intruscope.forgetting.texts import read_texts
+
+    return read_texts([text] if isinstance(text, (str, Path)) else text, field=field)
+
+
+def _fitted(measured: Measured, fitter: LiveFitter, aside: Parts) -> Fitted:
+    data, settings = fitter.data, fitter.settings
+    return Fitted(
+        text=DataSource(
+            name=", ".join(source.name for source in aside.fit_text.sources),
+            sha256=aside.fit_text.sha256,
+            num_items=len(data.text.sizes),
+            protocol=settings.general,
+        ),
+        task=DataSource(
+            name=aside.fit_task.name,
+            sha256=aside.fit_task.sha256,
+            num_items=len(data.task.sizes),
+            protocol="loss",
+        ),
+        settings=settings,
+        directions=fitter.directions(measured.fits.values()),
     )
 
 
@@ -170,7 +225,7 @@ def measure_pair(
         pair: The loaded pair.
         task: The loaded task.
         text: The text, read.
-        settings: Settings of the grid.
+        settings: Settings of the grid, without fitted fixes.
         measuring: How it is measured.
         options: Where the journal is.
         on_progress: Called before the first model, and before and after each.
@@ -179,9 +234,55 @@ def measure_pair(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`. What was measured before is kept.
     """
+    return measure_with_fits(
+        survey,
+        pair,
+        task=task,
+        text=text,
+        aside=None,
+        settings=settings,
+        measuring=measuring,
+        options=options,
+        on_progress=on_progress,
+        on_notice=on_notice,
+    )[0]
+
+
+def measure_with_fits(
+    survey: Survey,
+    pair: LivePair,
+    *,
+    task: Task,
+    text: Corpus,
+    aside: Parts | None,
+    settings: SweepSettings,
+    measuring: MeasureOptions,
+    options: RunOptions,
+    fitting: FitSettings | None = None,
+    on_progress: OnProgress = ignore_progress,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> tuple[Measured, LiveFitter | None]:
+    """The same with fitted fixes among the controls. Other arguments and errors as in :func:`measure_pair`.
+
+    Args:
+        survey: A survey of the pair.
+        pair: The loaded pair.
+        task: What is measured.
+        text: Likewise.
+        aside: What was set aside to fit on; None without fitted fixes.
+        settings: Settings of the grid.
+        measuring: How it is measured.
+        options: Where the journal is.
+        fitting: How fixes are fitted.
+        on_progress: Also called before and after every step of a fit.
+        on_notice: See there.
+
+    Returns:
+        The measurements, and what made the fits.
+    """
     from intruscope.forgetting.losses import choose_protocol
     from intruscope.forgetting.windows import cut
-    from intruscope.sweep.live import LiveBench, limited, num_examples
+    from intruscope.sweep.live import LiveBench, limited
 
     language = pair.language_model()
     # The exact protocol takes one pass per token, and a grid has dozens of cells.
@@ -200,6 +301,10 @@ def measure_pair(
     if known is None:  # held-out text: as many as its sequences
         known = sequences.num_sequences if measuring.max_examples is None else measuring.max_examples
     check_counts(sequences.num_sequences, known)
+    fitter = None
+    if aside is not None:
+        fitter = _fitter(survey, pair, chosen, sequences, aside, settings, measuring, fitting)
+        fitter.check(control for control in settings.controls if control in FITS)
     bench = LiveBench(
         pair,
         sequences,
@@ -225,10 +330,57 @@ def measure_pair(
     }
     journal = None if survey.pairing.in_memory else open_journal(identity, options, on_notice)
     try:
-        return run_grid(survey, bench, settings, journal=journal, on_progress=on_progress)
+        measured = run_grid(survey, bench, settings, journal=journal, fitter=fitter, on_progress=on_progress)
+        return measured, fitter
     finally:
         if journal is not None:
             journal.close()
+
+
+def _fitter(
+    survey: Survey,
+    pair: LivePair,
+    task: Task,
+    sequences: Sequences,
+    aside: Parts,
+    settings: SweepSettings,
+    measuring: MeasureOptions,
+    fitting: FitSettings | None,
+) -> LiveFitter:
+    """Fits on what was set aside, and stops by the half that also chooses."""
+    from intruscope.fitting.data import some_examples
+    from intruscope.fitting.fit import FitData
+    from intruscope.fitting.live import LiveFitter
+    from intruscope.fitting.losses import items_of, task_items, text_items
+    from intruscope.fitting.settings import FitSettings
+    from intruscope.forgetting.tasks import TextTask
+    from intruscope.forgetting.windows import cut
+    from intruscope.sweep.statistics import choosing_items
+
+    fitting = fitting or FitSettings()
+    seed, max_tokens, general = settings.seed, measuring.max_tokens, fitting.general
+    if isinstance(task, TextTask):
+        examples = cut(task.corpus, pair.language_model(), max_sequences=measuring.max_examples)
+        own_text, own_task = choosing_items(sequences.num_sequences, examples.num_sequences, seed)
+        choosing_task: Items = items_of(pair, examples.only(own_task.tolist()), general="loss", seed=seed)
+    else:
+        own_text, own_task = choosing_items(sequences.num_sequences, num_examples(task) or 0, seed)
+        choosing_task = task_items(
+            pair, some_examples(task, own_task.tolist()), max_tokens=max_tokens, seed=seed
+        )
+    return LiveFitter(
+        survey=survey,
+        pair=pair,
+        data=FitData(
+            task=task_items(pair, aside.fit_task, max_tokens=max_tokens, seed=seed),
+            text=text_items(pair, aside.fit_text, general=general, seed=seed),
+            choosing_task=choosing_task,
+            choosing_text=items_of(pair, sequences.only(own_text.tolist()), general=general, seed=seed),
+        ),
+        data_digest=aside.digest,
+        settings=fitting,
+        seed=seed,
+    )
 
 
 def _named(tokenizer: str | Path | None) -> str | None:

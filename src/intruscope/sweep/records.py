@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from intruscope.fitting.directions import DirectionTest  # noqa: TC001 - likewise
+from intruscope.fitting.settings import WEIGHTS
+from intruscope.fitting.table import FIXES
 from intruscope.forgetting.intervals import Interval  # noqa: TC001 - decoding reads the hints when it runs
 from intruscope.forgetting.settings import ForgetSettings
 from intruscope.options import documented, option, shared
@@ -53,13 +56,22 @@ class SweepSettings:
     )
     controls: tuple[str, ...] = option(
         tuple(INTERVENTIONS),
-        help="Interventions to compare, separated by commas, or 'all'. 'intruders' is the repair itself; "
-        "docs/controls.md describes the others.",
-        about="Names in :data:`intruscope.repair.interventions.INTERVENTIONS`, the repair itself among them.",
+        help="Fixes to compare, separated by commas, or 'all'. 'intruders' is the repair itself; "
+        "docs/controls.md describes the other interventions, docs/fixes.md those that are fitted to data "
+        "(fitted, fitted_matrix, replay), which the default leaves out.",
+        about="Names in :data:`intruscope.fitting.table.FIXES`, the repair itself among them.",
         comma=True,
-        choices=tuple(INTERVENTIONS),
-        all=tuple(INTERVENTIONS),
+        choices=tuple(FIXES),
+        all=tuple(FIXES),
         metavar="NAME,...",
+    )
+    weights: tuple[float, ...] = option(
+        WEIGHTS,
+        help="Weights of the loss on text beside the task's, for fixes that are fitted to data, separated by "
+        "commas. A larger weight wins back more and costs the task more.",
+        above=0,
+        comma=True,
+        metavar="X,X,...",
     )
     which: tuple[str, ...] = option(
         ("top",),
@@ -103,30 +115,41 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepCell:
-    """One cell of the grid: an intervention at a strength.
+    """One cell of the grid: an intervention at a strength, or a fitted fix at a weight.
 
     Attributes:
-        control: Name of the intervention.
+        control: Name of the fix.
         which: The intruders it depends on; None where it does not depend on them.
-        strength: Fraction that is kept.
+        strength: Fraction that is kept; None for a fitted fix.
         num_matrices: Number of matrices that change.
         change_norm: ‖W' − W_tuned‖_F over all of them.
+        weight: Of the loss on text, in the fit; None for an intervention.
     """
 
     control: str
     which: str | None
-    strength: float
+    strength: float | None
     num_matrices: int
     change_norm: float
+    weight: float | None = None
 
     @property
     def key(self) -> str:
         """Unique within a sweep; the measurement's key in the journal."""
+        if self.strength is None:
+            return f"{self.control}/weight/{self.weight!r}"
         return cell_key(self.control, self.which, self.strength)
+
+    @property
+    def setting(self) -> float:
+        """Its place in the series: the strength, or the weight of a fit."""
+        found = self.weight if self.strength is None else self.strength
+        assert found is not None
+        return found
 
 
 def cell_key(control: str, which: str | None, strength: float) -> str:
-    """The key of the cell with these coordinates."""
+    """The key of an intervention's cell with these coordinates."""
     return "/".join([control, *([which] if which else []), repr(float(strength))])
 
 
@@ -163,19 +186,23 @@ class SweepCellReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenStrength:
-    """The strength that the rule chose on one half of the data, with its figures on the other half.
+    """The strength or weight that the rule chose on one half of the data, with its figures on the other half.
 
     Attributes:
-        control: The intervention whose strengths were compared.
+        control: The fix whose strengths or weights were compared.
         which: As in the cell.
-        strength: None where no strength lowers forgetting at an acceptable cost.
-        report: Figures on the evaluation half; None without a strength.
+        strength: None for a fitted fix, and where no strength lowers forgetting at an acceptable cost.
+        report: Figures on the evaluation half; None without a choice.
+        weight: The chosen weight of a fitted fix; None where there is none.
+        chosen_by: Change of forgetting on the choosing half, in nats per token; None without a choice.
     """
 
     control: str
     which: str | None
     strength: float | None
     report: SweepCellReport | None
+    weight: float | None = None
+    chosen_by: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +274,84 @@ class DataSource:
     num_cut: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitSummary:
+    """One fit: what it took, and where it stopped.
+
+    Attributes:
+        fix: Name of the fix.
+        weight: Of the loss on text.
+        num_trained: How many numbers were trained.
+        stopped_at: The step whose numbers were kept, by the choosing half; 0 where none helped.
+        seconds: How long it took.
+    """
+
+    fix: str
+    weight: float
+    num_trained: int
+    stopped_at: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestFix:
+    """The fix that wins back most at an acceptable cost, and how the others compare.
+
+    Every fix is represented by what the rule chose on the choosing half, where the best of them is chosen
+    too; all figures are of the evaluation half.
+
+    Attributes:
+        fix: Its name; None where no fix lowers forgetting at an acceptable cost.
+        which: The selection of intruders, where it has one.
+        strength: Of an intervention.
+        weight: Of a fitted fix.
+        seconds: How long the fit took; None for an intervention.
+        report: Its figures.
+        best_edit: The best fix that changes the weights as they are (everything but replay).
+        replay_gain: Forgetting of that edit minus that of replay, in nats per token; positive where replay
+            forgets less. None without both.
+        sentence: All of this in words.
+        command: The shell command that writes the model; None without a fix, or for models without a name.
+    """
+
+    fix: str | None
+    which: str | None
+    strength: float | None
+    weight: float | None
+    seconds: float | None
+    report: SweepCellReport | None
+    best_edit: str | None
+    replay_gain: Interval | None
+    sentence: str
+    command: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What the fitted fixes of a sweep were fitted on, and what they say.
+
+    Attributes:
+        text: Text to fit on; disjoint from what is measured.
+        task: Examples to fit on; likewise.
+        steps: Steps of each fit.
+        tokens: Tokens of each kind in a step.
+        general: ``loss`` or ``kl``.
+        fits: Every fit, in the order of the grid.
+        best: The best fix of all.
+        directions: For each fit of one factor per direction: whether it turns intruders down more than
+            other directions of the same size.
+    """
+
+    text: DataSource
+    task: DataSource
+    steps: int
+    tokens: int
+    general: str
+    fits: tuple[FitSummary, ...]
+    best: BestFix
+    directions: tuple[DirectionTest, ...]
+
+
 _FIGURES = (
     "forgetting",
     "forgetting_change",
@@ -261,6 +366,7 @@ COLUMNS: dict[str, str] = {
     "control": "string",
     "which": "string",
     "strength": "float64",
+    "weight": "float64",
     "num_matrices": "int64",
     "change_norm": "float64",
     **{f"{name}{end}": "float64" for name in _FIGURES for end in ("", "_low", "_high")},
@@ -292,6 +398,7 @@ class SweepReport(Report):
         choices: The same rule applied to every control, for comparison; figures of the evaluation half.
         recommendations: One for each selection of intruders; figures of the evaluation half.
         environment: Versions that a figure depends on.
+        fitting: The fitted fixes; None where the sweep has none.
     """
 
     schema = SCHEMA
@@ -314,6 +421,7 @@ class SweepReport(Report):
     choices: tuple[ChosenStrength, ...]
     recommendations: tuple[Recommendation, ...]
     environment: dict[str, Any] = field(default_factory=dict)
+    fitting: Fitting | None = None
 
     def rows(self) -> Iterator[tuple[Cell, ...]]:
         """One row per cell, in the order of :data:`COLUMNS`."""
@@ -323,7 +431,8 @@ class SweepReport(Report):
             for name in _FIGURES:
                 value: Interval | None = getattr(each, name)
                 figures += [None] * 3 if value is None else [value.estimate, value.low, value.high]
-            yield (cell.control, cell.which, cell.strength, cell.num_matrices, cell.change_norm, *figures)
+            place = (cell.control, cell.which, cell.strength, cell.weight)
+            yield (*place, cell.num_matrices, cell.change_norm, *figures)
 
     def notebook(self) -> Sequence[str]:
         """The advice, the tuned model's forgetting, and the grid."""
@@ -332,7 +441,7 @@ class SweepReport(Report):
             (
                 each.cell.control,
                 each.cell.which,
-                each.cell.strength,
+                each.cell.setting,
                 _interval(each.forgetting_change),
                 _interval(each.task_change),
             )
@@ -346,9 +455,10 @@ class SweepReport(Report):
                 f"{self.num_intruders} intruders in {self.num_matrices} matrices",
             ),
             *[notebook.line(each.sentence, "warn") for each in self.recommendations],
+            *([] if self.fitting is None else [notebook.line(self.fitting.best.sentence, "warn")]),
             notebook.table(
                 "Against the tuned model, on all the data",
-                ("edit or control", "which", "strength", "forgetting, nats/token", self.metric),
+                ("edit or control", "which", "strength or weight", "forgetting, nats/token", self.metric),
                 grid,
             ),
         ]
@@ -360,6 +470,9 @@ class SweepReport(Report):
             each["report"] = None if each["report"] is None else _flat(each["report"])
         for each in laid_out["recommendations"]:
             each["matched"] = [_flat(cell) for cell in each["matched"]]
+        if laid_out["fitting"] is not None:
+            best = laid_out["fitting"]["best"]
+            best["report"] = None if best["report"] is None else _flat(best["report"])
         return {**first, "unit": "nats/token", "settings": laid_out.pop("settings"), **laid_out}
 
     @classmethod
@@ -368,8 +481,10 @@ class SweepReport(Report):
             report = each["report"]
             return {**each, "report": None if report is None else _nested(report)}
 
+        fitting = data.get("fitting")
         return {
             **{name: item for name, item in data.items() if name != "unit"},
+            "fitting": None if fitting is None else {**fitting, "best": nested(fitting["best"])},
             "cells": [_nested(cell) for cell in data["cells"]],
             "choices": [nested(each) for each in data["choices"]],
             "recommendations": [
@@ -381,12 +496,14 @@ class SweepReport(Report):
 
 def _flat(report: dict[str, Any]) -> dict[str, Any]:
     """A cell's place in the grid beside its figures."""
-    return {**report["cell"], **{name: item for name, item in report.items() if name != "cell"}}
+    cell = report["cell"]
+    return {"fix": cell["control"], **cell, **{name: item for name, item in report.items() if name != "cell"}}
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`_flat`."""
     place = {each.name for each in fields(SweepCell)}
+    flat = {name: item for name, item in flat.items() if name != "fix"}
     return {
         "cell": {name: item for name, item in flat.items() if name in place},
         **{name: item for name, item in flat.items() if name not in place},

@@ -103,13 +103,29 @@ def samples(num_sequences: int, num_examples: int, settings: SweepSettings) -> t
     """
     check_counts(num_sequences, num_examples)
     generator = np.random.default_rng([settings.seed, num_sequences, num_examples])
-    text_first, text_second = _halves(num_sequences, generator)
-    task_first, task_second = _halves(num_examples, generator)
+    (text_first, text_second), (task_first, task_second) = _both_halves(
+        num_sequences, num_examples, generator
+    )
     return (
         _sample("all", np.arange(num_sequences), np.arange(num_examples), settings, generator),
         _sample("choosing half", text_first, task_first, settings, generator),
         _sample("evaluation half", text_second, task_second, settings, generator),
     )
+
+
+def choosing_items(
+    num_sequences: int, num_examples: int, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the sequences and of the examples in the choosing half, as in :func:`samples`.
+
+    Args:
+        num_sequences: Number of sequences of the text.
+        num_examples: Number of examples of the task.
+        seed: The settings' seed.
+    """
+    generator = np.random.default_rng([seed, num_sequences, num_examples])
+    text, task = _both_halves(num_sequences, num_examples, generator)
+    return text[0], task[0]
 
 
 def check_counts(num_sequences: int, num_examples: int) -> None:
@@ -130,6 +146,13 @@ def check_counts(num_sequences: int, num_examples: int) -> None:
 def gain(metric: Metric) -> Callable[[float], float]:
     """Turns a change of the task's score into a gain: more is better, whatever the metric."""
     return (lambda change: change) if metric == "accuracy" else (lambda change: -change)
+
+
+def _both_halves(
+    num_sequences: int, num_examples: int, generator: np.random.Generator
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    text = _halves(num_sequences, generator)
+    return text, _halves(num_examples, generator)
 
 
 def _halves(num_items: int, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.repair.interventions import INTERVENTIONS
+from intruscope.fitting.table import FIXES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from intruscope.fitting.directions import DirectionTest
     from intruscope.forgetting.intervals import Interval
-    from intruscope.sweep.records import AdviceOutcome, Metric, Specialness, SweepCellReport
+    from intruscope.sweep.records import AdviceOutcome, ChosenStrength, Metric, Specialness, SweepCellReport
 
 _CONCLUSIONS = {
     "special": "the intruders are special here, beyond their size",
@@ -21,7 +22,7 @@ _CONCLUSIONS = {
 
 def series_name(control: str, which: str | None, *, is_several: bool = False) -> str:
     """The title of a series; it names the selection of intruders where the sweep has several."""
-    name = INTERVENTIONS[control].title
+    name = FIXES[control].title
     return f"{name} ({which})" if is_several and which is not None else name
 
 
@@ -80,12 +81,88 @@ def recommendation_sentence(
         )
         if intruders != "worse" or shrink is None:
             return said
-        instead = f"{INTERVENTIONS[shrink.cell.control].action} to {shrink.cell.strength:g}"
+        instead = f"{FIXES[shrink.cell.control].action} to {shrink.cell.strength:g}"
         return f"{said} By the same rule, {instead} {effect(shrink, metric)}."
     return (
         f"No strength of {them} is worth it: {strength} looks best on the choosing half of the data, but on "
         f"the evaluation half it {effect(report, metric)}{'; ' + control if control else ''}."
     )
+
+
+def best_sentence(
+    best: ChosenStrength | None,
+    seconds: float | None,
+    comparison: tuple[str, str] | None,
+    metric: Metric,
+    max_task_cost: float,
+    *,
+    too_few: bool = False,
+) -> str:
+    """Say which fix is best, and what it takes.
+
+    Args:
+        best: What the rule chose for the best fix; None where it chose nothing for any.
+        seconds: How long its fit took; None for an intervention.
+        comparison: Whether replay ``beats``, ``loses`` to or ``equals`` the best edit, and that edit's title.
+        metric: The metric of the task.
+        max_task_cost: Largest acceptable cost.
+        too_few: The evaluation half has too few sequences for a verdict.
+    """
+    limit = _limit(max_task_cost, metric)
+    if best is None or best.report is None:
+        return (
+            "No fix is worth it: on the choosing half of the data, none lowers forgetting at a cost of at "
+            f"most {limit}."
+        )
+    setting = f"weight {best.weight:g}" if best.strength is None else f"strength {best.strength:g}"
+    takes = "needs no fit" if seconds is None else f"takes {duration(seconds)} to fit"
+    said = (
+        f"The best fix at a cost of at most {limit} is {FIXES[best.control].action} ({setting}): on the "
+        f"evaluation half of the data it {effect(best.report, metric)}, and {takes}."
+    )
+    if too_few:
+        said += " The evaluation half has too few sequences to tell this from chance."
+    if comparison is None or too_few:
+        return said
+    verdict, title = comparison
+    return (
+        said
+        + {
+            "beats": f" Replay beats every edit, the best of which is: {title}.",
+            "loses": f" Training the adapter on (replay) forgets more than the best edit: {title}.",
+            "equals": f" Replay and the best edit ({title}) cannot be told apart.",
+        }[verdict]
+    )
+
+
+def direction_sentence(test: DirectionTest) -> str:
+    """Say whether a fit turns intruders down more than other directions of the same size.
+
+    Args:
+        test: Of one fit.
+    """
+    fit = f"The fit at weight {test.weight:g}"
+    if test.correlation is None or test.difference is None or test.p_value is None:
+        if test.answer == "too few directions":
+            return f"{fit} has {len(test.directions)} directions, too few to compare intruders with others."
+        return f"{fit} does not tell intruders from other directions: neither factors nor shares vary."
+    p_value = "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+    answer = {
+        "more": "turns intruders down more than other directions of the same size",
+        "less": "turns intruders down less than other directions of the same size",
+    }.get(test.answer, "does not treat intruders differently from other directions of the same size")
+    return (
+        f"{fit} {answer}: factors differ by {interval_text(test.difference, 3, is_signed=True)}, rank "
+        f"correlation {_number(test.correlation, 2)} within {test.num_strata} strata of equal size, "
+        f"{p_value} by permutation ({len(test.directions)} directions)."
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds or minutes."""
+    if seconds < 90.0:
+        return f"{max(1.0, seconds):.0f} seconds"
+    return f"{seconds / 60.0:.1f} minutes"
 
 
 def effect(report: SweepCellReport, metric: Metric) -> str:
@@ -138,7 +215,7 @@ def _control(matched: Sequence[SweepCellReport], intruders: Specialness | None, 
     if intruders is None:
         return ""
     best = min(matched, key=lambda report: report.forgetting_change.estimate)
-    action = INTERVENTIONS[best.cell.control].action
+    action = FIXES[best.cell.control].action
     return f"{action} {effect(best, metric)}: {_CONCLUSIONS[intruders]}"
 
 

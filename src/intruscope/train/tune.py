@@ -6,10 +6,12 @@ resuming. What is here puts the parts together: the plan, the model and its data
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from intruscope.errors import UsageError
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task, TextTask
+from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.train import processes
@@ -17,6 +19,7 @@ from intruscope.train.carrying import go_on
 from intruscope.train.encoding import encode, kept_batches
 from intruscope.train.loading import load_for
 from intruscope.train.plan import plan_of, training_arguments
+from intruscope.train.replay import check_apart
 from intruscope.train.run import Run, attach, ending_scorer
 from intruscope.train.run_folder import RunFolder
 from intruscope.weights.source import open_model
@@ -39,6 +42,7 @@ def tune(
     held_out: Task | None = None,
     forget_text: Sequence[str | Path] = (),
     keep_text: Corpus | None = None,
+    replay: Corpus | None = None,
     start: Path | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
@@ -56,6 +60,7 @@ def tune(
             text, of which the loss is taken.
         forget_text: Text on which the watch measures forgetting.
         keep_text: Text whose knowledge is to be kept, for a method that starts from it.
+        replay: General text that every step also learns from, so that the model forgets less.
         start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
             with under a new head.
         tokenizer: Folder of a tokenizer; the base's by default.
@@ -75,11 +80,12 @@ def tune(
         fact = f"{method.name} computes an update and cannot be trained"
         raise UsageError(fact, remedy=f"use it from Python; see intruscope methods {method.name}")
     options = method.options(settings.recipe.completed(method, dict(settings.options)))
-    _check_kept(method, keep_text)
+    _check_kept(method, keep_text, forget_text)
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
+    _check_forgetting(settings, replay, forget_text)
     num_processes = processes.join()
-    plan = plan_of(source, settings, method, options, data, held_out, forget_text, num_processes)
+    plan = plan_of(source, settings, method, options, data, held_out, forget_text, num_processes, replay)
     if start is not None:
         plan["start"] = str(start)
     if keep_text is not None:
@@ -119,13 +125,15 @@ def tune(
             method=method,
             attached=attached,
             loaded=loaded,
+            source=source,
             forget_text=forget_text,
+            replay=replay,
             pictures=pictures,
         )
         return run.train(arguments, training, evaluation, scorer, on_progress)
 
 
-def _check_kept(method: Method, keep_text: Corpus | None) -> None:
+def _check_kept(method: Method, keep_text: Corpus | None, forget_text: Sequence[str | Path]) -> None:
     if method.needs_kept and keep_text is None:
         raise UsageError(
             f"{method.name} starts from text whose knowledge it is to keep, and there is none",
@@ -134,6 +142,9 @@ def _check_kept(method: Method, keep_text: Corpus | None) -> None:
     if keep_text is not None and not method.needs_kept:
         fact = f"{method.name} does not start from text to keep, so --keep-text has no effect"
         raise UsageError(fact, remedy="leave --keep-text out")
+    if keep_text is not None and forget_text:
+        measured = read_texts(list(forget_text))
+        check_apart(keep_text, measured, flag="--keep-text", how="the text to keep")
 
 
 def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
@@ -151,3 +162,25 @@ def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
             f"--eval {held_out.name} and --task {data.name} are of different kinds",
             remedy="use classification for both, or multiple choice for both",
         )
+
+
+def _check_forgetting(
+    settings: TuneSettings, replay: Corpus | None, forget_text: Sequence[str | Path]
+) -> None:
+    limit, weight = settings.max_forgetting, settings.replay_weight
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise UsageError(f"the replay weight is {weight}", remedy="give a number of at least 0")
+    if limit is not None and not limit >= 0.0:
+        raise UsageError(f"the forgetting budget is {limit}", remedy="give a number of at least 0")
+    if limit is not None and not forget_text:
+        raise UsageError(
+            "a forgetting budget needs a text on which forgetting is measured",
+            remedy="name one with --forget-text",
+        )
+    if limit is not None and not settings.watch_every:
+        raise UsageError(
+            "a forgetting budget is checked at the scans during training, which are off",
+            remedy="set the steps between them with --watch",
+        )
+    if replay is not None and forget_text:
+        check_apart(replay, read_texts(list(forget_text)))

@@ -28,6 +28,36 @@ function switches(indices, isOn, changed) {
     element("label", {}, boxes[i], sample(index), element("span", {}, DATA.series[index].name))));
 }
 
+function bestFix(section) {
+  if (!DATA.fitting) return;
+  section.append(element("article", { class: "card" },
+    element("p", { class: "pills" }, element("span", { class: "pill good" }, "the best fix")),
+    element("p", { class: "advice" }, DATA.fitting.sentence),
+    DATA.fitting.command ? [element("p", { class: "lead" }, "To write this model:"), element("pre", { class: "command", tabindex: 0 }, DATA.fitting.command)] : null));
+}
+
+function fits(section) {
+  if (!DATA.fitting) return section.remove();
+  section.append(
+    element("p", { class: "lead" }, "Each fit starts at the tuned model and lowers the loss of the task plus the weight times the loss on text. Nothing is fitted on what is reported."),
+    element("div", { class: "card" }, facts(DATA.fitting.facts)),
+    element("div", { class: "scroll" }, table(["Fix", "Weight", "Trained numbers", "Best step", "Seconds"], DATA.fitting.fits.map(cells => ({ cells })))));
+}
+
+function directions(section) {
+  const tests = DATA.fitting ? DATA.fitting.directions : [];
+  if (!tests.length) return section.remove();
+  let at = 0;
+  const said = element("p", { class: "advice" });
+  const chart = responsive(element("div", {}), width => directionChart(tests[at], width));
+  const show = index => { at = index; said.replaceChildren(tests[at].sentence); chart.refresh(); };
+  section.append(
+    element("p", { class: "lead" }, "A mark is one singular direction of one update: how large it is, and what the fit multiplies it by. Filled marks lie mostly in the span of the intruders of their matrix. If intruders carried the forgetting, the fit would turn them down more than others of the same size."),
+    element("div", { class: "controls" }, tests.length > 1 ? choice("Weight", tests.map((test, index) => [String(index), String(test.weight)]), "0", id => show(Number(id))) : null),
+    element("div", { class: "card" }, said, chart.node));
+  show(0);
+}
+
 function glance(section) {
   section.append(...DATA.advice.map(advice => element("article", { class: "card" },
     element("p", { class: "pills" },
@@ -40,7 +70,7 @@ function glance(section) {
 }
 
 function reading(series, cell) {
-  const pairs = [["Strength", String(cell.strength)]];
+  const pairs = [[series.isFit ? "Weight of the loss on text" : "Strength", String(cell.strength)]];
   if (cell.share) pairs.push(["Forgetting won back", withInterval(FORGETTING.share.gain(cell), FORGETTING.share)]);
   pairs.push(
     ["The same in nats/token", withInterval(FORGETTING.nats.gain(cell), { digits: 3, unit: "" })],
@@ -96,14 +126,14 @@ function beside(section) {
 function chosenTable(section) {
   section.append(
     element("p", { class: "lead" }, "For each control, the strength below 1 with the least forgetting among those within the largest acceptable cost, chosen on one half of the data. The figures are of the other half, the evaluation half."),
-    element("div", { class: "scroll" }, table(["Edit or control", "Strength", hasShare ? FORGETTING.share.title : FORGETTING.nats.title, TASK.title], DATA.choices.map(each => {
+    element("div", { class: "scroll" }, table(["Edit or control", DATA.fitting ? "Strength or weight" : "Strength", hasShare ? FORGETTING.share.title : FORGETTING.nats.title, TASK.title], DATA.choices.map(each => {
       const forgetting = each.figures && (each.figures.share ? withInterval(FORGETTING.share.gain(each.figures), { digits: 0, unit: "" }) : withInterval(FORGETTING.nats.gain(each.figures), { digits: 3, unit: "" }));
-      return { cells: [each.name, each.strength === null ? "none" : String(each.strength), forgetting ? split(forgetting) : "–", each.figures ? split(withInterval(TASK.gain(each.figures), { ...TASK, unit: "" })) : "–"] };
+      return { cells: [each.name, each.setting, forgetting ? split(forgetting) : "–", each.figures ? split(withInterval(TASK.gain(each.figures), { ...TASK, unit: "" })) : "–"] };
     }))));
 }
 
 function numbers(section) {
-  const columns = ["Edit or control", "Strength", "Won back, nats/token", ...(hasShare ? ["Won back, %"] : []), TASK.title, "The edit forgets less by, nats/token", "Norm of the change"];
+  const columns = ["Edit or control", DATA.fitting ? "Strength or weight" : "Strength", "Won back, nats/token", ...(hasShare ? ["Won back, %"] : []), TASK.title, "The edit forgets less by, nats/token", "Norm of the change"];
   section.append(
     element("p", { class: "lead" }, "All the data, relative to the tuned model."),
     element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All measurements" }, table(columns, DATA.series.flatMap(series => series.cells.map(cell => ({
@@ -116,10 +146,13 @@ function numbers(section) {
 
 function build() {
   const section = id => document.getElementById(id);
+  bestFix(section("glance"));
   glance(section("glance"));
   tradeoff(section("tradeoff"));
   beside(section("beside"));
   chosenTable(section("chosen"));
+  fits(section("fits"));
+  directions(section("directions"));
   numbers(section("numbers"));
   section("settings").append(element("div", { class: "card" }, facts([...DATA.settings, ...DATA.environment])));
   drawPending();

@@ -34,7 +34,7 @@ function withInterval(three, { digits, unit }) {
 }
 
 function tradeTip(series, cell, forgetting) {
-  return `${series.name}, strength ${cell.strength}\nforgetting won back: ${withInterval(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "task loss reduced"}: ${withInterval(TASK.gain(cell), TASK)}`;
+  return `${series.name}, ${cell.setting}\nforgetting won back: ${withInterval(forgetting.gain(cell), forgetting)}\n${isAccuracy ? "accuracy gained" : "task loss reduced"}: ${withInterval(TASK.gain(cell), TASK)}`;
 }
 
 // Bounds that contain the values and zero, with a margin; an interval may leave the frame.
@@ -70,7 +70,7 @@ function tradeChart(shown, forgetting, picked, chosen, width) {
   const y = around(cells.map(cell => forgetting.gain(cell)[0]));
   x.ticks = linearTicks(x.lo, x.hi, Math.max(3, Math.round(width / 120))).map(value => [value, plainly(value)]);
   y.ticks = linearTicks(y.lo, y.hi, 6);
-  const label = `Forgetting won back against ${TASK.title}: ` + drawn.map(({ series, cells: each }) => `${series.name}: ` + each.map(cell => `strength ${cell.strength}, ${withInterval(forgetting.gain(cell), forgetting)} at ${withInterval(TASK.gain(cell), TASK)}`).join("; ")).join(". ");
+  const label = `Forgetting won back against ${TASK.title}: ` + drawn.map(({ series, cells: each }) => `${series.name}: ` + each.map(cell => `${cell.setting}, ${withInterval(forgetting.gain(cell), forgetting)} at ${withInterval(TASK.gain(cell), TASK)}`).join("; ")).join(". ");
   const made = frame({ width, height: Math.max(340, Math.min(560, width * 0.62)), label, x, y, xTitle: TASK.title + " →", yTitle: forgetting.title + " ↑", yText: plainly });
   const { svg, sx, sy, right, bottom, margin } = made;
   svg.setAttribute("role", "group");
@@ -85,8 +85,10 @@ function tradeChart(shown, forgetting, picked, chosen, width) {
     const mark = look(index);
     const ordered = [...each].sort((a, b) => b.strength - a.strength);
     const places = ordered.map(cell => [sx(TASK.gain(cell)[0]), sy(forgetting.gain(cell)[0])]);
-    const weaker = places.filter((_, i) => ordered[i].strength < 1), stronger = places.filter((_, i) => ordered[i].strength > 1).reverse();
-    const path = points => points.length ? `M${sx(0).toFixed(1)} ${sy(0).toFixed(1)}` + points.map(([px, py]) => `L${px.toFixed(1)} ${py.toFixed(1)}`).join("") : "";
+    // A fit's line does not pass through the tuned model: with no weight on text it still lowers the task's loss.
+    const weaker = places.filter((_, i) => series.isFit || ordered[i].strength < 1), stronger = series.isFit ? [] : places.filter((_, i) => ordered[i].strength > 1).reverse();
+    const from = series.isFit ? places[0] : [sx(0), sy(0)];
+    const path = points => points.length ? `M${from[0].toFixed(1)} ${from[1].toFixed(1)}` + points.map(([px, py]) => `L${px.toFixed(1)} ${py.toFixed(1)}`).join("") : "";
     const group = shape("g", { class: mark.colour + (series.control === "intruders" ? " edit" : "") },
       shape("path", { class: "line" + (mark.isDashed ? " dashed" : ""), d: path(weaker) + path(stronger) }));
     const row = ordered.map((cell, i) => {
@@ -135,5 +137,26 @@ function besideChart(shown, title, get, axis, width) {
       return node;
     });
   }));
+  return svg;
+}
+
+// The factor of each direction against its size on a logarithmic axis.
+function directionChart(test, width) {
+  const sizes = test.points.map(point => Math.log10(point[4]));
+  const x = { log: false, lo: Math.min(...sizes) - 0.1, hi: Math.max(...sizes) + 0.1 };
+  x.ticks = linearTicks(x.lo, x.hi, Math.max(3, Math.round(width / 140))).map(value => [value, (10 ** value).toPrecision(2)]);
+  const y = around([1, ...test.points.map(point => point[2])]);
+  y.ticks = linearTicks(y.lo, y.hi, 6);
+  const made = frame({ width, height: Math.max(280, Math.min(420, width * 0.5)), label: test.sentence, x, y, xTitle: "singular value over the largest of the base →", yTitle: "fitted factor", yText: plainly });
+  const { svg, sx, sy, right, margin } = made;
+  svg.append(shape("line", { class: "zero", x1: margin.left, x2: right, y1: sy(1), y2: sy(1) }),
+    shape("text", { class: "corner", x: right, y: sy(1) - 5, "text-anchor": "end" }, "1: kept as it is"));
+  const isIn = point => point[3] > 0.5;
+  for (const point of [...test.points].sort((a, b) => isIn(a) - isIn(b))) {
+    const text = `${point[0]}, direction ${point[1]}\nfactor ${rounded(point[2], 3)}\nshare in the intruders ${rounded(100 * point[3], 0)}%\nsize ${point[4].toPrecision(2)}` + (point[5] === null ? "" : `\nalignment ${rounded(point[5], 2)}`);
+    const node = shape("circle", { class: isIn(point) ? "direction inside" : "direction", cx: sx(Math.log10(point[4])), cy: sy(point[2]), r: 3.5 });
+    tipOn(node, () => text);
+    svg.append(node);
+  }
   return svg;
 }
