@@ -12,12 +12,14 @@ from linalg_cases import orthonormal
 from intruscope.errors import ShapeMismatch
 from intruscope.linalg import sign_conflict
 from intruscope.linalg.overlap import (
+    chance_within,
     directions,
     inner_product,
     mean_overlap,
     one_sided_spread,
     outside_span,
     principal_angles,
+    share_within,
     two_sided_spread,
 )
 from intruscope.linalg.random_spaces import largest_value_of_sum, random_smallest_angle, random_spaces
@@ -68,6 +70,40 @@ def test_directions_are_the_singular_vectors_whatever_the_factors(shape):
         assert float(principal_angles(two.right_IK, vt[:2].T).max()) < 1e-9
     assert len(directions((left * 0, right), None).values_K) == 0
     assert len(directions(formed * 0, 3).values_K) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_thin", [True, False])
+def test_the_share_within_two_spaces_is_that_of_the_projected_update(shape, is_thin):
+    left, right = columns(shape[0], 3, 0), columns(shape[1], 4, 1)
+    in_left, in_right = left @ left.T, right @ right.T
+    factor_left, factor_right = factors(shape, 5, 2)
+
+    def share(up, down):
+        formed = up @ down
+        form = (up, down) if is_thin else formed
+        return share_within(form, left, right, norm=float(formed.norm())), formed
+
+    found, formed = share(factor_left, factor_right)
+    expected = float((in_left @ formed @ in_right).square().sum() / formed.square().sum())
+    assert found == pytest.approx(expected, rel=1e-10) and 0.001 < expected < 0.9
+    assert share(in_left @ factor_left, factor_right @ in_right)[0] == pytest.approx(1.0)
+    for up, down in (
+        (factor_left - in_left @ factor_left, factor_right),
+        (factor_left, factor_right - factor_right @ in_right),
+    ):  # off either space is enough
+        assert share(up, down)[0] < 1e-25
+    assert share_within(formed * 0, left, right, norm=0.0) is None
+
+
+def test_the_share_by_chance_is_the_mean_over_random_spaces():
+    update = torch.outer(torch.ones(12), torch.arange(1.0, 9.0)).double()
+    shares = [
+        share_within(update, columns(12, 3, seed), columns(8, 2, 1000 + seed), norm=float(update.norm()))
+        for seed in range(400)
+    ]
+    error = np.std(shares) / 20
+    assert abs(np.mean(shares) - chance_within((12, 8), 3, 2)) < 4 * error < 0.03
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 3), (3, 5), (5, 3)])

@@ -119,6 +119,37 @@ def inner_product(first: Form, second: Form) -> float:
     return total
 
 
+def share_within(form: Form, left_OK: Tensor, right_IK: Tensor, *, norm: float) -> float | None:
+    """Share of ‖ΔW‖_F² that lies in a pair of spaces: ‖Uᵀ ΔW V‖_F² / ‖ΔW‖_F².
+
+    With the k leading singular vectors of the base as U and V, it is the energy that changes how the base's
+    main directions map to each other.
+
+    Args:
+        form: The update.
+        left_OK: U, orthonormal columns in output space, float64.
+        right_IK: V, orthonormal columns in input space, float64; as many or not.
+        norm: ‖ΔW‖_F.
+
+    Returns:
+        In [0, 1]; None for no update.
+
+    Source: OPLoRA's ρ_k, arXiv 2510.13003.
+    """
+    if norm == 0.0:
+        return None
+    if isinstance(form, tuple):
+        core = (left_OK.T @ form[0].double()) @ (form[1].double() @ right_IK)
+    else:
+        core = (left_OK.T.to(form.dtype) @ form).double() @ right_IK
+    return min(1.0, float((core / norm).square().sum()))
+
+
+def chance_within(shape: tuple[int, int], num_left: int, num_right: int) -> float:
+    """What :func:`share_within` is on average for spaces that know nothing of the update: k₁ k₂ / (O I)."""
+    return num_left * num_right / (shape[0] * shape[1])
+
+
 def principal_angles(first_NK: Tensor, second_NK: Tensor) -> Tensor:
     """Principal angles between two spaces, in radians, ascending.
 

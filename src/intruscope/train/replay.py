@@ -251,24 +251,30 @@ class _AdapterOff:
             return self._forward.logits(batch)[0].log_softmax(-1)
 
 
-def check_apart(replayed: Corpus, measured: Corpus) -> None:
-    """Refuse to measure forgetting on text that is also trained on.
+def check_apart(used: Corpus, measured: Corpus, *, flag: str = "--replay", how: str = "replayed") -> None:
+    """Refuse to measure forgetting on text that is also trained with.
 
     No document may be in both, and hardly any of the measured text's longer lines, whatever kind of file they
     are in.
 
+    Args:
+        used: Text that training uses.
+        measured: Text on which forgetting is measured.
+        flag: Where the first one was given.
+        how: What it is.
+
     Raises:
         UsageError: the texts overlap.
     """
-    documents = {document.text.strip() for document in replayed.documents}
+    documents = {document.text.strip() for document in used.documents}
     same = sum(document.text.strip() in documents for document in measured.documents)
-    known = {line for document in replayed.documents for line in telling_lines(document.text)}
+    known = {line for document in used.documents for line in telling_lines(document.text)}
     lines = [line for document in measured.documents for line in telling_lines(document.text)]
-    shared = sum(line in known for line in lines) / len(lines)
+    shared = sum(line in known for line in lines) / len(lines) if lines else 0.0
     if same or shared > MAX_SHARED_LINES:
         what = f"{same} of its documents are" if same else f"{shared:.0%} of its longer lines are"
         raise UsageError(
-            f"the text that forgetting is measured on is also replayed ({what} in both), so forgetting would "
+            f"the text that forgetting is measured on is also {how} ({what} in both), so forgetting would "
             "be measured on training data",
-            remedy="give --forget-text and --replay different texts",
+            remedy=f"give --forget-text and {flag} different texts",
         )
