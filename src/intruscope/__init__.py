@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from intruscope import linalg
+    from intruscope import guidance, linalg
     from intruscope.attribution.where import forget_where
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
     from intruscope.forgetting.where import WhereReport
+    from intruscope.guidance.records import GuideReport
+    from intruscope.guidance.run import guide
+    from intruscope.guidance.settings import GuideSettings
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
     from intruscope.merge import merge
@@ -64,6 +67,8 @@ __all__ = [
     "ExtractPlan",
     "FleetForgettingReport",
     "ForgettingReport",
+    "GuideReport",
+    "GuideSettings",
     "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
@@ -93,6 +98,8 @@ __all__ = [
     "forget",
     "forget_fleet",
     "forget_where",
+    "guidance",
+    "guide",
     "inspect",
     "linalg",
     "load_task",
@@ -116,6 +123,8 @@ _HOMES = {
     "ExtractPlan": "intruscope.extract.plan",
     "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
+    "GuideReport": "intruscope.guidance.records",
+    "GuideSettings": "intruscope.guidance.settings",
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
@@ -145,6 +154,8 @@ _HOMES = {
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",
     "forget_where": "intruscope.attribution.where",
+    "guidance": "",
+    "guide": "intruscope.guidance.run",
     "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",

@@ -46,6 +46,7 @@ _VERBS = {
     "Fix": {
         "repair": "Scale intruder dimensions down and write the result.",
         "sweep": "Find the strength at which a repair pays off.",
+        "guide": "Generate with base and tuned model together.",
         "extract": "Turn a full fine-tune into a LoRA adapter.",
         "merge": "Merge several fine-tunes of one base.",
     },

@@ -178,6 +178,14 @@ TABLE = {
         summary="report.sweep_tables:sweep_summary",
         width=100,
     ),
+    "guide": Written(
+        files={
+            "json": _REPORT,
+            "csv": _csv("completion"),
+        },
+        summary="report.guidance:guide_summary",
+        width=110,
+    ),
     "chain": Written(
         files={"json": _json("sequence.records:chain_json")},
         summary="report.sequence:chain_summary",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from intruscope.fitting.table import FITS, FIXES
+from intruscope.fitting.table import FITS, FIXES, GUIDANCE
+from intruscope.forgetting.losses import PROTOCOLS
 from intruscope.sweep.choice import FEWEST_SEQUENCES, model_stem, repair_command
 from intruscope.sweep.records import BestFix
 from intruscope.sweep.words import best_sentence
@@ -60,7 +61,7 @@ def best_fix(
             sentence=best_sentence(None, None, None, measured.metric, settings.max_task_cost),
         )
     best = min(usable, key=_rank)
-    edits = [choice for choice in usable if choice.control != REPLAY]
+    edits = [choice for choice in usable if choice.control not in (REPLAY, GUIDANCE.name)]
     edit = min(edits, key=_rank) if edits else None
     replay = next((choice for choice in usable if choice.control == REPLAY), None)
     gain = _gain(measured, edit, replay, evaluation)
@@ -79,7 +80,9 @@ def best_fix(
             best, seconds, _comparison(edit, replay, gain), measured.metric, settings.max_task_cost,
             too_few=too_few,
         ),
-        command=_command(models, best, settings, fitted),
+        command=_command(
+            models, best, settings, fitted, is_causal=measured.protocol == PROTOCOLS["causal"]
+        ),
     )  # fmt: skip
 
 
@@ -108,8 +111,16 @@ def _comparison(
 
 
 def _command(
-    models: Sequence[str], best: ChosenStrength, settings: SweepSettings, fitted: Fitted
+    models: Sequence[str],
+    best: ChosenStrength,
+    settings: SweepSettings,
+    fitted: Fitted,
+    *,
+    is_causal: bool,
 ) -> str | None:
+    if best.control == GUIDANCE.name:
+        words = ["intruscope", "guide", *models, "--gamma", f"{best.strength:g}", "--prompt", "TEXT"]
+        return shlex.join(words) if models and is_causal else None
     if best.control not in FITS:
         return repair_command(models, best, settings)
     if not models or best.weight is None:
