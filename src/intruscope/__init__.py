@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from intruscope.forgetting.tasks import load_task
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
+    from intruscope.knowledge import knowledge
+    from intruscope.knowledge.records import KnowledgeReport
+    from intruscope.knowledge.settings import KnowledgeSettings
     from intruscope.merge import merge
     from intruscope.merge.plan import MergePlan
     from intruscope.merge.records import MergeReport
@@ -58,6 +61,8 @@ __all__ = [
     "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
+    "KnowledgeReport",
+    "KnowledgeSettings",
     "MeasureOptions",
     "MergePlan",
     "MergeReport",
@@ -80,6 +85,7 @@ __all__ = [
     "extract",
     "forget",
     "inspect",
+    "knowledge",
     "linalg",
     "load_task",
     "merge",
@@ -102,6 +108,8 @@ _HOMES = {
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
+    "KnowledgeReport": "intruscope.knowledge.records",
+    "KnowledgeSettings": "intruscope.knowledge.settings",
     "MeasureOptions": "intruscope.sweep.settings",
     "MergePlan": "intruscope.merge.plan",
     "MergeReport": "intruscope.merge.records",
@@ -124,6 +132,7 @@ _HOMES = {
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "inspect": "",
+    "knowledge": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "merge": "",

@@ -13,7 +13,7 @@ PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
-    ("extract",), ("forgetting",), ("compare", "fitting"), ("sweep",), ("methods",), ("train",),
+    ("extract",), ("forgetting",), ("compare", "fitting", "knowledge"), ("sweep",), ("methods",), ("train",),
     ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}

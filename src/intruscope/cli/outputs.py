@@ -135,6 +135,16 @@ TABLE = {
         files={"json": _REPORT},
         summary="report.forgetting:forgetting_summary",
     ),
+    "knowledge": Written(
+        files={
+            "json": _REPORT,
+            "html": _page("report.knowledge_page:write_knowledge_html"),
+            "csv": _csv("fact"),
+            "parquet": _parquet(),
+        },
+        summary="report.knowledge:knowledge_summary",
+        width=120,
+    ),
     "repair": Written(
         files={"json": _json("repair.manifest:plan_record", "plan")}, summary="report.repair:repair_table"
     ),
