@@ -168,7 +168,9 @@ class Asker:
             messages.append({"role": "user", "content": _asked(template, each)})
             messages.append({"role": "assistant", "content": each.answers[0]})
         messages.append({"role": "user", "content": _asked(template, fact)})
-        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         return text
 
 

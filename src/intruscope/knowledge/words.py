@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def knowledge_sentence(report: KnowledgeReport) -> str:
-    """What was lost and gained, beside what the wording alone moves."""
+    """What was lost and gained, beside what other prompts alone do."""
     found = report.judged
     which = "facts that it was not trained on" if report.untrained is not None else "facts"
     lost, gained = found.negative_shift, found.positive_shift
     said = (
-        f"Of {found.facts:,} {which}, the fine-tune lost {share(lost)} and gained {share(gained)}. Other "
-        f"prompts alone move {share(found.null_shift)} of them each way in the base"
+        f"Of {found.facts:,} {which}, the fine-tune lost {share(lost)} and gained {share(gained)}. "
+        f"Asked with other prompts, the base itself loses {share(found.null_shift)}"
     )
     beyond = found.negative_beyond_null
     if beyond.low > 0:
-        return f"{said}: more was lost than the wording explains."
+        return f"{said}: the fine-tune lost more than that."
     if beyond.high < 0:
-        return f"{said}, which is more than was lost."
+        return f"{said}, more than the fine-tune lost."
     return f"{said}; the two cannot be told apart."
 
 

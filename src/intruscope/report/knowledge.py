@@ -55,7 +55,7 @@ def shift_rows(report: KnowledgeReport) -> list[tuple[str, ...]]:
     ]
 
 
-SHIFT_COLUMNS = ("facts", "number", "lost", "gained", "null, each way", "lost beyond the null")
+SHIFT_COLUMNS = ("facts", "number", "lost", "gained", "null shift", "lost beyond the null")
 
 
 def _shift_table(report: KnowledgeReport) -> Table:
