@@ -27,7 +27,7 @@ def knowledge_summary(report: KnowledgeReport) -> list[RenderableType]:
     reliability = reliability_sentence(report)
     if reliability is not None:
         parts.append(Text(reliability))
-    parts += [_shift_table(report), _transition_table(report.judged, report), _answer_table(report)]
+    parts += [Text(), _shift_table(report), _transition_table(report.judged, report), _answer_table(report)]
     if report.lost:
         parts.append(_lost_table(report))
     parts += [
