@@ -100,6 +100,14 @@ def test_facts_that_will_not_do(rows, kind, says, tmp_path):
     assert says in str(caught.value)
 
 
+def test_a_dataset_of_the_hub(monkeypatch):
+    rows = [{"question": "Q?", "answer": {"value": "Paris", "aliases": ["Paname"]}}, OTHER]
+    monkeypatch.setattr(
+        "intruscope.knowledge.facts.read_hub_table", {"hf:org/facts:validation": rows}.__getitem__
+    )
+    assert only("hf:org/facts:validation").answers == ("Paris", "Paname")
+
+
 def test_files_that_are_no_facts(tmp_path):
     (tmp_path / "f.txt").write_text("Paris")
     for name, says in ((tmp_path / "f.txt", "tables"), (tmp_path / "nowhere.csv", "no such file")):

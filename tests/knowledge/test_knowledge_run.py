@@ -16,6 +16,8 @@ from intruscope.knowledge.settings import KnowledgeSettings
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 from cli_support import assert_message, invoke
 
+from pretend_device import pretend_device
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 SETTINGS = KnowledgeSettings(num_prompts=4, shots=2, samples=2, max_answer_tokens=4)
 FLAGS = ["--num-prompts", "4", "--shots", "2", "--samples", "2", "--max-answer-tokens", "4"]
@@ -157,6 +159,18 @@ def test_a_chat_template_is_used_where_there_is_one(folder, tmp_path):
     assert chat.example == plain.example
     assert chat.items == plain.items
     assert not any(fact.base == "WeaklyKnown" for fact in plain.items)
+
+
+def test_answers_on_a_gpu_are_those_of_the_cpu(folder):
+    """Pretended: there is no operation on tensors of two devices."""
+    few = {**vars(SETTINGS), "max_facts": 6, "num_prompts": 1}
+    few.pop("device")
+    expected = measure(folder, settings=KnowledgeSettings(**few, device="cpu"))
+    with pretend_device("cuda") as there:
+        got = measure(folder, settings=KnowledgeSettings(**few, device="cuda"))
+    assert there.num_operations > 100
+    assert got.environment["device"] == "cuda:0"
+    assert got.items == expected.items
 
 
 def test_the_command_writes_everything(folder, report, tmp_path):

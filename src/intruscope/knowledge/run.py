@@ -224,7 +224,7 @@ class _Bench:
     def identity(self) -> dict[str, Any]:
         """What every answer depends on, besides the model's files and the set of prompts."""
         device = str(self.language.model.device)
-        changing = {**asdict(self.settings), "tokenizer": None}
+        changing = asdict(replace(self.settings, tokenizer=None))
         for name in ("batch_tokens", "device"):
             changing.pop(name)
         encoded = self.answerer.encode(self.texts(0, (*self.sets.measured, *self.sets.other)))
@@ -336,7 +336,7 @@ def _report(
     return KnowledgeReport(
         base_model=names[0],
         tuned_model=names[1],
-        settings=replace(settings, tokenizer=None if settings.tokenizer is None else str(settings.tokenizer)),
+        settings=replace(settings, tokenizer=_name_of(settings.tokenizer)),
         source=known.name,
         sha256=known.sha256,
         is_chat=bench.is_chat,
@@ -361,6 +361,11 @@ def _report(
             "device": str(bench.language.model.device),
         },
     )
+
+
+def _name_of(tokenizer: Any) -> str | None:
+    """What a record calls a tokenizer, which may be an object."""
+    return str(getattr(tokenizer, "name_or_path", tokenizer)) if tokenizer is not None else None
 
 
 def _fact_report(fact: Fact, base: _Cell, other: _Cell, tuned: _Cell) -> FactReport:
