@@ -125,7 +125,6 @@ def test_examples_never_give_the_answer_away():
             shown = asker.examples(place, Prompt(template="", draw=draw))
             assert len(shown) == len(set(shown)) == 4
             assert not any(matches(each.answers[0], asked.answers) for each in shown)
-            assert not any(each.trained for each in shown)
     one, two = (asker.examples(0, Prompt(template="", draw=draw)) for draw in (0, 1))
     assert one != two
     assert one == Asker(FACTS, shots=4, seed=0).examples(0, Prompt(template="", draw=0))
@@ -137,6 +136,8 @@ def test_plain_text_and_chat():
     prompt = few_shot_prompts(1).measured[0]
     plain = Asker(facts, shots=1, seed=0).text(0, prompt)
     assert plain == "Question: Where?\nAnswer: Rome\n\nQuestion: Who {x}?\nAnswer:"
+    own = Asker(facts, shots=1, seed=0).text(0, Prompt(template="Briefly.\n{examples}{question}\n", draw=0))
+    assert own == "Briefly.\nWhere?\nRome\n\nWho {x}?\n"
 
     class Chat:
         def apply_chat_template(self, messages, **options):
@@ -170,6 +171,7 @@ def test_templates_make_two_sets_of_equal_size(tmp_path):
     [
         ("A {question}\nB\n", "does not hold {question}"),
         ("A {question} {question}\n", "exactly once"),
+        ("{question} {examples}\n", "after any {examples}"),
         ("A {question}\n", "at least 2"),
         ("", "at least 2"),
         ("A {question}\n{examples}B {question}\n", "some do not"),

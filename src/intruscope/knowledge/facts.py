@@ -47,12 +47,14 @@ class FactSet:
         name: Where they come from.
         facts: At least two, no question twice.
         sha256: Hash of everything in them.
+        asked_sha256: The same without the marks of trained facts, on which no answer depends.
         findings: What was wrong with the file and was put right.
     """
 
     name: str
     facts: tuple[Fact, ...]
     sha256: str
+    asked_sha256: str
     findings: tuple[Finding, ...]
 
 
@@ -89,11 +91,13 @@ def read_facts(
         reason = "this holds a single fact, and prompts need others to show"
         raise MalformedInput(reason, remedy="add more facts", file=str(name))
     facts = _limited(facts, max_facts)
-    content = json.dumps([[fact.question, fact.answers, fact.trained] for fact in facts])
+    asked = [[fact.question, fact.answers] for fact in facts]
+    marks = [fact.trained for fact in facts]
     return FactSet(
         name=str(name) if trained is None else f"{name}, {trained}",
         facts=tuple(facts),
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        sha256=hashlib.sha256(json.dumps([asked, marks]).encode()).hexdigest(),
+        asked_sha256=hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         findings=tuple(findings),
     )
 

@@ -6,7 +6,6 @@ which shows how much the category of a fact moves by the wording alone.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 QUESTION, EXAMPLES = "{question}", "{examples}"
 PLAIN = "{examples}Question: {question}\nAnswer:"
 """The template of a model without a chat template."""
-_SHOT = "Question: {question}\nAnswer: {answer}\n\n"
 _COLUMN = "prompt"
 
 
@@ -76,10 +74,10 @@ def read_prompts(path: str | Path) -> PromptSets:
         text = decode(read_whole_file(path, max_bytes=MAX_TEXT_BYTES), file=path)
         found = [line.replace("\\n", "\n") for line in text.splitlines() if line.strip()]
     templates = list(dict.fromkeys(each for each in found if isinstance(each, str)))
-    bad = next((each for each in found if not isinstance(each, str) or each.count(QUESTION) != 1), None)
+    bad = next((each for each in found if not _is_template(each)), None)
     if bad is not None:
         raise MalformedInput(
-            f"the prompt '{printable(bad)}' does not hold {QUESTION} exactly once",
+            f"the prompt '{printable(bad)}' does not hold {QUESTION} exactly once, after any {EXAMPLES}",
             remedy=f"write for example: {EXAMPLES}Q: {QUESTION}\\nA:",
             file=path,
         )
@@ -108,6 +106,12 @@ def read_prompts(path: str | Path) -> PromptSets:
     return PromptSets(measured=tuple(first for first, _ in pairs), other=tuple(second for _, second in pairs))
 
 
+def _is_template(text: object) -> bool:
+    if not isinstance(text, str) or text.count(QUESTION) != 1 or text.count(EXAMPLES) > 1:
+        return False
+    return text.find(EXAMPLES) < text.find(QUESTION)
+
+
 class Asker:
     """Makes prompts out of facts.
 
@@ -123,9 +127,6 @@ class Asker:
         self._shots = shots
         self._seed = seed
         self._tokenizer = tokenizer
-        # Trained facts come last: a prompt that shows one would remind the base of what it never learned.
-        self._pool = sorted(range(len(facts)), key=lambda place: bool(facts[place].trained))
-        self._num_preferred = sum(not fact.trained for fact in facts)
         self._draws: dict[int, list[int]] = {}
 
     def examples(self, place: int, prompt: Prompt) -> list[Fact]:
@@ -145,11 +146,13 @@ class Asker:
         return chosen
 
     def _order(self, draw: int) -> list[int]:
-        """The facts that a draw shows first, second ...: untrained ones as long as there are any."""
+        """The facts that a draw shows first, second ...
+
+        Which were trained has no say: a base answers once for all its fine-tunes.
+        """
         if draw not in self._draws:
             generator = np.random.default_rng([self._seed, draw])
-            first, rest = self._pool[: self._num_preferred], self._pool[self._num_preferred :]
-            self._draws[draw] = [int(each) for part in (first, rest) for each in generator.permutation(part)]
+            self._draws[draw] = generator.permutation(len(self._facts)).tolist()
         return self._draws[draw]
 
     def text(self, place: int, prompt: Prompt) -> str:
@@ -157,10 +160,11 @@ class Asker:
         fact = self._facts[place]
         shown = self.examples(place, prompt) if EXAMPLES in prompt.template else []
         if self._tokenizer is None:
-            examples = "".join(
-                _filled(_SHOT, question=each.question, answer=each.answers[0]) for each in shown
-            )
-            return _filled(prompt.template, examples=examples, question=fact.question)
+            # An example looks like what follows the examples, with its answer.
+            before, _, form = prompt.template.rpartition(EXAMPLES)
+            space = "" if form[-1].isspace() else " "
+            examples = [f"{_asked(form, each)}{space}{each.answers[0]}\n\n" for each in shown]
+            return "".join((before, *examples, _asked(form, fact)))
         # In a chat the examples are earlier turns, and the roles take the place of "Question" and "Answer".
         template = QUESTION if prompt.template == PLAIN else prompt.template
         messages = []
@@ -175,9 +179,4 @@ class Asker:
 
 
 def _asked(template: str, fact: Fact) -> str:
-    return _filled(template, examples="", question=fact.question)
-
-
-def _filled(template: str, **parts: str) -> str:
-    """A template with its parts; braces in a question stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
+    return template.replace(EXAMPLES, "").replace(QUESTION, fact.question)

@@ -232,7 +232,7 @@ class _Bench:
             "purpose": "knowledge",
             "version": version("intruscope"),
             "settings": {**changing, "max_answer_tokens": self.max_answer_tokens},
-            "facts": self.known.sha256,
+            "facts": self.known.asked_sha256,
             "prompts": [asdict(prompt) for prompt in (*self.sets.measured, *self.sets.other)],
             # Of the tokenizer and its chat template: what they make of the first fact.
             "encoded": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
