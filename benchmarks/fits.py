@@ -1,4 +1,4 @@
-"""Claim: at the tuned model's own task loss, fitted factors win back more than a shrink, and replay still more.
+"""Claim: at the tuned model's own task loss, fitted factors win back more than a shrink, and replay most.
 
 Every fine-tune of ``benchmarks/interventions.py`` (the demo model, and a masked MiniLM tuned on SST-2, MNLI
 and QQP) is swept with the fitted fixes. They are fitted on what is not measured: for the demo, chapters

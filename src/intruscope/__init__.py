@@ -13,16 +13,22 @@ from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intruscope import linalg
+    from intruscope.attribution.where import forget_where
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
     from intruscope.compare.settings import CompareSettings
+    from intruscope.diagnose import diagnose
+    from intruscope.diagnose.records import DiagnoseReport
+    from intruscope.diagnose.settings import DiagnoseSettings
     from intruscope.engine.settings import RunOptions
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
-    from intruscope.forgetting.forget import forget
-    from intruscope.forgetting.records import ForgettingReport
+    from intruscope.forgetting.forget import forget, forget_fleet
+    from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
+    from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
+    from intruscope.forgetting.where import WhereReport
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
     from intruscope.knowledge import knowledge
@@ -56,7 +62,10 @@ __all__ = [
     "ChainSettings",
     "CompareReport",
     "CompareSettings",
+    "DiagnoseReport",
+    "DiagnoseSettings",
     "ExtractPlan",
+    "FleetForgettingReport",
     "ForgettingReport",
     "InspectReport",
     "IntruderWatch",
@@ -75,15 +84,20 @@ __all__ = [
     "ScanReport",
     "ScanSettings",
     "ScanTotals",
+    "SkillSettings",
     "SweepReport",
     "SweepSettings",
     "TuneReport",
     "TuneSettings",
     "VerifyReport",
+    "WhereReport",
     "chain",
     "compare",
+    "diagnose",
     "extract",
     "forget",
+    "forget_fleet",
+    "forget_where",
     "inspect",
     "knowledge",
     "linalg",
@@ -103,7 +117,10 @@ _HOMES = {
     "ChainSettings": "intruscope.sequence.records",
     "CompareReport": "intruscope.compare.records",
     "CompareSettings": "intruscope.compare.settings",
+    "DiagnoseReport": "intruscope.diagnose.records",
+    "DiagnoseSettings": "intruscope.diagnose.settings",
     "ExtractPlan": "intruscope.extract.plan",
+    "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
@@ -122,15 +139,20 @@ _HOMES = {
     "ScanReport": "intruscope.spectra.records",
     "ScanSettings": "intruscope.spectra.records",
     "ScanTotals": "intruscope.spectra.totals",
+    "SkillSettings": "intruscope.forgetting.settings",
     "SweepReport": "intruscope.sweep.records",
     "SweepSettings": "intruscope.sweep.records",
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
     "VerifyReport": "intruscope.verify.records",
+    "WhereReport": "intruscope.forgetting.where",
     "chain": "intruscope.sequence.chain",
     "compare": "",
+    "diagnose": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
+    "forget_fleet": "intruscope.forgetting.forget",
+    "forget_where": "intruscope.attribution.where",
     "inspect": "",
     "knowledge": "",
     "linalg": "",

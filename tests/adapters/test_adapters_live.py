@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from intruscope.adapters.live_loading import load_modules, load_opened
+from intruscope.adapters.live_switch import adapter_edits
 from intruscope.adapters.opening import open_pair
 from intruscope.errors import IntruscopeError
 from intruscope.spectra.scan import plan
@@ -35,6 +36,13 @@ LANGUAGE = [
         peft_models.gpt_oss,
     )
 ]
+
+
+LOADED_AS_A_PAIR = {
+    "embedding-tied", "tokens-tied",  # the head shares the tensor
+    "experts-stored-apart", "experts-down-only", "experts-rank",  # transformers fuses what files keep apart
+}  # fmt: skip
+"""Adapters that are more than edits of the base's tensors."""
 
 
 class Tokenizer:
@@ -90,6 +98,16 @@ def test_both_states_are_what_transformers_and_peft_run(name, tmp_path):
     with pair.as_base():
         assert (logits(language.model) - expected).abs().max() > 1e-3 * expected.abs().max()
     assert torch.equal(logits(language.model), got)
+    # Switched on in a base that is loaded alone, it runs the same.
+    host = live(tmp_path, tuned="base", dtype="float32" if narrow else "float64")
+    edits = adapter_edits(open_pair(tmp_path / "base", tmp_path / "adapter"), host)
+    assert (edits is None) == (name in LOADED_AS_A_PAIR)
+    if edits is not None:
+        model = host.language_model().model
+        before = logits(model)
+        with host.with_edits(edits):  # an update's scaling is rounded to float32
+            assert (logits(model) - expected).abs().max() <= (2e-5 if narrow else 1e-6) * expected.abs().max()
+        assert torch.equal(logits(model), before)
 
 
 def test_a_file_under_a_name_of_its_own(tmp_path):

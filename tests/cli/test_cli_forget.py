@@ -38,6 +38,41 @@ def pair(folder):
     return folder / "causal" / "base", folder / "causal" / "full"
 
 
+def test_where_writes_a_page_pictures_and_tables(folder, pair, tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps([{"prompt": "She", "choices": ["a", "b"], "answer": 0}] * 3))
+    outputs = {name: tmp_path / f"where.{name}" for name in ("json", "html", "parquet")}
+    done = invoke(
+        "forget", *pair, "--text", folder / "text.txt", "--unit", "line", "--task", tmp_path / "t.json",
+        "--where", "--resamples", "100", "--plots", tmp_path / "plots",
+        *(part for name, path in outputs.items() for part in (f"--{name}", path)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where = json.loads(outputs["json"].read_text())["where"]
+    assert where["total"]["attributed"] == pytest.approx(where["total"]["measured"], rel=0.01)
+    shares = [part["forgetting_share"] for part in (*where["matrices"], *where["tensors"])]
+    assert sum(shares) == pytest.approx(1.0)
+    shown = " ".join(done.stdout.split())
+    for part in ("other top vectors", "rest of the matrices", "the parts add up to", "squared norm"):
+        assert part in shown, part
+    assert "where-map.png" in {path.name for path in (tmp_path / "plots").iterdir()}
+    assert outputs["parquet"].stat().st_size > 0
+    assert "Where did it forget?" in outputs["html"].read_text()
+
+
+def test_where_takes_one_fine_tune_and_a_text(folder, pair, tmp_path):
+    base, tuned = pair
+    text = ("--text", folder / "text.txt")
+    for arguments, said in (
+        ((base, tuned, tuned, *text, "--where"), "--where takes one fine-tune at a time"),
+        ((base, tuned, *text, "--html", tmp_path / "page.html"), "--html shows where a model forgot"),
+        ((base, tuned, "--skills", "some_task", "--where"), "--where needs a text"),
+    ):
+        done = invoke("forget", *arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_table_and_the_sentence(folder, pair, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"prompt": "She", "choices": ["a", "b"], "answer": 0}] * 3))
     out = tmp_path / "forget.json"
@@ -82,6 +117,58 @@ def test_fast_masks_and_a_classification(folder, tmp_path):
         assert part in done.stdout, part
 
 
+def test_gates_fail_with_code_1_after_everything_is_written(folder, pair, tmp_path):
+    text = ["--text", folder / "text.txt", "--context", "32", "--json", tmp_path / "forget.json"]
+    done = invoke("forget", *pair, *text, "--fail-on", "forgetting > 0.0001, forgetting_low > 100")
+    assert done.returncode == 1
+    assert done.stderr.startswith("gate forgetting > 0.0001 tripped: the value is 0.")
+    assert done.stderr.count("tripped") == 1
+    gates = json.loads((tmp_path / "forget.json").read_text())["gates"]
+    assert [(gate["gate"], gate["tripped"]) for gate in gates] == [
+        ("forgetting > 0.0001", True), ("forgetting_low > 100", False),
+    ]  # fmt: skip
+    assert invoke("forget", *pair, *text, "--fail-on", "forgetting > 100").returncode == 0
+    refused = invoke("forget", *pair, *text, "--fail-on", "skills_lost > 0")
+    assert_message(refused, 2, "cannot be checked without --skills")
+
+
+def test_several_fine_tunes_in_one_table(folder, tmp_path):
+    causal = folder / "causal"
+    out = tmp_path / "fleet.json"
+    done = invoke(
+        "forget", causal / "base", causal / "lora", causal / "full", "--text", folder / "text.txt",
+        "--context", "32", "--json", out, "--fail-on", "forgetting > 0.0001",
+    )  # fmt: skip
+    assert done.returncode == 1
+    data = json.loads(out.read_text())
+    assert (data["schema"], data["labels"]) == ("intruscope.forget-fleet/1", ["lora", "full"])
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    table = {row[0]: row[1:] for row in rows if row[0] in ("base", "lora", "full")}
+    for label, report in zip(data["labels"], data["reports"], strict=True):
+        assert table[label][0] == f"{report['tuned']['loss']:.4f}"
+        assert table[label][1] == f"{report['forgetting']['estimate']:+.3f}"
+    assert done.stderr.count("tripped for ") == 2
+
+
+def test_skills_beside_the_loss(folder, pair, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    from harness_tasks import write_task
+
+    task = write_task(tmp_path, "endings", metric_list=[{"metric": "acc"}])
+    done = invoke(
+        "forget", *pair, "--text", folder / "text.txt", "--context", "32", "--skills", task, "--shots", "1",
+        "--max-items", "12", "--json", tmp_path / "f.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (skill,) = json.loads((tmp_path / "f.json").read_text())["skills"]["figures"]
+    shown = " ".join(done.stdout.split())
+    for part in ("endings (acc)", f"{skill['tuned']['estimate']:.3f}", " 12 ", "1 examples in the prompt"):
+        assert part in shown, part
+    assert shown.startswith("The fine-tune forgot")
+    assert "Skills:" in shown
+
+
 def test_help_says_what_a_sequence_is_by_default():
     done = invoke("forget", "--help")
     assert done.returncode == 0
@@ -111,7 +198,7 @@ class TestRefused:
         assert done.stdout == ""
 
     def test_no_text(self, pair):
-        assert_message(invoke("forget", *pair), 2, "Missing option '--text'", "see intruscope forget --help")
+        assert_message(invoke("forget", *pair), 2, "nothing to measure forgetting on", "--text", "--skills")
 
     def test_a_text_that_is_not_there(self, pair):
         self.refused(2, "no such file", models=pair, text="nowhere.txt")

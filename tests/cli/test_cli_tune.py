@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from cli_support import assert_message, invoke
-from tune_models import write_bert, write_choices, write_llama, write_task, write_text
+from tune_models import write_bert, write_chains, write_choices, write_llama, write_task, write_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 SMALL = ["--steps", "4", "--batch", "8", "--watch", "2", "--method", "lora", "--rank", "2"]
@@ -27,8 +27,45 @@ def folder(tmp_path_factory):
     write_bert(folder / "base")
     write_task(folder / "task.tsv")
     write_choices(folder / "choices.jsonl", 8)
+    write_text(folder / "text.txt")
     (folder / "other.tsv").write_text("sentence\tlabel\nbright cold day\twarm\n")
     return folder
+
+
+def test_a_run_says_what_it_replayed(folder, tmp_path):
+    text = write_chains(tmp_path / "chains.txt", 1, lines=9)
+    replay = ["--replay", text, "--replay-weight", "0.5", "--replay-target", "base"]
+    numbers = ["--method", "full", "--steps", "2", "--batch", "8", "--watch", "0"]
+    out = tmp_path / "run"
+    done = invoke("tune", folder / "base", "--task", folder / "task.tsv", "--out", out, *numbers, *replay)
+    assert done.returncode == 0, done.stderr
+    copied = "note: --replay-target base with full keeps a second copy of the base in memory (0.00 GiB)"
+    assert copied in done.stderr
+    loss = json.loads((out / "run.json").read_text())["replay"]["loss"]
+    assert f"replayed 16 sequences (1.8 passes) at weight 0.5, loss {loss:.4f}" in done.stdout
+
+
+def test_what_the_budget_did_is_said_in_one_line():
+    from intruscope.cli.tune import _about_forgetting
+    from intruscope.train.settings import BudgetExceeded, TuneReport
+
+    def said(*actions):
+        events = tuple(
+            BudgetExceeded(step=4 * i, forgetting=0.1, low=0.05, high=0.2, action=action)
+            for i, action in enumerate(actions, start=1)
+        )
+        report = TuneReport(
+            model=Path("m"), plan={}, steps=9, seconds=1.0, loss=None, accuracy=(), watch={}, num_trained=1,
+            budget=events,
+        )  # fmt: skip
+        return "".join(_about_forgetting(report))
+
+    above = "forgetting +0.1000 (+0.0500 to +0.2000) was above the budget: "
+    assert said() == ""
+    assert said("stopped") == above + "training stopped at step 4"
+    assert said("rate halved") == above + "the learning rate was halved 1 time"
+    assert said("rate halved", "rate halved", "none") == above + "the learning rate was halved 2 times"
+    assert said("none") == above + "found at the end of training"
 
 
 def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
@@ -80,10 +117,29 @@ def test_a_run_says_what_it_made_and_a_scan_takes_it(folder, inline, tmp_path):
         ),
         (["--method", "lora", "--task", "T", "--report-to", "nowhere"], 2, "--report-to"),
         (["--method", "lora", "--task", "T", "--recipe", "none"], 2, "recipe"),
+        (["--method", "lora", "--task", "T", "--replay", "nowhere.txt"], 2, "no such file"),
+        (["--method", "lora", "--task", "T", "--replay", "X", "--forget-text", "X"], 2, "also replayed"),
+        (["--method", "lora", "--task", "T", "--max-forgetting", "0.1"], 2, "--forget-text"),
+        (
+            [
+                "--method",
+                "lora",
+                "--task",
+                "T",
+                "--max-forgetting",
+                "0.1",
+                "--forget-text",
+                "X",
+                "--watch",
+                "0",
+            ],
+            2,
+            "with --watch",
+        ),
     ],
 )
 def test_bad_requests_are_one_line_with_what_to_do(folder, tmp_path, arguments, code, words):
-    files = {"T": "task.tsv", "E": "other.tsv", "C": "choices.jsonl"}
+    files = {"T": "task.tsv", "E": "other.tsv", "C": "choices.jsonl", "X": "text.txt"}
     given = [str(folder / files[each]) if each in files else each for each in arguments]
     out = tmp_path / "run"
     done = invoke("tune", folder / "base", "--out", out, *given)

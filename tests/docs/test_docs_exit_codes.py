@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import intruscope.errors as errors
+from intruscope.forgetting.gates import METRICS as FORGETTING_METRICS
 from intruscope.spectra.gates import METRICS
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
@@ -31,6 +34,9 @@ def test_identifiers_are_unique():
     assert len(set(identifiers)) == len(identifiers)
 
 
-def test_every_metric_of_a_gate_is_on_the_page():
-    section = PAGE.read_text().split("## Gates")[1].split("\n## ")[0]
-    assert re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE) == list(METRICS)
+@pytest.mark.parametrize(
+    ("heading", "metrics"), [("Gates", METRICS), ("Gates on forgetting", FORGETTING_METRICS)]
+)
+def test_every_metric_of_a_gate_is_on_the_page(heading, metrics):
+    section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE) == list(metrics)

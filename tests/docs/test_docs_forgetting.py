@@ -8,7 +8,7 @@ import pytest
 
 from intruscope.cli.main import app
 from intruscope.forgetting import losses, records, windows
-from intruscope.forgetting.forget import NUM_CHECKED
+from intruscope.forgetting.measurement import NUM_CHECKED
 from intruscope.forgetting.settings import NUM_RESAMPLES
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_the_example_runs(tmp_path, capsys, monkeypatch):
     causal_pair(tmp_path)
     (tmp_path / "lora").rename(tmp_path / "adapter")
     (tmp_path / "heldout.txt").write_text(HELD_OUT, encoding="utf-8")
-    example, in_memory = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    example, in_memory, _ = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     known = {"__name__": "example"}
     exec(compile(example.replace("path/to", str(tmp_path)), "forgetting.md", "exec"), known)
     named = known["report"]
@@ -63,4 +63,21 @@ def test_the_example_runs(tmp_path, capsys, monkeypatch):
     assert known["report"].forgetting == named.forgetting
     assert re.fullmatch(r"\+0\.\d{3} \(\+0\.\d{3} to \+0\.\d{3}\) nats per token\n", capsys.readouterr().out)
     for name in ("forgetting_models", "forgetting_pairs"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_skills_runs(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "forgetting"))
+    from forgetting_pairs import causal_pair
+    from harness_tasks import write_task
+
+    causal_pair(tmp_path)
+    (tmp_path / "lora").rename(tmp_path / "adapter")
+    write_task(tmp_path, "endings", metric_list=[{"metric": "acc"}])
+    example = re.findall(r"```python\n(.*?)```", TEXT, re.S)[2]
+    exec(compile(example.replace("path/to", str(tmp_path)), "forgetting.md", "exec"), {"__name__": "example"})
+    assert re.fullmatch(r"endings \(acc\) -?\d\.\d+ \d+ \d+ \d\.\d+\n", capsys.readouterr().out)
+    for name in ("forgetting_models", "forgetting_pairs", "harness_tasks"):
         sys.modules.pop(name)

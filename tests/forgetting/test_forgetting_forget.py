@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import intruscope
 from intruscope.errors import IntruscopeError, MalformedInput
-from intruscope.forgetting import forget as forget_module
-from intruscope.forgetting.forget import MAX_CHECK_SHARE, NUM_CHECKED, measure_both, sequences_to_check
-from intruscope.forgetting.losses import positions_per_sequence
+from intruscope.forgetting import measurement as measurement_module
+from intruscope.forgetting.losses import measure, positions_per_sequence
+from intruscope.forgetting.measurement import MAX_CHECK_SHARE, NUM_CHECKED, sequences_to_check
 from intruscope.forgetting.models import load_pair
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import cut, spread
@@ -122,7 +122,7 @@ def test_the_other_way_round_and_against_itself(causal):
 @pytest.mark.parametrize("protocol", ["exact", "fast"])
 def test_a_masked_model_and_its_classifier(protocol, masked, tmp_path, monkeypatch):
     folder, (base, tuned) = masked
-    monkeypatch.setattr(forget_module, "MAX_CHECK_SHARE", math.inf)  # check all eight lines
+    monkeypatch.setattr(measurement_module, "MAX_CHECK_SHARE", math.inf)  # check all eight lines
     (tmp_path / "task.csv").write_text("text,label\nshe waited,0\nall happy families,1\ncall me,1\n")
     task = intruscope.load_task(tmp_path / "task.csv")
     report = intruscope.forget(
@@ -185,11 +185,12 @@ def test_the_check_of_the_fast_protocol_costs_a_modest_share_of_what_it_saves(ma
     few = sequences.only(checked)
     assert few.num_sequences == len(checked)
     pair = load_pair(*models)
-    change = {
-        name: after.nats - before.nats
-        for name in ("fast", "exact")
-        for before, after in [measure_both(pair, sequences, protocol=name)]
-    }
+    change = {}
+    for name in ("fast", "exact"):
+        with pair.as_base():
+            before = measure(pair.language_model(), sequences, protocol=name).nats
+        with pair.as_tuned():
+            change[name] = measure(pair.language_model(), sequences, protocol=name).nats - before
     error = (change["fast"] - change["exact"])[list(checked)]
     tokens = [length - 2 for length in lengths]
     expected = error.sum() / sum(tokens[i] for i in checked)

@@ -7,11 +7,13 @@ from scipy import stats
 from intruscope.errors import IntruscopeError
 from intruscope.forgetting.intervals import (
     accuracy_difference,
+    holm,
     loss_per,
     mcnemar,
     paired_difference,
     percentile_interval,
     resampled_sums,
+    sign_flip,
     wilson,
 )
 
@@ -135,3 +137,36 @@ def test_refused():
         paired_difference([1.0], [2.0], [3])
     with pytest.raises(IntruscopeError, match="3 examples before and 2 after"):
         mcnemar([True] * 3, [True] * 2)
+
+
+def test_holm_is_the_textbooks():
+    # Holm (1979): the smallest p times 4, the next times 3 ..., never falling, at most 1.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.7, 0.9]) == (1.0, 1.0)
+    assert holm([0.2]) == (0.2,)
+    assert holm([]) == ()
+
+
+def test_holm_keeps_the_rate_of_false_findings_however_tests_depend():
+    generator = np.random.default_rng(0)
+    found = 0
+    for _ in range(1000):
+        shared = generator.standard_normal()
+        z = np.concatenate([np.full(5, shared), -np.full(5, shared), generator.standard_normal(10)])
+        found += min(holm(list(2 * stats.norm.sf(abs(z))))) < 0.05
+    assert found / 1000 < 0.065  # 0.05 and three standard errors
+
+
+@pytest.mark.parametrize("num", [7, 40])
+def test_sign_flips_are_scipys_and_ignore_what_did_not_change(num):
+    generator = np.random.default_rng(num)
+    before, after = generator.random(num), generator.random(num) + 0.25
+    theirs = stats.permutation_test(
+        (after - before,), np.mean, permutation_type="samples", rng=np.random.default_rng(1),
+        n_resamples=np.inf if num < 10 else 20_000,
+    ).pvalue  # fmt: skip
+    ours = sign_flip(before, after, num_resamples=20_000)
+    assert ours == pytest.approx(theirs, rel=1e-12 if num < 10 else 0.3, abs=1e-12 if num < 10 else 1e-3)
+    assert sign_flip([*before, 3.0], [*after, 3.0], num_resamples=20_000) == ours
+    assert sign_flip(after, before, num_resamples=20_000) == ours
+    assert sign_flip(before, before) == 1.0

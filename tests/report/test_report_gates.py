@@ -44,11 +44,11 @@ def test_each_metric_is_the_figure_it_is_named_for(report):
     assert list(wanted) == list(METRICS)
     for metric, value in wanted.items():
         (gate,) = parse_gates(f"{metric}>={value!r}")
-        assert gate.outcome(report) == GateOutcome(
+        assert gate.outcome(report, METRICS) == GateOutcome(
             gate=f"{metric}>={value!r}", value=pytest.approx(value), tripped=True
         )
         (gate,) = parse_gates(f"{metric}>{value + 0.5}")
-        assert not gate.outcome(report).tripped
+        assert not gate.outcome(report, METRICS).tripped
 
 
 def test_ignored_codes_are_no_warnings(report):
@@ -68,4 +68,6 @@ def test_the_outcome_is_in_the_json_and_comes_back(report):
 
 def test_what_cannot_be_told_trips():
     (gate,) = parse_gates("excess_over_chance>1e9")
-    assert gate.outcome(cases.scan(layers=1)) == GateOutcome(gate=gate.text, value=None, tripped=True)
+    assert gate.outcome(cases.scan(layers=1), METRICS) == GateOutcome(
+        gate=gate.text, value=None, tripped=True
+    )

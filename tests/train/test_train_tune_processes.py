@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 from test_train_watch import assert_equals_scan, scanned
 from train_models import llama
-from tune_models import without_dropout, write_bert, write_choices, write_gpt2, write_task, write_text
+from tune_models import (
+    without_dropout,
+    write_bert,
+    write_chains,
+    write_choices,
+    write_gpt2,
+    write_task,
+    write_text,
+)
 
 from intruscope.cli.main import main
 from intruscope.errors import MalformedInput, ResourceExhausted, UsageError
@@ -45,6 +53,7 @@ def files(tmp_path_factory):
     write_task(folder / "task.tsv")
     write_choices(folder / "choices.jsonl", 48)
     write_text(folder / "text.txt")
+    write_chains(folder / "chains.txt", 1, lines=21)
     return folder
 
 
@@ -53,8 +62,11 @@ def files(tmp_path_factory):
 def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, commands, tmp_path):
     base, name = {"classification": ("bert", "task.tsv"), "endings": ("gpt2", "choices.jsonl")}[kind]
     data = ["--task", str(files / name), "--eval", str(files / name)]
+    data += ["--replay", str(files / "chains.txt"), "--replay-weight", "0.5"]
     if kind == "classification":
         data += ["--forget-text", str(files / "text.txt")]
+    else:
+        data += ["--replay-target", "base"]
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         done = commands.run(*tune(files / base, data, out), processes=processes)
@@ -67,14 +79,17 @@ def test_two_processes_make_what_one_makes_of_the_same_batches(kind, files, comm
     records = [json.loads((out / "run.json").read_text()) for out in (one, two)]
     assert [record["plan"]["processes"] for record in records] == [1, 2]
     assert records[0]["accuracy"] == pytest.approx(records[1]["accuracy"])
-    losses = [[entry["loss"] for entry in record["log"] if "loss" in entry] for record in records]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for name in ("loss", "replay_loss"):
+        losses = [[entry[name] for entry in record["log"] if name in entry] for record in records]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0]
+    assert records[0]["replay"]["num_predicted"] == records[1]["replay"]["num_predicted"] > 0
     looks = [read_looks(out / "intruders" / "looks.jsonl")[1] for out in (one, two)]
     assert [look.step for look in looks[1]] == [0, 4, 8, 12]
     assert [len(look.intruders) for look in looks[0]] == [len(look.intruders) for look in looks[1]]
     assert not (two / "checkpoints").exists()
-    told = commands.run(*tune(files / base, data, two), processes=2)
-    assert told.codes == (7, 7) and told.stderr.count("error[output]") == 1
+    if kind == "endings":
+        told = commands.run(*tune(files / base, data, two), processes=2)
+        assert told.codes == (7, 7) and told.stderr.count("error[output]") == 1
 
 
 @pytest.mark.slow
@@ -127,18 +142,15 @@ def test_a_batch_that_two_cannot_share_is_refused_once(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_methods_do_between_steps_is_the_same_in_both_processes(tmp_path):
+def test_what_methods_do_between_steps_is_the_same_in_both_processes(commands, tmp_path):
     """A run compares the processes' weights at each checkpoint: a draw or a mask of one alone ends it."""
     write_bert(tmp_path / "bert")  # with dropout: the processes' random states part
     write_task(tmp_path / "task.tsv")
     (tmp_path / "runs").mkdir()
     methods = ["full", "chain", "adalora", "sora", "prilora", "lora_experts", "vera"]
-    script = str(Path(__file__).with_name("tuned_by_methods.py"))
-    done = subprocess.run(
-        [*LAUNCHER, script, str(tmp_path), *methods],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = Path(__file__).with_name("tuned_by_methods.py")
+    done = commands.run(tmp_path, *methods, script=script, processes=2)
+    assert done.is_well, done.stderr[-3000:]
     for method in methods:
         assert json.loads((tmp_path / "runs" / method / "run.json").read_text())["steps"] == 6
     assert all((tmp_path / f"left-{rank}").exists() for rank in range(2))

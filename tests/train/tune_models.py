@@ -93,3 +93,47 @@ def write_choices(file, count=64, *, seed=0, shuffled=False):
 def write_text(file):
     file.write_text(TEXT * 3)
     return file
+
+
+def write_chains(file, stride, *, lines, seed=0):
+    """Lines of a language of twenty words: after three words by chance, each follows from the one before.
+
+    It is ``stride`` places on in a circle of words.
+    """
+    known = word_tokenizer().get_vocab()
+    words = [
+        word for word in dict.fromkeys(TEXT.replace(".", " ").replace(",", " ").split()) if word in known
+    ]
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(lines):
+        places = [draw.randrange(20) for _ in range(3)]
+        places += [places[-1] + stride * step for step in range(1, 11)]
+        rows.append(" ".join(words[place % 20] for place in places))
+    file.write_text("\n".join(rows) + "\n")
+    return file
+
+
+def write_learned(folder):
+    """A base that has learned one language, and four texts by name.
+
+    ``learn``, ``replay`` and ``measure`` are in its language, ``task`` is in another.
+    """
+    draws = {"learn": (1, 200, 0), "replay": (1, 60, 1), "measure": (1, 24, 2), "task": (3, 60, 3)}
+    texts = {
+        name: write_chains(folder / f"{name}.txt", stride, lines=lines, seed=seed)
+        for name, (stride, lines, seed) in draws.items()
+    }
+    base = write_gpt2(folder / "base")
+    model = transformers.GPT2LMHeadModel.from_pretrained(base)
+    tokens = torch.tensor(word_tokenizer()(texts["learn"].read_text(), verbose=False)["input_ids"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(80):
+        starts = torch.randint(len(tokens) - 24, (16, 1), generator=generator)
+        rows = tokens[starts + torch.arange(24)]
+        optimizer.zero_grad()
+        model(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+    model.save_pretrained(base)
+    return base, texts

@@ -1,4 +1,4 @@
-"""One process of runs by several methods; started by torch's launcher, twice."""
+"""One process of runs by several methods, in which another takes part."""
 
 import atexit
 import sys

@@ -65,7 +65,7 @@ def load_opened(
     base, tuned = opened.base, opened.tuned
     config = config_of(base)
     tensors = read_tensors(base)
-    start = _base_language(base, config, tensors, _merge_dtype(dtype))
+    start = base_language(base, config, tensors, _merge_dtype(dtype))
     if isinstance(tuned, AdapterSource) and tuned.kind.file_above:
         merged = place_adapter(opened, tensors, config, start.cls, dtype=_merge_dtype(dtype))
     elif isinstance(tuned, AdapterSource):
@@ -102,7 +102,7 @@ def load_modules(
     merge_dtype = _merge_dtype(dtype)
     if isinstance(base, ModelSource):
         config = config_of(base)
-        start = _base_language(base, config, read_tensors(base), merge_dtype)
+        start = base_language(base, config, read_tensors(base), merge_dtype)
         folder: Path | None = tokenizer_folder(base)
         name = base.name
     else:
@@ -148,9 +148,18 @@ def _name_of(model: nn.Module) -> str | None:
     return name if name and Path(str(name)).is_dir() else None
 
 
-def _base_language(
-    base: ModelSource, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> Start:
+def base_language(base: ModelSource, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Start:
+    """The base as a language model, or the error that explains why it is none.
+
+    Args:
+        base: From files.
+        config: transformers' config of the base.
+        tensors: Its weights, by stored name.
+        dtype: Of the model.
+
+    Raises:
+        IntruscopeError: the weights do not fit the config.
+    """
     stored = tuple(base.tensors)
     try:
         cls, kind = language_class(config, file=base.path)

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     from intruscope.sequence.records import ChainTask
 
+_NOT_OFFERED = (
+    "accumulate", "watch_every", "report_to", "replay_weight", "replay_target", "max_forgetting", "on_budget",
+)  # fmt: skip
+"""Settings of training that mean nothing for the stages of a chain."""
+
 
 def chain(
     *,
@@ -53,7 +58,7 @@ def chain(
     method: MethodOptions,
     training: Annotated[
         partial[TuneSettings],
-        Settings(TuneSettings, without=("accumulate", "watch_every", "report_to"), partial=True),
+        Settings(TuneSettings, without=_NOT_OFFERED, partial=True),
     ],
     settings: Annotated[partial[ChainSettings], Settings(ChainSettings, partial=True)],
     out: Path = RUN_FOLDER,

@@ -38,6 +38,14 @@ FIELD: str | None = option(
     metavar="COLUMN",
     needs=("--text",),
 )
+IGNORE: tuple[str, ...] = option(
+    (),
+    help="Codes of findings that --fail-on does not count as warnings, separated by commas.",
+    panel="Output",
+    comma=True,
+    metavar="CODE,...",
+    needs=("--fail-on",),
+)
 DRY_RUN: bool = option(False, help="Print the plan and stop.", panel="Output")
 OUT: Path | None = option(
     None,

@@ -23,13 +23,17 @@ from intruscope.train.processes import leave, let_the_first_speak
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("scan", "compare", "verify", "repair", "extract", "sweep", "knowledge", "tune", "chain", "study")
+_RESUMING = (
+    "diagnose", "scan", "compare", "verify", "repair", "extract", "sweep", "knowledge", "tune", "chain",
+    "study",
+)  # fmt: skip
 """The verbs that resume when they are run again."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _VERBS = {
     "Look": {
+        "diagnose": "Did the fine-tune break the model, and what now?",
         "scan": "Find the intruder dimensions of a fine-tuned model.",
         "inspect": "Look into adapters without their base.",
         "compare": "Compare several fine-tunes of one base.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from intruscope.cli.groups import CPU, DRY_RUN, QUIET, Pair, check_cpu
+from intruscope.cli.groups import CPU, DRY_RUN, IGNORE, QUIET, Pair, check_cpu
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars, show
 from intruscope.engine.settings import RunOptions
@@ -31,14 +31,7 @@ def scan(
         panel="Output",
         metavar="CONDITION",
     ),
-    ignore: tuple[str, ...] = option(
-        (),
-        help="Codes of findings that --fail-on does not count as warnings, separated by commas.",
-        panel="Output",
-        comma=True,
-        metavar="CODE,...",
-        needs=("--fail-on",),
-    ),
+    ignore: tuple[str, ...] = IGNORE,
     dry_run: bool = DRY_RUN,
     device: Literal["auto", "cpu", "cuda"] = CPU,
     quiet: bool = QUIET,

@@ -1,4 +1,4 @@
-"""A whole measurement: from two models and a text to one report."""
+"""A whole measurement: from two models, or a base and several fine-tunes, to one report."""
 
 from __future__ import annotations
 
@@ -6,44 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intruscope.engine.environment import environment
-from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
-from intruscope.forgetting import intervals
-from intruscope.forgetting.losses import (
-    PROTOCOLS,
-    SequenceLosses,
-    choose_protocol,
-    measure,
-    positions_per_sequence,
-)
+from intruscope.adapters.live_switch import adapter_edits
+from intruscope.adapters.opening import open_pair
+from intruscope.adapters.several import open_fine_tunes
+from intruscope.forgetting.measurement import Measurement, Request
 from intruscope.forgetting.models import load_pair
-from intruscope.forgetting.records import ForgettingReport, ForgettingSettings, LossFigures, TaskFigures
-from intruscope.forgetting.scores import TaskScore, check_head, check_labels, needs_head, score
-from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS, NUM_RESAMPLES, DType, Unit
+from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
+from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS, NUM_RESAMPLES, DType, SkillSettings, Unit
+from intruscope.forgetting.tasks import ClassificationTask
 from intruscope.forgetting.texts import read_texts
-from intruscope.forgetting.windows import Sequences, cut, spread
 from intruscope.progress import OnProgress, Progress, ignore_progress
-from intruscope.weights.matrices import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
-
     from intruscope.adapters.live import LivePair
+    from intruscope.adapters.opening import ModelLike
     from intruscope.forgetting.tasks import Task
-
-NUM_CHECKED = 20
-"""Most sequences on which the fast protocol is checked against the exact one."""
-MAX_CHECK_SHARE = 0.25
-"""Largest cost of that check, as a share of what the fast protocol saves."""
 
 
 def forget(
-    base: str | Path | nn.Module,
-    tuned: str | Path | nn.Module | None = None,
+    base: ModelLike,
+    tuned: ModelLike | None = None,
     *,
-    text: str | Path | Sequence[str | Path],
+    text: str | Path | Sequence[str | Path] | None = None,
     field: str | None = None,
     protocol: str | None = None,
     unit: Unit | None = None,
@@ -52,6 +38,7 @@ def forget(
     max_sequences: int | None = None,
     tasks: Sequence[Task] = (),
     max_task_tokens: int | None = None,
+    skills: SkillSettings | Sequence[str] = (),
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
@@ -62,7 +49,7 @@ def forget(
     on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
 ) -> ForgettingReport:
-    """Measure how much a fine-tune forgot: its loss on text minus the base's, with an interval.
+    """Measure how much a fine-tune forgot: its loss on text minus the base's, and its skills, with intervals.
 
     A task that cannot be scored (its head is missing, say) does not stop the measurement: it becomes a
     finding of the report.
@@ -72,7 +59,8 @@ def forget(
             transformers model in memory.
         tuned: The tuned model: a full checkpoint, an adapter, or a model or PeftModel in memory. Models in
             memory are copied and left as they are.
-        text: Files, patterns, or ``hf:org/name:split``; text like that of pretraining.
+        text: Files, patterns, or ``hf:org/name:split``; text like that of pretraining. It can be left out
+            where there are skills.
         field: Column that holds the text, in tables.
         protocol: ``causal``; or for a masked model ``exact`` (default) or ``fast``. On a text so small that
             checking ``fast`` would cost more than it saves, ``exact`` is used instead.
@@ -82,6 +70,8 @@ def forget(
         max_sequences: Maximum number of sequences, sampled evenly over the text.
         tasks: Tasks to score as well, from ``load_task``.
         max_task_tokens: Truncate the texts of a classification to this many tokens.
+        skills: Tasks of lm-evaluation-harness (names, or paths of YAML files), or settings that say more.
+            Causal models only.
         seed: Random seed of the fast protocol's masks and of the bootstrap.
         num_resamples: Number of bootstrap resamples.
         batch_tokens: Maximum number of token positions per batch.
@@ -89,207 +79,128 @@ def forget(
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         tokenizer: A tokenizer, or the folder of one; by default the one beside the base.
         allow_pickle: Also read PyTorch files, restricted to tensors.
-        on_progress: Called when the models are loaded, and after each batch, in tokens or examples.
+        on_progress: Called when the models are loaded, and after each batch, in tokens, examples or requests.
         on_notice: Called with sentences that the user should see at once.
 
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    corpus = read_texts([text] if isinstance(text, (str, Path)) else list(text), field=field)
-    if num_resamples < 100:
-        fact = f"{num_resamples} bootstrap resamples are too few for an interval; at least 100 are needed"
-        raise UsageError(fact, remedy="raise --resamples, or leave it out")
-    loading = Progress(stage="loading", done=0, total=2, unit="models")
-    on_progress(loading)
-    pair = load_pair(base, tuned, device=device, dtype=dtype, tokenizer=tokenizer, allow_pickle=allow_pickle)
-    on_progress(replace(loading, done=2))
-    language = pair.language_model()
-    chosen = choose_protocol(language.kind, protocol)
-    sequences = cut(corpus, language, unit=unit, context=context, stride=stride, max_sequences=max_sequences)
-    findings: list[Finding] = []
-    scorable: list[Task] = []
-    for task in tasks:  # before the work: a task of the wrong kind and unknown labels are errors
-        try:
-            check_head(pair, task)
-        except MalformedInput as error:  # a head that should be there is missing
-            findings.append(_not_scored(task, error))
-            on_notice(findings[-1].message)
-            continue
-        check_labels(pair, task)
-        scorable.append(task)
-    checked: tuple[int, ...] = ()
-    if chosen == "fast":
-        checked = sequences_to_check(sequences)
-        if not checked:
-            chosen = "exact"
-            on_notice(
-                f"the text has only {sequences.num_sequences} sequences: checking the fast protocol would "
-                "cost too much of what it saves, so the exact protocol is used"
-            )
-    settings = ForgettingSettings(
-        protocol=PROTOCOLS[chosen],
-        unit=sequences.unit,
-        context=sequences.context,
-        stride=sequences.stride,
+    request = request_of(
+        text=text,
+        field=field,
+        skills=skills,
+        protocol=protocol,
+        unit=unit,
+        context=context,
+        stride=stride,
         max_sequences=max_sequences,
+        tasks=tuple(tasks),
+        max_task_tokens=max_task_tokens,
         seed=seed,
         num_resamples=num_resamples,
-        device=str(language.model.device),
+        batch_tokens=batch_tokens,
+        device=device,
         dtype=dtype,
+        tokenizer=tokenizer,
+        allow_pickle=allow_pickle,
+        on_progress=on_progress,
+        on_notice=on_notice,
     )
-    bootstrap: dict[str, int] = {"num_resamples": num_resamples, "seed": seed}
-    before, after = measure_both(
-        pair, sequences, protocol=chosen, seed=seed, batch_tokens=batch_tokens, on_progress=on_progress
-    )
-    fast_error = None
-    if checked:
-        exact = measure_both(
-            pair,
-            sequences.only(checked),
-            protocol="exact",
-            batch_tokens=batch_tokens,
-            on_progress=lambda event: on_progress(
-                replace(event, stage=f"checking the fast protocol, {event.stage}")
-            ),
-        )
-        few = list(checked)
-        fast_error = intervals.paired_difference(
-            exact[1].nats - exact[0].nats, (after.nats - before.nats)[few], before.tokens[few], **bootstrap
-        )
-    figures: list[TaskFigures] = []
-    for task in scorable:
-        try:
-            figures.append(
-                _task_figures(pair, task, bootstrap, unit, batch_tokens, max_task_tokens, on_progress)
-            )
-        except IntruscopeError as error:
-            findings.append(_not_scored(task, error))
-    return ForgettingReport(
-        base=pair.description[0],
-        tuned=pair.description[1],
-        kind=language.kind,
-        settings=settings,
-        base_loss=_figures(before, bootstrap),
-        tuned_loss=_figures(after, bootstrap),
-        forgetting=intervals.paired_difference(before.nats, after.nats, before.tokens, **bootstrap),
-        forgetting_per_byte=intervals.paired_difference(before.nats, after.nats, before.bytes, **bootstrap),
-        fast_error=fast_error,
-        num_checked=len(checked),
-        num_tokens=int(before.tokens.sum()),
-        num_bytes=int(before.bytes.sum()),
-        num_sequences=sequences.num_sequences,
-        num_left_out=sequences.num_left_out,
-        text_sha256=corpus.sha256,
-        texts=corpus.sources,
-        tasks=tuple(figures),
-        findings=tuple(findings),
-        environment=environment(("torch", "transformers", "tokenizers", "peft")),
-    )
+    loading = Progress(stage="loading", done=0, total=2, unit="models")
+    on_progress(loading)
+    pair = load_pair(base, tuned, **request.loading)
+    on_progress(replace(loading, done=2))
+    return measure_pair(pair, request)
 
 
-def sequences_to_check(sequences: Sequences) -> tuple[int, ...]:
-    """Which sequences the fast protocol is checked on: evenly spread, as many as a modest cost allows.
+def measure_pair(pair: LivePair, request: Request) -> ForgettingReport:
+    """Measure a loaded pair.
 
-    Costs are token positions that a model processes. The fast losses of these sequences are known already, so
-    the check costs their exact losses alone.
+    Args:
+        pair: The base and one fine-tune.
+        request: What is measured and how.
+
+    Raises:
+        IntruscopeError: there is no language-model head, the text does not fit, or a figure is not finite.
+    """
+    measurement = Measurement(request)
+    pair.language_model()  # without a head for words, nothing can be measured
+    scorable, findings = measurement.check_tasks(pair)
+    measurement.measure_base(pair)
+    with pair.as_tuned():
+        report = measurement.report(pair, pair.description, tasks=scorable, findings=findings)
+    return measurement.finished([report])[0]
+
+
+def forget_fleet(
+    base: ModelLike, tuned: Sequence[ModelLike], *, same_base: bool = False, **options: Any
+) -> FleetForgettingReport:
+    """Measure how much each of several fine-tunes of one base forgot; the base is measured once.
+
+    Adapters by name are switched on in the loaded base. Everything else (full checkpoints, models in memory,
+    adapters with a head of their own) is loaded as a pair, one at a time.
+
+    Args:
+        base: The base model alone.
+        tuned: Adapters or full checkpoints of it, by name or in memory.
+        same_base: Trust that all adapters are of this base, although their configs name different ones.
+        options: The keyword arguments of :func:`forget`.
 
     Returns:
-        Indices; empty where even two sequences would cost more than ``MAX_CHECK_SHARE`` of what is saved.
+        One report per fine-tune. The p of skills are adjusted for all of them together.
+
+    Raises:
+        IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    exact, fast = (positions_per_sequence(sequences, protocol) for protocol in ("exact", "fast"))
-    limit = MAX_CHECK_SHARE * (exact.sum() - fast.sum())
-    for num in range(min(NUM_CHECKED, sequences.num_sequences), 1, -1):
-        chosen = spread(sequences.num_sequences, num)
-        if exact[chosen].sum() <= limit:
-            return tuple(map(int, chosen))
-    return ()
+    request = request_of(**options)
+    measurement = Measurement(request)
+    fleet = open_fine_tunes(base, tuned, allow_pickle=request.allow_pickle, same_base=same_base, least=1)
+    first = fleet.members[0]
+    start = first.base if first.base_module is None else first.base_module
+    loading = Progress(stage="loading", done=0, total=1, unit="models")
+    request.on_progress(loading)
+    # The base as both states: an adapter then is an edit of it, with nothing of any other fine-tune.
+    host = load_pair(open_pair(start, start), **request.loading)
+    request.on_progress(replace(loading, done=1))
+    measurement.measure_base(host)
+    # Classifications need the head of each fine-tune, which the base does not have.
+    can_switch = not any(isinstance(task, ClassificationTask) for task in request.tasks)
+    reports = []
+    for label, member in zip(fleet.labels, fleet.members, strict=True):
+        edits = adapter_edits(member, host) if can_switch else None
+        # A base in memory is a module to the first alone: the others were opened with its weights.
+        whole = replace(member, base_module=first.base_module)
+        pair = host if edits is not None else load_pair(whole, **request.loading)
+        scorable, findings = measurement.check_tasks(pair)
+        with pair.as_tuned() if edits is None else pair.with_edits(edits):
+            names = (fleet.base.name, member.tuned.name)
+            reports.append(measurement.report(pair, names, tasks=scorable, findings=findings, stage=label))
+    return FleetForgettingReport(
+        base=fleet.base.name, labels=fleet.labels, reports=measurement.finished(reports)
+    )
 
 
-def measure_both(
-    pair: LivePair,
-    sequences: Sequences,
+def request_of(
     *,
-    protocol: Any,
-    seed: int = 0,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: OnProgress = ignore_progress,
-) -> tuple[SequenceLosses, SequenceLosses]:
-    """Losses of base and tuned model on the same sequences."""
-    language = pair.language_model()
-    options: dict[str, Any] = {"protocol": protocol, "seed": seed, "batch_tokens": batch_tokens}
+    text: str | Path | Sequence[str | Path] | None = None,
+    field: str | None = None,
+    skills: SkillSettings | Sequence[str] = (),
+    **others: Any,
+) -> Request:
+    """The keyword arguments of :func:`forget`, with the text read.
 
-    def under(stage: str) -> OnProgress:
-        return lambda event: on_progress(replace(event, stage=stage))
+    Args:
+        text: As for :func:`forget`, like the others.
+        field: Likewise.
+        skills: Likewise.
+        others: Likewise.
 
-    with pair.as_base():
-        before = measure(language, sequences, name=pair.description[0], on_progress=under("base"), **options)
-    with pair.as_tuned():
-        after = measure(language, sequences, name=pair.description[1], on_progress=under("tuned"), **options)
-    return before, after
-
-
-def _not_scored(task: Task, error: IntruscopeError) -> Finding:
-    return Finding(
-        code="task-not-scored",
-        severity="error",
-        message=f"the task {printable(task.name)} was not scored: {error.fact}; {error.remedy}",
-    )
-
-
-def _figures(losses: SequenceLosses, bootstrap: dict[str, int]) -> LossFigures:
-    return LossFigures(
-        nats_per_token=intervals.loss_per(losses.nats, losses.tokens, **bootstrap),
-        nats_per_byte=losses.nats_per_byte,
-        perplexity=losses.perplexity,
-    )
-
-
-def _task_figures(
-    pair: LivePair,
-    task: Task,
-    bootstrap: dict[str, int],
-    unit: Unit | None,
-    batch_tokens: int,
-    max_tokens: int | None,
-    on_progress: OnProgress,
-) -> TaskFigures:
-    def scored(state: str) -> TaskScore:
-        return score(
-            pair,
-            task,
-            unit=unit,
-            batch_tokens=batch_tokens,
-            max_tokens=max_tokens,
-            on_progress=lambda event: on_progress(replace(event, stage=f"{task.name}, {state}")),
-        )
-
-    with pair.as_tuned():
-        after = scored("tuned")
-    before: TaskScore | None = None
-    if not needs_head(pair, task):
-        with pair.as_base():
-            before = scored("base")
-    difference, p = None, None
-    if before is not None:
-        if before.right_N is not None and after.right_N is not None:
-            difference = intervals.accuracy_difference(before.right_N, after.right_N)
-            p = intervals.mcnemar(before.right_N, after.right_N)
-        else:
-            difference = intervals.paired_difference(before.nats_N, after.nats_N, after.units_N, **bootstrap)
-    return TaskFigures(
-        name=task.name,
-        metric=after.metric,
-        num_examples=len(after.nats_N),
-        tuned=_score_interval(after, bootstrap),
-        base=None if before is None else _score_interval(before, bootstrap),
-        difference=difference,
-        mcnemar_p=p,
-        num_truncated=after.num_truncated,
-        sha256=task.sha256,
-    )
-
-
-def _score_interval(found: TaskScore, bootstrap: dict[str, int]) -> intervals.Interval:
-    if found.right_N is not None:
-        return intervals.wilson(int(found.right_N.sum()), len(found.right_N))
-    return intervals.loss_per(found.nats_N, found.units_N, **bootstrap)
+    Raises:
+        IntruscopeError: the text cannot be read, or there is nothing to measure.
+    """
+    corpus = None
+    if text is not None:
+        corpus = read_texts([text] if isinstance(text, (str, Path)) else list(text), field=field)
+    if not isinstance(skills, SkillSettings):
+        skills = SkillSettings(skills=(skills,) if isinstance(skills, str) else tuple(skills))
+    return Request(corpus=corpus, skills=skills, **others)

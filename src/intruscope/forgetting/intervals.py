@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 _MAX_CELLS = 1 << 22
 _KEPT_CELLS = 1 << 20
+_MAX_EXACT_FLIPS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,60 @@ def mcnemar(
 
     lost, won = _changes(before_N, after_N)
     return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def sign_flip(
+    before_N: ArrayLike, after_N: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> float:
+    """Two-sided p that the mean of after minus before is 0, by flipping the signs of the differences.
+
+    The test for scores that are no plain right or wrong, such as F1. Fisher's randomisation test for pairs;
+    all flips of up to twelve differences, and ``num_resamples`` random ones of more, with one added to both
+    counts so that p is never 0.
+
+    Args:
+        before_N: Score of each item.
+        after_N: Score of the same items.
+        num_resamples: Number of random flips.
+        seed: Random seed.
+    """
+    differences = np.asarray(after_N, dtype=np.float64) - np.asarray(before_N, dtype=np.float64)
+    changed = differences[differences != 0.0]
+    if changed.size == 0:
+        return 1.0
+    if changed.size <= _MAX_EXACT_FLIPS:
+        bits = np.arange(1 << changed.size)[:, None] >> np.arange(changed.size) & 1
+        sums, extra = (1.0 - 2.0 * bits) @ changed, 0
+    else:
+        generator = np.random.default_rng(seed)
+        step = max(1, _MAX_CELLS // changed.size)
+        parts = [
+            generator.choice((-1.0, 1.0), size=(min(step, num_resamples - first), changed.size)) @ changed
+            for first in range(0, num_resamples, step)
+        ]
+        sums, extra = np.concatenate(parts), 1
+    # Equal sums in another order of additions must count as equal.
+    reached = np.abs(sums) >= abs(changed.sum()) * (1.0 - 1e-9)
+    return float((reached.sum() + extra) / (sums.size + extra))
+
+
+def holm(ps: Sequence[float]) -> tuple[float, ...]:
+    """Adjusted p of several tests: below 0.05, so is the chance that any such finding is false (Holm 1979).
+
+    It holds however the tests depend on each other, as tasks answered by the same two models do.
+
+    Args:
+        ps: p of each test.
+
+    Returns:
+        Adjusted p, in the same order.
+    """
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = largest
+    return tuple(adjusted)
 
 
 def accuracy_difference(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from intruscope.forgetting.intervals import Interval  # noqa: TC001 - decoding reads the hints when it runs
+from intruscope.forgetting.intervals import Interval
+from intruscope.forgetting.settings import SkillSettings  # noqa: TC001 - decoding reads the hints when it runs
 from intruscope.forgetting.texts import TextSource  # noqa: TC001 - as above
+from intruscope.forgetting.where import WhereReport  # noqa: TC001 - as above
 from intruscope.records import notebook
 from intruscope.records.report import Report
+from intruscope.spectra.records import GateOutcome  # noqa: TC001 - as above
 from intruscope.weights.matrices import Finding  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from intruscope.records.tables import Cell
 
 SCHEMA = "intruscope.forget/1"
+FLEET_SCHEMA = "intruscope.forget-fleet/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,8 @@ class ForgettingSettings:
     """Everything that a figure depends on, apart from the models and the text.
 
     Attributes:
-        protocol: Name and version, such as ``causal-cross-entropy/1``.
+        protocol: Name and version, such as ``causal-cross-entropy/1``; None where no text was measured, as
+            for unit and context.
         unit: What a sequence is: ``line`` or ``running``.
         context: Longest input in tokens.
         stride: Tokens scored in each further window; None for a masked model.
@@ -36,9 +41,9 @@ class ForgettingSettings:
         dtype: Precision of weights and computation.
     """
 
-    protocol: str
-    unit: str
-    context: int
+    protocol: str | None
+    unit: str | None
+    context: int | None
     stride: int | None
     max_sequences: int | None
     seed: int
@@ -89,6 +94,76 @@ class TaskFigures:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class SkillFigures:
+    """One metric of one task of lm-evaluation-harness, before and after.
+
+    Attributes:
+        task: The harness's name of the task, or of a group whose tasks are pooled.
+        metric: Such as ``acc`` or ``exact_match``.
+        filter: How answers were extracted before scoring; ``none`` for likelihoods.
+        higher_is_better: As the task says.
+        num_items: Number of items.
+        num_fewshot: Number of examples in each prompt.
+        version: Version of the task; None where it has none.
+        base: Mean of the base.
+        tuned: Mean of the tuned model.
+        difference: Tuned minus base, paired by item.
+        num_lost: Items on which the tuned model does worse.
+        num_won: Items on which it does better.
+        p: That nothing changed: McNemar's exact test for right or wrong, sign flips for other scores.
+        p_adjusted: The same, adjusted for all figures of the report by Holm's method.
+        sha256: Hash of all prompts and targets.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    higher_is_better: bool
+    num_items: int
+    num_fewshot: int
+    version: str | None
+    base: Interval
+    tuned: Interval
+    difference: Interval
+    num_lost: int
+    num_won: int
+    p: float
+    p_adjusted: float
+    sha256: str
+
+    @property
+    def loss(self) -> Interval:
+        """How much worse the tuned model is: positive where it lost, whichever way the metric counts."""
+        found = self.difference
+        if not self.higher_is_better:
+            return found
+        return Interval(estimate=-found.estimate, low=-found.high, high=-found.low, level=found.level)
+
+    @property
+    def label(self) -> str:
+        """The task and its metric; the filter where there is one."""
+        return f"{self.task} ({self.metric}{'' if self.filter == 'none' else ', ' + self.filter})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsPart:
+    """Tasks of lm-evaluation-harness, before and after.
+
+    Attributes:
+        settings: What was asked, and how.
+        chat_template: The prompts were put into the chat template of the tokenizer.
+        num_tests: Number of figures that ``p_adjusted`` is adjusted for: all of the run, so those of the
+            other fine-tunes too where there are several.
+        figures: One for each metric of each task.
+    """
+
+    settings: SkillSettings
+    chat_template: bool
+    num_tests: int
+    figures: tuple[SkillFigures, ...]
+
+
 _COLUMNS = {
     "figure": "string",
     "model": "string",
@@ -97,14 +172,16 @@ _COLUMNS = {
     "high": "float64",
     "unit": "string",
 }
-"""``figure`` is ``loss``, ``forgetting`` or a task; ``model`` is ``base``, ``tuned`` or ``tuned - base``."""
+"""``figure`` is ``loss``, ``forgetting``, a task or a skill; ``model`` is ``base``, ``tuned`` or
+``tuned - base``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgettingReport(Report):
     """How much a fine-tune forgot.
 
-    Its table has one row per figure: the losses, their difference, and the scores on each task.
+    Its table has one row per figure: the losses, their difference, and the scores on each task and skill.
+    Without a text, the losses and the forgetting are None and everything counted in it is 0.
 
     Attributes:
         base, tuned: Names of the models.
@@ -117,12 +194,15 @@ class ForgettingReport(Report):
             sequences; None for the others.
         num_tokens, num_bytes, num_sequences: What was scored.
         num_left_out: Sequences without a token to score, or beyond ``max_sequences``.
-        text_sha256: Hash of the text.
+        text_sha256: Hash of the text; None without one.
         texts: Its sources.
         tasks: Scores on the tasks that could be scored.
+        skills: Tasks of lm-evaluation-harness; None where none was asked for.
+        where: The parts of the update that forgot and learned; None where this was not asked for.
         environment: Versions that a figure depends on.
         num_checked: Number of sequences on which the fast protocol was checked.
         findings: What the reader must know, such as tasks that could not be scored.
+        gates: Outcome of each condition of ``--fail-on``.
     """
 
     schema = SCHEMA
@@ -132,40 +212,49 @@ class ForgettingReport(Report):
     tuned: str
     kind: str
     settings: ForgettingSettings
-    base_loss: LossFigures
-    tuned_loss: LossFigures
-    forgetting: Interval
-    forgetting_per_byte: Interval
-    fast_error: Interval | None
-    num_tokens: int
-    num_bytes: int
-    num_sequences: int
-    num_left_out: int
-    text_sha256: str
-    texts: tuple[TextSource, ...]
-    tasks: tuple[TaskFigures, ...]
+    base_loss: LossFigures | None = None
+    tuned_loss: LossFigures | None = None
+    forgetting: Interval | None = None
+    forgetting_per_byte: Interval | None = None
+    fast_error: Interval | None = None
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_sequences: int = 0
+    num_left_out: int = 0
+    text_sha256: str | None = None
+    texts: tuple[TextSource, ...] = ()
+    tasks: tuple[TaskFigures, ...] = ()
     environment: dict[str, Any]
     num_checked: int = 0
+    skills: SkillsPart | None = None
+    where: WhereReport | None = None
     findings: tuple[Finding, ...] = ()
+    gates: tuple[GateOutcome, ...] = ()
 
     def rows(self) -> Iterator[tuple[Cell, ...]]:
         """One row per figure, with its interval."""
         nats = "nats/token"
         figures: list[tuple[str, str, Interval | None, str]] = [
-            ("loss", "base", self.base_loss.nats_per_token, nats),
-            ("loss", "tuned", self.tuned_loss.nats_per_token, nats),
+            ("loss", model, None if loss is None else loss.nats_per_token, nats)
+            for model, loss in (("base", self.base_loss), ("tuned", self.tuned_loss))
+        ]
+        figures += [
             ("forgetting", "tuned - base", self.forgetting, nats),
             ("forgetting", "tuned - base", self.forgetting_per_byte, "nats/byte"),
         ]
-        for task in self.tasks:
+        scored: list[tuple[str, str, TaskFigures | SkillFigures]] = [
+            (task.name, task.metric, task) for task in self.tasks
+        ]
+        scored += [(each.task, each.metric, each) for each in (self.skills.figures if self.skills else ())]
+        for name, metric, found in scored:
             figures += [
-                (task.name, "base", task.base, task.metric),
-                (task.name, "tuned", task.tuned, task.metric),
-                (task.name, "tuned - base", task.difference, task.metric),
+                (name, "base", found.base, metric),
+                (name, "tuned", found.tuned, metric),
+                (name, "tuned - base", found.difference, metric),
             ]
-        for figure, model, found, unit in figures:
-            if found is not None:
-                yield figure, model, found.estimate, found.low, found.high, unit
+        for figure, model, interval, unit in figures:
+            if interval is not None:
+                yield figure, model, interval.estimate, interval.low, interval.high, unit
 
     def notebook(self) -> Sequence[str]:
         """Forgetting with its interval, then every figure."""
@@ -174,29 +263,33 @@ class ForgettingReport(Report):
             (figure, model, f"{estimate:.4f}", f"{low:.4f} to {high:.4f}", unit)
             for figure, model, estimate, low, high, unit in self.rows()
         ]
-        return [
-            notebook.line(f"{self.base} → {self.tuned}", "top"),
-            notebook.headline(
-                f"{found.estimate:+.3f}",
-                f"nats per token of forgetting ({found.low:+.3f} to {found.high:+.3f}), "
-                f"{self.num_tokens} tokens in {self.num_sequences} sequences",
-            ),
-            notebook.table("Figures", ("figure", "model", "estimate", "95% interval", "unit"), table),
-            notebook.line(f"Protocol {self.settings.protocol}; positive forgetting is worse.", "note"),
-        ]
+        pieces = [notebook.line(f"{self.base} → {self.tuned}", "top")]
+        if found is not None:
+            pieces.append(
+                notebook.headline(
+                    f"{found.estimate:+.3f}",
+                    f"nats per token of forgetting ({found.low:+.3f} to {found.high:+.3f}), "
+                    f"{self.num_tokens} tokens in {self.num_sequences} sequences",
+                )
+            )
+        columns = ("figure", "model", "estimate", "95% interval", "unit")
+        pieces.append(notebook.table("Figures", columns, table))
+        if found is not None:
+            note = f"Protocol {self.settings.protocol}; positive forgetting is worse."
+            pieces.append(notebook.line(note, "note"))
+        return pieces
 
     def _arranged(self, laid_out: dict[str, Any]) -> dict[str, Any]:
-        for name in ("base_loss", "tuned_loss"):
-            if not math.isfinite(laid_out[name]["perplexity"]):
-                laid_out[name]["perplexity"] = None
-        return {
-            **laid_out,
-            "base": {"name": self.base, **_side(laid_out["base_loss"])},
-            "tuned": {"name": self.tuned, **_side(laid_out["tuned_loss"])},
-            "forgetting": {**laid_out["forgetting"], "unit": "nats/token"},
-            "forgetting_per_byte": {**laid_out["forgetting_per_byte"], "unit": "nats/byte"},
-            "protocol": self.settings.protocol,
-        }
+        sides = {}
+        for name in ("base", "tuned"):
+            loss = laid_out[f"{name}_loss"]
+            if loss is not None and not math.isfinite(loss["perplexity"]):
+                loss["perplexity"] = None
+            sides[name] = {"name": laid_out[name], **({} if loss is None else _side(loss))}
+        units = {}
+        for name, unit in (("forgetting", "nats/token"), ("forgetting_per_byte", "nats/byte")):
+            units[name] = None if laid_out[name] is None else {**laid_out[name], "unit": unit}
+        return {**laid_out, **sides, **units, "protocol": self.settings.protocol}
 
     @classmethod
     def _fields(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -204,12 +297,12 @@ class ForgettingReport(Report):
         for name in ("base", "tuned"):
             loss = data[f"{name}_loss"]
             fields[name] = data[name]["name"]
-            fields[f"{name}_loss"] = {
-                **loss,
-                "perplexity": math.inf if loss["perplexity"] is None else loss["perplexity"],
-            }
+            if loss is not None:
+                perplexity = math.inf if loss["perplexity"] is None else loss["perplexity"]
+                fields[f"{name}_loss"] = {**loss, "perplexity": perplexity}
         for name in ("forgetting", "forgetting_per_byte"):
-            fields[name] = {key: item for key, item in data[name].items() if key != "unit"}
+            if data[name] is not None:
+                fields[name] = {key: item for key, item in data[name].items() if key != "unit"}
         return fields
 
 
@@ -224,3 +317,40 @@ def _side(loss: dict[str, Any]) -> dict[str, Any]:
         "nats_per_byte": loss["nats_per_byte"],
         "perplexity": loss["perplexity"],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetForgettingReport(Report):
+    """How much each of several fine-tunes of one base forgot.
+
+    Its table is that of every report, with the fine-tune in front.
+
+    Attributes:
+        base: Name of the base.
+        labels: A short, unique name for each fine-tune.
+        reports: One for each fine-tune, in the same order.
+    """
+
+    schema = FLEET_SCHEMA
+    columns: ClassVar[dict[str, str]] = {"fine_tune": "string", **_COLUMNS}
+
+    base: str
+    labels: tuple[str, ...]
+    reports: tuple[ForgettingReport, ...]
+
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
+        """One row per fine-tune and figure."""
+        for label, report in zip(self.labels, self.reports, strict=True):
+            for row in report.rows():
+                yield label, *row
+
+    def notebook(self) -> Sequence[str]:
+        """Every report, one below the other."""
+        return [piece for report in self.reports for piece in report.notebook()]
+
+    def _arranged(self, laid_out: dict[str, Any]) -> dict[str, Any]:
+        return {**laid_out, "reports": [report.to_json() for report in self.reports]}
+
+    @classmethod
+    def _fields(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "reports": [ForgettingReport.from_json(each) for each in data["reports"]]}

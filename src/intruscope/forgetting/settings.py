@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from intruscope.options import documented, option, shared
+from intruscope.options import check_options, documented, option, shared
 from intruscope.spectra.records import ScanSettings
 
 Protocol = Literal["causal", "exact", "fast"]
@@ -73,3 +73,53 @@ class ForgetSettings:
     dtype: DType = option(
         "float32", help="Data type of weights and computation.", panel="How it runs", metavar="DTYPE"
     )
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class SkillSettings:
+    """Tasks of lm-evaluation-harness, and how both models are asked."""
+
+    skills: tuple[str, ...] = option(
+        (),
+        help="Tasks of lm-evaluation-harness on which to compare the models item by item: names of tasks or "
+        "groups, or paths of YAML files, separated by commas. Needs the 'eval' extra.",
+        panel="Input",
+        comma=True,
+        metavar="TASK,...",
+    )
+    num_fewshot: int | None = option(
+        None,
+        flag="shots",
+        help="Number of examples in each prompt (default: what each task says).",
+        minimum=0,
+        needs=("--skills",),
+    )
+    max_items: int | None = option(
+        None,
+        help="Use only the first N items of each skill (default: all).",
+        minimum=2,
+        needs=("--skills",),
+    )
+    chat_template: Literal["auto", "never"] = option(
+        "auto",
+        help="Chat template for the prompts of skills: that of the tokenizer if it has one (auto), or none "
+        "(never).",
+        needs=("--skills",),
+    )
+    batch_size: int = option(
+        8,
+        flag="skill-batch",
+        help="Number of prompts per batch.",
+        minimum=1,
+        panel="How it runs",
+        needs=("--skills",),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UsageError: one is.
+        """
+        check_options(self)

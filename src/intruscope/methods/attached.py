@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from intruscope.methods.targets import targets_of, trained_whole, weight_of
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -124,6 +125,22 @@ class PeftAttached:
             remedy="use a name from .names",
             tensor=name,
         )
+
+
+@contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """A PeftModel without its adapter: the base, unless the method changed the base's weights.
+
+    What is trained afterwards is what was trained before.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:  # PEFT makes all of an adapter's parameters trainable, also those that the method keeps fixed
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def tuner_layers(model: Any) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from intruscope.errors import UsageError, printable
 from intruscope.spectra.records import GateOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from intruscope.spectra.records import ScanReport
+
+R = TypeVar("R")
+Metric: TypeAlias = "tuple[str, Callable[[R, Collection[str]], float | None]]"
+"""What a metric is, and how it is read off a report, given the codes of findings to ignore."""
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -31,7 +35,7 @@ def num_warnings(report: ScanReport, ignore: Collection[str] = ()) -> int:
     return sum(finding.severity != "info" and finding.code not in ignore for finding in findings)
 
 
-METRICS: dict[str, tuple[str, Callable[[ScanReport, Collection[str]], float | None]]] = {
+METRICS: dict[str, Metric[ScanReport]] = {
     "intruders": (
         "intruders over all matrices in the paper's scope",
         lambda report, _: report.totals.num_intruders,
@@ -65,24 +69,27 @@ say."""
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition under which a scan fails."""
+    """One condition under which a command fails."""
 
     text: str
     metric: str
     comparison: str
     bound: float
 
-    def outcome(self, report: ScanReport, *, ignore: Collection[str] = ()) -> GateOutcome:
+    def outcome(
+        self, report: R, metrics: Mapping[str, Metric[R]], *, ignore: Collection[str] = ()
+    ) -> GateOutcome:
         """Whether a report meets the condition.
 
         Args:
-            report: The scan.
+            report: The report of a scan, or of another command with metrics.
+            metrics: The command's table of metrics.
             ignore: Codes of findings that do not count as warnings.
 
         Returns:
             The metric's value and the answer. A gate whose metric is unknown counts as tripped.
         """
-        value = METRICS[self.metric][1](report, ignore)
+        value = metrics[self.metric][1](report, ignore)
         tripped = value is None or _COMPARE[self.comparison](value, self.bound)
         return GateOutcome(gate=self.text, value=None if value is None else float(value), tripped=tripped)
 
@@ -95,11 +102,15 @@ def checked(report: ScanReport, gates: Sequence[Gate], *, ignore: Collection[str
         gates: What :func:`parse_gates` read.
         ignore: Codes of findings that do not count as warnings, as ``other-base``.
     """
-    return replace(report, gates=tuple(gate.outcome(report, ignore=ignore) for gate in gates))
+    return replace(report, gates=tuple(gate.outcome(report, METRICS, ignore=ignore) for gate in gates))
 
 
-def parse_gates(text: str) -> tuple[Gate, ...]:
+def parse_gates(text: str, metrics: Mapping[str, Any] = METRICS) -> tuple[Gate, ...]:
     """Read ``METRIC OP NUMBER``, several separated by commas.
+
+    Args:
+        text: As the user wrote it.
+        metrics: The command's table of metrics.
 
     Raises:
         UsageError: not of that form, or an unknown metric (the known ones are listed).
@@ -107,11 +118,12 @@ def parse_gates(text: str) -> tuple[Gate, ...]:
     gates = []
     for part in text.split(","):
         match = _FORM.fullmatch(part)
-        if match is None or match[1] not in METRICS:
-            known = ", ".join(METRICS)
+        if match is None or match[1] not in metrics:
+            known = ", ".join(metrics)
+            example = next(iter(metrics))
             raise UsageError(
                 f"cannot read the gate {printable(part)!r}",
-                remedy=f"write a metric, an operator and a number, as in intruders>0; metrics are {known}; "
+                remedy=f"write a metric, an operator and a number, as in {example}>0; metrics are {known}; "
                 "operators > >= < <= ==",
             )
         gates.append(Gate(text=part.strip(), metric=match[1], comparison=match[2], bound=float(match[3])))

@@ -54,6 +54,7 @@ def sweep(
     fitting: FitSettings | None = None,
     options: RunOptions | None = None,
     allow_pickle: bool = False,
+    live: LivePair | None = None,
     outputs: Sequence[Path] = (),
     on_progress: OnProgress = ignore_progress,
     on_notice: Callable[[str], None] = lambda _: None,
@@ -73,6 +74,7 @@ def sweep(
         fitting: How fixes are fitted.
         options: How the survey runs, and the folder of both journals.
         allow_pickle: Also read PyTorch files, restricted to tensors.
+        live: The same pair, where it is loaded already, in the way that ``measuring`` says.
         outputs: Paths that the caller will write; refused at once where one is an input.
         on_progress: Called for every matrix (``surveying``), every step of a fit (``fitting``), then
             for every model (``measuring``).
@@ -116,7 +118,8 @@ def sweep(
                 file=work,
             ) from error
     # Before the survey, which takes longer: whatever cannot be measured is refused at once.
-    pair = load_pair(opened, device=measuring.device, dtype=measuring.dtype, tokenizer=measuring.tokenizer)
+    loading: dict[str, Any] = {name: getattr(measuring, name) for name in ("device", "dtype", "tokenizer")}
+    pair = live if live is not None else load_pair(opened, **loading)
     pair.language_model()
     check_task(pair, task)
     needs_updates = "fitted" in fits or any(

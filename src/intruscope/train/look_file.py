@@ -33,6 +33,8 @@ class Look:
         matrices: One for each watched matrix.
         loss: Nats per token of the fixed text, if one is measured.
         forgetting: Rise of the loss since the first look.
+        sequence_nats: Nats of each sequence of the text, from which the interval of the forgetting is
+            computed; empty without one.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Look:
     matrices: tuple[MatrixLook, ...]
     loss: float | None = None
     forgetting: float | None = None
+    sequence_nats: tuple[float, ...] = ()
 
     @property
     def intruders(self) -> tuple[VectorLook, ...]:
@@ -205,4 +208,5 @@ def _look(record: dict[str, Any]) -> Look:
         )
         for matrix in record["matrices"]
     )
-    return Look(**{**record, "matrices": matrices})
+    nats = tuple(record.get("sequence_nats", ()))
+    return Look(**{**record, "matrices": matrices, "sequence_nats": nats})

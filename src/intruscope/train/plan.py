@@ -31,6 +31,7 @@ def plan_of(
     held_out: Task | None,
     forget_text: Sequence[str | Path],
     num_processes: int = 1,
+    replay: Corpus | None = None,
 ) -> dict[str, Any]:
     """Everything that can change the result, with every default filled in.
 
@@ -64,9 +65,27 @@ def plan_of(
         "data_sha256": data.sha256,
         "held_out_sha256": held_out.sha256 if held_out is not None else None,
         "forget_text": [str(name) for name in forget_text],
+        **_forgetting(settings, replay),
         "processes": num_processes,
         "environment": environment(LAB),
     }
+
+
+def _forgetting(settings: TuneSettings, replay: Corpus | None) -> dict[str, Any]:
+    """What keeps the model from forgetting; nothing where nothing is asked for."""
+    found: dict[str, Any] = {}
+    if replay is not None:
+        found["replay"] = {
+            "text": [source.name for source in replay.sources],
+            "sha256": replay.sha256,
+            "weight": settings.replay_weight,
+            "target": settings.replay_target,
+        }
+    if settings.max_forgetting is not None:
+        # JSON has no infinity, and an infinite budget is none.
+        limit = settings.max_forgetting if math.isfinite(settings.max_forgetting) else None
+        found["budget"] = {"max_forgetting": limit, "on_budget": settings.on_budget}
+    return found
 
 
 def _checked(rate: float) -> float:

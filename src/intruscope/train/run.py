@@ -13,8 +13,10 @@ from intruscope.adapters.live_models import quiet
 from intruscope.forgetting.scores import choose
 from intruscope.methods.contract import Setting
 from intruscope.train import processes
+from intruscope.train.budget import ForgettingBudget
 from intruscope.train.encoding import as_language
 from intruscope.train.look_file import figures
+from intruscope.train.replay import make_replay
 from intruscope.train.settings import TuneReport
 from intruscope.train.trainer import Keeper, SteadyTrainer, explained, silence
 from intruscope.train.watch import IntruderWatch
@@ -24,13 +26,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.forgetting.tasks import ChoiceTask
+    from intruscope.forgetting.texts import Corpus
     from intruscope.methods.contract import Attached, Method, Options
     from intruscope.progress import OnProgress
     from intruscope.train.data import TrainingData
     from intruscope.train.loading import Loaded
+    from intruscope.train.replay import Replay
     from intruscope.train.run_folder import RunFolder
-    from intruscope.train.settings import TuneSettings
+    from intruscope.train.settings import Replayed, TuneSettings
     from intruscope.train.trainer import Scorer
+    from intruscope.weights.source import ModelSource
 
 _READ_OFF = ("classification", "choices")
 """Kinds of data whose accuracy is read off the logits."""
@@ -44,6 +49,7 @@ def attach(
     arguments: Any,
     *,
     targets: Sequence[str] = (),
+    kept: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
 ) -> Attached:
     """Put a method on a loaded model, with what is new in it trained whole.
@@ -55,10 +61,11 @@ def attach(
         training: From which a method that starts from data takes its first batches.
         arguments: transformers', for the number of steps and the size of a batch.
         targets: Ends of the names of the modules that are changed; all linear layers by default.
+        kept: Batches of text to keep, for a method that starts from it.
         seed: Of a random start.
 
     Raises:
-        UsageError: no target matches.
+        UsageError: no target matches, or the method needs text to keep.
         UnsupportedFormat: a target's layer is of a kind that the method cannot change.
     """
     setting = Setting(
@@ -66,6 +73,7 @@ def attach(
         train_whole=loaded.drawn,
         total_steps=arguments.max_steps,
         batches=training.batches(arguments.per_device_train_batch_size),
+        kept=kept,
         seed=seed,
     )
     attached = method.attach(loaded.model, setting, options)
@@ -152,7 +160,9 @@ class Run:
         method: What is trained.
         attached: The method on the model.
         loaded: What it was put on.
+        source: The base's files.
         forget_text: On which every look measures forgetting.
+        replay: General text that every step also learns from.
         pictures: Draw what the watch saw.
     """
 
@@ -163,7 +173,9 @@ class Run:
     method: Method
     attached: Attached
     loaded: Loaded
+    source: ModelSource
     forget_text: Sequence[str | Path]
+    replay: Corpus | None
     pictures: bool
 
     def train(
@@ -183,6 +195,8 @@ class Run:
         folder, attached = self.folder, self.attached
         trainer = trainer_for(attached, self.loaded, arguments, training, evaluation, scorer)
         watch = self._watch(trainer)
+        budget = self._budget(trainer, watch)
+        trainer.replay = self._replay()
         trainer.add_callback(Keeper(folder, attached.model, on_progress))
         started = time.perf_counter()
         last = folder.begin()
@@ -201,6 +215,8 @@ class Run:
             accuracy=tuple(entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry),
             watch=figures(watch.looks[-1]) if watch is not None else {},
             num_trained=sum(p.numel() for _, p in attached.trainable()),
+            replay=_replayed(trainer),
+            budget=budget.exceeded(trainer.state.max_steps) if budget is not None else (),
         )
         record = {k: v for k, v in asdict(report).items() if k not in ("plan", "model")}
         log = _finite(history)
@@ -213,6 +229,29 @@ class Run:
             self.attached.save(model)
         with quiet():  # also where the process was killed between the two
             self.loaded.tokenizer.save_pretrained(str(model))
+
+    def _replay(self) -> Replay | None:
+        """None where nothing is replayed, or with weight 0: that is the run without it, bit for bit."""
+        if self.replay is None or self.settings.replay_weight == 0.0:
+            return None
+        return make_replay(
+            self.attached,
+            self.method,
+            self.loaded.tokenizer,
+            self.source,
+            self.replay,
+            self.settings,
+            batch=self.plan["batch"],
+            max_length=self.plan["max_length"],
+        )
+
+    def _budget(self, trainer: Any, watch: IntruderWatch | None) -> ForgettingBudget | None:
+        limit = self.settings.max_forgetting
+        if watch is None or limit is None:
+            return None
+        budget = ForgettingBudget(watch, limit, self.settings.on_budget)
+        trainer.add_callback(budget)
+        return budget
 
     def _watch(self, trainer: Any) -> IntruderWatch | None:
         if not self.settings.watch_every:
@@ -229,6 +268,13 @@ class Run:
         )
         trainer.add_callback(watch)
         return watch
+
+
+def _replayed(trainer: SteadyTrainer) -> Replayed | None:
+    if trainer.replay is None:
+        return None
+    losses = [entry["replay_loss"] for entry in trainer.state.log_history if "replay_loss" in entry]
+    return trainer.replay.record(trainer.state.global_step, losses[-1] if losses else None)
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from intruscope.options import REQUIRED, documented, option, shared
 from intruscope.spectra.records import ScanSettings
@@ -12,6 +12,9 @@ from intruscope.train.recipes import PAPER, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+ReplayTarget = Literal["text", "base"]
+OnBudget = Literal["stop", "lower-rate"]
 
 
 @documented
@@ -65,6 +68,29 @@ class TuneSettings:
         minimum=0,
     )
     eval_every: int | None = None
+    replay_weight: float = option(
+        0.3,  # most of the effect at little cost (docs/tune.md)
+        help="Weight of the loss on the replayed text, which is added to the loss on the task.",
+        minimum=0,
+        needs=("--replay",),
+    )
+    replay_target: ReplayTarget = option(
+        "text",
+        help="What is learned from the replayed text: its words (text), or the base's predictions of them "
+        "(base; by KL divergence).",
+        needs=("--replay",),
+    )
+    max_forgetting: float | None = option(
+        None,
+        flag="max-forgetting",
+        help="Forgetting budget in nats per token on --forget-text, checked at each scan during training.",
+        minimum=0,
+    )
+    on_budget: OnBudget = option(
+        "stop",
+        help="What happens above the budget: training stops, or each scan above it halves the learning rate.",
+        needs=("--max-forgetting",),
+    )
     seed: int = shared(ScanSettings, "seed")
     accumulate: int = option(
         1,
@@ -88,6 +114,53 @@ class TuneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """General text that a run replayed.
+
+    Attributes:
+        text: Names of its sources.
+        sha256: Hash of all its documents.
+        target: What was learned from it: its own words, or the base's predictions.
+        weight: Weight of its loss.
+        num_sequences: Number of sequences that the text was cut into.
+        num_tokens: Number of tokens in them that can be predicted.
+        num_replayed: Number of sequences that the run replayed; one counts as often as it was replayed.
+        num_predicted: Number of tokens predicted in them.
+        loss: Mean loss on it in nats per token at the end (last logged), or the mean KL divergence; after
+            training has begun.
+    """
+
+    text: tuple[str, ...]
+    sha256: str
+    target: ReplayTarget
+    weight: float
+    num_sequences: int
+    num_tokens: int
+    num_replayed: int = 0
+    num_predicted: int = 0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetExceeded:
+    """A look that found more forgetting than the budget allows.
+
+    Attributes:
+        step: Number of optimiser steps done.
+        forgetting: Rise of the loss on the text since the first look, in nats per token.
+        low, high: Bounds of its 95% interval, by a paired bootstrap over the sequences; None if the losses of
+            the sequences are not known.
+        action: What was done; ``none`` at the end of training.
+    """
+
+    step: int
+    forgetting: float
+    low: float | None
+    high: float | None
+    action: Literal["stopped", "rate halved", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneReport:
     """Result of a run.
 
@@ -100,6 +173,8 @@ class TuneReport:
         accuracy: Accuracy on the held-out task at each evaluation; empty without one.
         watch: Figures of the last look; empty without a watch.
         num_trained: Number of trainable parameters.
+        replay: The text that was replayed; None without one.
+        budget: The looks above the forgetting budget, in order.
     """
 
     model: Path
@@ -110,3 +185,5 @@ class TuneReport:
     accuracy: tuple[float, ...]
     watch: dict[str, float]
     num_trained: int
+    replay: Replayed | None = None
+    budget: tuple[BudgetExceeded, ...] = ()

@@ -18,6 +18,7 @@ from intruscope.train.sampling import LengthOrder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from intruscope.train.replay import Replay
     from intruscope.train.run_folder import RunFolder
 
 _ALLOCATION = re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE)
@@ -42,13 +43,20 @@ class Scorer(Protocol):
 class SteadyTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that stops before a step from a loss that is NaN or infinite.
 
+    Attributes:
+        replay: General text that every step also learns from; set before training.
+
     Args:
         scorer: Gives the accuracy at each evaluation, where it cannot be read off the logits.
     """
 
+    replay: Replay | None = None
+
     def __init__(self, *args: Any, scorer: Scorer | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._scorer = scorer
+        self._replayed: list[torch.Tensor] = []
+        self._replayed_until = -1
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The loss and the accuracy, over all processes."""
@@ -74,16 +82,37 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         parts = arguments.gradient_accumulation_steps * arguments.world_size
         return LengthOrder(self.train_dataset, batch=arguments.train_batch_size * parts, seed=arguments.seed)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One step's gradients.
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One step's gradients; before its first part, those of the replayed text.
 
         Raises:
             Diverged: the loss is no number.
         """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if processes.any_of(not bool(torch.isfinite(loss))):
+        replayed = self._replay_once(model)
+        loss: torch.Tensor = super().training_step(model, *args, **kwargs)
+        if processes.any_of(not bool(torch.isfinite(loss + replayed))):
             raise Diverged("a loss", self.state.global_step + 1)
         return loss
+
+    def _replay_once(self, model: torch.nn.Module) -> torch.Tensor | float:
+        """This process's share of the loss on the replayed text; 0 where the step has replayed it before."""
+        step = self.state.global_step
+        if self.replay is None or self._replayed_until == step:
+            return 0.0
+        self._replayed_until = step
+        model.train()
+        parts = self.args.gradient_accumulation_steps
+        share = self.replay.backward(step, self.accelerator, parts=parts)
+        self._replayed.append(share)
+        return share
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Where the loss is logged, the mean loss on the replayed text since then is as well."""
+        if "loss" in logs and self._replayed:
+            share = torch.stack(self._replayed).mean()
+            logs = {**logs, "replay_loss": float(self.accelerator.reduce(share, reduction="sum"))}
+            self._replayed.clear()
+        super().log(logs, *args, **kwargs)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -99,7 +128,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         self._on_progress(
             Progress(stage="training", done=state.global_step, total=state.max_steps, unit="steps")
         )
-        if control.should_save or state.global_step >= state.max_steps:
+        if control.should_save or control.should_training_stop:
 
             def trained() -> Iterator[torch.Tensor]:
                 return (p for p in self._model.parameters() if p.requires_grad)

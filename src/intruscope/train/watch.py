@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from intruscope.adapters.live_matrices import LiveMatrix, live_matrices
 from intruscope.engine.environment import environment
-from intruscope.errors import IntruscopeError, UsageError
+from intruscope.errors import IntruscopeError, MalformedInput, UsageError
+from intruscope.forgetting.intervals import paired_difference
 from intruscope.plots.figures import write_figures
 from intruscope.plots.watch import watch_figure
 from intruscope.spectra.matrix import exact_arithmetic
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from intruscope.adapters.live_matrices import Form
+    from intruscope.forgetting.intervals import Interval
+    from intruscope.forgetting.losses import SequenceLosses
 
 _FIGURE_NAME = "intruders"
 
@@ -104,6 +107,15 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
         self.looks: list[Look] = []
         if trainer is not None:
             self._keep_base(trainer.model)
+
+    def forgetting(self, look: Look) -> Interval | None:
+        """The rise of the loss on the text from the first look to another, with its paired interval.
+
+        Nats per token. None where a loss of either look is missing.
+        """
+        if self._probe is None or not look.sequence_nats or not self.looks[0].sequence_nats:
+            return None
+        return paired_difference(self.looks[0].sequence_nats, look.sequence_nats, self._probe.tokens)
 
     # --- what the Trainer calls ----------------------------------------------------------------------
 
@@ -184,11 +196,12 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
     def _look(self, args: Any, state: Any, control: Any) -> None:
         started = time.perf_counter()
         found = self._share(args)
-        loss = self._probe.loss() if self._probe is not None and args.process_index == 0 else None
-        shares = _gathered((found, loss, time.perf_counter() - started), args.world_size)
+        measured = self._measured() if args.process_index == 0 else None
+        shares = _gathered((found, measured, time.perf_counter() - started), args.world_size)
         ordered = dict(pair for share, _, _ in shares for pair in share)
         matrices: tuple[MatrixLook, ...] = tuple(ordered[i] for i in range(len(self._matrices)))
-        loss = shares[0][1]
+        measured = shares[0][1]
+        loss = measured.nats_per_token if measured is not None else None
         first = self.looks[0].loss if self.looks else loss
         look = Look(
             step=state.global_step,
@@ -197,11 +210,21 @@ class IntruderWatch(TrainerCallback):  # type: ignore[misc]
             matrices=matrices,
             loss=loss,
             forgetting=loss - first if loss is not None and first is not None else None,
+            sequence_nats=tuple(measured.nats.tolist()) if measured is not None else (),
         )
         self.looks.append(look)
         self._write(look)
         self._log(look, state, control)
         self._stop(look, control)
+
+    def _measured(self) -> SequenceLosses | None:
+        """The losses on the text, None where one is no number: such a training is the Trainer's to end."""
+        if self._probe is None:
+            return None
+        try:
+            return self._probe.losses()
+        except MalformedInput:
+            return None
 
     def _share(self, args: Any) -> list[tuple[int, MatrixLook]]:
         """This process's part of a look, with the places of the matrices."""
