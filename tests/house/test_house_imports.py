@@ -14,7 +14,8 @@ ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
     ("extract",), ("forgetting",), ("compare", "fitting", "knowledge"), ("sweep", "attribution"),
-    ("diagnose",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
+    ("diagnose",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",),
+    ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
 FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
