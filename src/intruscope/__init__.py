@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from intruscope.guidance.settings import GuideSettings
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
+    from intruscope.knowledge import knowledge
+    from intruscope.knowledge.records import KnowledgeReport
+    from intruscope.knowledge.settings import KnowledgeSettings
     from intruscope.merge import merge
     from intruscope.merge.plan import MergePlan
     from intruscope.merge.records import MergeReport
@@ -72,6 +75,8 @@ __all__ = [
     "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
+    "KnowledgeReport",
+    "KnowledgeSettings",
     "MeasureOptions",
     "MergePlan",
     "MergeReport",
@@ -101,6 +106,7 @@ __all__ = [
     "guidance",
     "guide",
     "inspect",
+    "knowledge",
     "linalg",
     "load_task",
     "merge",
@@ -128,6 +134,8 @@ _HOMES = {
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
+    "KnowledgeReport": "intruscope.knowledge.records",
+    "KnowledgeSettings": "intruscope.knowledge.settings",
     "MeasureOptions": "intruscope.sweep.settings",
     "MergePlan": "intruscope.merge.plan",
     "MergeReport": "intruscope.merge.records",
@@ -157,6 +165,7 @@ _HOMES = {
     "guidance": "",
     "guide": "intruscope.guidance.run",
     "inspect": "",
+    "knowledge": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "merge": "",

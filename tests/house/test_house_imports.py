@@ -13,7 +13,7 @@ PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
-    ("extract",), ("forgetting",), ("compare", "fitting", "guidance"), ("sweep", "attribution"),
+    ("extract",), ("forgetting",), ("compare", "fitting", "guidance", "knowledge"), ("sweep", "attribution"),
     ("diagnose",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",),
     ("cli",),
 ]  # fmt: skip
