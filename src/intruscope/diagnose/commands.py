@@ -96,7 +96,7 @@ def next_commands(
         found.append(NextCommand(purpose=purpose, command=command))
 
     missing = {each.part for each in skipped if not each.was_asked}
-    best = next((fix for fix in fixes if fix.is_certain and fix.command is not None), None)
+    best = fixes[0] if fixes and fixes[0].is_certain else None
     if best is not None and best.command is not None:
         add("Write the model with the best fix", best.command)
         fixed = shlex.split(best.command)
@@ -116,6 +116,8 @@ def next_commands(
         measuring = option_words(asked.measuring)
         words = [*asked.task, *asked.text, *controls, *settings, *measuring]
         add("Compare every fix, with its controls", asked.line("sweep", *words, "--html", "sweep.html"))
-    scan = option_words(asked.settings, without=("controls", "strengths", "max_task_cost", "num_resamples"))
+    scan = option_words(
+        asked.settings, without=("controls", "strengths", "weights", "max_task_cost", "num_resamples")
+    )
     add("Look at every matrix", asked.line("scan", *scan, "--html", "scan.html"))
     return tuple(found)

@@ -79,7 +79,7 @@ def best_fix(
             best, seconds, _comparison(edit, replay, gain), measured.metric, settings.max_task_cost,
             too_few=too_few,
         ),
-        command=_command(models, best, settings, fitted),
+        command=fix_command(models, best, settings, text=fitted.text.name, task=fitted.task.name),
     )  # fmt: skip
 
 
@@ -107,9 +107,21 @@ def _comparison(
     return verdict, FIXES[edit.control].title
 
 
-def _command(
-    models: Sequence[str], best: ChosenStrength, settings: SweepSettings, fitted: Fitted
+def fix_command(
+    models: Sequence[str], best: ChosenStrength, settings: SweepSettings, *, text: str, task: str
 ) -> str | None:
+    """The shell command that writes the model of a choice, of an intervention or of a fit.
+
+    Args:
+        models: As the user named them: base and tuned model, or an adapter alone.
+        best: The fix, and its strength or weight.
+        settings: Settings of the sweep.
+        text: Names of the text that a fit was fitted on, separated by commas.
+        task: Name of the task that a fit was fitted on.
+
+    Returns:
+        None where there is nothing to name or to apply.
+    """
     if best.control not in FITS:
         return repair_command(models, best, settings)
     if not models or best.weight is None:
@@ -117,7 +129,7 @@ def _command(
     stem = model_stem(models)
     words = ["intruscope", "repair", *models, "-o", f"{stem}-{best.control}"]
     words += [{"fitted": "--fit", "fitted_matrix": "--fit-matrix", REPLAY: "--replay"}[best.control]]
-    words += ["--weight", f"{best.weight:g}", "--task", fitted.task.name]
-    for name in fitted.text.name.split(", "):
+    words += ["--weight", f"{best.weight:g}", "--task", task]
+    for name in text.split(", "):
         words += ["--text", name]
     return shlex.join(words)
