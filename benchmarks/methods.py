@@ -119,6 +119,7 @@ class Place:
     tasks: Path
     text: Path
     work: Path
+    keep: Path | None = None
 
     def task(self, name: str, budget: Budget, *, held_out: bool) -> ClassificationTask:
         """The training or the held-out split of a task."""
@@ -208,10 +209,12 @@ def train(case: Case, place: Place, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     most = max(Counter(held_out.labels).values()) / len(held_out.labels)
     record: dict[str, Any] = {"chance": most, "num_scored": len(held_out.labels)}
+    keep = read_texts([place.keep]) if find(case.method).needs_kept and place.keep is not None else None
     try:
         report = tune(
-            str(place.base), out=folder, settings=settings, data=data, held_out=held_out, on_progress=steps
-        )
+            str(place.base), out=folder, settings=settings, data=data, held_out=held_out, keep_text=keep,
+            on_progress=steps,
+        )  # fmt: skip
     except IncompleteResult as error:
         return {**record, "outcome": "diverged", "reason": error.fact}
     accuracy = report.accuracy[-1]
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the masked MiniLM")
     parser.add_argument("--tasks", type=Path)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--keep-text", type=Path, help="for methods that start from text; not the same text")
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="METHOD/TASK/SEED",
         help="patterns METHOD/TASK/SEED; let several processes share the work",
@@ -300,7 +304,13 @@ def main() -> None:
     if options.base is not None:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        place = Place(base=options.base, tasks=options.tasks, text=options.text, work=options.work)
+        place = Place(
+            base=options.base,
+            tasks=options.tasks,
+            text=options.text,
+            work=options.work,
+            keep=options.keep_text,
+        )
         runs = Runs(place, options.results)
         methods = [method.name for method in registered() if "no_training" not in method.departures]
         cells = [(method, task, seed) for seed in SEEDS for task in BUDGETS for method in methods]

@@ -50,6 +50,7 @@ CANDIDATES: dict[str, Candidates] = {
         rates=(1e-4, 4e-4), source="large initial factors make larger updates: between full and lora"
     ),
     "eva": Candidates(rates=_LORA, source=_AS_LORA),
+    "delora": Candidates(rates=(1e-3, 4e-3), source="PEFT's documentation (from 1e-3), and four times that"),
     "adalora": Candidates(rates=_THREE, source=f"{_UNKNOWN}; its initial factors are smaller"),
     "vera": Candidates(
         rates=(2e-3, 8e-3, 3.2e-2), source="only vectors are trained, with higher rates than lora"
@@ -71,4 +72,9 @@ CANDIDATES: dict[str, Candidates] = {
     "chain": Candidates(rates=_LORA, source=_AS_LORA),
     "rac": Candidates(rates=_LORA, source=_AS_LORA),
     "lora_experts": Candidates(rates=_THREE, source=f"{_UNKNOWN}; its gradients are preconditioned"),
+    "oplora": Candidates(rates=_LORA, source=_AS_LORA),
+    "lora_null": Candidates(rates=_LORA, source=_AS_LORA),
+    "corda": Candidates(rates=_LORA, source=_AS_LORA),
+    "milora": Candidates(rates=_LORA, source=_AS_LORA),
+    "clora": Candidates(rates=_LORA, source=_AS_LORA),
 }

@@ -7,8 +7,9 @@ from cli_support import assert_message, invoke
 
 NAMES = [
     "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora",
-    "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
-    "b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts", "construct",
+    "delora", "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
+    "b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts", "oplora", "lora_null",
+    "corda", "milora", "clora", "construct",
 ]  # fmt: skip
 
 

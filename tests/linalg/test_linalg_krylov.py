@@ -6,12 +6,12 @@ cannot decide at such sizes goes to the dense path; the bounds it had by then ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 import torch
-from linalg_cases import BASES, Case, case, orthonormal, stored
+from linalg_cases import BASES, Case, case, orthonormal, stored, with_spectrum
 from linalg_checks import BLUNT, THRESHOLDS, Tally, bound_faults, compare, float32_resolution
 
 from intruscope.linalg import alignment, analysis
@@ -120,6 +120,26 @@ def test_decides_without_the_dense_path_where_the_spectrum_falls(
         certificates += hold_to_the_truth(made, claims, k=3, side=side, label="decaying", tally=tally)
     assert not tally.faults, tally.report()
     assert "dense" not in certificates
+
+
+@pytest.mark.parametrize("shape", [(500, 400), (400, 500)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_bases_leading_vectors_come_along(
+    shape: tuple[int, int], side: Literal["left", "right"], krylov_when_small: None
+) -> None:
+    """From the Krylov space and from the dense decomposition: projectors as of LAPACK's vectors."""
+    rng = np.random.default_rng(0)
+    base = torch.from_numpy(with_spectrum(np.arange(1.0, 401.0) ** -0.8, *shape, rng)).float()
+    tuned = base + torch.from_numpy(orthonormal(shape[0], 1, rng) @ orthonormal(shape[1], 1, rng).T).float()
+    u, _, vt = torch.linalg.svd(base.double(), full_matrices=False)
+    spaces = [u[:, :4], vt[:4].T]
+    for dense in (False, True):
+        found = analyse(base, tuned_OI=tuned, k=4, sides=(side,), dense=dense, thresholds=(0.5,)).sides[side]
+        assert (found.certificates[0] == "dense") == dense
+        assert found.base_top is not None
+        for one, space in zip(found.base_top, spaces if side == "left" else spaces[::-1], strict=True):
+            assert one.shape == space.shape
+            assert float((one @ one.T - space @ space.T).norm()) < (1e-6 if dense else 1e-2)
 
 
 def test_bounds_close_in_on_the_truth(claims: Claims, krylov_when_small: None) -> None:

@@ -12,11 +12,14 @@ from linalg_cases import orthonormal
 from intruscope.errors import ShapeMismatch
 from intruscope.linalg import sign_conflict
 from intruscope.linalg.overlap import (
+    chance_within,
     directions,
     inner_product,
     mean_overlap,
     one_sided_spread,
+    outside_span,
     principal_angles,
+    share_within,
     two_sided_spread,
 )
 from intruscope.linalg.random_spaces import largest_value_of_sum, random_smallest_angle, random_spaces
@@ -69,6 +72,40 @@ def test_directions_are_the_singular_vectors_whatever_the_factors(shape):
     assert len(directions(formed * 0, 3).values_K) == 0
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_thin", [True, False])
+def test_the_share_within_two_spaces_is_that_of_the_projected_update(shape, is_thin):
+    left, right = columns(shape[0], 3, 0), columns(shape[1], 4, 1)
+    in_left, in_right = left @ left.T, right @ right.T
+    factor_left, factor_right = factors(shape, 5, 2)
+
+    def share(up, down):
+        formed = up @ down
+        form = (up, down) if is_thin else formed
+        return share_within(form, left, right, norm=float(formed.norm())), formed
+
+    found, formed = share(factor_left, factor_right)
+    expected = float((in_left @ formed @ in_right).square().sum() / formed.square().sum())
+    assert found == pytest.approx(expected, rel=1e-10) and 0.001 < expected < 0.9
+    assert share(in_left @ factor_left, factor_right @ in_right)[0] == pytest.approx(1.0)
+    for up, down in (
+        (factor_left - in_left @ factor_left, factor_right),
+        (factor_left, factor_right - factor_right @ in_right),
+    ):  # off either space is enough
+        assert share(up, down)[0] < 1e-25
+    assert share_within(formed * 0, left, right, norm=0.0) is None
+
+
+def test_the_share_by_chance_is_the_mean_over_random_spaces():
+    update = torch.outer(torch.ones(12), torch.arange(1.0, 9.0)).double()
+    shares = [
+        share_within(update, columns(12, 3, seed), columns(8, 2, 1000 + seed), norm=float(update.norm()))
+        for seed in range(400)
+    ]
+    error = np.std(shares) / 20
+    assert abs(np.mean(shares) - chance_within((12, 8), 3, 2)) < 4 * error < 0.03
+
+
 @pytest.mark.parametrize(("first", "second"), [(3, 3), (3, 5), (5, 3)])
 def test_principal_angles_are_scipys(first, second):
     one, two = columns(40, first, 0), columns(40, second, 1)
@@ -119,6 +156,24 @@ def test_random_spaces_follow_the_law_of_random_spaces():
     smallest = np.arccos(slow[:, 2]).mean()
     assert random_smallest_angle(size, 3, 5) == pytest.approx(smallest, abs=0.02)
     assert random_smallest_angle(6, 4, 5) == pytest.approx(0.0, abs=1e-6)  # they must meet
+
+
+def test_an_even_mixture_of_any_number_of_directions_is_not_new():
+    basis_OK, outside_O1 = columns(40, 7, 0).split([6, 1], dim=1)
+    for count in (2, 4, 6):  # of six, each has a cosine of .41 with their mixture
+        mixture_O1 = basis_OK[:, :count].sum(dim=1, keepdim=True) / math.sqrt(count)
+        assert not outside_span(mixture_O1, basis_OK).any()
+        assert outside_span(mixture_O1, basis_OK[:, : count // 2 - 1]).all()
+    for share, is_new in ((0.49, True), (0.51, False)):
+        tilted_O1 = math.sqrt(share) * basis_OK[:, :1] + math.sqrt(1.0 - share) * outside_O1
+        assert outside_span(tilted_O1, basis_OK).item() is is_new
+        # The others need not be orthogonal, and two of nearly one direction do not span a second one.
+        bent_O1 = basis_OK[:, :1] + 0.05 * outside_O1
+        others_OM = torch.cat([basis_OK[:, :1], bent_O1 / bent_O1.norm()], dim=1)
+        assert outside_span(outside_O1, others_OM).all()
+        skewed_OM = basis_OK @ (torch.eye(6, dtype=torch.float64) + 0.5)
+        assert outside_span(tilted_O1, skewed_OM / skewed_OM.norm(dim=0)).item() is is_new
+    assert outside_span(basis_OK, basis_OK[:, :0]).all() and not len(outside_span(basis_OK[:, :0], basis_OK))
 
 
 def test_spreads_are_those_of_drawn_updates():

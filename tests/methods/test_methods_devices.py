@@ -17,7 +17,7 @@ METHODS = {method.name: method for method in registered()}
 def _update(name, device, monkeypatch, *, moved_before):
     """The update of one matrix after three real steps."""
     base = tiny.fresh("linear")
-    setting = Setting(total_steps=3, batches=tiny.batches(), tuned=tiny.tuned(base))
+    setting = Setting(total_steps=3, batches=tiny.batches(), kept=tiny.batches(2), tuned=tiny.tuned(base))
     if moved_before:
         base = base.to(device)
     method = METHODS[name]

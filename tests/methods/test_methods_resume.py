@@ -12,13 +12,16 @@ from intruscope.methods.contract import Setting
 
 # Trainer, accelerate and PEFT warn of each other's ways.
 pytestmark = pytest.mark.filterwarnings("ignore")
-TRAINED = [method for method in registered() if "no_training" not in method.departures]
+_ALIKE = {"rslora", "mica", "b_only", "olora", "melora", "multilora", "milora", "corda"}
+"""Their checkpoints and steps are those of another method: lora, pissa, sora or lora_null."""
+TRAINED = [m for m in registered() if "no_training" not in m.departures and m.name not in _ALIKE]
 STEPS = 6
 
 
 def prepared(method, folder):
     """Six steps of two accumulated batches, a checkpoint after the third."""
-    targets = Setting(targets=("q_proj", "down_proj"), total_steps=STEPS, batches=tiny.batches())
+    data = {"batches": tiny.batches(), "kept": tiny.batches(2)}
+    targets = Setting(targets=("q_proj", "down_proj"), total_steps=STEPS, **data)
     attached = method.attach(tiny.fresh("linear"), targets, method.options())
     rows = [{key: values[i] for key, values in batch.items()} for batch in tiny.batches(4) for i in range(4)]
     arguments = transformers.TrainingArguments(

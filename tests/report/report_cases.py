@@ -128,6 +128,8 @@ def matrix(rng, name, kind, layer, *, intruders, settings, scope="paper", map_si
             stable_rank=4.0,
             effective_rank=Estimate(value=rank, low=rank * 0.9, high=rank * 1.08, method="sketch"),
             rank_bound=256,
+            top_energy_fraction=0.02 * norm,
+            top_energy_chance=0.001,
         ),
         base_frobenius_norm=12.0,
         base_spectral_norm=9.0,

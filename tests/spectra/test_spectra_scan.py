@@ -99,6 +99,25 @@ def test_energy_is_what_the_definition_says(planted):
     assert matrix.update.relative_frobenius_norm == pytest.approx(float(update.norm() / planted[2][1].norm()))
 
 
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_the_share_in_the_bases_leading_directions_is_what_the_definition_says(planted, side):
+    report = run(planted[0], planted[1], side=side, k=5)
+    inside = []
+    for matrix, before, after in zip(report.matrices, planted[2], planted[3], strict=True):
+        u, _, vt = torch.linalg.svd(before, full_matrices=False)
+        core = u[:, :5].T @ (after - before) @ vt[:5].T
+        inside.append(float(core.square().sum()))
+        share = inside[-1] / float((after - before).square().sum())
+        assert matrix.update.top_energy_fraction == pytest.approx(share, rel=1e-6)
+        assert matrix.update.top_energy_chance == pytest.approx(25 / before.numel())
+    whole = sum(float((b - a).square().sum()) for a, b in zip(planted[2], planted[3], strict=True))
+    assert report.totals.top_energy_fraction == pytest.approx(sum(inside) / whole, rel=1e-6)
+    table = report.to_arrow().to_pylist()
+    assert {row["update_top_fraction"] for row in table} == {
+        matrix.update.top_energy_fraction for matrix in report.matrices
+    }
+
+
 def test_effective_rank_is_exact_for_small_updates(planted):
     matrix = run(planted[0], planted[1]).matrices[1]
     values = torch.linalg.svdvals(planted[3][1] - planted[2][1])

@@ -32,11 +32,14 @@ from intruscope.errors import (
 from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.methods.registry import find, registered
+from intruscope.train.encoding import kept_batches
+from intruscope.train.loading import load_for
 from intruscope.train.look_file import read_looks
 from intruscope.train.recipes import PAPER
 from intruscope.train.settings import TuneSettings
 from intruscope.train.trainer import SteadyTrainer
 from intruscope.train.tune import tune
+from intruscope.weights.source import open_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -98,6 +101,45 @@ def test_any_method_is_watched_and_saved(method, tmp_path):
     assert [look.step for look in looks] == [0, 4, 8, 12]
     assert not looks[0].intruders and looks[-1].matrices != looks[0].matrices
     assert report.num_trained > 0 and any((tmp_path / "run" / "model").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["classifier", "causal"])
+def test_a_method_that_starts_from_text_to_keep_leaves_it_as_it_is(kind, tmp_path):
+    """The text has fewer tokens than any layer has inputs: LoRA-Null changes nothing on it, LoRA does."""
+    base = (write_llama if kind == "causal" else write_bert)(tmp_path / "base")
+    kept = tmp_path / "kept.txt"
+    kept.write_text("a bright cold day\nthe clocks were striking\n")
+    data = load_task(write_task(tmp_path / "task.tsv"))
+    if kind == "causal":
+        data = read_texts([write_text(tmp_path / "text.txt")])
+    moved = {}
+    for method in ("lora", "lora_null"):
+        chosen = settings(method, steps=6, rate=0.05, watch_every=0, max_length=6, options={"rank": 2})
+        keep = read_texts([kept]) if method == "lora_null" else None
+        out = tmp_path / method
+        tune(str(base), out=out, settings=chosen, data=data, keep_text=keep)
+        record = json.loads((out / "run.json").read_text())
+        assert record["plan"].get("keep_text_sha256") == (keep.sha256 if keep is not None else None)
+        loaded = load_for(open_model(str(base)), data, seed=0)
+        (batch,) = kept_batches(loaded, read_texts([kept]), 6)
+        real = batch["attention_mask"].bool()
+        before = loaded.model.base_model(**batch)[0].detach()[real]
+        tuned = find(method).load(loaded.model, out / "model").model
+        after = tuned.get_base_model().base_model(**batch)[0].detach()[real]
+        moved[method] = float((after - before).norm() / before.norm())
+    assert moved["lora_null"] < 1e-4 < 1e-2 < moved["lora"]
+    with pytest.raises(UsageError, match=r"lora_null starts from text .* --keep-text"):
+        tune(str(base), out=tmp_path / "none", settings=settings("lora_null"), data=data)
+    with pytest.raises(
+        UsageError, match="lora does not start from text to keep, so --keep-text has no effect"
+    ):
+        tune(str(base), out=tmp_path / "none", settings=settings("lora"), data=data, keep_text=keep)
+    with pytest.raises(UsageError, match="measured on is also the text to keep"):
+        tune(
+            str(base), out=tmp_path / "none", settings=settings("lora_null"), data=data, keep_text=keep,
+            forget_text=[kept],
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("kind", "method"), [("causal", "lora"), ("masked", "lora"), ("masked", "eva")])

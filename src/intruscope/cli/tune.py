@@ -56,6 +56,12 @@ def tune(
         panel="Input",
         metavar="SOURCE",
     ),
+    keep_text: tuple[str, ...] = option(
+        (),
+        help="General text whose knowledge is to be kept, for methods that start from it (corda, lora_null).",
+        panel="Input",
+        metavar="SOURCE",
+    ),
     replay: tuple[str, ...] = option(
         (),
         help="General text that each step also learns from, so that the model forgets less.",
@@ -90,7 +96,9 @@ def tune(
     find(asked.method).options(method.given)
     require_lab()
     name = parse_name(base)
-    files = [Path(each) for each in (*text, *forget_text, *replay, task, eval) if each is not None]
+    files = [
+        Path(each) for each in (*text, *forget_text, *replay, *keep_text, task, eval) if each is not None
+    ]
     check_output(out, [*([name.path] if name.path else []), *(file for file in files if file.is_file())])
     quiet = quiet or not is_first()
     if not quiet:
@@ -106,6 +114,7 @@ def tune(
             data=data,
             held_out=tasks.load(eval) if eval is not None else None,
             forget_text=forget_text,
+            keep_text=read_texts(list(keep_text), field=field) if keep_text else None,
             replay=read_texts(list(replay), field=field) if replay else None,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,

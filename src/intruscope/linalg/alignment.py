@@ -66,6 +66,9 @@ class Alignments:
         base_norm: Largest singular value of the base.
         outside_fraction: Share of ‖y‖² outside the base's column space (K,), or None where the column
             space is everything. From Krylov an upper bound, tight to the shown digits when converged.
+        base_top: The K leading singular vectors of the base, on the side of the tuned vectors (M, K) and on
+            the other one (N, K): orthonormal columns by falling singular value, fewer where fewer count; None
+            where they are not known well enough.
     """
 
     lower: Tensor
@@ -77,6 +80,7 @@ class Alignments:
     best_value: Tensor
     base_norm: float
     outside_fraction: Tensor | None
+    base_top: tuple[Tensor, Tensor] | None = None
 
 
 def align(
@@ -161,8 +165,15 @@ def _dense(
         best_value=vectors.values[best] if len(vectors.values) else torch.zeros(count, dtype=torch.float64),
         base_norm=float(vectors.values[0]) if len(vectors.values) else 0.0,
         outside_fraction=outside,
+        base_top=_top_pairs(base, vectors, count),
     )
     return _with_tuned_errors(bounded, tuned, error_K)
+
+
+def _top_pairs(base: Operator, vectors: BaseVectors, count: int) -> tuple[Tensor, Tensor]:
+    """Leading vectors of the side that was decomposed, and of the other, which the base maps them to."""
+    left_MK = vectors.left_MR[:, :count]
+    return left_MK, base.transposed.times(left_MK.to(base.dtype)).double() / vectors.values[:count]
 
 
 def _over_clusters(cosines_RK: Tensor, vectors: BaseVectors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -348,6 +359,7 @@ def _bounds(
         best_value=values[best],
         base_norm=float(system.values[0]),
         outside_fraction=outside,
+        base_top=known.leading(count),
     )
     return _with_tuned_errors(bounded, tuned, error)
 

@@ -31,6 +31,8 @@ _CONVERGED = 1e-3
 """A Ritz value with a smaller relative residual can be accounted for."""
 _DEEPEST = 64
 _POOR_SINE = 1e-3
+_GOOD_SINE = 1e-2
+"""Spaces of vectors that are known better can stand for the exact ones in shares of energy."""
 _WELL_KNOWN = 0.05
 """Base vectors off by a smaller sine are compared one by one; the intervals take over below them."""
 
@@ -102,6 +104,15 @@ class KnownSpectrum:
                 self._take(refined, self._account)
                 changed = True
         return changed
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """The first vectors of the top, on the side of the tuned vectors and on the other; None if poor."""
+        if self.top is None or len(self.top.values) < count:
+            return None
+        if bool((self.top.sine_error[:count] > _GOOD_SINE).any()):
+            return None
+        pair = self.top.left_MC[:, :count], self.top.right_NC[:, :count]
+        return pair if self.tall else pair[::-1]
 
     def _poor(self) -> bool:
         """Whether a vector above the last group is not well known."""

@@ -126,6 +126,7 @@ class Setting:
             model that is no language model is so without being named.
         total_steps: Optimiser steps of the run, for methods with a schedule.
         batches: Batches as the model takes them, for methods that start from data (EVA).
+        kept: Batches of text whose knowledge is to be kept, for methods that start from it (LoRA-Null).
         tuned: A model that was fine-tuned from this one, for methods that approximate its update (construct).
         seed: Of everything random in the start.
     """
@@ -134,6 +135,7 @@ class Setting:
     train_whole: tuple[str, ...] = ()
     total_steps: int | None = None
     batches: Iterable[Mapping[str, Any]] | None = None
+    kept: Iterable[Mapping[str, Any]] | None = None
     tuned: nn.Module | None = None
     seed: int = 0
 
@@ -197,6 +199,7 @@ class Method:
         mergeable: A plain matrix can replace it after training.
         plain_lora: What it saves is an ordinary PEFT LoRA (or DoRA) that loads without Intruscope.
         own_optimizer: Training by another optimiser than :meth:`Attached.optimizer` is another method.
+        needs_kept: It starts from text whose knowledge is to be kept, and cannot do without.
         departures: Where it departs from the contract.
         rate: Learning rate where no recipe gives one: of methods without alpha, where it could be cited.
         rate_source: Where it is from, and on what it was used.
@@ -223,6 +226,7 @@ class Method:
     mergeable: bool = True
     plain_lora: bool = False
     own_optimizer: bool = False
+    needs_kept: bool = False
     rate: float | None = None
     rate_source: str = ""
     departures: frozenset[Departure] = frozenset()

@@ -10,10 +10,13 @@ from intruscope.errors import UsageError, nearest, printable
 if TYPE_CHECKING:
     from intruscope.methods.contract import Method
 
-_OURS = ("b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts", "construct")
+_OURS = (
+    "b_only", "sora", "prilora", "melora", "multilora", "chain", "rac", "lora_experts", "oplora", "lora_null",
+    "corda", "milora", "clora", "construct",
+)  # fmt: skip
 _PEFT = (
-    "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva", "adalora",
-    "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
+    "full", "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "mica", "olora", "eva",
+    "adalora", "delora", "vera", "randlora", "loha", "lokr", "oft", "boft", "miss", "osf",
 )  # fmt: skip
 _FILES: tuple[str, ...] = (*_PEFT, *_OURS)
 """Modules of this folder, each with a METHOD of the same name, in the order of the table."""

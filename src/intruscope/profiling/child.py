@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _READY: dict[str, _Ready] = {}
 """The one setting of this process, once it is built."""
-_EVA_BATCHES = 16
+_FIRST_BATCHES = 16
 
 
 def answer(request: Build | Warm | Visit) -> Built | Warmed | Phases | Failed:
@@ -133,15 +133,17 @@ class _Ready:
 
     def _attach(self, model: Any, drawn: tuple[str, ...]) -> tuple[Optimizer, Sequence[TrainerCallback], int]:
         settings, candidate = self._request.settings, self._request.candidate
+        batches = [
+            # EVA takes only the tokens that a loss is of, where there are labels: of a masked model, few.
+            {name: tensor for name, tensor in batch.items() if name != "labels"}
+            for batch in islice(self._random(self._request.shapes[-1]), _FIRST_BATCHES)
+        ]
         setting = Setting(
             targets=candidate.targets,
             train_whole=drawn,
             total_steps=TOTAL_STEPS,
-            batches=[
-                # EVA takes only the tokens that a loss is of, where there are labels: of a masked model, few.
-                {name: tensor for name, tensor in batch.items() if name != "labels"}
-                for batch in islice(self._random(self._request.shapes[-1]), _EVA_BATCHES)
-            ],
+            batches=batches,
+            kept=batches,
             seed=settings.seed,
         )
         if candidate.method is None:

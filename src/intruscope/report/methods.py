@@ -95,7 +95,13 @@ def method_page(method: Method) -> str:
     if rest:
         lines += [_markdown(rest), ""]
     if "no_training" not in method.departures:
-        lines += ["```", f"intruscope tune BASE --method {method.name} --task TASK --out DIR", "```", ""]
+        keep = " --keep-text TEXT" if method.needs_kept else ""
+        lines += [
+            "```",
+            f"intruscope tune BASE --method {method.name} --task TASK{keep} --out DIR",
+            "```",
+            "",
+        ]
     if method.parameters:
         lines += ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
         for p in method.parameters:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.errors import printable_text
 from intruscope.plots.series import curves
 from intruscope.spectra.kinds import KINDS
-from intruscope.spectra.words import count, percent, rank_range, sentence, update_size
+from intruscope.spectra.words import count, percent, rank_range, sentence, top_energy, update_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,10 @@ def _figures(report: ScanReport) -> list[list[str]]:
         ),
         ("Size of ΔW", update_size(totals.relative_update_norm, totals.relative_update_norms)),
         ("Effective rank of ΔW", rank_range(totals.effective_ranks)),
+        (
+            f"ΔW in the base’s top {report.settings.k} directions",
+            top_energy(totals.top_energy_fraction, totals.top_energy_chance),
+        ),
         ("Largest energy share in W", _share(totals.max_tuned_energy_fraction)),
         ("Largest energy share in ΔW", _share(totals.max_update_energy_fraction)),
         ("Undecided", str(totals.num_undecided)),

@@ -13,7 +13,7 @@ from intruscope.errors import printable, printable_text
 from intruscope.plots.series import kinds_in_order
 from intruscope.spectra import words
 from intruscope.spectra.totals import total
-from intruscope.spectra.words import percent, rank_range, sentence, update_size
+from intruscope.spectra.words import percent, rank_range, sentence, top_energy, update_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -146,6 +146,10 @@ def _figures(report: ScanReport) -> Table:
     for name, text in (
         ("size of ΔW", update_size(totals.relative_update_norm, totals.relative_update_norms)),
         ("effective rank of ΔW", rank_range(totals.effective_ranks)),
+        (
+            f"ΔW in the base's top {report.settings.k}",
+            top_energy(totals.top_energy_fraction, totals.top_energy_chance),
+        ),
         ("energy in intruders", _energy(totals)),
         ("verdicts", _listed(totals.verdicts)),
         ("certified", _listed(totals.certificates)),

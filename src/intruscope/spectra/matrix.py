@@ -22,6 +22,7 @@ from intruscope.linalg.analysis import Analysis, analyse
 from intruscope.linalg.chance import intruders_by_chance, modelled_values
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.operators import Operator
+from intruscope.linalg.overlap import chance_within, share_within
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.linalg.topk import TopTriplets, dense_triplets, frobenius_norm, top_triplets
 from intruscope.records.plain import plain
@@ -34,6 +35,7 @@ from intruscope.spectra.records import (
     ScanSettings,
     Side,
     SimilarityMap,
+    UpdateReport,
 )
 from intruscope.spectra.sides import side_report
 from intruscope.spectra.updates import update_report
@@ -171,6 +173,7 @@ def _examine(pair: MatrixPair, settings: ScanSettings) -> Examined:
         seed=seed_for(settings, pair.name, "rank"),
         name=pair.name,
     )
+    facts = _with_top_energy(facts, change, result, pair, settings)
     chance = _chance(change, values, base_norm, facts.frobenius_norm, pair, settings)
     sides = tuple(
         side_report(
@@ -326,6 +329,28 @@ def _chance(
     )
     method: ChanceMethod = "modelled-spectra" if modelled else "spectra"
     return {side: _null_count(counts, method) for side, counts in (found or {}).items()}
+
+
+def _with_top_energy(
+    facts: UpdateReport, change: Change, result: Analysis, pair: MatrixPair, settings: ScanSettings
+) -> UpdateReport:
+    """The update's facts with its share in the base's leading directions, which the alignments found."""
+    side, alignments = next(iter(result.sides.items()))
+    if settings.k == "all" or facts.frobenius_norm == 0.0 or alignments.base_norm == 0.0:
+        return facts
+    if alignments.base_top is not None:
+        left, right = alignments.base_top if side == "left" else alignments.base_top[::-1]
+    else:
+        count = min(settings.k, *change.base_OI.shape)
+        found = _triplets(Operator.viewing(change.base_OI), count, seed_for(settings, pair.name, "base top"))
+        left, right = found.left_MK, found.right_NK
+    return replace(
+        facts,
+        top_energy_fraction=share_within(change.for_share, left, right, norm=facts.frobenius_norm),
+        top_energy_chance=chance_within(
+            (pair.base.shape[0], pair.base.shape[1]), left.shape[1], right.shape[1]
+        ),
+    )
 
 
 def _similarity_maps(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from intruscope.records import notebook
 from intruscope.spectra.kinds import in_order
-from intruscope.spectra.words import CHANCE_METHODS, count, percent, rank_range, update_size
+from intruscope.spectra.words import CHANCE_METHODS, count, percent, rank_range, top_energy, update_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,9 @@ def scan_pieces(report: ScanReport) -> Sequence[str]:
             {
                 "size of ΔW": update_size(totals.relative_update_norm, totals.relative_update_norms),
                 "effective rank of ΔW": rank_range(totals.effective_ranks),
+                f"ΔW in the base's top {report.settings.k}": top_energy(
+                    totals.top_energy_fraction, totals.top_energy_chance
+                ),
                 "undecided": str(totals.num_undecided) if totals.num_undecided else None,
                 "energy in intruders": None
                 if not totals.num_intruders or totals.max_tuned_energy_fraction is None

@@ -211,6 +211,10 @@ class UpdateReport:
         stable_rank: ‖ΔW‖_F² / ‖ΔW‖₂²; None for no update.
         effective_rank: exp of the entropy of the normalised singular values; None for no update.
         rank_bound: No update of this form can have a higher rank.
+        top_energy_fraction: Share of ‖ΔW‖_F² within the base's k leading singular directions on both sides,
+            ‖U_kᵀ ΔW V_k‖_F² / ‖ΔW‖_F² (OPLoRA's ρ_k), with the k of the scan. None for no update, a base of
+            zeros, or all vectors.
+        top_energy_chance: What it is on average in random directions: k² / (out · in).
     """
 
     frobenius_norm: float
@@ -220,6 +224,8 @@ class UpdateReport:
     stable_rank: float | None
     effective_rank: Estimate | None
     rank_bound: int
+    top_energy_fraction: float | None = None
+    top_energy_chance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,9 @@ class ScanTotals:
         relative_update_norm: That over ‖W_base‖_F of the same matrices; None for a base of zeros.
         relative_update_norms: ‖ΔW‖_F / ‖W_base‖_F of the single matrices.
         effective_ranks: Effective ranks of the updates.
+        top_energy_fraction: Share of ‖ΔW‖_F², over all matrices together, within the base's k leading
+            singular directions on both sides (OPLoRA's ρ_k); None where a matrix has no such figure.
+        top_energy_chance: What it would be in random directions.
         max_tuned_energy_fraction: Largest share of ‖W_tuned‖_F² that lies in a matrix's intruders.
         max_update_energy_fraction: Largest share of ‖ΔW‖_F² that lies in a matrix's intruders.
     """
@@ -77,6 +80,8 @@ class ScanTotals:
     relative_update_norm: float | None
     relative_update_norms: Spread | None
     effective_ranks: Spread | None
+    top_energy_fraction: float | None
+    top_energy_chance: float | None
     max_tuned_energy_fraction: float | None
     max_update_energy_fraction: float | None
 
@@ -118,6 +123,8 @@ def total(matrices: Iterable[MatrixReport]) -> ScanTotals:
         effective_ranks=_spread(
             None if update.effective_rank is None else update.effective_rank.value for update in updates
         ),
+        top_energy_fraction=_over_energy([(u.frobenius_norm, u.top_energy_fraction) for u in updates]),
+        top_energy_chance=_over_energy([(u.frobenius_norm, u.top_energy_chance) for u in updates]),
         max_tuned_energy_fraction=_largest(side.tuned_energy_fraction for side in sides),
         max_update_energy_fraction=_largest(side.update_energy_fraction for side in sides),
     )
@@ -146,6 +153,16 @@ def _summed(counts: Sequence[NullCount]) -> Chance:
         standard_error=error,
         method=methods.pop() if len(methods) == 1 else "modelled-spectra",
     )
+
+
+def _over_energy(figures: Sequence[tuple[float, float | None]]) -> float | None:
+    """The share of all matrices together, from norms and shares; a zero update has no share and no weight."""
+    known = [(norm, share) for norm, share in figures if norm > 0.0 and share is not None]
+    if not known or len(known) < sum(norm > 0.0 for norm, _ in figures):
+        return None
+    largest = max(norm for norm, _ in known)  # squares of tiny norms would vanish
+    weights = [(norm / largest) ** 2 for norm, _ in known]
+    return sum(w * share for w, (_, share) in zip(weights, known, strict=True)) / sum(weights)
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:

@@ -28,12 +28,15 @@ COLUMNS: dict[str, str] = {
     "base_rank": "int64",
     "base_singular_value": "float64",
     "relative_change": "float64",
+    "update_top_fraction": "float64",
+    "update_top_chance": "float64",
 }
 """Column names in order, with their Arrow types.
 
 ``rank`` and ``base_rank`` count from 1: the largest singular value has rank 1. ``base_index`` is
 ``base_rank`` - 1, as in the JSON; the three ``base_`` columns and
-``relative_change`` are null where no base vector matches.
+``relative_change`` are null where no base vector matches. ``update_top_fraction`` (OPLoRA's ρ_k) and
+``update_top_chance`` are the matrix's, the same in each of its rows.
 """
 
 
@@ -66,4 +69,6 @@ def _row(matrix: MatrixReport, side: SideReport, index: int) -> tuple[Cell, ...]
         None if match is None else match.base_index + 1,
         None if match is None else match.base_singular_value,
         None if match is None else match.relative_change,
+        None if matrix.update is None else matrix.update.top_energy_fraction,
+        None if matrix.update is None else matrix.update.top_energy_chance,
     )

@@ -81,6 +81,18 @@ def update_size(overall: float | None, single: Spread | None) -> str | None:
     return f"{percent(overall)} of ‖W‖" + ("" if low == high else f"; by matrix {low} to {high}")
 
 
+def top_energy(fraction: float | None, chance: float | None) -> str | None:
+    """Share of the update in the base's leading directions beside chance; None where it is not known."""
+    if fraction is None or chance is None:
+        return None
+    return f"{_fine(fraction)} (by chance {_fine(chance)})"
+
+
+def _fine(fraction: float) -> str:
+    """A share that may be tiny, as a percentage with two figures."""
+    return f"{100 * fraction:.2g}%" if fraction >= 5e-6 or fraction == 0.0 else "under 0.001%"
+
+
 def rank_range(ranks: Spread | None) -> str | None:
     """Effective ranks over the matrices; None where there are none."""
     if ranks is None:

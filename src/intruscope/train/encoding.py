@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MASKED_SHARE = 0.15
 """Devlin et al. 2018, section 3.1."""
+_MAX_KEPT = 256
+_KEPT_BATCH = 8
 _NO_TARGET = -100  # what transformers' losses leave out
 
 
@@ -53,6 +56,31 @@ def encode(
         return (_choices if by_head else _endings)(loaded, data, max_length, indices)
     corpus = data.corpus if isinstance(data, TextTask) else data
     return _text(loaded, corpus, max_length, at_most, seed)
+
+
+def kept_batches(loaded: Loaded, corpus: Corpus, max_length: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Text to keep, as the model takes it: up to 256 inputs, as many as CorDA's and LoRA-Null's papers take.
+
+    Args:
+        loaded: By :func:`intruscope.train.loading.load_for`, for data of any kind.
+        corpus: The text.
+        max_length: Longest input in tokens; the model's own limit is kept as well.
+        seed: Random seed of which are taken.
+
+    Raises:
+        IntruscopeError: the tokenizer does not fit, or there is too little text.
+    """
+    from transformers import DataCollatorWithPadding
+
+    is_causal = loaded.kind in ("causal", "endings")
+    language = replace(as_language(loaded, max_length), kind="causal" if is_causal else "masked")
+    limit = language.max_context
+    assert limit is not None
+    windows = cut(corpus, language, context=limit, stride=limit - 1 if is_causal else None).windows
+    taken = [windows[index].ids.tolist() for index in chosen(len(windows), _MAX_KEPT, seed)]
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in taken]
+    collate = DataCollatorWithPadding(loaded.tokenizer)
+    return [dict(collate(rows[first : first + _KEPT_BATCH])) for first in range(0, len(rows), _KEPT_BATCH)]
 
 
 def _classification(

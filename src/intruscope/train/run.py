@@ -49,6 +49,7 @@ def attach(
     arguments: Any,
     *,
     targets: Sequence[str] = (),
+    kept: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
 ) -> Attached:
     """Put a method on a loaded model, with what is new in it trained whole.
@@ -60,10 +61,11 @@ def attach(
         training: From which a method that starts from data takes its first batches.
         arguments: transformers', for the number of steps and the size of a batch.
         targets: Ends of the names of the modules that are changed; all linear layers by default.
+        kept: Batches of text to keep, for a method that starts from it.
         seed: Of a random start.
 
     Raises:
-        UsageError: no target matches.
+        UsageError: no target matches, or the method needs text to keep.
         UnsupportedFormat: a target's layer is of a kind that the method cannot change.
     """
     setting = Setting(
@@ -71,6 +73,7 @@ def attach(
         train_whole=loaded.drawn,
         total_steps=arguments.max_steps,
         batches=training.batches(arguments.per_device_train_batch_size),
+        kept=kept,
         seed=seed,
     )
     attached = method.attach(loaded.model, setting, options)

@@ -16,7 +16,7 @@ from intruscope.methods.registry import find
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.train import processes
 from intruscope.train.carrying import go_on
-from intruscope.train.encoding import encode
+from intruscope.train.encoding import encode, kept_batches
 from intruscope.train.loading import load_for
 from intruscope.train.plan import plan_of, training_arguments
 from intruscope.train.replay import check_apart
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from intruscope.forgetting.texts import Corpus
+    from intruscope.methods.contract import Method
     from intruscope.train.settings import TuneReport, TuneSettings
 
 
@@ -40,6 +41,7 @@ def tune(
     data: Task | Corpus,
     held_out: Task | None = None,
     forget_text: Sequence[str | Path] = (),
+    keep_text: Corpus | None = None,
     replay: Corpus | None = None,
     start: Path | None = None,
     tokenizer: str | Path | None = None,
@@ -57,6 +59,7 @@ def tune(
         held_out: A task of the same kind (and labels), scored after every epoch; for a run on text held-out
             text, of which the loss is taken.
         forget_text: Text on which the watch measures forgetting.
+        keep_text: Text whose knowledge is to be kept, for a method that starts from it.
         replay: General text that every step also learns from, so that the model forgets less.
         start: Model of an earlier run by the same method on the same base, whose adapter this one goes on
             with under a new head.
@@ -77,6 +80,7 @@ def tune(
         fact = f"{method.name} computes an update and cannot be trained"
         raise UsageError(fact, remedy=f"use it from Python; see intruscope methods {method.name}")
     options = method.options(settings.recipe.completed(method, dict(settings.options)))
+    _check_kept(method, keep_text, forget_text)
     source = open_model(base, allow_pickle=allow_pickle)
     _check_held_out(held_out, data)
     _check_forgetting(settings, replay, forget_text)
@@ -84,6 +88,8 @@ def tune(
     plan = plan_of(source, settings, method, options, data, held_out, forget_text, num_processes, replay)
     if start is not None:
         plan["start"] = str(start)
+    if keep_text is not None:
+        plan["keep_text_sha256"] = keep_text.sha256
     with RunFolder(out, plan) as folder:
         loaded = load_for(source, data, seed=settings.seed, tokenizer=tokenizer)
         length: int = plan["max_length"]
@@ -100,7 +106,14 @@ def tune(
             report_to=settings.report_to,
         )
         attached = attach(
-            loaded, method, options, training, arguments, targets=settings.targets, seed=settings.seed
+            loaded,
+            method,
+            options,
+            training,
+            arguments,
+            targets=settings.targets,
+            kept=kept_batches(loaded, keep_text, length, seed=settings.seed) if keep_text else None,
+            seed=settings.seed,
         )
         if start is not None:
             go_on(attached, method, start)
@@ -118,6 +131,20 @@ def tune(
             pictures=pictures,
         )
         return run.train(arguments, training, evaluation, scorer, on_progress)
+
+
+def _check_kept(method: Method, keep_text: Corpus | None, forget_text: Sequence[str | Path]) -> None:
+    if method.needs_kept and keep_text is None:
+        raise UsageError(
+            f"{method.name} starts from text whose knowledge it is to keep, and there is none",
+            remedy="give general text with --keep-text, or choose another method",
+        )
+    if keep_text is not None and not method.needs_kept:
+        fact = f"{method.name} does not start from text to keep, so --keep-text has no effect"
+        raise UsageError(fact, remedy="leave --keep-text out")
+    if keep_text is not None and forget_text:
+        measured = read_texts(list(forget_text))
+        check_apart(keep_text, measured, flag="--keep-text", how="the text to keep")
 
 
 def _check_held_out(held_out: Task | None, data: Task | Corpus) -> None:
