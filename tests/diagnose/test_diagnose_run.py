@@ -246,12 +246,13 @@ def test_every_command_of_the_command_runs(files, tmp_path, monkeypatch):
     data = json.loads((tmp_path / "d.json").read_text())
     shown = done.stdout
     assert data["sentences"][0] in " ".join(shown.split())
-    assert len(data["commands"]) == 4  # with a fix that helps: repair, forget, sweep, scan
-    for each in data["commands"]:
+    verbs = [shlex.split(each["command"])[1] for each in data["commands"]]
+    assert verbs == ["repair", "forget", "forget", "sweep", "scan"]  # with a fix that helps
+    for place, each in enumerate(data["commands"]):
         assert f"  {each['command']}\n" in shown
         verb, *words = shlex.split(each["command"])[1:]
         app.commands[verb].make_context(verb, list(words))  # every option exists and has a value
-        if verb in ("repair", "forget"):
+        if place < 2:  # the others are of verbs that have their own tests
             ran = invoke(verb, *words)
             assert ran.returncode == 0, (each["command"], ran.stderr)
     assert fingerprint(files) == before

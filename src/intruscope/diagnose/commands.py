@@ -76,7 +76,7 @@ class Asked:
 
 
 def next_commands(
-    asked: Asked, fixes: Sequence[Fix], skipped: Sequence[SkippedPart]
+    asked: Asked, fixes: Sequence[Fix], skipped: Sequence[SkippedPart], *, forgot: bool
 ) -> tuple[NextCommand, ...]:
     """What to run next, the most useful first.
 
@@ -84,6 +84,7 @@ def next_commands(
         asked: What was given.
         fixes: The fixes, best first.
         skipped: What was not run.
+        forgot: Something was forgotten.
 
     Returns:
         Nothing for models in memory, which no command can name.
@@ -110,6 +111,9 @@ def next_commands(
             "Measure forgetting on a general text (this one is downloaded)",
             asked.line("diagnose", *GENERAL_TEXT, *asked.task, *option_words(asked.skills)),
         )
+    if asked.text and forgot:
+        words = [*asked.text, *option_words(asked.measuring, without=("max_examples", "max_tokens"))]
+        add("See which modules forgot", asked.line("forget", *words, "--where", "--html", "where.html"))
     if asked.text and asked.task and "fixes" not in missing:
         controls = ["--controls", "all"]
         settings = option_words(asked.settings, without=("controls",))
