@@ -18,6 +18,7 @@ from intruscope.attribution.where import forget_where
 from intruscope.errors import UsageError
 from intruscope.forgetting.records import ForgettingReport
 from intruscope.weights.output import json_text
+from pretend_device import pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -99,7 +100,7 @@ def test_every_part_is_that_of_a_brute_force_line_integral(pairs, attributed):
         return sum(model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1) for ids in lines) / num_tokens
 
     load = transformers.GPT2LMHeadModel.from_pretrained
-    expected = path_gradients(load(base), load(tuned), loss, 48)
+    expected = path_gradients(load(base), load(tuned), loss, 32)
     total = where.total.attributed
     named = {f"{matrix.name}.weight": matrix.forgetting_share * total for matrix in where.matrices}
     named |= {tensor.name: tensor.forgetting_share * total for tensor in where.tensors}
@@ -235,3 +236,16 @@ def test_the_intruders_part_is_the_derivative_along_their_projection(pairs, attr
     energy = sum(float(part.square().sum()) for part in parts.values())
     total = sum(float((after[name] - before[name]).square().sum()) for name in before)
     assert report.spans[0].norm_share == pytest.approx(energy / total, rel=1e-6)
+
+
+def test_shares_on_a_gpu_without_float64_are_those_of_the_cpu(pairs):
+    folder, found = pairs
+    base, tuned, task = found["classifier"]
+    options = {"text": folder / "text.txt", "tasks": [task], "protocol": "fast", "num_resamples": 100}
+    expected = forget_where(base, tuned, device="cpu", **options).where
+    with pretend_device("mps") as there:
+        got = forget_where(base, tuned, device="mps", **options).where
+    assert there.num_operations > 100
+    for one, other in zip(expected.matrices, got.matrices, strict=True):
+        assert other.forgetting_share == pytest.approx(one.forgetting_share, abs=1e-4)
+        assert other.gain_share == pytest.approx(one.gain_share, abs=1e-4)

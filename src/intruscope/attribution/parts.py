@@ -104,7 +104,7 @@ class ParameterPart:
         return 1 + sum(1 + len(matrix.left_KO) for matrix in self.matrices)
 
     def products(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Inner products of a gradient with the change and its parts, one per column, float64 on the CPU.
+        """Inner products of a gradient with the change and its parts, one per column, on its device.
 
         Args:
             gradient: Of the shape of the parameter.
@@ -120,7 +120,7 @@ class ParameterPart:
             gradient_OI = matrix.view.cut(wide)
             found.append(whole if is_one else (gradient_OI * matrix.view.cut(change)).sum().reshape(1))
             found.append(((matrix.left_KO @ gradient_OI) * matrix.right_KI).sum(1))
-        return torch.cat(found).cpu().double()
+        return torch.cat(found)
 
 
 def change_of(changed: ChangedParameter) -> torch.Tensor:
@@ -153,7 +153,7 @@ def parts_of(pair: LivePair, surveyed: Sequence[SurveyedMatrix], *, seed: int) -
                 part = _matrix_part(by_name[name], view, view.cut(change), column, seed)
                 matrices.append(part)
                 column += 1 + len(part.left_KO)
-        norm = float(change.double().square().sum())
+        norm = _square(change)
         found.append(ParameterPart(changed=changed, column=first, matrices=tuple(matrices), norm=norm))
     return tuple(found)
 
@@ -167,7 +167,7 @@ def _matrix_part(
         left_OR, values_R, _ = surveyed.update_svd
         own_OR = left_OR[:, : min(MAX_DIRECTIONS, int((values_R > 0).sum()))]
     else:
-        own_OR = directions(change_OI.double().cpu(), MAX_DIRECTIONS, seed=seed).left_OK
+        own_OR = directions(change_OI.cpu().double(), MAX_DIRECTIONS, seed=seed).left_OK
     left_KO = torch.cat([own_OR.T, surveyed.left_OK.T]).to(change_OI.dtype).to(change_OI.device)
     right_KI = left_KO @ change_OI
     return MatrixPart(
@@ -177,6 +177,11 @@ def _matrix_part(
         num_directions=own_OR.shape[1],
         left_KO=left_KO,
         right_KI=right_KI,
-        norm=float(change_OI.double().square().sum()),
-        norms=tuple(right_KI.double().square().sum(1).tolist()),
+        norm=_square(change_OI),
+        norms=tuple(right_KI.cpu().double().square().sum(1).tolist()),
     )
+
+
+def _square(change: torch.Tensor) -> float:
+    """‖ΔW‖_F², on the CPU: some devices have no float64."""
+    return float(change.cpu().double().square().sum())

@@ -147,11 +147,12 @@ class PathLoss:
         places, weights = np.polynomial.legendre.leggauss(num_points)
         found_GP = np.zeros((len(self._groups), sum(part.num_columns for part in parts)))
         for point, (place, weight) in enumerate(zip(places, weights, strict=True)):
-            with self._pair.interpolated(float(place + 1) / 2), _contracting(parts) as row_P:
+            with self._pair.interpolated(float(place + 1) / 2), _contracting(parts) as received:
                 for group, loss, _ in self._losses("path", num_points, point):
-                    row_P[:] = 0.0
                     self._backward(loss)
-                    found_GP[group] += float(weight) / 2 * row_P
+                    for columns, products in received:
+                        found_GP[group, columns] += float(weight) / 2 * products.cpu().double().numpy()
+                    received.clear()
         if not np.isfinite(found_GP).all():
             raise MalformedInput(
                 f"the gradient of the {self._name} is not finite",
@@ -197,12 +198,12 @@ class PathLoss:
 
 
 @contextmanager
-def _contracting(parts: Sequence[ParameterPart]) -> Iterator[NDArray[np.float64]]:
-    """In this context each backward pass adds its products with all parts to a row, and keeps no gradient.
+def _contracting(parts: Sequence[ParameterPart]) -> Iterator[list[tuple[slice, torch.Tensor]]]:
+    """In this context a backward pass leaves products with all parts in a list, with their columns.
 
     A gradient is contracted as soon as it is whole and dropped at once, so that few exist at the same time.
     """
-    row_P = np.zeros(sum(part.num_columns for part in parts))
+    received: list[tuple[slice, torch.Tensor]] = []
     handles = []
 
     def receiver(part: ParameterPart) -> Callable[[torch.Tensor], None]:
@@ -210,7 +211,7 @@ def _contracting(parts: Sequence[ParameterPart]) -> Iterator[NDArray[np.float64]
 
         def receive(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            row_P[columns] += part.products(parameter.grad).numpy()
+            received.append((columns, part.products(parameter.grad)))
             parameter.grad = None
 
         return receive
@@ -220,7 +221,7 @@ def _contracting(parts: Sequence[ParameterPart]) -> Iterator[NDArray[np.float64]
             parameter: Any = part.changed.parameter
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(receiver(part)))
-        yield row_P
+        yield received
     finally:
         for handle in handles:
             handle.remove()
