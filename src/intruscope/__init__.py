@@ -13,6 +13,7 @@ from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intruscope import linalg
+    from intruscope.attribution.where import forget_where
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
     from intruscope.compare.settings import CompareSettings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
     from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
+    from intruscope.forgetting.where import WhereReport
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
     from intruscope.merge import merge
@@ -83,12 +85,14 @@ __all__ = [
     "TuneReport",
     "TuneSettings",
     "VerifyReport",
+    "WhereReport",
     "chain",
     "compare",
     "diagnose",
     "extract",
     "forget",
     "forget_fleet",
+    "forget_where",
     "inspect",
     "linalg",
     "load_task",
@@ -133,12 +137,14 @@ _HOMES = {
     "TuneReport": "intruscope.train.settings",
     "TuneSettings": "intruscope.train.settings",
     "VerifyReport": "intruscope.verify.records",
+    "WhereReport": "intruscope.forgetting.where",
     "chain": "intruscope.sequence.chain",
     "compare": "",
     "diagnose": "",
     "extract": "",
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",
+    "forget_where": "intruscope.attribution.where",
     "inspect": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",

@@ -38,6 +38,41 @@ def pair(folder):
     return folder / "causal" / "base", folder / "causal" / "full"
 
 
+def test_where_writes_a_page_pictures_and_tables(folder, pair, tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps([{"prompt": "She", "choices": ["a", "b"], "answer": 0}] * 3))
+    outputs = {name: tmp_path / f"where.{name}" for name in ("json", "html", "parquet")}
+    done = invoke(
+        "forget", *pair, "--text", folder / "text.txt", "--unit", "line", "--task", tmp_path / "t.json",
+        "--where", "--resamples", "100", "--plots", tmp_path / "plots",
+        *(part for name, path in outputs.items() for part in (f"--{name}", path)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where = json.loads(outputs["json"].read_text())["where"]
+    assert where["total"]["attributed"] == pytest.approx(where["total"]["measured"], rel=0.01)
+    shares = [part["forgetting_share"] for part in (*where["matrices"], *where["tensors"])]
+    assert sum(shares) == pytest.approx(1.0)
+    shown = " ".join(done.stdout.split())
+    for part in ("other top vectors", "rest of the matrices", "the parts add up to", "squared norm"):
+        assert part in shown, part
+    assert "where-map.png" in {path.name for path in (tmp_path / "plots").iterdir()}
+    assert outputs["parquet"].stat().st_size > 0
+    assert "Where did it forget?" in outputs["html"].read_text()
+
+
+def test_where_takes_one_fine_tune_and_a_text(folder, pair, tmp_path):
+    base, tuned = pair
+    text = ("--text", folder / "text.txt")
+    for arguments, said in (
+        ((base, tuned, tuned, *text, "--where"), "--where takes one fine-tune at a time"),
+        ((base, tuned, *text, "--html", tmp_path / "page.html"), "--html shows where a model forgot"),
+        ((base, tuned, "--skills", "some_task", "--where"), "--where needs a text"),
+    ):
+        done = invoke("forget", *arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_table_and_the_sentence(folder, pair, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"prompt": "She", "choices": ["a", "b"], "answer": 0}] * 3))
     out = tmp_path / "forget.json"

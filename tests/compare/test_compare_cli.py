@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("inline")
 def test_everything_is_written_and_no_input_is(files, tmp_path):
     before = fingerprint(files)
     outputs = {name: tmp_path / f"report.{name}" for name in ("json", "html", "csv", "parquet")}
+    outputs["plots"] = tmp_path / "plots"
     given = [part for name, path in outputs.items() for part in (f"--{name}", path)]
     done = invoke("compare", *(files / name for name in ("base", "a", "b", "c")), *given)
     assert done.returncode == 0, done.stderr
@@ -37,6 +38,12 @@ def test_everything_is_written_and_no_input_is(files, tmp_path):
         assert len(list(csv.DictReader(stream))) == 6
     assert pq.read_table(outputs["parquet"]).num_rows == 6
     assert "<!doctype html>" in outputs["html"].read_text()
+    names = {"pairs", "cosine-maps", "inflation", "intruders"}
+    assert {path.name for path in outputs["plots"].iterdir()} == {
+        f"{n}.{s}" for n in names for s in ("png", "svg")
+    }
+    drawn = (outputs["plots"] / "pairs.svg").read_text()
+    assert "a · c" in drawn and "row spaces (inputs), random" in drawn
     quiet = invoke("compare", files / "a", files / "b", "--json", "-")
     assert json.loads(quiet.stdout)["pairs"][0]["a"] == "a"
 

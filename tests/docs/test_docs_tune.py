@@ -1,5 +1,6 @@
 """The page on tune: its tasks, options and numbers are those of the code."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,10 @@ from intruscope.cli.main import app
 from intruscope.forgetting.named_tasks import _EVERY, _TASKS, FOLDER_VARIABLE
 from intruscope.train.encoding import MASKED_SHARE
 from intruscope.train.recipes import PAPER
+from intruscope.train.settings import TuneSettings
 
-TEXT = (Path(__file__).parents[2] / "docs" / "tune.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "tune.md").read_text(encoding="utf-8")
 
 
 def test_the_table_has_every_task_with_its_classes_files_and_dataset():
@@ -48,3 +51,14 @@ def test_its_numbers_are_those_of_the_recipe():
     assert PAPER.alpha_per_rank == 2 and "alpha = 2 * rank" in words
     assert PAPER.alpha_times_rate == 2.4e-3 and "alpha * lr = 2.4e-3" in words
     assert f"masked: {MASKED_SHARE:.0%}" in words
+
+
+def test_the_figures_of_replay_are_those_of_the_benchmark():
+    results = json.loads((ROOT / "benchmarks" / "results" / "replay.json").read_text())
+    found = re.findall(
+        r"^\| (?:LoRA|full) \| .+ \| ([\d.]+) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|$", TEXT, re.M
+    )
+    figures = ("task_loss", "forgetting", "low", "high")
+    assert found == [tuple(f"{run[name]:.3f}" for name in figures) for run in results["runs"]]
+    assert f"a task loss of {results['base_task_loss']:.3f}" in " ".join(TEXT.split())
+    assert f"the default is {TuneSettings(method='lora').replay_weight}" in " ".join(TEXT.split())

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from intruscope.fitting.directions import Direction, direction_test
+from intruscope.fitting.directions import direction_test
+from intruscope.fitting.records import Direction
 
 
 def world(effect, *, size_effect=-0.2, num_matrices=40, rank=8, seed=0):

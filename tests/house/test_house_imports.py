@@ -13,8 +13,8 @@ PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
-    ("extract",), ("forgetting",), ("compare", "fitting"), ("sweep",), ("diagnose",), ("methods",),
-    ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
+    ("extract",), ("forgetting",), ("compare", "fitting"), ("sweep", "attribution"), ("diagnose",),
+    ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
 FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())

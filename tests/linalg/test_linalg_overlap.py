@@ -17,6 +17,7 @@ from intruscope.linalg.overlap import (
     inner_product,
     mean_overlap,
     one_sided_spread,
+    outside_span,
     principal_angles,
     share_within,
     two_sided_spread,
@@ -155,6 +156,24 @@ def test_random_spaces_follow_the_law_of_random_spaces():
     smallest = np.arccos(slow[:, 2]).mean()
     assert random_smallest_angle(size, 3, 5) == pytest.approx(smallest, abs=0.02)
     assert random_smallest_angle(6, 4, 5) == pytest.approx(0.0, abs=1e-6)  # they must meet
+
+
+def test_an_even_mixture_of_any_number_of_directions_is_not_new():
+    basis_OK, outside_O1 = columns(40, 7, 0).split([6, 1], dim=1)
+    for count in (2, 4, 6):  # of six, each has a cosine of .41 with their mixture
+        mixture_O1 = basis_OK[:, :count].sum(dim=1, keepdim=True) / math.sqrt(count)
+        assert not outside_span(mixture_O1, basis_OK).any()
+        assert outside_span(mixture_O1, basis_OK[:, : count // 2 - 1]).all()
+    for share, is_new in ((0.49, True), (0.51, False)):
+        tilted_O1 = math.sqrt(share) * basis_OK[:, :1] + math.sqrt(1.0 - share) * outside_O1
+        assert outside_span(tilted_O1, basis_OK).item() is is_new
+        # The others need not be orthogonal, and two of nearly one direction do not span a second one.
+        bent_O1 = basis_OK[:, :1] + 0.05 * outside_O1
+        others_OM = torch.cat([basis_OK[:, :1], bent_O1 / bent_O1.norm()], dim=1)
+        assert outside_span(outside_O1, others_OM).all()
+        skewed_OM = basis_OK @ (torch.eye(6, dtype=torch.float64) + 0.5)
+        assert outside_span(tilted_O1, skewed_OM / skewed_OM.norm(dim=0)).item() is is_new
+    assert outside_span(basis_OK, basis_OK[:, :0]).all() and not len(outside_span(basis_OK[:, :0], basis_OK))
 
 
 def test_spreads_are_those_of_drawn_updates():

@@ -124,6 +124,13 @@ def test_requests_that_make_no_sense_are_refused(models, tmp_path, options, code
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+def test_a_difference_of_two_fine_tunes_is_a_sum(models, tmp_path):
+    options = ("--rule", "sum", "--weights", "1,-1", "-o", tmp_path / "out", "-q")
+    done = invoke("merge", *models.names[:3], *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+
+
 def test_fine_tunes_that_do_not_go_together_are_refused(models, tmp_path):
     base, first, second = models.names[:3]
     out = tmp_path / "out"

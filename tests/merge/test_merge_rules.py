@@ -58,6 +58,15 @@ def test_ties_is_its_dense_formula_in_every_space(name, space, basis):
         close(merged(forms, "knots", options, space=space, basis=basis), expected)
 
 
+@pytest.mark.parametrize("rule", SPECTRAL)
+def test_weights_that_sum_to_zero_are_fine_where_nothing_divides_by_their_sum(rule):
+    forms = case("mixed ranks")[:2]
+    options = MergeOptions(weights=(1.0, -1.0), density=1.0)
+    close(merged(forms, rule, options), SPECTRAL[rule](updates(forms), weights=(1.0, -1.0)))
+    left, parts, right = coordinates(forms, "core", "update")
+    close(merged(forms, "ties", options), left @ ties(parts, weights=(1.0, -1.0)) @ right)
+
+
 def test_pico_in_the_published_basis_calibrates_the_joined_left_factors():
     forms = case("mixed ranks")
     joined = np.hstack([left.numpy() for left, _ in forms])

@@ -13,14 +13,15 @@ from intruscope.errors import MalformedInput
 from intruscope.forgetting.texts import read_texts
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.forms import dense_of as dense
+from intruscope.plots.study_merging import FIGURES, merging_pictures
 from intruscope.report.study import study_rows
-from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables
+from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables, merged_sets
 from intruscope.report.study_page import study_page
-from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM
+from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM, chosen
 from intruscope.studies.grid import MergeSet, label_of, settings_of
 from intruscope.studies.inputs import digests, inputs_of, passages
 from intruscope.studies.judge import judge
-from intruscope.studies.merging import ALL_METHODS, Scores, merge_set_figures
+from intruscope.studies.merging import ALL_METHODS, merge_set_figures, sides, text_scores
 from intruscope.studies.merging_parts import train_parts
 from intruscope.studies.merging_rules import in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
@@ -30,11 +31,12 @@ from intruscope.studies.records import read_results, records_of, write_results
 from intruscope.studies.scales import MERGING as SCALE
 from intruscope.studies.scales import TINY_BERT
 from intruscope.studies.tables import study_tables
+from intruscope.studies.training import part_settings
 
 SET = MergeSet(
     base="tiny-bert", tasks=("planted", "planted2"), method="lora", options=(("alpha", 16.0), ("rank", 4.0)),
-    rate=1e-2, seed=0, same_start=False, steps=6, batch=8, max_length=16, bf16=False, score_bf16=False,
-    half_examples=16, text_sequences=8, sizes=(1, 2), strengths=(0.0,),
+    rate=1e-2, seed=0, same_start=False, steps=(6, 7), batch=8, max_lengths=(16, 15), bf16=False,
+    score_bf16=False, held_out=33, choosing_every=3, text_sequences=8, sizes=(1, 2), strengths=(0.0, 0.3),
 )  # fmt: skip
 
 
@@ -54,6 +56,9 @@ def test_adapters_have_seeds_of_their_own_unless_they_start_alike():
     seeds = [replace(SET, seed=seed).part_seeds for seed in range(3)]
     assert len({each for own in seeds for each in own}) == 6
     assert replace(SET, same_start=True, seed=4).part_seeds == (4, 4)
+    assert [(part_settings(SET, n).steps, part_settings(SET, n).max_length) for n in (0, 1)] == [
+        (6, 16), (7, 15)
+    ]  # fmt: skip
     shorter = replace(SET, tasks=SET.tasks[:1])
     assert shorter.part_seeds == SET.part_seeds[:1]  # adding a task trains nothing again
 
@@ -80,7 +85,11 @@ def test_the_scale_plans_sets_of_both_kinds_and_nothing_else():
         assert [kind for kind in kinds if kind[0] == base.name and kind[1] == OWN_STARTS] == own
         assert (base.name, SAME_START, 0) in kinds
     assert len({place.work.key for place in found}) == len(found) == 8
-    assert resolved(found[0].work, SCALE)["training"]["steps"] == found[0].work.steps
+    for place in found:
+        own, training = place.work, resolved(place.work, SCALE)["training"]
+        assert (training["steps"], training["max_length"]) == (list(own.steps), list(own.max_lengths))
+        assert len(own.steps) == len(own.max_lengths) == len(own.tasks) >= max(own.sizes)
+        assert {0.3, 1.0} <= set(own.strengths)  # at these every method is scored
 
 
 # --- merges ------------------------------------------------------------------------------------------------
@@ -193,14 +202,13 @@ def test_how_two_updates_relate():
 # --- scores and texts --------------------------------------------------------------------------------------
 
 
-def test_scores_are_halved_by_every_other_example():
-    right = np.array([True, False, True, True, False, True])
-    scores = Scores(SimpleNamespace(right_N=right))
-    assert (scores.chosen_on, scores.reported.tolist()) == (pytest.approx(2 / 3), [0.0, 1.0, 1.0])
-    nats, tokens = np.array([9.0, 2.0, 9.0, 6.0]), np.array([9, 1, 9, 3])
-    text = Scores(SimpleNamespace(right_N=None, nats_N=nats, units_N=tokens))
-    assert text.chosen_on == -1.0
-    assert text.reported.mean() == pytest.approx(-8.0 / 4.0)  # nats over tokens, not a mean of ratios
+def test_strengths_are_chosen_on_some_of_the_examples():
+    assert sides(7, 3) == {"choosing": [0, 3, 6], "reported": [1, 2, 4, 5]}
+
+
+def test_the_score_of_a_text_is_its_loss_per_token():
+    nats, tokens = np.array([2.0, 6.0]), np.array([1, 3])
+    assert text_scores(SimpleNamespace(nats=nats, tokens=tokens)).mean() == pytest.approx(-8.0 / 4.0)
 
 
 def test_every_tenth_passage_of_a_text_is_held_out(tmp_path):
@@ -238,9 +246,10 @@ def test_a_merge_of_one_adapter_is_that_adapter_and_at_no_strength_the_base(meas
     alone = {
         merge["strength"]: merge for merge in found["merges"] if (merge["rule"], merge["size"]) == (SUM, 1)
     }
-    assert alone.keys() == {0.0, 1.0}
+    assert alone.keys() == {0.0, 0.3, 1.0}
     assert alone[1.0]["score"]["planted"] == part["score"]
     assert alone[1.0]["chosen_on"]["planted"] == part["chosen_on"]
+    assert part["score"] == pytest.approx(np.mean(alone[1.0]["scores"]["planted"]))
     assert alone[1.0]["forgetting"] == pytest.approx(part["forgetting"], abs=1e-6)
     assert alone[1.0]["weights"]["inflation"] == pytest.approx(1.0)
     assert alone[1.0]["weights"]["norm"] == pytest.approx(part["norm"])
@@ -249,8 +258,8 @@ def test_a_merge_of_one_adapter_is_that_adapter_and_at_no_strength_the_base(meas
         0,
     )
     base = next(m for m in found["merges"] if (m["rule"], m["size"], m["strength"]) == ("tsv", 2, 0.0))
-    assert base["score"]["planted"] == alone[0.0]["score"]["planted"]
-    assert len(alone[1.0]["scores"]["planted"]) == SET.half_examples
+    assert base["chosen_on"]["planted"] == alone[0.0]["chosen_on"]["planted"]
+    assert len(alone[1.0]["scores"]["planted"]) == 22
 
 
 def test_every_method_size_and_strength_is_there(measured):
@@ -260,9 +269,13 @@ def test_every_method_size_and_strength_is_there(measured):
         (method, size, strength)
         for method in ALL_METHODS
         for size in SET.sizes
-        for strength in ((1.0,) if method == EMR else (0.0, 1.0 / size))
+        for strength in {EMR: (1.0,), RANDOM: (0.3, 1.0 / size)}.get(method, (0.0, 0.3, 1.0 / size))
     }
     assert cells == wanted
+    for merge in found["merges"]:
+        is_best = merge is chosen(found, merge["rule"], merge["size"])
+        assert ("scores" in merge) == (is_best or merge["strength"] in (0.3, 1.0 / merge["size"]))
+        assert ("weights" in merge) >= (is_best and merge["rule"] != EMR)
     assert [each["tasks"] for each in found["sums"]] == [["planted", "planted2"]]
     assert found["sums"][0]["forgetting_of_parts"] == pytest.approx(
         sum(part["forgetting"] for part in found["parts"].values())
@@ -272,7 +285,8 @@ def test_every_method_size_and_strength_is_there(measured):
 def test_what_is_measured_and_trained_is_not_done_again(measured, monkeypatch):
     inputs, folder, found = measured
     monkeypatch.setattr("intruscope.train.tune.tune", None)
-    monkeypatch.setattr("intruscope.studies.merging._merges", None)
+    for name in ("_part", "_sum", "_merges"):
+        monkeypatch.setattr(f"intruscope.studies.merging.{name}", pytest.fail)
     adapters = train_parts(SET, inputs, folder)
     with Journal(folder / "measured", {"set": SET.key}) as journal:
         assert merge_set_figures(SET, inputs, adapters, journal) == found
@@ -300,6 +314,40 @@ def test_tables_show_what_is_kept_with_its_range_over_sets():
     assert text.count("\n| sum |") == 2 and "(" in lines["sum"]["kept"]
 
 
+def test_pictures_show_what_the_tables_and_the_sums_say():
+    rows = sets(0.15)
+    rows[0]["sums"][3]["tasks"] = ["b", "c"]
+    kept, new, forgetting = merging_pictures(merged_sets([*rows, {**rows[0], "arm": SAME_START}]))
+    assert [picture.about.claims for picture in (kept, new, forgetting)] == [("M1",), ("M2",), ("M3",)]
+    assert [panel.title for panel in kept.panels] == ["base, 2 adapters", "base, 3 adapters"]
+    for panel, table in zip(kept.panels, merge_tables(rows)[1:], strict=True):
+        shown = [f"{line.points[0].x:.0f}%" for line in panel.lines]
+        assert shown == [line[1].partition(" ")[0] for line in table.lines]
+        assert [name for _, name in panel.y.ticks] == [line[0].partition(" (")[0] for line in table.lines]
+    assert [line.look.is_hollow for line in kept.panels[0].lines] == 10 * [False] + 3 * [True]
+    (panel,) = new.panels
+    places = {name: place for place, name in panel.y.ticks}
+    *counted, chance = panel.lines
+    pairs = [[each for each in row["sums"] if len(each["tasks"]) == 2] for row in rows]
+    for figure, points in (
+        ("merged_only", [line.points[0] for line in counted]), ("null_merged_only", chance.points)
+    ):  # fmt: skip
+        (point,) = [point for point in points if point.y == places["two adapters, all pairs"]]
+        totals = [sum(each[figure] for each in own) for own in pairs]
+        assert (point.low, point.high) == (min(totals), max(totals))
+    assert "3 adapters at strength 1" in places and "3 adapters at 1/T" in places
+    for panel, figure in zip(forgetting.panels, FIGURES, strict=True):
+        for line, size in zip(panel.lines, (2, 3), strict=True):
+            wanted = [
+                (s[figure], s["forgetting"]) for row in rows for s in row["sums"] if len(s["tasks"]) == size
+            ]
+            assert [(point.x, point.y) for point in line.points] == wanted
+    assert "b + c, seed 0" in forgetting.panels[0].lines[0].points[3].tooltip
+    assert merging_pictures([]) == []
+    none = [{**row, "sums": [{**s, "merged_only": 0} for s in row["sums"]]} for row in sets(merged_only=0.0)]
+    assert "merge-intruders" not in [picture.kind for picture in merging_pictures(merged_sets(none))]
+
+
 def test_the_page_of_the_study_shows_the_claims_and_what_is_kept():
     works = {
         place.work.key: place.work
@@ -310,8 +358,11 @@ def test_the_page_of_the_study_shows_the_claims_and_what_is_kept():
     judged = judge("merging", records)
     assert [each.claim.id for each in judged] == ["M1", "M2", "M3"]
     assert judged[0].outcome_text == "holds so far" and judged[0].runs_text == "3 of 8"
-    page = study_page("merging", records, judged, study_rows("merging", records), [])
+    rows = study_rows("merging", records)
+    pictures = merging_pictures(merged_sets(rows[MERGING]))
+    page = study_page("merging", records, judged, rows, pictures)
     assert "Merging several adapters" in page and "The paper:" not in page
+    assert 'href="#picture-merge-kept"' in page and "Compare ." not in page and "Differences:" not in page
     assert page.count("<th>TIES, KnOTS space</th>") == 2 and "holds so far" in page
 
 

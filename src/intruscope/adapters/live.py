@@ -76,6 +76,25 @@ class MatrixPlace:
     view: TensorView | None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChangedParameter:
+    """A live parameter that the fine-tune changed.
+
+    Attributes:
+        name: In the live model.
+        parameter: The parameter itself, in whatever state the pair is.
+        base: The base's tensor.
+        tuned: The tuned model's tensor, of the same shape.
+        views: The matrices that it holds, by their names in a scan; empty for a bias or a norm.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    base: Tensor
+    tuned: Tensor
+    views: Mapping[str, TensorView]
+
+
 class LivePair:
     """One model with two states, ``base`` and ``tuned``; it starts tuned.
 
@@ -115,6 +134,23 @@ class LivePair:
     def changed(self) -> tuple[str, ...]:
         """Names of the live parameters that differ between base and tuned."""
         return self._changed
+
+    def changed_parameters(self) -> tuple[ChangedParameter, ...]:
+        """Every parameter that differs between base and tuned, with both of its values."""
+        views: dict[str, dict[str, TensorView]] = {}
+        for name, place in self._places.items():
+            if place.view is not None:
+                views.setdefault(place.parameter, {})[name] = place.view
+        return tuple(
+            ChangedParameter(
+                name=name,
+                parameter=self._live[name],
+                base=self._base[name],
+                tuned=self._tuned[name],
+                views=views.get(name, {}),
+            )
+            for name in self._changed
+        )
 
     def language_model(self) -> LanguageModel:
         """The language model, in the present state.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from intruscope.cli.groups import ALLOW_PICKLE, FIELD, IGNORE, QUIET, TaskData
 from intruscope.cli.outputs import Outputs, Writes
 from intruscope.cli.screen import note, progress_bars
-from intruscope.errors import IncompleteResult, printable
+from intruscope.errors import IncompleteResult, UsageError, printable
 from intruscope.forgetting.settings import ForgetSettings, SkillSettings
 from intruscope.options import REQUIRED, option
 
@@ -48,6 +48,13 @@ def forget(
     ),
     tasks: TaskData,
     skills: SkillSettings,
+    where: bool = option(
+        False,
+        help="Also show where the model forgot: split the forgetting, and the gain on the first --task, over "
+        "matrices, singular directions and the span of the intruders. Required for --html, --parquet and "
+        "--plots.",
+        needs=("--text",),
+    ),
     settings: ForgetSettings,
     fail_on: str | None = option(
         None,
@@ -71,9 +78,13 @@ def forget(
     gates: tuple[Gate, ...] = ()
     if fail_on:
         gates = parse_forgetting_gates(fail_on, has_text=bool(text), has_skills=bool(skills.skills))
+    _check_where(where, models, outputs)
     outputs.check(models, files=[*text, *task, *skills.skills])
     from intruscope.forgetting.forget import forget as run_forget
     from intruscope.forgetting.forget import forget_fleet
+
+    if where:
+        from intruscope.attribution.where import forget_where as run_forget
 
     with progress_bars(quiet=quiet) as on_progress:
         options: dict[str, Any] = {
@@ -96,6 +107,19 @@ def forget(
             members = [found]
     outputs.write(found, quiet=quiet)
     return _exit_code(members, len(task))
+
+
+def _check_where(where: bool, models: tuple[str, ...], outputs: Outputs) -> None:
+    if where and len(models) > 2:
+        raise UsageError(
+            f"--where takes one fine-tune at a time, but {len(models) - 1} are given",
+            remedy="run it for each fine-tune, or leave --where out",
+        )
+    asked = next((name for name in ("html", "parquet", "plots") if name in outputs.given), None)
+    if asked is not None and not where:
+        raise UsageError(
+            f"--{asked} shows where a model forgot, which was not asked for", remedy="add --where"
+        )
 
 
 def _exit_code(reports: list[ForgettingReport], num_tasks: int) -> int:

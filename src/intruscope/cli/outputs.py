@@ -73,9 +73,9 @@ def _csv(row: str) -> Output:
     return Output(help=f"Write one row per {row} as CSV.", writer="cli.outputs:write_rows_csv")
 
 
-def _parquet(row: str | None = None) -> Output:
+def _parquet(row: str | None = None, writer: str = "cli.outputs:write_rows_parquet") -> Output:
     rows = "the same rows" if row is None else f"one row per {row}"
-    return Output(help=f"Write {rows} as Parquet.", writer="cli.outputs:write_rows_parquet")
+    return Output(help=f"Write {rows} as Parquet.", writer=writer)
 
 
 def _plots(writer: str) -> Output:
@@ -116,6 +116,7 @@ TABLE = {
             "html": _page("report.compare_page:write_compare_html"),
             "csv": _csv("pair of fine-tunes and matrix"),
             "parquet": _parquet(),
+            "plots": _plots("report.compare_plots:write_compare_plots"),
         },
         summary="report.compare_tables:compare_summary",
         width=120,
@@ -140,7 +141,12 @@ TABLE = {
         width=160,
     ),
     "forget": Written(
-        files={"json": _REPORT},
+        files={
+            "json": _REPORT,
+            "html": _page("report.where:write_where_html"),
+            "parquet": _parquet("part of the update", "report.where:write_where_parquet"),
+            "plots": _plots("report.where:write_where_plots"),
+        },
         summary="report.forgetting:forgetting_summary",
         width=100,
     ),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.claims import Claim
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 ALL = "all"
 CLAIMS: tuple[str, ...] = option(
@@ -243,7 +243,7 @@ def _warn_of_few_seeds(
 def _note_growing(scale: Scale, out: Path) -> None:
     import torch
 
-    from intruscope.studies.scales import GROWN
+    from intruscope.studies.scale import GROWN
 
     growing = [b.name for b in scale.bases if b.source == GROWN and not (out / "inputs" / b.name).exists()]
     if growing and not torch.cuda.is_available():

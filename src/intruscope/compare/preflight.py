@@ -15,7 +15,7 @@ from intruscope.compare.records import IntruderCount, Preflight
 from intruscope.linalg.analysis import analyse
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.forms import dense_of
-from intruscope.linalg.overlap import CANCELLED, inner_product
+from intruscope.linalg.overlap import CANCELLED, SAME_SQUARED, inner_product, outside_span
 from intruscope.linalg.rotation import rotate_dense, rotate_low_rank
 from intruscope.spectra.matrix import Change, seed_for
 from intruscope.spectra.sides import verdict
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
     from intruscope.compare.settings import CompareSettings
     from intruscope.linalg.forms import Form
-
-SAME_SQUARED = 0.5
-"""Squared length above which one intruder counts as found in others: more than half."""
-_ONE_DIRECTION = 0.1
-"""Intruders of several parts that are closer than about 8 degrees span one direction, not two: the difference
-of two nearly equal vectors points anywhere."""
 
 
 class _Intruders(NamedTuple):
@@ -157,7 +151,7 @@ def _intruders(
     verdicts = [verdict(found.sides["left"], i, settings.epsilon) for i in range(len(values))]
     kept = [i for i, each in enumerate(verdicts) if each == "intruder"]
     left_OK, energies = found.spectrum.left_MK[:, kept].double(), values[kept].square()
-    new = None if among is None else _is_new(left_OK, torch.cat([each.left_OK for each in among], dim=1))
+    new = None if among is None else outside_span(left_OK, torch.cat([each.left_OK for each in among], dim=1))
     count = IntruderCount(
         num_intruders=len(kept),
         num_undecided=sum(each in ("borderline", "degenerate") for each in verdicts),
@@ -166,14 +160,6 @@ def _intruders(
         new_energy=None if new is None else float(energies[new].sum()),
     )
     return _Intruders(count, left_OK, values[kept], len(values))
-
-
-def _is_new(left_OK: Tensor, others_OK: Tensor) -> Tensor:
-    """Which unit columns have at most half of their squared length in the span of the others."""
-    basis, sizes, _ = torch.linalg.svd(others_OK, full_matrices=False)
-    basis = basis[:, sizes > _ONE_DIRECTION]
-    inside: Tensor = (basis.T @ left_OK).square().sum(dim=0)
-    return inside <= SAME_SQUARED
 
 
 def _num_shared(first_OK: Tensor, second_OK: Tensor) -> int:

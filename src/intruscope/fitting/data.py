@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from intruscope.errors import UsageError
+from intruscope.forgetting.disjoint import MAX_SHARED_LINES, telling_lines
 from intruscope.forgetting.tasks import ChoiceTask, ClassificationTask, Task, TextTask
 from intruscope.forgetting.texts import Corpus, Document, TextSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 _FEWEST_DOCUMENTS = 6
 """With fewer documents, each is cut in two instead of being given to one side."""
 _FEWEST_ITEMS = 4
-_TELLING_CHARACTERS = 40
-"""Shorter lines of running text (a closing bracket, an import) are in many documents."""
-_MAX_SHARED_LINES = 0.05
-"""Separate files of one project share about 2% of their long lines: licences, idioms, signatures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +203,7 @@ def _check_disjoint(
     num_shared = sum(key in known for key in measured)
     is_running = isinstance(given, (Corpus, TextTask)) and not _is_table(given)
     # Boilerplate is in many files; an example or a row is not in two data sets by chance.
-    if num_shared <= (_MAX_SHARED_LINES * len(measured) if is_running else 0):
+    if num_shared <= (MAX_SHARED_LINES * len(measured) if is_running else 0):
         return
     what = "lines" if is_running else ("rows" if isinstance(given, (Corpus, TextTask)) else "examples")
     raise UsageError(
@@ -241,13 +237,8 @@ def _text_items(corpus: Corpus) -> list[str]:
     return [
         _hash(line)
         for document in corpus.documents
-        for line in ([document.text.strip()] if document.is_row else _lines(document.text))
+        for line in ([document.text.strip()] if document.is_row else telling_lines(document.text))
     ]
-
-
-def _lines(text: str) -> Iterable[str]:
-    lines = [line.strip() for line in re.split("\r\n|\n|\r", text)]
-    return [line for line in lines if len(line) >= _TELLING_CHARACTERS] or [text.strip()]
 
 
 def _hash(value: object) -> str:

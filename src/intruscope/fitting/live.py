@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from intruscope.adapters.live import LivePair
-    from intruscope.fitting.directions import DirectionTest
     from intruscope.fitting.parts import Part
+    from intruscope.fitting.records import DirectionTest
     from intruscope.fitting.settings import FitSettings
     from intruscope.repair.survey import Survey
 

@@ -38,6 +38,11 @@ class Items(ABC):
     def sizes(self) -> Sequence[int]:
         """Token positions that each item takes."""
 
+    @property
+    def owners(self) -> Sequence[int]:
+        """The sequence or example that each item is a part of."""
+        return range(len(self.sizes))
+
     @abstractmethod
     def nats(self, chosen: Sequence[int]) -> tuple[Tensor, int]:
         """The summed loss of some items in nats, with gradients, and what to divide it by for a mean.
@@ -76,6 +81,11 @@ class TextItems(Items):
     def sizes(self) -> Sequence[int]:
         """Tokens of each window."""
         return [len(row) for row in self._rows]
+
+    @property
+    def owners(self) -> Sequence[int]:
+        """The sequence of each window."""
+        return [row.window.sequence for row in self._rows]
 
     def nats(self, chosen: Sequence[int]) -> tuple[Tensor, int]:
         """Cross-entropy, summed over the scored tokens."""

@@ -20,6 +20,7 @@ from intruscope.progress import OnProgress, Progress, ignore_progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from intruscope.adapters.live import LivePair
     from intruscope.adapters.opening import ModelLike
     from intruscope.forgetting.tasks import Task
 
@@ -84,7 +85,7 @@ def forget(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    request = _request(
+    request = request_of(
         text=text,
         field=field,
         skills=skills,
@@ -105,11 +106,24 @@ def forget(
         on_progress=on_progress,
         on_notice=on_notice,
     )
-    measurement = Measurement(request)
     loading = Progress(stage="loading", done=0, total=2, unit="models")
     on_progress(loading)
     pair = load_pair(base, tuned, **request.loading)
     on_progress(replace(loading, done=2))
+    return measure_pair(pair, request)
+
+
+def measure_pair(pair: LivePair, request: Request) -> ForgettingReport:
+    """Measure a loaded pair.
+
+    Args:
+        pair: The base and one fine-tune.
+        request: What is measured and how.
+
+    Raises:
+        IntruscopeError: there is no language-model head, the text does not fit, or a figure is not finite.
+    """
+    measurement = Measurement(request)
     pair.language_model()  # without a head for words, nothing can be measured
     scorable, findings = measurement.check_tasks(pair)
     measurement.measure_base(pair)
@@ -138,7 +152,7 @@ def forget_fleet(
     Raises:
         IntruscopeError: one of its family; see :mod:`intruscope.errors`.
     """
-    request = _request(**options)
+    request = request_of(**options)
     measurement = Measurement(request)
     fleet = open_fine_tunes(base, tuned, allow_pickle=request.allow_pickle, same_base=same_base, least=1)
     first = fleet.members[0]
@@ -166,14 +180,24 @@ def forget_fleet(
     )
 
 
-def _request(
+def request_of(
     *,
     text: str | Path | Sequence[str | Path] | None = None,
     field: str | None = None,
     skills: SkillSettings | Sequence[str] = (),
     **others: Any,
 ) -> Request:
-    """The arguments of a measurement, with its text read."""
+    """The keyword arguments of :func:`forget`, with the text read.
+
+    Args:
+        text: As for :func:`forget`, like the others.
+        field: Likewise.
+        skills: Likewise.
+        others: Likewise.
+
+    Raises:
+        IntruscopeError: the text cannot be read, or there is nothing to measure.
+    """
     corpus = None
     if text is not None:
         corpus = read_texts([text] if isinstance(text, (str, Path)) else list(text), field=field)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from intruscope.forgetting.intervals import Interval
 from intruscope.forgetting.settings import SkillSettings  # noqa: TC001 - decoding reads the hints when it runs
 from intruscope.forgetting.texts import TextSource  # noqa: TC001 - as above
+from intruscope.forgetting.where import WhereReport  # noqa: TC001 - as above
 from intruscope.records import notebook
 from intruscope.records.report import Report
 from intruscope.spectra.records import GateOutcome  # noqa: TC001 - as above
@@ -197,6 +198,7 @@ class ForgettingReport(Report):
         texts: Its sources.
         tasks: Scores on the tasks that could be scored.
         skills: Tasks of lm-evaluation-harness; None where none was asked for.
+        where: The parts of the update that forgot and learned; None where this was not asked for.
         environment: Versions that a figure depends on.
         num_checked: Number of sequences on which the fast protocol was checked.
         findings: What the reader must know, such as tasks that could not be scored.
@@ -225,6 +227,7 @@ class ForgettingReport(Report):
     environment: dict[str, Any]
     num_checked: int = 0
     skills: SkillsPart | None = None
+    where: WhereReport | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[GateOutcome, ...] = ()
 

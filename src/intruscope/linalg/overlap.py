@@ -25,6 +25,11 @@ NEGLIGIBLE = 1e-6
 float32 factors makes such directions, and an angle counts each direction alike, however little it holds."""
 CANCELLED = 1e-13
 """A sum counts as zero below this fraction of its parts' squared norms: only rounding is left of it."""
+SAME_SQUARED = 0.5
+"""Squared length above which a direction counts as found in others: more than half."""
+_ONE_DIRECTION = 0.1
+"""Directions that are closer than about 8 degrees span one direction, not two: the difference of two nearly
+equal vectors points anywhere."""
 _BLOCK_ENTRIES = 1 << 22
 _KRYLOV = 32
 """A Krylov space pays off where the smaller side is this many times the number of directions, or more."""
@@ -176,6 +181,26 @@ def mean_overlap(angles_K: Tensor) -> float | None:
     n give max(r₁, r₂) / n on average.
     """
     return float(angles_K.cos().square().mean()) if len(angles_K) else None
+
+
+def outside_span(vectors_OK: Tensor, others_OM: Tensor) -> Tensor:
+    """Which directions are new: those that others do not span.
+
+    The span counts, not the single closest direction: a sum of T updates can mix one direction of each
+    evenly, and such a mixture has a cosine of only 1/√T with any of them although it holds nothing new.
+
+    Args:
+        vectors_OK: Unit columns.
+        others_OM: Unit columns, in any number and at any angle to each other.
+
+    Returns:
+        For each of the vectors, whether at most half of its squared length lies in the span of the others.
+        Random directions have M/O of it there, on average.
+    """
+    basis, sizes, _ = torch.linalg.svd(others_OM, full_matrices=False)
+    basis_OR = basis[:, sizes > _ONE_DIRECTION]
+    inside_K: Tensor = (basis_OR.T @ vectors_OK).square().sum(dim=0)
+    return inside_K <= SAME_SQUARED
 
 
 def one_sided_spread(first: Directions, second: Directions) -> float | None:

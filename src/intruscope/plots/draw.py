@@ -40,34 +40,56 @@ def heat_map_figure(reports: Reports) -> Any:
     image = None
     for axes, (label, report, counts) in zip(panels, counted, strict=True):
         grid = [[float(counts.get((kind, layer), math.nan)) for layer in layers] for kind in kinds]
-        # Cells as shapes with white seams: an SVG stays sharp and can be edited.
-        image = axes.pcolormesh(
-            range(len(layers)),
-            range(len(kinds)),
-            grid,
-            cmap=colours(),
-            vmin=0,
-            vmax=top,
-            edgecolors="white",
-            linewidth=1.5,
-        )
-        axes.invert_yaxis()
+        image = draw_cells(axes, grid, kinds, layers, top)
         axes.set_title(f"{drawable(label)}\n{_headline(report)}")
-        axes.set_yticks(range(len(kinds)), [drawable(kind, limit=16) for kind in kinds])
-        every = max(1, math.ceil(len(layers) / 40))
-        axes.set_xticks(range(0, len(layers), every), [_layer_name(each) for each in layers[::every]])
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        if len(layers) <= _MAX_NUMBERED_LAYERS:
-            _write_counts(axes, grid, top)
     panels[-1].set_xlabel("layer")
-    bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
-    bar.set_label("intruders (vectors)")
-    bar.outline.set_visible(False)
+    bar = cells_bar(figure, image, panels, "intruders (vectors)")
     bar.locator = whole_numbers()
     bar.update_ticks()
     return figure
+
+
+def draw_cells(
+    axes: Any, grid: list[list[float]], kinds: Sequence[str], layers: Sequence[int | None], top: float
+) -> Any:
+    """A map by kind (down) and layer (across); the image, for its bar.
+
+    Args:
+        axes: Of the map.
+        grid: A number for each kind and layer, NaN where there is none.
+        kinds: Names of the rows.
+        layers: Names of the columns.
+        top: The number with the darkest colour.
+    """
+    # Cells as shapes with white seams: an SVG stays sharp and can be edited.
+    image = axes.pcolormesh(
+        range(len(layers)),
+        range(len(kinds)),
+        grid,
+        cmap=colours(),
+        vmin=0,
+        vmax=top,
+        edgecolors="white",
+        linewidth=1.5,
+    )
+    axes.invert_yaxis()
+    axes.set_yticks(range(len(kinds)), [drawable(kind, limit=16) for kind in kinds])
+    every = max(1, math.ceil(len(layers) / 40))
+    axes.set_xticks(range(0, len(layers), every), [_layer_name(each) for each in layers[::every]])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if len(layers) <= _MAX_NUMBERED_LAYERS:
+        _write_counts(axes, grid, top)
+    return image
+
+
+def cells_bar(figure: Any, image: Any, panels: Any, label: str) -> Any:
+    """The scale of maps beside them."""
+    bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def _headline(report: ScanReport) -> str:
@@ -77,7 +99,7 @@ def _headline(report: ScanReport) -> str:
     return f"{totals.num_intruders} of {totals.num_vectors} leading {side} vectors are intruders{chance}"
 
 
-def _write_counts(axes: Any, grid: list[list[float]], top: int) -> None:
+def _write_counts(axes: Any, grid: list[list[float]], top: float) -> None:
     for row, counts in enumerate(grid):
         for column, count in enumerate(counts):
             if not math.isnan(count):
@@ -303,9 +325,7 @@ def draw_map(axes: Any, similarity: SimilarityMap) -> Any:
 
 def map_bar(figure: Any, image: Any, panels: Any) -> None:
     """The scale of similarity maps beside them."""
-    bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015)
-    bar.set_label("|cosine|")
-    bar.outline.set_visible(False)
+    cells_bar(figure, image, panels, "|cosine|")
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -11,6 +11,7 @@ from intruscope.plots.study_forgetting import (
     rates_picture,
     scatter_picture,
 )
+from intruscope.plots.study_merging import merging_pictures
 from intruscope.plots.study_ranges import alpha_picture, equal_fit_picture, methods_picture
 from intruscope.plots.study_sequence import sequence_pictures
 from intruscope.plots.study_weights import (
@@ -22,18 +23,22 @@ from intruscope.plots.study_weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from intruscope.plots.study_arms import Rows
+    from intruscope.plots.study_merging import MergedSet
     from intruscope.plots.study_picture import Picture
 
 
-def study_pictures(rows: Mapping[str, Rows], controls: Mapping[str, str]) -> list[Picture]:
+def study_pictures(
+    rows: Mapping[str, Rows], controls: Mapping[str, str], merged: Sequence[MergedSet] = ()
+) -> list[Picture]:
     """Every picture that the rows have figures for.
 
     Args:
         rows: By recipe; runs that were left out among them are not drawn.
         controls: Name of every intervention, the edit first.
+        merged: Sets of adapters with their merges.
     """
 
     def of(recipe: str) -> Rows:
@@ -54,5 +59,6 @@ def study_pictures(rows: Mapping[str, Rows], controls: Mapping[str, str]) -> lis
         alpha_picture(of("alpha")),
         data_picture(of("data_size"), of("counts")),
         methods_picture(of("methods")),
+        *merging_pictures(merged),
     ]
     return [picture for picture in found if picture is not None]

@@ -15,9 +15,9 @@ class About:
 
     Attributes:
         title: Its heading.
-        figure: Matching figures of the paper (arXiv 2410.21228), by version.
+        figure: Matching figures of the paper (arXiv 2410.21228), by version; empty where it has none.
         shows: How to read it.
-        differs: Differences from the paper.
+        differs: Differences from the paper; empty where there is nothing to compare.
         claims: Ids of the claims that it illustrates.
     """
 
@@ -167,3 +167,34 @@ ABOUT: Mapping[str, About] = {
     ),
 }
 """By kind of picture, in the order in which a page shows them."""
+
+ABOUT_MERGING: Mapping[str, About] = {
+    "merge-kept": About(
+        title="What each way to merge keeps",
+        figure="",
+        shows="Share of what the adapters can do alone that is left in their merge, at the strength that was "
+        "best on other examples: mean over sets of adapters and range. Open marks are controls, or are told "
+        "the task. For text, 0% is no better than the base; for tasks with labels, accuracies are counted "
+        "from 0, so random directions show what the heads do alone.",
+        differs="",
+        claims=("M1",),
+    ),
+    "merge-intruders": About(
+        title="Intruders that only the merge has",
+        figure="",
+        shows="Intruders of sums that the intruders of their adapters do not span: mean over sets and range. "
+        "Two adapters: all pairs of a set together. Open grey marks: the same sums in random directions.",
+        differs="",
+        claims=("M2",),
+    ),
+    "merge-forgetting": About(
+        title="What predicts the forgetting of a sum",
+        figure="",
+        shows="One mark for the sum of every two and of every three adapters of a set, at full strength: its "
+        "forgetting against each figure that is known before the sum is run, and, last, against what its "
+        "adapters forget one by one.",
+        differs="",
+        claims=("M3",),
+    ),
+}
+"""The same for merges, which the paper has none of."""

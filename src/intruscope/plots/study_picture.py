@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from intruscope.plots.study_captions import ABOUT
+from intruscope.plots.study_captions import ABOUT, ABOUT_MERGING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +136,7 @@ class Picture:
     """Panels with one legend and one caption.
 
     Attributes:
-        kind: Key of its words in :data:`intruscope.plots.study_captions.ABOUT`.
+        kind: Key of its words in :data:`intruscope.plots.study_captions.ABOUT`, or ``ABOUT_MERGING``.
         panels: Row by row.
         columns: Panels in a row.
         which: What distinguishes it from others of its kind; empty if there is only one.
@@ -152,7 +152,7 @@ class Picture:
     @property
     def about(self) -> About:
         """Its words."""
-        return ABOUT[self.kind]
+        return ABOUT[self.kind] if self.kind in ABOUT else ABOUT_MERGING[self.kind]
 
     @property
     def name(self) -> str:

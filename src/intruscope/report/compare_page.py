@@ -58,7 +58,7 @@ def write_compare_html(report: CompareReport, path: Path) -> None:
     page = render_page(
         "compare.html.j2",
         styles=("page.css", "compare.css"),
-        scripts=("dom.js", "frame.js", "heat.js", "compare.js"),
+        scripts=("dom.js", "frame.js", "heat.js", "lists.js", "compare.js"),
         data=compare_data(report),
         title="Fine-tunes of one base, side by side",
         subtitle=printable_text(report.base or "compared without their base"),

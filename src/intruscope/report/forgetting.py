@@ -11,6 +11,7 @@ from rich.text import Text
 from intruscope.errors import printable
 from intruscope.forgetting.gates import LEVEL
 from intruscope.forgetting.records import FleetForgettingReport
+from intruscope.report.where import where_summary
 from intruscope.report.words import percent, printable_text
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def forgetting_summary(report: ForgettingReport | FleetForgettingReport) -> list
     if report.skills is not None:
         parts.append(_skill_table([("", report.skills.figures)]))
     parts += _finding_lines(report)
+    if report.where is not None:
+        parts += where_summary(report.where)
     if report.fast_error is not None:
         parts.append(
             Text(

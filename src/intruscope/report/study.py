@@ -14,12 +14,14 @@ from intruscope.plots.study import study_pictures
 from intruscope.plots.study_draw import picture_figure
 from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.report.html import write_page
+from intruscope.report.study_merging import merged_sets
 from intruscope.report.study_page import study_page
 from intruscope.studies.folder import study_records
 from intruscope.studies.grid import settings_of
 from intruscope.studies.judge import Judged, judge, places_with, studies_json
 from intruscope.studies.lives import with_equal_fit
 from intruscope.studies.measure import CONTROLS
+from intruscope.studies.recipes import MERGING
 from intruscope.studies.records import FILE, rows_of, write_results
 from intruscope.studies.sizes import kinds, sizes
 from intruscope.weights.output import write_json_file
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 _STYLE = {
     "holds": "green",
@@ -132,7 +134,8 @@ def write_study(out: Path, *, first: Sequence[Claim] = ()) -> list[Path]:
     judged = judge(scale_name, records)
     write_json_file(studies_json(judged, f"results/{FILE}"), results / "verdicts.json")
     rows = study_rows(scale_name, records)
-    pictures = study_pictures(rows, {control: INTERVENTIONS[control].title for control in CONTROLS})
+    titles = {control: INTERVENTIONS[control].title for control in CONTROLS}
+    pictures = study_pictures(rows, titles, merged_sets(rows.get(MERGING, [])))
     write_figures(lambda: ((each.name, picture_figure(each)) for each in pictures), out / "pictures")
     ordered = sorted(judged, key=lambda each: (each.claim not in first, each.verdict is None))
     write_page(study_page(scale_name, records, ordered, rows, pictures), out / "report.html")

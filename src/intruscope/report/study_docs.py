@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.judge import Judged
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.scale import Base, Scale
     from intruscope.studies.verdicts import Outcome
 
 MARKS = {

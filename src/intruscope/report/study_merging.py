@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intruscope.plots.study_merging import MergedSet
 from intruscope.studies.claims_merging import (
     EMR,
     LINEAR,
@@ -16,6 +17,7 @@ from intruscope.studies.claims_merging import (
     RULES,
     SUM,
     TITLES,
+    UNTUNED,
     at_strength,
     chosen,
     kept,
@@ -23,19 +25,21 @@ from intruscope.studies.claims_merging import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from intruscope.studies.claims_merging import Merge
 
     Row = Mapping[str, Any]
 
 _ABOVE_MAJORITY = "kept above majority"
-_UNTUNED = 0.3
-"""A strength that papers use without a search (arXiv 2212.04089)."""
+_METHODS = (SUM, MEAN, *RULES, EMR, LINEAR, RANDOM)
+_NEW = ("merged_only", "null_merged_only")
 MERGE_COLUMNS = (
     "method",
     "kept",
     _ABOVE_MAJORITY,
     "kept at 1/T",
-    f"kept at {_UNTUNED:g}",
+    f"kept at {UNTUNED:g}",
     "strength",
     "forgetting, nats",
     "norm",
@@ -88,6 +92,56 @@ def merge_tables(rows: Sequence[Row]) -> list[MergeTable]:
     return found
 
 
+def merged_sets(rows: Sequence[Row]) -> list[MergedSet]:
+    """What pictures show of the sets whose adapters have seeds of their own.
+
+    Args:
+        rows: Of the study of merging.
+    """
+    own = [row for row in rows if (row["arm"], row["status"]) == (OWN_STARTS, "ok")]
+    return [
+        MergedSet(
+            base=row["task"],
+            seed=row["seed"],
+            kept={size: dict(_kept(row, size)) for size in sizes(row)},
+            new=_new(row),
+            sums=row["sums"],
+        )
+        for row in own
+    ]
+
+
+def _kept(row: Row, size: int) -> Iterator[tuple[str, tuple[float, bool]]]:
+    """By method the share kept, in percent, and whether it is a control."""
+    for method in _METHODS:
+        merge = chosen(row, method, size)
+        if merge is not None and (share := _share(row, merge)) is not None:
+            yield TITLES[method].partition(" (")[0], (share, method in (EMR, LINEAR, RANDOM))
+
+
+def _new(row: Row) -> dict[str, tuple[float, float]]:
+    """Merged-only intruders of sums, and those in random directions."""
+    pairs = [each for each in row["sums"] if len(each["tasks"]) == 2]
+    counts = {"two adapters, all pairs": tuple(_total(pairs, name) for name in _NEW)} if pairs else {}
+    for size in sizes(row):
+        for strength, text in ((1.0, "at strength 1"), (1.0 / size, "at 1/T")):
+            merge = at_strength(row, SUM, size, strength)
+            if merge is not None and "weights" in merge:
+                counts[f"{size} adapters {text}"] = tuple(float(merge["weights"][name]) for name in _NEW)
+    return {name: (found, null) for name, (found, null) in counts.items()}
+
+
+def _total(sums: Sequence[Mapping[str, Any]], figure: str) -> float:
+    return float(sum(each[figure] for each in sums))
+
+
+def _share(row: Row, merge: Merge, *, above_majority: bool = False) -> float | None:
+    """What a merge keeps, in percent, mean over the tasks that were learned; None where there is none."""
+    learned = [task for task in merge["score"] if row["parts"][task]["learned"]]
+    shares = [kept(row, merge, task, above_majority=above_majority) for task in learned]
+    return 100.0 * float(np.mean(shares)) if shares else None
+
+
 def _parts_table(title: str, rows: Sequence[Row]) -> MergeTable:
     def line(task: str) -> tuple[str, ...]:
         parts = [row["parts"][task] for row in rows]
@@ -110,21 +164,12 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
         best = [chosen(row, method, size) for row in rows]
 
         def share(merges: Sequence[Any], *, above_majority: bool = False) -> str:
-            values = [
-                100.0
-                * float(
-                    np.mean(
-                        [
-                            kept(row, merge, task, above_majority=above_majority)
-                            for task in merge["score"]
-                            if row["parts"][task]["learned"]
-                        ]
-                    )
-                )
+            shares = [
+                _share(row, merge, above_majority=above_majority)
                 for row, merge in zip(rows, merges, strict=True)
-                if merge is not None and any(row["parts"][task]["learned"] for task in merge["score"])
+                if merge is not None
             ]
-            return _over(values, ".0f", unit="%")
+            return _over([value for value in shares if value is not None], ".0f", unit="%")
 
         def weights(figure: str, digits: str) -> str:
             return _over([m["weights"][figure] for m in best if m is not None and "weights" in m], digits)
@@ -135,7 +180,7 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
             share(best),
             share(best, above_majority=True),
             share([at_strength(row, rule, size, 1.0 / size) for row in rows]),
-            share([at_strength(row, rule, size, _UNTUNED) for row in rows]) if method != MEAN else "",
+            share([at_strength(row, rule, size, UNTUNED) for row in rows]) if method != MEAN else "",
             _over([m["strength"] for m in best if m is not None], ".2g"),
             _over([m["forgetting"] for m in best if m is not None and "forgetting" in m], ".2f"),
             weights("norm", ".3f"),
@@ -144,8 +189,7 @@ def _merges_table(title: str, rows: Sequence[Row], size: int) -> MergeTable:
             weights("merged_only", ".0f"),
         )
 
-    methods = (SUM, MEAN, *RULES, EMR, LINEAR, RANDOM)
-    lines = [line(method) for method in methods]
+    lines = [line(method) for method in _METHODS]
     # Text has no commonest answer.
     has_majority = any(part["majority"] is not None for row in rows for part in row["parts"].values())
     shown = [place for place, name in enumerate(MERGE_COLUMNS) if has_majority or name != _ABOVE_MAJORITY]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Chain
     from intruscope.studies.inputs import Inputs
-    from intruscope.studies.scales import Base
+    from intruscope.studies.scale import Base
 
 _REPORT = "chain.json"
 """That :mod:`intruscope.sequence.folder` writes last."""

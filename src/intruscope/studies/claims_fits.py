@@ -30,7 +30,7 @@ def c25(rows: Rows) -> list[Statement]:
     """A fit turns intruders down more than other directions of the same size.
 
     Figures, in ``fits`` by weight: ``difference`` and ``correlation`` of the run's
-    :class:`intruscope.fitting.directions.DirectionTest`, ``mean_factor`` over its directions, and
+    :class:`intruscope.fitting.records.DirectionTest`, ``mean_factor`` over its directions, and
     ``forgetting_share`` (the change as a share of the forgetting; negative is won back).
     """
     level = shared_level(2)

@@ -4,17 +4,19 @@ Every bound was set before the runs. A row is one set of adapters (:class:`intru
 ``arm`` (``own_starts``, where each adapter has a seed of its own, or ``same_start``), ``task`` (the name of
 the base), ``seed``, ``status`` and these figures:
 
-- ``parts``: by task its adapter alone: ``score`` on the half of the held-out examples that is reported and
-  on the other (``chosen_on``), ``floor`` and ``chosen_floor`` (what it is counted from), ``majority``
-  (accuracies only: the share of the commonest answer), and whether it ``learned`` the task, as runs do
-  (:mod:`intruscope.studies.measure`). A score is an accuracy, counted from 0, or for text minus the loss in
-  nats per token, counted from the base's;
+- ``parts``: by task its adapter alone: ``score`` on the held-out examples that are reported, and on those
+  that strengths are chosen on (``chosen_on``), ``floor`` and ``chosen_floor`` (what it is counted from),
+  ``majority`` (accuracies only: the share of the commonest answer), and whether it ``learned`` the task, as
+  runs do (:mod:`intruscope.studies.measure`). A score is an accuracy, counted from 0, or for text minus the
+  loss in nats per token, counted from the base's;
 - ``merges``: one for each ``rule``, ``size`` (T, number of adapters merged) and ``strength``, with by task
-  ``chosen_on`` (score on the half that strengths are chosen on), ``score`` (on the other half) and ``scores``
-  (of each example of that half; their mean is the score), and for some also ``weights`` and ``forgetting``;
-- ``sums``: the sum at full strength of every two and every three adapters, with their ``tasks``, ``norm``,
-  the figures of :data:`PREFLIGHT`, ``forgetting``, and the sum of what the adapters forget alone
-  (``forgetting_of_parts``).
+  ``chosen_on`` (score on the examples that strengths are chosen on). At the strength that is chosen and at
+  those that nobody chooses (1/T and :data:`UNTUNED`) they also have ``score`` (on the other examples) and
+  ``scores`` (of each of these; their mean is the score), and some have ``weights`` and ``forgetting``;
+- ``sums``: the sum at full strength of every two adapters, and of every three of the first five, with their
+  ``tasks``, ``norm``, the figures of :data:`PREFLIGHT`, ``forgetting``, and the sum of what the adapters
+  forget alone (``forgetting_of_parts``); those of two also with ``null_merged_only``, the merged-only
+  intruders of the same sum in random directions.
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ TITLES: Mapping[str, str] = {
     RANDOM: "random directions (control)",
 }
 """Every way to merge, as tables and statements name it."""
+UNTUNED = 0.3
+"""A strength that papers use without a search (arXiv 2212.04089)."""
 OWN_STARTS, SAME_START = "own_starts", "same_start"
 PREFLIGHT = ("inflation", "merged_only", "cosine", "sign_conflict")
 """Figures of a merge before it is run, beside its norm: the largest singular value over the largest of the

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.inputs import Inputs
-    from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.scale import Base, Scale
 
 _PATIENCE_SECONDS = 120.0
 _TICK_SECONDS = 5.0

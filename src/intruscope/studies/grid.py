@@ -134,13 +134,14 @@ class MergeSet:
         seed: Seed of the set.
         same_start: Whether all adapters are trained with the set's own seed, so that they start from the same
             random factors; otherwise each has a seed of its own.
-        steps: Optimizer steps of each adapter.
+        steps: Optimizer steps of each adapter, in the order of the tasks.
         batch: Examples per step.
-        max_length: Longest input in tokens.
+        max_lengths: Longest input of each task in tokens.
         bf16: Train in bfloat16 autocast.
         score_bf16: Measure tasks and forgetting in bfloat16, weights included; adapters and the base alike.
-        half_examples: Held-out examples of a task in each half: on one the strength of a merge is chosen, on
-            the other its accuracy is reported.
+        held_out: Held-out examples of a task, or sequences of a text.
+        choosing_every: The strength of a merge is chosen on one held-out example in this many, and its score
+            is reported on the others.
         text_sequences: Number of sequences of the text on which forgetting is measured.
         sizes: Numbers of adapters that are merged, T.
         strengths: Factors of the merged update that are tried, beside 1/T.
@@ -153,12 +154,13 @@ class MergeSet:
     rate: float
     seed: int
     same_start: bool
-    steps: int
+    steps: tuple[int, ...]
     batch: int
-    max_length: int
+    max_lengths: tuple[int, ...]
     bf16: bool
     score_bf16: bool
-    half_examples: int
+    held_out: int
+    choosing_every: int
     text_sequences: int
     sizes: tuple[int, ...]
     strengths: tuple[float, ...]

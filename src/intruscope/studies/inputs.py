@@ -17,7 +17,7 @@ from intruscope.errors import MalformedInput, OutputConflict, UsageError, printa
 from intruscope.forgetting.named_tasks import named_task
 from intruscope.forgetting.tasks import TextTask, classification_task
 from intruscope.forgetting.texts import Document, read_texts
-from intruscope.studies.scales import GROWN, MADE, SHIPPED
+from intruscope.studies.scale import GROWN, MADE, SHIPPED
 from intruscope.weights.output import whole_folder
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from intruscope.forgetting.named_tasks import Split
     from intruscope.forgetting.tasks import Task
     from intruscope.forgetting.texts import Corpus
-    from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.scale import Base, Scale
 
 _BESIDE_WEIGHTS = (
     "config.json",

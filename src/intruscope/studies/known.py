@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 SHIPPED = "shipped"
 """Names the results that are part of the package."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from intruscope.forgetting.tasks import Task
     from intruscope.studies.grid import Run
     from intruscope.studies.inputs import Inputs
-    from intruscope.studies.scales import Base
+    from intruscope.studies.scale import Base
 
 CONTROLS = ("intruders", "matched_change", "uniform", "neighbour_above", "neighbour_below")
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.5)

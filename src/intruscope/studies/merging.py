@@ -9,19 +9,21 @@ from __future__ import annotations
 import itertools
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from intruscope.errors import IncompleteResult
-from intruscope.forgetting.tasks import TextTask
+from intruscope.forgetting.tasks import ChoiceTask, TextTask
+from intruscope.forgetting.windows import Sequences
 from intruscope.linalg.forms import dense_of
-from intruscope.studies.claims_merging import EMR, LINEAR, RANDOM, SUM, chosen
+from intruscope.studies.claims_merging import EMR, LINEAR, RANDOM, SUM, UNTUNED, chosen
 from intruscope.studies.merging_rules import METHODS, in_random_directions, merged
 from intruscope.studies.merging_weights import BaseMatrices, examined, merge_figures, pair_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from intruscope.forgetting.scores import TaskScore
     from intruscope.forgetting.settings import DType
     from intruscope.forgetting.tasks import Task
-    from intruscope.forgetting.windows import Sequences
     from intruscope.studies.grid import MergeSet
     from intruscope.studies.inputs import Inputs
     from intruscope.studies.merging_rules import Forms
@@ -40,8 +41,11 @@ if TYPE_CHECKING:
 
 ALL_METHODS = (*METHODS, EMR, LINEAR, RANDOM)
 _BATCH_TOKENS = 4096
-_HALVES_TO_LEARN = 10
-"""Sequences of a text, in halves, on which it is decided whether it was learned; of a task, all examples."""
+_SEQUENCES_TO_LEARN = 80
+"""Sequences of a text on which it is decided whether it was learned; of a task, all examples."""
+_MAX_IN_TRIPLES = 5
+"""Sums of every three are taken of the first adapters only: seven adapters have 35."""
+Side = Literal["choosing", "reported"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +55,7 @@ class Bench:
     Attributes:
         work: The set.
         pairs: By task, the base and its adapter as one live model.
-        tasks: By task, the held-out examples of both halves.
-        texts: By task that is text, the same as sequences, cut once.
+        held_out: By task and side, held-out examples; of text, sequences that were cut once.
         forms: By task, the adapter's update of each matrix.
         base: The matrices that all adapters change.
         sequences: Of the text of forgetting.
@@ -61,20 +64,25 @@ class Bench:
 
     work: MergeSet
     pairs: Mapping[str, LivePair]
-    tasks: Mapping[str, Task]
-    texts: Mapping[str, Sequences]
+    held_out: Mapping[tuple[str, Side], Task | Sequences]
     forms: Mapping[str, Forms]
     base: BaseMatrices
     sequences: Sequences
     before: SequenceLosses
 
-    def scores(self, task: str, forms: Forms | None, strength: float = 1.0) -> Scores:
+    def scores(
+        self, task: str, side: Side, forms: Forms | None, strength: float = 1.0
+    ) -> NDArray[np.float64]:
         """Each example's score with an update: right or wrong, or minus its loss over the mean of tokens.
 
         Args:
             task: Whose examples.
-            forms: The update; the task's own adapter by default, the base if it is empty.
+            side: Which of them.
+            forms: The update; None for the task's own adapter, empty for the base.
             strength: What the update is multiplied by.
+
+        Returns:
+            Scores whose mean is the accuracy, or minus the loss in nats per token.
         """
         pair = self.pairs[task]
         if forms is None:
@@ -84,9 +92,12 @@ class Bench:
         else:
             state = pair.with_update({name: strength * dense_of(form) for name, form in forms.items()})
         with state:
-            if task in self.texts:
-                return Scores(_as_score(_losses(pair, self.texts[task])))
-            return Scores(_scored(pair, self.tasks[task], self.work))
+            held_out = self.held_out[task, side]
+            if isinstance(held_out, Sequences):
+                return text_scores(_losses(pair, held_out))
+            right_N = _scored(pair, held_out, self.work, task).right_N
+            assert right_N is not None
+            return right_N.astype(np.float64)
 
     def forgetting(self, forms: Forms, strength: float = 1.0) -> float:
         """Loss on the text with an update less that of the base, in nats per token."""
@@ -115,29 +126,31 @@ def merge_set_figures(
     """
     bench = load(work, inputs, adapters)
     random = {task: in_random_directions(forms, task, seed=work.seed) for task, forms in bench.forms.items()}
-    if "parts" not in journal.records:
-        journal.append("parts", {task: _part(bench, task, inputs) for task in work.tasks})
-    parts: dict[str, Any] = journal.records["parts"]
+
+    def once(name: str, how: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in journal.records:
+            journal.append(name, how())
+        return journal.records[name]
+
+    parts = {task: once(f"part/{task}", partial(_part, bench, task, inputs)) for task in work.tasks}
     looked = {
         "": {task: examined(bench.base, forms) for task, forms in bench.forms.items()},
         "null_": {task: examined(bench.base, forms) for task, forms in random.items()},
     }
-    if "sums" not in journal.records:
-        journal.append("sums", {"sums": _sums(bench, parts, looked, random)})
-    for size, method in itertools.product(work.sizes, ALL_METHODS):
-        name = f"{method}/{size}"
-        if name not in journal.records:
-            journal.append(name, {"merges": _merges(bench, parts, looked, random, method, size)})
+    sums = [
+        once(f"sums/{'+'.join(chosen_tasks)}", partial(_sum, bench, parts, looked, random, chosen_tasks))
+        for chosen_tasks in summed(work.tasks)
+    ]
+    merges = [
+        once(f"{method}/{size}", partial(_merges, bench, parts, looked, random, method, size))["merges"]
+        for size, method in itertools.product(work.sizes, ALL_METHODS)
+    ]
     return {
         "status": "ok",
         "reason": None,
         "parts": parts,
-        "sums": journal.records["sums"]["sums"],
-        "merges": [
-            merge
-            for size, method in itertools.product(work.sizes, ALL_METHODS)
-            for merge in journal.records[f"{method}/{size}"]["merges"]
-        ],
+        "sums": sums,
+        "merges": [merge for each in merges for merge in each],
     }
 
 
@@ -153,7 +166,6 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     from intruscope.forgetting.texts import read_texts
     from intruscope.forgetting.windows import cut
     from intruscope.linalg.dense import DenseSides
-    from intruscope.sweep.live import limited
     from intruscope.weights.matrices import LowRankUpdate
 
     dtype: DType = "bfloat16" if work.score_bf16 else "float32"
@@ -179,20 +191,15 @@ def load(work: MergeSet, inputs: Inputs, adapters: Sequence[Path]) -> Bench:
     sequences = cut(read_texts(inputs.text), first.language_model(), max_sequences=work.text_sequences)
     with first.as_base():
         before = _losses(first, sequences)
-    tasks: dict[str, Task] = {
-        task: limited(inputs.task(task, "eval"), 2 * work.half_examples)  # type: ignore[arg-type]
+    held_out = {
+        (task, side): part
         for task in work.tasks
-    }
-    texts = {
-        name: cut(task.corpus, first.language_model(), max_sequences=2 * work.half_examples)
-        for name, task in tasks.items()
-        if isinstance(task, TextTask)
+        for side, part in _sides(inputs.task(task, "eval"), first, work).items()
     }
     return Bench(
         work=work,
         pairs=pairs,
-        tasks=tasks,
-        texts=texts,
+        held_out=held_out,
         forms=forms,
         base=BaseMatrices(values=base, sides={name: DenseSides() for name in base}),
         sequences=sequences,
@@ -208,41 +215,43 @@ def _losses(pair: LivePair, sequences: Sequences) -> SequenceLosses:
     return measure(language, sequences, protocol=protocol, batch_tokens=_BATCH_TOKENS)
 
 
-def _as_score(losses: SequenceLosses) -> TaskScore:
-    from intruscope.forgetting.scores import TaskScore
+def _sides(task: Any, pair: LivePair, work: MergeSet) -> dict[Side, Task | Sequences]:
+    """The held-out examples that strengths are chosen on, and those that are reported."""
+    from intruscope.forgetting.windows import cut
+    from intruscope.sweep.live import limited, picked
 
-    return TaskScore(metric="nats/token", right_N=None, nats_N=losses.nats, units_N=losses.tokens)
+    if isinstance(task, TextTask):
+        sequences = cut(task.corpus, pair.language_model(), max_sequences=work.held_out)
+        places = sides(sequences.num_sequences, work.choosing_every)
+        return {side: sequences.only(own) for side, own in places.items()}
+    few: Any = limited(task, work.held_out)
+    num = len(few.choices) if isinstance(few, ChoiceTask) else len(few.labels)
+    return {side: picked(few, own) for side, own in sides(num, work.choosing_every).items()}
 
 
-def _scored(pair: LivePair, task: Task, work: MergeSet, *, num_halves: int = 2) -> TaskScore:
-    """A task's score in the present state; of a text, on so many halves of sequences."""
+def sides(num_examples: int, choosing_every: int) -> dict[Side, list[int]]:
+    """The places of the examples on each side: one in so many is for choosing."""
+    places = range(num_examples)
+    return {
+        "choosing": [i for i in places if i % choosing_every == 0],
+        "reported": [i for i in places if i % choosing_every],
+    }
+
+
+def text_scores(losses: SequenceLosses) -> NDArray[np.float64]:
+    """Minus the loss of each sequence, scaled so that the mean is minus the loss in nats per token."""
+    scores: NDArray[np.float64] = -losses.nats / float(losses.tokens.mean())
+    return scores
+
+
+def _scored(pair: LivePair, held_out: Task, work: MergeSet, task: str) -> TaskScore:
+    """The score of examples of a task in the present state."""
     from intruscope.forgetting.scores import score
 
-    most = num_halves * work.half_examples
-    return score(pair, task, batch_tokens=_BATCH_TOKENS, max_tokens=work.max_length, max_sequences=most)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """The scores of one task, in two halves: every other example each."""
-
-    whole: TaskScore
-
-    @property
-    def chosen_on(self) -> float:
-        """Mean over the half that strengths are chosen on."""
-        return float(self._half(0).mean())
-
-    @property
-    def reported(self) -> NDArray[np.float64]:
-        """Scores of the other half; their mean is its accuracy, or minus its loss in nats per token."""
-        return self._half(1)
-
-    def _half(self, which: int) -> NDArray[np.float64]:
-        if self.whole.right_N is not None:
-            return self.whole.right_N[which::2].astype(np.float64)
-        nats_N, tokens_N = self.whole.nats_N[which::2], self.whole.units_N[which::2]
-        return -nats_N / float(tokens_N.mean())
+    longest = work.max_lengths[work.tasks.index(task)]
+    return score(
+        pair, held_out, batch_tokens=_BATCH_TOKENS, max_tokens=longest, max_sequences=_SEQUENCES_TO_LEARN
+    )
 
 
 def _part(bench: Bench, task: str, inputs: Inputs) -> dict[str, Any]:
@@ -253,21 +262,24 @@ def _part(bench: Bench, task: str, inputs: Inputs) -> dict[str, Any]:
     pair = bench.pairs[task]
 
     def measure_again() -> TaskScore:
-        return _scored(pair, whole, bench.work, num_halves=_HALVES_TO_LEARN)
+        return _scored(pair, whole, bench.work, task)
 
     with pair.as_tuned():
         every = measure_again()
-    own = bench.scores(task, None)
-    is_text = every.right_N is None
-    floor = bench.scores(task, {}) if is_text else None
+    reported = bench.held_out[task, "reported"]
+    is_text = isinstance(reported, Sequences)
+
+    def mean(side: Side, forms: Forms | None) -> float:
+        return float(bench.scores(task, side, forms).mean())
+
     look = examined(bench.base, bench.forms[task])
     return {
         **has_learned(pair, whole, every, measure_again),
-        "score": float(own.reported.mean()),
-        "chosen_on": own.chosen_on,
-        "floor": 0.0 if floor is None else float(floor.reported.mean()),
-        "chosen_floor": 0.0 if floor is None else floor.chosen_on,
-        "majority": None if is_text else commonest(bench.tasks[task]),
+        "score": mean("reported", None),
+        "chosen_on": mean("choosing", None),
+        "floor": mean("reported", {}) if is_text else 0.0,
+        "chosen_floor": mean("choosing", {}) if is_text else 0.0,
+        "majority": None if isinstance(reported, Sequences) else commonest(reported),
         "forgetting": bench.forgetting(bench.forms[task]),
         "norm": look.norm / bench.base.norm,
         "intruders": look.num_intruders,
@@ -278,36 +290,48 @@ Looked = dict[str, dict[str, "Examined"]]
 """Adapters (the empty string) and their updates in random directions (``null_``), by task."""
 
 
-def _sums(
-    bench: Bench, parts: Mapping[str, Any], looked: Looked, random: Mapping[str, Forms]
-) -> list[dict[str, Any]]:
-    """The sum of every two and every three adapters, beside random directions."""
-    tasks = bench.work.tasks
-    related = {
-        pair: pair_figures(*(bench.forms[task] for task in pair)) for pair in itertools.combinations(tasks, 2)
+def summed(tasks: Sequence[str]) -> list[tuple[str, ...]]:
+    """The tasks of each sum: every two, and every three of the first five."""
+    return [*itertools.combinations(tasks, 2), *itertools.combinations(tasks[:_MAX_IN_TRIPLES], 3)]
+
+
+def _sum(
+    bench: Bench,
+    parts: Mapping[str, Any],
+    looked: Looked,
+    random: Mapping[str, Forms],
+    tasks: Sequence[str],
+) -> dict[str, Any]:
+    """The sum of some adapters at full strength; of two also in random directions."""
+
+    def looked_at(forms: Mapping[str, Forms], name: str) -> tuple[Forms, dict[str, float]]:
+        total = merged(SUM, [forms[task] for task in tasks], tasks, seed=bench.work.seed)[0]
+        own = [looked[name][task] for task in tasks]
+        return total, merge_figures(bench.base, examined(bench.base, total), own)
+
+    total, figures = looked_at(bench.forms, "")
+    pairs = [
+        pair_figures(bench.forms[first], bench.forms[second])
+        for first, second in itertools.combinations(tasks, 2)
+    ]
+    found = {
+        "tasks": list(tasks),
+        **{name: statistics.fmean(pair[name] for pair in pairs) for name in pairs[0]},
+        **figures,
+        "forgetting": bench.forgetting(total),
+        "forgetting_of_parts": sum(parts[task]["forgetting"] for task in tasks),
     }
-    found = []
-    for chosen_tasks in (each for size in (2, 3) for each in itertools.combinations(tasks, size)):
-        figures: dict[str, dict[str, float]] = {}
-        for name, forms in (("", bench.forms), ("null_", random)):
-            total = merged(SUM, [forms[task] for task in chosen_tasks], chosen_tasks, seed=bench.work.seed)[0]
-            figures[name] = merge_figures(
-                bench.base, examined(bench.base, total), [looked[name][task] for task in chosen_tasks]
-            )
-            if not name:
-                forgetting = bench.forgetting(total)
-        pairs = [related[pair] for pair in itertools.combinations(chosen_tasks, 2)]
-        found.append(
-            {
-                "tasks": list(chosen_tasks),
-                **{name: statistics.fmean(pair[name] for pair in pairs) for name in pairs[0]},
-                **figures[""],
-                "null_merged_only": figures["null_"]["merged_only"],
-                "forgetting": forgetting,
-                "forgetting_of_parts": sum(parts[task]["forgetting"] for task in chosen_tasks),
-            }
-        )
+    if len(tasks) == 2:
+        found["null_merged_only"] = looked_at(random, "null_")[1]["merged_only"]
     return found
+
+
+def _strengths(work: MergeSet, method: str, size: int) -> tuple[float, ...]:
+    """The strengths at which a method is scored; few in random directions, where they hardly matter."""
+    if method == EMR:
+        return (1.0,)
+    given = [each for each in work.strengths if method != RANDOM or each in (UNTUNED, 1.0)]
+    return tuple(sorted({*given, 1.0 / size}))
 
 
 def _merges(
@@ -317,28 +341,26 @@ def _merges(
     random: Mapping[str, Forms],
     method: str,
     size: int,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """One method on the first adapters at every strength; EMR, which has none, at 1."""
     tasks = bench.work.tasks[:size]
     made = merged(method, [bench.forms[task] for task in tasks], tasks, seed=bench.work.seed)
-    by_task = dict(zip(tasks, made if len(made) > 1 else made * size, strict=True))
-    strengths = (1.0,) if method == EMR else tuple(sorted({*bench.work.strengths, 1.0 / size}))
+    dense: list[Forms] = [{name: dense_of(form).float() for name, form in forms.items()} for forms in made]
+    by_task = dict(zip(tasks, dense if len(dense) > 1 else dense * size, strict=True))
     found: list[dict[str, Any]] = []
-    for strength in strengths:
-        scores = {task: bench.scores(task, by_task[task], strength) for task in tasks}
-        found.append(
-            {
-                "rule": method,
-                "size": size,
-                "strength": strength,
-                "chosen_on": {task: each.chosen_on for task, each in scores.items()},
-                "score": {task: float(each.reported.mean()) for task, each in scores.items()},
-                "scores": {task: each.reported.round(5).tolist() for task, each in scores.items()},
-            }
-        )
-    if method == EMR:  # one model for each task, none of them the merge
-        return found
+    for strength in _strengths(bench.work, method, size):
+        on = {task: float(bench.scores(task, "choosing", by_task[task], strength).mean()) for task in tasks}
+        found.append({"rule": method, "size": size, "strength": strength, "chosen_on": on})
     best = chosen({"merges": found, "parts": parts}, method, size)
+    for merge in found:
+        if merge is best or merge["strength"] in (1.0 / size, UNTUNED):
+            scores = {
+                task: bench.scores(task, "reported", by_task[task], merge["strength"]) for task in tasks
+            }
+            merge["score"] = {task: float(each.mean()) for task, each in scores.items()}
+            merge["scores"] = {task: each.round(5).tolist() for task, each in scores.items()}
+    if method == EMR:  # one model for each task, none of them the merge
+        return {"merges": found}
     for merge in found:
         of_sum = method == SUM and merge["strength"] in (1.0 / size, 1.0)
         if merge is not best and not of_sum:
@@ -354,4 +376,4 @@ def _merges(
             merge["weights"]["null_merged_only"] = merge_figures(
                 bench.base, of_null, [looked["null_"][task] for task in tasks]
             )["merged_only"]
-    return found
+    return {"merges": found}

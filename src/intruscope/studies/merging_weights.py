@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from intruscope.linalg.forms import dense_of
+from intruscope.linalg.overlap import outside_span
 from intruscope.studies.weights import EPSILON, K
 
 if TYPE_CHECKING:
@@ -105,27 +106,21 @@ def merge_figures(base: BaseMatrices, merge: Examined, parts: Sequence[Examined]
     Returns:
         ``norm`` (of the update relative to the base), ``inflation`` (of the largest singular value of the
         update over the largest of the parts, mean over matrices), ``intruders``, and ``merged_only``:
-        intruders whose cosine with every intruder of every part in the same matrix is below epsilon.
+        intruders that the intruders of all parts in the same matrix do not span (``outside_span``), as
+        ``intruscope compare`` counts new ones.
     """
+    import torch
+
     inflation = [value / max(part.largest[name] for part in parts) for name, value in merge.largest.items()]
     return {
         "norm": merge.norm / base.norm,
         "inflation": statistics.fmean(inflation),
         "intruders": merge.num_intruders,
         "merged_only": sum(
-            _num_new(vectors, [part.intruders[name] for part in parts])
+            int(outside_span(vectors, torch.cat([part.intruders[name] for part in parts], dim=1)).sum())
             for name, vectors in merge.intruders.items()
         ),
     }
-
-
-def _num_new(vectors_OK: Tensor, known: Sequence[Tensor]) -> int:
-    import torch
-
-    known_OK = torch.cat(list(known), dim=1)
-    if not vectors_OK.shape[1] or not known_OK.shape[1]:
-        return vectors_OK.shape[1]
-    return int(((known_OK.T @ vectors_OK).abs().amax(dim=0) < EPSILON).sum())
 
 
 def pair_figures(first: Forms, second: Forms) -> dict[str, float]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 Origin = dict[str, Any]
 _NO_FIGURE_DEPENDS_ON = ("save_every", "report_to")
@@ -94,8 +94,9 @@ def resolved(work: Work, scale: Scale) -> dict[str, Any]:
         return {"training": {}, "measuring": {}}
     base = scale.base(work.base)
     if isinstance(work, MergeSet):
-        trained = asdict(part_settings(work, 0))
-        return _plain({"training": _that_counts(trained), "measuring": {"k": K, "epsilon": EPSILON}})
+        trained = _that_counts(asdict(part_settings(work, 0)))
+        trained |= {"steps": work.steps, "max_length": work.max_lengths}
+        return _plain({"training": trained, "measuring": {"k": K, "epsilon": EPSILON}})
     is_watched = isinstance(work, Run) and bool(work.look_every)
     training = asdict(tune_settings(work, look_every=work.look_every if isinstance(work, Run) else 0))
     measuring: dict[str, Any] = {"k": K, "epsilon": EPSILON}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from intruscope.studies.grid import Work
     from intruscope.studies.recipes import RecipePlace
     from intruscope.studies.records import Record
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 _FUNCTION = "intruscope.studies.execute:execute"
 _SHOWN = 3

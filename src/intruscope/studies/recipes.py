@@ -15,7 +15,7 @@ from intruscope.studies.grid import Chain, MergeSet, Run, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from intruscope.studies.scales import Base, Scale
+    from intruscope.studies.scale import Base, Scale
 
 _EDITED = (1, 8)
 """Ranks whose runs are intervened on (the paper's table 3)."""
@@ -252,10 +252,11 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         same_start=False,
         steps=plan.steps,
         batch=plan.batch,
-        max_length=plan.max_length,
+        max_lengths=plan.max_lengths,
         bf16=plan.bf16,
         score_bf16=plan.score_bf16,
-        half_examples=plan.half_examples,
+        held_out=plan.held_out,
+        choosing_every=plan.choosing_every,
         text_sequences=plan.text_sequences,
         sizes=plan.sizes,
         strengths=plan.strengths,
@@ -266,6 +267,8 @@ def merging(base: Base, seed: int) -> dict[str, MergeSet]:
         own,
         same_start=True,
         tasks=plan.tasks[: plan.same_start],
+        steps=plan.steps[: plan.same_start],
+        max_lengths=plan.max_lengths[: plan.same_start],
         sizes=tuple(size for size in plan.sizes if size <= plan.same_start),
     )
     return {OWN_STARTS: own, SAME_START: same}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from intruscope.studies.grid import Work
     from intruscope.studies.recipes import RecipePlace
-    from intruscope.studies.scales import Scale
+    from intruscope.studies.scale import Scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from intruscope.train.settings import TuneSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from intruscope.studies.scales import Base
+    from intruscope.studies.scale import Base
 
 WIDTH = 64
 _ANIMALS = {"dog": "barks", "cat": "purrs", "cow": "grazes", "owl": "hoots", "bee": "hums", "fox": "hides"}

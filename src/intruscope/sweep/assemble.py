@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from intruscope.fitting.directions import DirectionTest
+    from intruscope.fitting.records import DirectionTest
     from intruscope.fitting.settings import FitSettings
     from intruscope.sweep.records import ChosenStrength, DataSource, SweepSettings
     from intruscope.sweep.statistics import Sample

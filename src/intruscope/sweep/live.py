@@ -143,16 +143,19 @@ def limited(task: Task, max_examples: int | None) -> Task:
     if max_examples is None:
         return task
     if isinstance(task, ClassificationTask):
-        chosen = _spread(len(task.labels), max_examples)
-        return replace(
-            task,
-            texts=tuple(task.texts[i] for i in chosen),
-            labels=tuple(task.labels[i] for i in chosen),
-        )
+        return picked(task, _spread(len(task.labels), max_examples))
     if isinstance(task, ChoiceTask):
-        chosen = _spread(len(task.choices), max_examples)
-        return replace(task, choices=tuple(task.choices[i] for i in chosen))
+        return picked(task, _spread(len(task.choices), max_examples))
     return task
+
+
+def picked(task: ClassificationTask | ChoiceTask, places: Sequence[int]) -> ClassificationTask | ChoiceTask:
+    """A task with the examples at some places, in the given order."""
+    if isinstance(task, ChoiceTask):
+        return replace(task, choices=tuple(task.choices[i] for i in places))
+    return replace(
+        task, texts=tuple(task.texts[i] for i in places), labels=tuple(task.labels[i] for i in places)
+    )
 
 
 def _spread(num: int, at_most: int) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from intruscope.fitting.directions import DirectionTest  # noqa: TC001 - likewise
+from intruscope.fitting.records import DirectionTest  # noqa: TC001 - likewise
 from intruscope.fitting.settings import WEIGHTS
 from intruscope.fitting.table import FIXES
 from intruscope.forgetting.intervals import Interval  # noqa: TC001 - decoding reads the hints when it runs

@@ -9,7 +9,7 @@ from intruscope.fitting.table import FIXES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from intruscope.fitting.directions import DirectionTest
+    from intruscope.fitting.records import DirectionTest
     from intruscope.forgetting.intervals import Interval
     from intruscope.sweep.records import AdviceOutcome, ChosenStrength, Metric, Specialness, SweepCellReport
 

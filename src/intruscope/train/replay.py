@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from intruscope.errors import UsageError
+from intruscope.forgetting.disjoint import MAX_SHARED_LINES, telling_lines
 from intruscope.forgetting.losses import MASKED_FRACTION, Forward, Row
 from intruscope.forgetting.windows import cut
 from intruscope.methods.attached import switched_off
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 _ORDER, _MASKS = 0, 1
 """Streams of random numbers that one seed gives."""
-_LONG_LINE = 40
-_MAX_SHARED = 0.1
 
 
 class ReplayOrder:
@@ -255,8 +254,8 @@ class _AdapterOff:
 def check_apart(used: Corpus, measured: Corpus, *, flag: str = "--replay", how: str = "replayed") -> None:
     """Refuse to measure forgetting on text that is also trained with.
 
-    No document may be in both, and at most a tenth of the measured text's lines of 40 characters or more:
-    licences and headings repeat.
+    No document may be in both, and hardly any of the measured text's longer lines, whatever kind of file they
+    are in.
 
     Args:
         used: Text that training uses.
@@ -269,17 +268,13 @@ def check_apart(used: Corpus, measured: Corpus, *, flag: str = "--replay", how: 
     """
     documents = {document.text.strip() for document in used.documents}
     same = sum(document.text.strip() in documents for document in measured.documents)
-    lines = _long_lines(measured)
-    shared = len(lines & _long_lines(used)) / len(lines) if lines else 0.0
-    if same or shared > _MAX_SHARED:
+    known = {line for document in used.documents for line in telling_lines(document.text)}
+    lines = [line for document in measured.documents for line in telling_lines(document.text)]
+    shared = sum(line in known for line in lines) / len(lines) if lines else 0.0
+    if same or shared > MAX_SHARED_LINES:
         what = f"{same} of its documents are" if same else f"{shared:.0%} of its longer lines are"
         raise UsageError(
             f"the text that forgetting is measured on is also {how} ({what} in both), so forgetting would "
             "be measured on training data",
             remedy=f"give --forget-text and {flag} different texts",
         )
-
-
-def _long_lines(corpus: Corpus) -> set[str]:
-    lines = (line.strip() for document in corpus.documents for line in document.text.splitlines())
-    return {line for line in lines if len(line) >= _LONG_LINE}

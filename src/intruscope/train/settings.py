@@ -69,7 +69,7 @@ class TuneSettings:
     )
     eval_every: int | None = None
     replay_weight: float = option(
-        1.0,
+        0.3,  # most of the effect at little cost (docs/tune.md)
         help="Weight of the loss on the replayed text, which is added to the loss on the task.",
         minimum=0,
         needs=("--replay",),
