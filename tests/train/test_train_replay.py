@@ -129,7 +129,9 @@ def prepared(kind, method, target, parts, folder):
     plan = plan_of(source, chosen, found, options, data, None, (), 1)
     arguments = training_arguments(plan, folder / "run", len(training.examples))
     arguments.max_grad_norm, arguments.save_strategy = 0.0, "no"
-    kept = kept_batches(loaded, read_texts([text]), 16) if found.needs_kept else None
+    kept = (
+        kept_batches(loaded, data, 16) if found.needs_kept else None
+    )  # the replayed text itself would hardly move
     attached = attach(loaded, found, options, training, arguments, kept=kept)
     with torch.no_grad():  # so that the adapter, and what is new, are not at their start
         generator = torch.Generator().manual_seed(5)
