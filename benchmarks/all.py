@@ -27,6 +27,7 @@ def main() -> None:
         "forgetting": ["--repeats", "1"],
         "watch": ["--steps", "50"],
         "step_time": ["--rounds", "3", "--steps", "4"],
+        "guidance_speed": ["--models", "small", "--turns", "3", "--tokens", "16"],
     }.items():
         print(f"== {module}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], check=True, env=environment)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from intruscope.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from intruscope import linalg
+    from intruscope import guidance, linalg
     from intruscope.attribution.where import forget_where
     from intruscope.compare import compare
     from intruscope.compare.records import CompareReport
@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     from intruscope.forgetting.settings import SkillSettings
     from intruscope.forgetting.tasks import load_task
     from intruscope.forgetting.where import WhereReport
+    from intruscope.guidance.records import GuideReport
+    from intruscope.guidance.run import guide
+    from intruscope.guidance.settings import GuideSettings
     from intruscope.inspect import inspect
     from intruscope.inspect.records import InspectReport
+    from intruscope.knowledge import knowledge
+    from intruscope.knowledge.records import KnowledgeReport
+    from intruscope.knowledge.settings import KnowledgeSettings
     from intruscope.merge import merge
     from intruscope.merge.plan import MergePlan
     from intruscope.merge.records import MergeReport
@@ -64,9 +70,13 @@ __all__ = [
     "ExtractPlan",
     "FleetForgettingReport",
     "ForgettingReport",
+    "GuideReport",
+    "GuideSettings",
     "InspectReport",
     "IntruderWatch",
     "IntruscopeError",
+    "KnowledgeReport",
+    "KnowledgeSettings",
     "MeasureOptions",
     "MergePlan",
     "MergeReport",
@@ -93,7 +103,10 @@ __all__ = [
     "forget",
     "forget_fleet",
     "forget_where",
+    "guidance",
+    "guide",
     "inspect",
+    "knowledge",
     "linalg",
     "load_task",
     "merge",
@@ -116,9 +129,13 @@ _HOMES = {
     "ExtractPlan": "intruscope.extract.plan",
     "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
+    "GuideReport": "intruscope.guidance.records",
+    "GuideSettings": "intruscope.guidance.settings",
     "InspectReport": "intruscope.inspect.records",
     "IntruderWatch": "intruscope.train.watch",
     "IntruscopeError": "intruscope.errors",
+    "KnowledgeReport": "intruscope.knowledge.records",
+    "KnowledgeSettings": "intruscope.knowledge.settings",
     "MeasureOptions": "intruscope.sweep.settings",
     "MergePlan": "intruscope.merge.plan",
     "MergeReport": "intruscope.merge.records",
@@ -145,7 +162,10 @@ _HOMES = {
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",
     "forget_where": "intruscope.attribution.where",
+    "guidance": "",
+    "guide": "intruscope.guidance.run",
     "inspect": "",
+    "knowledge": "",
     "linalg": "",
     "load_task": "intruscope.forgetting.tasks",
     "merge": "",

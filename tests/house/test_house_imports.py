@@ -13,8 +13,9 @@ PACKAGE = Path(intruscope.__file__).parent
 ORDER = [
     ("linalg", "engine"), ("weights",), ("records",), ("adapters",), ("writing",), ("spectra",), ("plots",),
     ("inspect", "merge", "verify"), ("repair",),
-    ("extract",), ("forgetting",), ("compare", "fitting"), ("sweep", "attribution"), ("diagnose",),
-    ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",), ("cli",),
+    ("extract",), ("forgetting",), ("compare", "fitting", "guidance", "knowledge"), ("sweep", "attribution"),
+    ("diagnose",), ("methods",), ("train",), ("sequence", "profiling"), ("studies",), ("report",), ("demo",),
+    ("cli",),
 ]  # fmt: skip
 LEVEL = {folder: level for level, group in enumerate(ORDER) for folder in group}
 FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
@@ -86,6 +87,7 @@ IN_WORKERS = {
     "extract": {"decompose.py"},
     "verify": {"matrix.py", "rounding.py", "others.py"},
     "compare": {"matrix.py", "preflight.py"},
+    "guidance": {"processor.py"},  # a class of transformers, imported where text is generated
     "merge": {"compute.py", "emr.py", "rules.py", "spaces.py", "trimming.py"},
 }
 

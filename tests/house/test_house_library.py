@@ -12,6 +12,7 @@ VERBS = (
     "chain",
     "extract",
     "forget",
+    "guide",
     "merge",
     "plan",
     "profile",

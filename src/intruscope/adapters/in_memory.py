@@ -45,10 +45,10 @@ def base_source(model: Any) -> ModelSource:
     inner = getattr(inner, "_orig_mod", inner)  # of torch.compile
     configs = getattr(model, "peft_config", None) or getattr(inner, "peft_config", None) or {}
     for config in configs.values():
-        _check_unmoved(config)
+        check_unmoved(config)
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, tuple[int, ...]]] = set()
-    wrappers = _wrappers(inner)
+    wrappers = wrapper_layers(inner)
     for stored, tensor in inner.state_dict().items():
         name = _plain_name(stored, wrappers)
         if name is None:
@@ -73,7 +73,7 @@ def _classes(inner: Any, wrappers: Mapping[str, Any]) -> dict[str, ModuleClass]:
     return found
 
 
-def _wrappers(inner: Any) -> dict[str, Any]:
+def wrapper_layers(inner: Any) -> dict[str, Any]:
     """Names of PEFT's layers and other wrappers, outermost first, with the modules.
 
     Raises:
@@ -109,7 +109,12 @@ def _plain_name(name: str, wrappers: Mapping[str, Any]) -> str | None:
     return ".".join(words)
 
 
-def _check_unmoved(config: Any) -> None:
+def check_unmoved(config: Any) -> None:
+    """Refuse a model whose adapter, of this config, changed its base.
+
+    Raises:
+        UsageError: it is one.
+    """
     why = why_moved(config)
     if why is not None:
         kind = getattr(config.peft_type, "value", config.peft_type)
@@ -136,7 +141,7 @@ def adapter_source(model: Any) -> AdapterSource:
             f"the PeftModel has {len(active)} active adapters ({names}); one adapter is scanned at a time",
             remedy="choose one with set_adapter",
         )
-    wrappers = _wrappers(model.get_base_model())
+    wrappers = wrapper_layers(model.get_base_model())
     if wrappers and all(getattr(module, "disable_adapters", False) for module in wrappers.values()):
         raise UsageError(
             "the adapter is disabled, so that the model computes what its base does",

@@ -9,9 +9,10 @@ Shape suffixes: O out, I in, K kept, F rows of a whole (fused) matrix.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from intruscope.adapters.twins import shared_twin
 from intruscope.errors import IntruscopeError, UnsupportedFormat, UsageError
 
 if TYPE_CHECKING:
@@ -181,6 +182,23 @@ class LivePair:
         if isinstance(self._choices, IntruscopeError):
             raise self._choices
         return self._choices
+
+    def base_language_model(self) -> LanguageModel:
+        """The base's language model as a module of its own, beside that of :meth:`language_model`.
+
+        It shares all tensors with this pair and is not affected by its state.
+
+        Raises:
+            IntruscopeError: neither model has a language-model head.
+        """
+        import torch
+
+        language = self.language_model()
+        before = {
+            id(parameter): torch.nn.Parameter(self._base[name], requires_grad=False)
+            for name, parameter in self._live.items()
+        }
+        return replace(language, model=shared_twin(language.model, before))
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from intruscope.adapters.live_models import (
     read_tensors,
 )
 from intruscope.adapters.live_tokenizers import choose_tokenizers
+from intruscope.adapters.twins import without_adapters
 from intruscope.errors import IntruscopeError, MalformedInput, ShapeMismatch, UsageError, printable
 from intruscope.weights.names import parse_name
 from intruscope.weights.source import ModelSource
@@ -214,12 +215,7 @@ def pristine_base(base: nn.Module, tuned: Any) -> nn.Module:
             raise UsageError(fact, remedy=remedy)
     twin: Any = copy.deepcopy(tuned)
     twin.unmerge_adapter()
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):  # unload would leave the trained copy in
-            parent, _, leaf = name.rpartition(".")
-            setattr(twin.get_submodule(parent), leaf, module.original_module)
-    plain: nn.Module = twin.unload()
-    return plain
+    return without_adapters(twin)
 
 
 def _whole_model(

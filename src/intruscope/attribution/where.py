@@ -71,7 +71,7 @@ def forget_where(base: ModelLike, tuned: ModelLike | None = None, **options: Any
         The report of ``forget``, with the attribution as its ``where``.
 
     Raises:
-        UsageError: there is no text.
+        UsageError: there is no text, or guidance is asked for.
         IntruscopeError: another of its family; see :mod:`intruscope.errors`.
 
     Cost: with 4 points on the path, about seven times the time of the losses alone.
@@ -79,6 +79,11 @@ def forget_where(base: ModelLike, tuned: ModelLike | None = None, **options: Any
     request = request_of(**options)
     if request.corpus is None:
         raise UsageError("--where needs a text to attribute forgetting on", remedy="add --text FILE")
+    if request.gamma is not None:
+        raise UsageError(
+            "--where attributes the forgetting of the tuned model, not that of guidance",
+            remedy="leave --gamma or --where out",
+        )
     pair = load_pair(base, tuned, **request.loading)
     report = measure_pair(pair, request)
     settings = ScanSettings(seed=request.seed)

@@ -39,7 +39,9 @@ def compare(
     ),
     field: str | None = FIELD,
     settings: CompareSettings,
-    measuring: Annotated[ForgetSettings, Settings(ForgetSettings, without=("seed", "max_task_tokens"))],
+    measuring: Annotated[
+        ForgetSettings, Settings(ForgetSettings, without=("seed", "gamma", "max_task_tokens"))
+    ],
     outputs: Annotated[Outputs, Writes("compare")],
     options: RunOptions,
     quiet: bool = QUIET,

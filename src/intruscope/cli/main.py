@@ -23,7 +23,10 @@ from intruscope.train.processes import leave, let_the_first_speak
 if TYPE_CHECKING:
     from types import FrameType
 
-_RESUMING = ("diagnose", "scan", "compare", "verify", "repair", "extract", "sweep", "tune", "chain", "study")
+_RESUMING = (
+    "diagnose", "scan", "compare", "verify", "repair", "extract", "sweep", "knowledge", "tune", "chain",
+    "study",
+)  # fmt: skip
 """The verbs that resume when they are run again."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,11 +44,13 @@ _VERBS = {
     },
     "Measure": {
         "forget": "Measure how much a fine-tune forgot.",
+        "knowledge": "Find out which facts a fine-tune learned and lost.",
         "profile": "Measure what a training step costs with each method.",
     },
     "Fix": {
         "repair": "Scale intruder dimensions down and write the result.",
         "sweep": "Find the strength at which a repair pays off.",
+        "guide": "Generate with base and tuned model together.",
         "extract": "Turn a full fine-tune into a LoRA adapter.",
         "merge": "Merge several fine-tunes of one base.",
     },

@@ -150,6 +150,16 @@ TABLE = {
         summary="report.forgetting:forgetting_summary",
         width=100,
     ),
+    "knowledge": Written(
+        files={
+            "json": _REPORT,
+            "html": _page("report.knowledge_page:write_knowledge_html"),
+            "csv": _csv("fact"),
+            "parquet": _parquet(),
+        },
+        summary="report.knowledge:knowledge_summary",
+        width=120,
+    ),
     "repair": Written(
         files={"json": _json("repair.manifest:plan_record", "plan")}, summary="report.repair:repair_table"
     ),
@@ -177,6 +187,14 @@ TABLE = {
         },
         summary="report.sweep_tables:sweep_summary",
         width=100,
+    ),
+    "guide": Written(
+        files={
+            "json": _REPORT,
+            "csv": _csv("completion"),
+        },
+        summary="report.guidance:guide_summary",
+        width=110,
     ),
     "chain": Written(
         files={"json": _json("sequence.records:chain_json")},

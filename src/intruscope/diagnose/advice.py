@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from intruscope.diagnose.records import Fix
 from intruscope.errors import printable
+from intruscope.fitting.table import FIXES
 from intruscope.forgetting.gates import LEVEL
 from intruscope.forgetting.intervals import Interval
-from intruscope.repair.interventions import INTERVENTIONS
 from intruscope.spectra.words import count
-from intruscope.sweep.choice import FEWEST_SEQUENCES, repair_command
+from intruscope.sweep.best import fix_command
+from intruscope.sweep.choice import FEWEST_SEQUENCES
 from intruscope.sweep.statistics import gain
-from intruscope.sweep.words import effect, interval_text, nats
+from intruscope.sweep.words import best_sentence, interval_text, nats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,41 +21,60 @@ if TYPE_CHECKING:
     from intruscope.diagnose.records import Verdict
     from intruscope.forgetting.records import ForgettingReport
     from intruscope.spectra.records import ScanReport
-    from intruscope.sweep.records import SweepReport
+    from intruscope.sweep.records import ChosenStrength, SweepReport
 
 
 def sorted_fixes(report: SweepReport, models: Sequence[str]) -> tuple[Fix, ...]:
-    """The choice of the sweep for each fix, by the forgetting that is left on the evaluation half.
+    """What the sweep chose for each fix, by the forgetting that is left on the half that chose it.
 
     Args:
         report: The sweep.
         models: The models as a command names them; empty where no command can.
 
     Returns:
-        Fixes without an acceptable strength are left out.
+        Fixes without an acceptable strength or weight are left out.
     """
     fixes = []
-    for choice in report.choices:
+    fitting = report.fitting
+    for choice in _usable(report):
         figures = choice.report
-        if figures is None or choice.strength is None:
-            continue
+        assert figures is not None
         cost = -gain(report.metric)(figures.task_change.estimate)
         fixes.append(
             Fix(
                 control=choice.control,
-                title=INTERVENTIONS[choice.control].title,
+                title=FIXES[choice.control].title,
                 strength=choice.strength,
+                weight=choice.weight,
                 forgetting_change=figures.forgetting_change,
                 forgetting_share=figures.forgetting_share,
                 task_change=figures.task_change,
                 is_certain=figures.forgetting_change.high < 0.0
                 and cost <= report.settings.max_task_cost
-                and report.halves[1].num_sequences >= FEWEST_SEQUENCES
+                and not _has_too_few(report)
                 and report.forgetting.low > 0.0,
-                command=repair_command(models, choice, report.settings),
+                command=fix_command(
+                    models,
+                    choice,
+                    report.settings,
+                    text="" if fitting is None else fitting.text.name,
+                    task="" if fitting is None else fitting.task.name,
+                    protocol=report.text.protocol,
+                ),
             )
         )
-    return tuple(sorted(fixes, key=lambda fix: fix.forgetting_change.estimate))
+    return tuple(fixes)
+
+
+def _usable(report: SweepReport) -> list[ChosenStrength]:
+    """Choices of a strength or weight, best first."""
+    usable = [choice for choice in report.choices if choice.report is not None]
+    return sorted(usable, key=lambda choice: choice.chosen_by or 0.0)
+
+
+def _has_too_few(report: SweepReport) -> bool:
+    """Whether the evaluation half has too few sequences for a verdict."""
+    return report.halves[1].num_sequences < FEWEST_SEQUENCES
 
 
 def answer(
@@ -124,16 +144,13 @@ def _weights(scan: ScanReport) -> str:
 def _what_now(sweep: SweepReport, fixes: Sequence[Fix]) -> str:
     if sweep.forgetting.low <= 0.0:
         return "There is nothing for a fix to win back."
-    best = next((fix for fix in fixes if fix.is_certain), None)
-    if best is None:
-        return (
-            "None of the fixes compared is worth it: none certainly lowers forgetting at an acceptable cost "
-            "to the task."
-        )
-    chosen = next(choice for choice in sweep.choices if choice.control == best.control)
-    assert chosen.report is not None
-    action = INTERVENTIONS[best.control].action
-    return (
-        f"The best of the {len(sweep.choices)} fixes compared: {action} to {best.strength:g} "
-        f"{effect(chosen.report, sweep.metric)}."
-    )
+    if sweep.fitting is not None:
+        said = sweep.fitting.best.sentence
+    else:
+        best = next(iter(_usable(sweep)), None)
+        too_few = _has_too_few(sweep)
+        limit = sweep.settings.max_task_cost
+        said = best_sentence(best, None, None, sweep.metric, limit, too_few=too_few)
+    if fixes and not fixes[0].is_certain and not _has_too_few(sweep):
+        said += " This half does not confirm that it is worth it."
+    return said

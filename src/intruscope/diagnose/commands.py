@@ -76,7 +76,7 @@ class Asked:
 
 
 def next_commands(
-    asked: Asked, fixes: Sequence[Fix], skipped: Sequence[SkippedPart]
+    asked: Asked, fixes: Sequence[Fix], skipped: Sequence[SkippedPart], *, forgot: bool
 ) -> tuple[NextCommand, ...]:
     """What to run next, the most useful first.
 
@@ -84,6 +84,7 @@ def next_commands(
         asked: What was given.
         fixes: The fixes, best first.
         skipped: What was not run.
+        forgot: Something was forgotten.
 
     Returns:
         Nothing for models in memory, which no command can name.
@@ -96,7 +97,7 @@ def next_commands(
         found.append(NextCommand(purpose=purpose, command=command))
 
     missing = {each.part for each in skipped if not each.was_asked}
-    best = next((fix for fix in fixes if fix.is_certain and fix.command is not None), None)
+    best = fixes[0] if fixes and fixes[0].is_certain else None
     if best is not None and best.command is not None:
         add("Write the model with the best fix", best.command)
         fixed = shlex.split(best.command)
@@ -110,12 +111,17 @@ def next_commands(
             "Measure forgetting on a general text (this one is downloaded)",
             asked.line("diagnose", *GENERAL_TEXT, *asked.task, *option_words(asked.skills)),
         )
+    if asked.text and forgot:
+        words = [*asked.text, *option_words(asked.measuring, without=("max_examples", "max_tokens"))]
+        add("See which modules forgot", asked.line("forget", *words, "--where", "--html", "where.html"))
     if asked.text and asked.task and "fixes" not in missing:
         controls = ["--controls", "all"]
         settings = option_words(asked.settings, without=("controls",))
         measuring = option_words(asked.measuring)
         words = [*asked.task, *asked.text, *controls, *settings, *measuring]
         add("Compare every fix, with its controls", asked.line("sweep", *words, "--html", "sweep.html"))
-    scan = option_words(asked.settings, without=("controls", "strengths", "max_task_cost", "num_resamples"))
+    scan = option_words(
+        asked.settings, without=("controls", "strengths", "weights", "max_task_cost", "num_resamples")
+    )
     add("Look at every matrix", asked.line("scan", *scan, "--html", "scan.html"))
     return tuple(found)

@@ -41,12 +41,13 @@ class SkippedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Fix:
-    """One fix at the strength that the sweep chose for it, with its figures on the evaluation half.
+    """One fix at the strength or weight that the sweep chose for it; figures of the evaluation half.
 
     Attributes:
         control: Name in ``--controls``.
         title: In words.
-        strength: What is kept.
+        strength: What is kept; None for a fix that is fitted to data.
+        weight: Weight of the loss on text in the fit; None for other fixes.
         forgetting_change: Against the tuned model, in nats per token; negative is less forgetting.
         forgetting_share: The same as a share of the tuned model's forgetting; None without forgetting.
         task_change: Against the tuned model; positive is better for accuracy, worse for loss.
@@ -56,12 +57,18 @@ class Fix:
 
     control: str
     title: str
-    strength: float
+    strength: float | None
+    weight: float | None
     forgetting_change: Interval
     forgetting_share: Interval | None
     task_change: Interval
     is_certain: bool
     command: str | None
+
+    @property
+    def setting(self) -> str:
+        """The strength, or the weight, in words."""
+        return f"weight {self.weight:g}" if self.weight is not None else f"{self.strength:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,7 @@ class DiagnoseReport(Report):
         scan: What changed in the weights.
         forgetting: What was forgotten; None where it was not measured.
         sweep: What fixes win back and cost; None where they were not compared.
-        fixes: The fixes by the forgetting that is left, best first.
+        fixes: The fixes by the forgetting that is left on the choosing half, best first.
         skipped: Parts that were not run, with the reason.
         commands: What to run next.
     """
@@ -136,7 +143,7 @@ class DiagnoseReport(Report):
                 yield "forgetting", f"{figure}, {model}", estimate, low, high, unit
         for fix in self.fixes:
             found = fix.forgetting_change
-            name = f"{fix.control} at {fix.strength:g}, change of forgetting"
+            name = f"{fix.control} at {fix.setting}, change of forgetting"
             yield "fixes", name, found.estimate, found.low, found.high, "nats/token"
 
     def notebook(self) -> Sequence[str]:

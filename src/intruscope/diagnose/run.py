@@ -179,7 +179,7 @@ def diagnose(
         sweep=swept,
         fixes=fixes,
         skipped=skipped,
-        commands=next_commands(asked, fixes, skipped),
+        commands=next_commands(asked, fixes, skipped, forgot=verdict == "forgot"),
     )
 
 

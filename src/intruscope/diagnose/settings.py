@@ -24,6 +24,7 @@ class DiagnoseSettings:
         help="Fixes to compare where a task and a text are given, as in sweep; 'all' takes longer.",
     )
     strengths: tuple[float, ...] = shared(SweepSettings, "strengths")
+    weights: tuple[float, ...] = shared(SweepSettings, "weights")
     max_task_cost: float = shared(SweepSettings, "max_task_cost")
     k: int = shared(ScanSettings, "k")
     epsilon: float = shared(ScanSettings, "epsilon")

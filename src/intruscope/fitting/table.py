@@ -66,11 +66,45 @@ FITS: dict[str, FittedFix] = {
 }
 """Every fitted fix by name, from few trained numbers to many."""
 
-FIXES: Mapping[str, Intervention | FittedFix] = ChainMap(FITS, INTERVENTIONS)  # type: ignore[arg-type]
-"""Everything that a sweep compares: interventions at several strengths, fits at several weights."""
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingFix:
+    """A fix of what the models predict, which changes no weight.
+
+    Attributes:
+        name: On the command line and in JSON.
+        title: In tables, pages and pictures.
+        action: In sentences.
+        explanation: What it does, in one or two sentences, for pages.
+        role: Always ``decoding``; see :attr:`intruscope.repair.interventions.Intervention.role`.
+    """
+
+    name: str
+    title: str
+    action: str
+    explanation: str
+    role: Literal["decoding"] = "decoding"
 
 
-def find_fix(name: str) -> Intervention | FittedFix:
+GUIDANCE = DecodingFix(
+    name="guidance",
+    title="guidance by base and tuned model",
+    action="guidance by base and tuned model",
+    explanation="No weight is changed: base and tuned model predict together, with log p = log p_base + "
+    "gamma (log p_tuned − log p_base). The strength is gamma. Every token costs a step of both models.",
+)
+
+Fix = Intervention | FittedFix | DecodingFix
+FIXES: Mapping[str, Fix] = ChainMap(
+    FITS,  # type: ignore[arg-type]
+    {GUIDANCE.name: GUIDANCE},
+    INTERVENTIONS,  # type: ignore[arg-type]
+)
+"""Everything that a sweep compares: interventions and guidance at several strengths, fits at several
+weights."""
+
+
+def find_fix(name: str) -> Fix:
     """Look a fix up in :data:`FIXES`.
 
     Raises:

@@ -31,6 +31,7 @@ def forget(
     *,
     text: str | Path | Sequence[str | Path] | None = None,
     field: str | None = None,
+    gamma: float | None = None,
     protocol: str | None = None,
     unit: Unit | None = None,
     context: int | None = None,
@@ -62,6 +63,8 @@ def forget(
         text: Files, patterns, or ``hf:org/name:split``; text like that of pretraining. It can be left out
             where there are skills.
         field: Column that holds the text, in tables.
+        gamma: Measure adapter guidance with this strength in place of the tuned model: log p = log p_base +
+            gamma (log p_tuned - log p_base), on the text and on the tasks.
         protocol: ``causal``; or for a masked model ``exact`` (default) or ``fast``. On a text so small that
             checking ``fast`` would cost more than it saves, ``exact`` is used instead.
         unit: What a sequence is: ``line`` (default for a masked model) or ``running`` (for a causal one).
@@ -89,6 +92,7 @@ def forget(
         text=text,
         field=field,
         skills=skills,
+        gamma=gamma,
         protocol=protocol,
         unit=unit,
         context=context,

@@ -129,12 +129,23 @@ def _ratio(top_N: NDArray[np.float64], units_N: ArrayLike, num_resamples: int, s
     return percentile_interval(sums[:, 0] / sums[:, 1], top_N.sum() / units.sum())
 
 
-def wilson(num_right: int, num: int, *, level: float = LEVEL) -> Interval:
-    """A share with Wilson's score interval (Wilson 1927)."""
-    from scipy.stats import binomtest
+def wilson(num_right: float, num: int, *, level: float = LEVEL) -> Interval:
+    """A share with Wilson's score interval (Wilson 1927).
 
-    found = binomtest(num_right, num).proportion_ci(level, method="wilson")
-    return Interval(estimate=num_right / num, low=float(found.low), high=float(found.high), level=level)
+    Args:
+        num_right: How many are right. May be a sum of shares between 0 and 1: their variance is never larger
+            than that of outcomes with the same mean, so the interval is then conservative.
+        num: Of how many.
+        level: Nominal level.
+    """
+    from scipy.special import ndtri
+
+    z2 = float(ndtri(0.5 + level / 2)) ** 2
+    centre = (num_right + z2 / 2) / (num + z2)
+    half = math.sqrt(z2 * (num_right * (num - num_right) / num + z2 / 4)) / (num + z2)
+    low = 0.0 if num_right == 0 else max(0.0, centre - half)
+    high = 1.0 if num_right == num else min(1.0, centre + half)
+    return Interval(estimate=num_right / num, low=low, high=high, level=level)
 
 
 def mcnemar(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from intruscope.adapters.live import LanguageModel
+    from intruscope.forgetting.guided import Guided
     from intruscope.forgetting.windows import Sequences, Window
 
 PROTOCOLS: dict[Protocol, str] = {
@@ -117,9 +119,10 @@ def measure(
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     name: str | None = None,
+    guided: Guided | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> SequenceLosses:
-    """The losses of a model in its present state.
+    """The losses of a model in its present state, or of that state and the base together.
 
     Args:
         language: The model.
@@ -128,6 +131,7 @@ def measure(
         seed: Random seed of the fast protocol's masks.
         batch_tokens: Maximum number of positions per batch, including padding; a batch has at least one row.
         name: The model's name, for errors.
+        guided: The pair that the model is of, for the losses of the mixture.
         on_progress: Called after each batch, in tokens.
 
     Returns:
@@ -140,7 +144,7 @@ def measure(
     rows = rows_of(sequences.windows, protocol, seed)
     nats = np.zeros(sequences.num_sequences)
     tokens = np.zeros(sequences.num_sequences, dtype=np.int64)
-    forward = Forward(language, masked=protocol != "causal")
+    forward = Forward(language, masked=protocol != "causal", guided=guided)
     done = 0
     for batch in _batches(rows, batch_tokens, forward.num_words):
         lost = forward.nats(batch)
@@ -217,8 +221,9 @@ class Forward:
     does more keeps all positions.
     """
 
-    def __init__(self, language: LanguageModel, *, masked: bool) -> None:
+    def __init__(self, language: LanguageModel, *, masked: bool, guided: Guided | None = None) -> None:
         self._model: Any = language.model
+        self._guided = guided
         self._masked = masked
         tokenizer = language.tokenizer
         self._mask_id: int = tokenizer.mask_token_id if masked else 0
@@ -259,8 +264,8 @@ class Forward:
                 few = [torch.from_numpy(array).to(self._model.device) for array in self._arrays(batch[-2:])]
                 self._cuts = self._may_cut(*few[:4])
             tensors = [torch.from_numpy(array).to(self._model.device) for array in arrays]
-            run = self._cut_run if self._cuts else self._whole_run
-            logits_MV = run(*tensors[:4])
+            run = partial(self._cut_run if self._cuts else self._whole_run, *tensors[:4])
+            logits_MV = run() if self._guided is None else self._guided.logits(run)
             return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), tensors[4]
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceExhausted(

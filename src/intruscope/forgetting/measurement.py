@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.engine.environment import environment
 from intruscope.errors import IntruscopeError, MalformedInput, UsageError, printable
 from intruscope.forgetting import intervals
+from intruscope.forgetting.guided import Guided, checked_gamma
 from intruscope.forgetting.harness import Harness, check_kind
 from intruscope.forgetting.losses import (
     PROTOCOLS,
@@ -50,11 +51,12 @@ class Request:
     """What is measured and how; the arguments of :func:`intruscope.forgetting.forget.forget`, read.
 
     Raises:
-        UsageError: neither a text nor a skill, or too few resamples.
+        UsageError: neither a text nor a skill, too few resamples, a gamma out of range, or one with skills.
     """
 
     corpus: Corpus | None
     skills: SkillSettings
+    gamma: float | None = None
     protocol: str | None = None
     unit: Unit | None = None
     context: int | None = None
@@ -84,12 +86,23 @@ class Request:
                 "needed",
                 remedy="raise --resamples, or leave it out",
             )
+        if self.gamma is not None:
+            checked_gamma(self.gamma)
+            if self.skills.skills:
+                raise UsageError(
+                    "guidance is measured on text and tasks, not on skills",
+                    remedy="leave --skills or --gamma out",
+                )
 
     @property
     def loading(self) -> dict[str, Any]:
         """How models are loaded."""
         names = ("device", "dtype", "tokenizer", "allow_pickle")
         return {name: getattr(self, name) for name in names}
+
+    def guided(self, pair: LivePair) -> Guided | None:
+        """The pair with its base beside it, where guidance is measured."""
+        return None if self.gamma is None else Guided(pair=pair, gamma=self.gamma)
 
     @property
     def bootstrap(self) -> dict[str, int]:
@@ -200,7 +213,7 @@ class Measurement:
             IntruscopeError: a loss or a score is not finite.
         """
         request, language = self._request, pair.language_model()
-        figures = {} if self._text is None else self._text_figures(self._text, language, names[1], stage)
+        figures = {} if self._text is None else self._text_figures(self._text, pair, names[1], stage)
         scored, findings = [], list(findings)
         for task in tasks:
             try:
@@ -222,6 +235,7 @@ class Measurement:
                 num_resamples=request.num_resamples,
                 device=str(language.model.device),
                 dtype=request.dtype,
+                gamma=request.gamma,
             ),
             **figures,
             tasks=tuple(scored),
@@ -274,12 +288,13 @@ class Measurement:
             sequences=sequences, protocol=protocol, before=before, checked=checked, exact_before=exact
         )
 
-    def _text_figures(self, text: _Text, language: LanguageModel, name: str, stage: str) -> dict[str, Any]:
+    def _text_figures(self, text: _Text, pair: LivePair, name: str, stage: str) -> dict[str, Any]:
         """The fields of the report that are about the text."""
         request, corpus = self._request, self._request.corpus
+        language, guided = pair.language_model(), request.guided(pair)
         assert corpus is not None
         before, bootstrap = text.before, request.bootstrap
-        after = self._losses(language, text.sequences, text.protocol, name, stage)
+        after = self._losses(language, text.sequences, text.protocol, name, stage, guided)
         fast_error = None
         if text.exact_before is not None:
             few = list(text.checked)
@@ -289,6 +304,7 @@ class Measurement:
                 "exact",
                 name,
                 f"checking the fast protocol, {stage}",
+                guided,
             )
             fast_error = intervals.paired_difference(
                 exact_after.nats - text.exact_before.nats,
@@ -314,7 +330,13 @@ class Measurement:
         }
 
     def _losses(
-        self, language: LanguageModel, sequences: Sequences, protocol: Protocol, name: str, stage: str
+        self,
+        language: LanguageModel,
+        sequences: Sequences,
+        protocol: Protocol,
+        name: str,
+        stage: str,
+        guided: Guided | None = None,
     ) -> SequenceLosses:
         return measure(
             language,
@@ -323,6 +345,7 @@ class Measurement:
             seed=self._request.seed,
             batch_tokens=self._request.batch_tokens,
             name=name,
+            guided=guided,
             on_progress=lambda event: self._request.on_progress(replace(event, stage=stage)),
         )
 
@@ -377,17 +400,18 @@ def _figures(losses: SequenceLosses, bootstrap: dict[str, int]) -> LossFigures:
 def _task_figures(pair: LivePair, task: Task, request: Request, stage: str) -> TaskFigures:
     """Score the pair in its present state, and its base beside it."""
 
-    def scored(state: str) -> TaskScore:
+    def scored(state: str, guided: Guided | None = None) -> TaskScore:
         return score(
             pair,
             task,
             unit=request.unit,
             batch_tokens=request.batch_tokens,
             max_tokens=request.max_task_tokens,
+            guided=guided,
             on_progress=lambda event: request.on_progress(replace(event, stage=f"{task.name}, {state}")),
         )
 
-    after = scored(stage)
+    after = scored(stage, request.guided(pair))
     before: TaskScore | None = None
     if not needs_head(pair, task):
         with pair.as_base():

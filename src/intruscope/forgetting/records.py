@@ -39,6 +39,7 @@ class ForgettingSettings:
         num_resamples: Number of bootstrap resamples.
         device: Where it was computed.
         dtype: Precision of weights and computation.
+        gamma: Strength of adapter guidance; None where the tuned model itself was measured.
     """
 
     protocol: str | None
@@ -50,6 +51,7 @@ class ForgettingSettings:
     num_resamples: int
     device: str
     dtype: str
+    gamma: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,7 @@ _COLUMNS = {
     "unit": "string",
 }
 """``figure`` is ``loss``, ``forgetting``, a task or a skill; ``model`` is ``base``, ``tuned`` or
-``tuned - base``."""
+``tuned - base``, with ``guided`` for ``tuned`` where guidance was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +233,21 @@ class ForgettingReport(Report):
     findings: tuple[Finding, ...] = ()
     gates: tuple[GateOutcome, ...] = ()
 
+    @property
+    def measured(self) -> str:
+        """What is compared with the base: the ``tuned`` model, or the ``guided`` one."""
+        return "tuned" if self.settings.gamma is None else "guided"
+
     def rows(self) -> Iterator[tuple[Cell, ...]]:
         """One row per figure, with its interval."""
-        nats = "nats/token"
+        nats, after = "nats/token", self.measured
         figures: list[tuple[str, str, Interval | None, str]] = [
             ("loss", model, None if loss is None else loss.nats_per_token, nats)
-            for model, loss in (("base", self.base_loss), ("tuned", self.tuned_loss))
+            for model, loss in (("base", self.base_loss), (after, self.tuned_loss))
         ]
         figures += [
-            ("forgetting", "tuned - base", self.forgetting, nats),
-            ("forgetting", "tuned - base", self.forgetting_per_byte, "nats/byte"),
+            ("forgetting", f"{after} - base", self.forgetting, nats),
+            ("forgetting", f"{after} - base", self.forgetting_per_byte, "nats/byte"),
         ]
         scored: list[tuple[str, str, TaskFigures | SkillFigures]] = [
             (task.name, task.metric, task) for task in self.tasks
@@ -249,8 +256,8 @@ class ForgettingReport(Report):
         for name, metric, found in scored:
             figures += [
                 (name, "base", found.base, metric),
-                (name, "tuned", found.tuned, metric),
-                (name, "tuned - base", found.difference, metric),
+                (name, after, found.tuned, metric),
+                (name, f"{after} - base", found.difference, metric),
             ]
         for figure, model, interval, unit in figures:
             if interval is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from intruscope.adapters.live import LanguageModel, LivePair, TaskModel
+    from intruscope.forgetting.guided import Guided
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,9 +59,10 @@ def score(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     max_tokens: int | None = None,
     max_sequences: int | None = None,
+    guided: Guided | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> TaskScore:
-    """Score a live pair in its present state.
+    """Score a live pair in its present state, or that state and the base together.
 
     Args:
         pair: The model. A classification is scored by its classifier, multiple choice by its head for that
@@ -71,6 +73,8 @@ def score(
         max_tokens: Truncate the inputs of a head to this many tokens (as in training, say); by default to the
             model's longest input.
         max_sequences: Maximum number of sequences of held-out text, sampled evenly.
+        guided: The same pair, for the mixture: of a head's logits, or of the language model's tokens. A head
+            that only the tuned model has runs on both bodies.
         on_progress: Called after each batch, in examples or tokens.
 
     Raises:
@@ -78,17 +82,24 @@ def score(
         MalformedInput: a NaN.
     """
     if isinstance(task, ClassificationTask):
-        return _classify(pair.task_model(), task, batch_tokens, max_tokens, on_progress)
+        return _classify(pair.task_model(), task, batch_tokens, max_tokens, guided, on_progress)
     if isinstance(task, ChoiceTask):
         model = pair.choice_model()
         if model is not None:
-            return _choose_by_head(model, task, batch_tokens, max_tokens, on_progress)
-        return choose(pair.language_model(), task, batch_tokens=batch_tokens, on_progress=on_progress)
+            return _choose_by_head(model, task, batch_tokens, max_tokens, guided, on_progress)
+        return choose(
+            pair.language_model(), task, batch_tokens=batch_tokens, guided=guided, on_progress=on_progress
+        )
     language = pair.language_model()
     sequences = cut(task.corpus, language, unit=unit, max_sequences=max_sequences)
     protocol = choose_protocol(language.kind, None)
     losses = measure(
-        language, sequences, protocol=protocol, batch_tokens=batch_tokens, on_progress=on_progress
+        language,
+        sequences,
+        protocol=protocol,
+        batch_tokens=batch_tokens,
+        guided=guided,
+        on_progress=on_progress,
     )
     return TaskScore(metric="nats/token", right_N=None, nats_N=losses.nats, units_N=losses.tokens)
 
@@ -98,13 +109,14 @@ def _classify(
     task: ClassificationTask,
     batch_tokens: int,
     max_tokens: int | None,
+    guided: Guided | None,
     on_progress: OnProgress,
 ) -> TaskScore:
     import torch
 
     targets = np.asarray(task.numbers(model.labels), dtype=np.int64)
     encoded, num_truncated = encoded_texts(model, task.texts, max_tokens)
-    logits = _head_outputs(model, encoded, task.name, batch_tokens, on_progress)
+    logits = _head_outputs(model, encoded, task.name, batch_tokens, guided, on_progress)
     nats = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="none")
     return TaskScore(
         metric="accuracy",
@@ -116,12 +128,18 @@ def _classify(
 
 
 def _choose_by_head(
-    model: TaskModel, task: ChoiceTask, batch_tokens: int, max_tokens: int | None, on_progress: OnProgress
+    model: TaskModel,
+    task: ChoiceTask,
+    batch_tokens: int,
+    max_tokens: int | None,
+    guided: Guided | None,
+    on_progress: OnProgress,
 ) -> TaskScore:
     """The head scores each ending with its prompt; the highest is the answer."""
     texts = [pair for choice in task.choices for pair in zip(choice.prompts, choice.endings, strict=True)]
     encoded, num_truncated = encoded_texts(model, texts, max_tokens)
-    scores = _head_outputs(model, encoded, task.name, batch_tokens, on_progress)[:, 0].double().numpy()
+    outputs = _head_outputs(model, encoded, task.name, batch_tokens, guided, on_progress)
+    scores = outputs[:, 0].double().numpy()
     return _chosen(task, scores, num_truncated)
 
 
@@ -202,6 +220,7 @@ def _head_outputs(
     encoded: list[dict[str, list[int]]],
     name: str,
     batch_tokens: int,
+    guided: Guided | None,
     on_progress: OnProgress,
 ) -> torch.Tensor:
     """The head's logits for each input, in order: (N, classes), or (N, 1) for multiple choice; float32."""
@@ -219,7 +238,7 @@ def _head_outputs(
             batch = {key: value.unsqueeze(1) for key, value in batch.items()}
         try:
             with torch.inference_mode():
-                logits = head(**batch).logits.float().cpu()
+                logits = _logits(head, batch, guided).float().cpu()
         except (torch.OutOfMemoryError, MemoryError) as error:
             fact = f"not enough memory for {len(chosen)} examples of {longest} tokens"
             remedy = "lower --batch-tokens, or choose another --device"
@@ -235,6 +254,14 @@ def _head_outputs(
         done += len(chosen)
         on_progress(Progress(stage="scoring", done=done, total=len(order), unit="examples"))
     return torch.stack(found)
+
+
+def _logits(head: Any, batch: dict[str, torch.Tensor], guided: Guided | None) -> torch.Tensor:
+    def run() -> torch.Tensor:
+        logits: torch.Tensor = head(**batch).logits
+        return logits
+
+    return run() if guided is None else guided.logits(run)
 
 
 def padded_batch(
@@ -263,6 +290,7 @@ def choose(
     task: ChoiceTask,
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    guided: Guided | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> TaskScore:
     """Score multiple choice by the likelihood of whole endings.
@@ -271,6 +299,7 @@ def choose(
         language: The model.
         task: The examples.
         batch_tokens: Maximum number of positions per batch, including padding.
+        guided: The pair that the model is of, for the mixture of its present state and the base.
         on_progress: Called after each batch, in tokens.
 
     Raises:
@@ -294,7 +323,12 @@ def choose(
     )
     protocol = choose_protocol(language.kind, None)
     losses = measure(
-        language, sequences, protocol=protocol, batch_tokens=batch_tokens, on_progress=on_progress
+        language,
+        sequences,
+        protocol=protocol,
+        batch_tokens=batch_tokens,
+        guided=guided,
+        on_progress=on_progress,
     )
     return _chosen(task, -losses.nats, num_truncated)
 

@@ -20,6 +20,12 @@ NUM_RESAMPLES = 4000
 class ForgetSettings:
     """How losses and scores are measured; the keyword arguments of ``forget``."""
 
+    gamma: float | None = option(
+        None,
+        help="Measure adapter guidance in place of the tuned model: base and tuned model predict together, "
+        "with log p = log p_base + gamma (log p_tuned - log p_base). 0 is the base, 1 the tuned model.",
+        minimum=0,
+    )
     protocol: Protocol | None = option(
         None,
         help="How losses are computed. Causal models: causal. Masked models: exact (each token in turn; "

@@ -81,7 +81,7 @@ def _fix_table(fixes: tuple[Fix, ...], metric: Metric) -> Table:
     """The fixes, best first, on the half of the data that did not choose their strengths."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("fix")
-    table.add_column("strength", justify="right")
+    table.add_column("strength or weight", justify="right")
     for name in ("forgetting", f"task, {metric}"):
         table.add_column(name, justify="right")
     for fix in fixes:
@@ -89,7 +89,5 @@ def _fix_table(fixes: tuple[Fix, ...], metric: Metric) -> Table:
         task = interval_text(
             fix.task_change, 1 if metric == "accuracy" else 3, scale=scale, unit=unit, is_signed=True
         )
-        table.add_row(
-            fix.title, f"{fix.strength:g}", interval_text(fix.forgetting_change, 3, is_signed=True), task
-        )
+        table.add_row(fix.title, fix.setting, interval_text(fix.forgetting_change, 3, is_signed=True), task)
     return table

@@ -61,7 +61,7 @@ def diagnose_data(report: DiagnoseReport) -> dict[str, Any]:
         "fixes": [
             {
                 "title": fix.title,
-                "strength": fix.strength,
+                "setting": fix.setting,
                 "change": _three(fix.forgetting_change),
                 "share": None if fix.forgetting_share is None else _three(fix.forgetting_share),
                 "task": _three(fix.task_change),

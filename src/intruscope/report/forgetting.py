@@ -35,10 +35,13 @@ def forgetting_sentence(report: ForgettingReport) -> str:
         f"{what} on this text went from {before.nats_per_token.estimate:.3f} to "
         f"{after.nats_per_token.estimate:.3f} nats per token, {_signed(found)}"
     )
+    gamma = report.settings.gamma
+    who = "The fine-tune" if gamma is None else f"With guidance at gamma {gamma:g}, the model"
     if found.low > 0:
-        return f"The fine-tune forgot: the {moved}."
+        return f"{who} forgot: the {moved}."
     if found.high < 0:
-        return f"The fine-tune forgot nothing here: the {moved}, so the tuned model is better on this text."
+        better = f"the {report.measured} model is better"
+        return f"{who} forgot nothing here: the {moved}, so {better} on this text."
     return f"This text shows no measurable forgetting: the {moved}."
 
 
@@ -75,9 +78,9 @@ def forgetting_summary(report: ForgettingReport | FleetForgettingReport) -> list
     sentences = [text for text in (forgetting_sentence(report), skills_sentence(report)) if text]
     parts: list[RenderableType] = [Text(text, style="bold") for text in sentences]
     if report.base_loss is not None and report.tuned_loss is not None:
-        parts.append(_loss_table(report.kind, report.base_loss, report.tuned_loss))
+        parts.append(_loss_table(report, report.base_loss, report.tuned_loss))
     if report.tasks:
-        parts.append(_task_table(report.tasks))
+        parts.append(_task_table(report.tasks, report.measured))
     if report.skills is not None:
         parts.append(_skill_table([("", report.skills.figures)]))
     parts += _finding_lines(report)
@@ -120,7 +123,7 @@ def _fleet_summary(report: FleetForgettingReport) -> list[RenderableType]:
         parts.append(table)
     for label, member in members:
         if member.tasks:
-            parts += [Text(f"Tasks of {printable(label)}"), _task_table(member.tasks)]
+            parts += [Text(f"Tasks of {printable(label)}"), _task_table(member.tasks, member.measured)]
     skills = [(label, member.skills.figures) for label, member in members if member.skills is not None]
     if skills:
         parts.append(_skill_table(skills))
@@ -137,12 +140,13 @@ def _finding_lines(report: ForgettingReport) -> list[RenderableType]:
     ]
 
 
-def _loss_table(kind: str, base: LossFigures, tuned: LossFigures) -> Table:
+def _loss_table(report: ForgettingReport, base: LossFigures, tuned: LossFigures) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
-    for name in ("nats/token", "nats/byte", "pseudo-perplexity" if kind == "masked" else "perplexity"):
+    perplexity = "pseudo-perplexity" if report.kind == "masked" else "perplexity"
+    for name in ("nats/token", "nats/byte", perplexity):
         table.add_column(name, justify="right")
-    for name, loss in (("base", base), ("tuned", tuned)):
+    for name, loss in (("base", base), (report.measured, tuned)):
         interval = loss.nats_per_token
         table.add_row(
             name,
@@ -181,10 +185,10 @@ def _change(interval: Interval) -> str:
     return f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
-def _task_table(tasks: tuple[TaskFigures, ...]) -> Table:
+def _task_table(tasks: tuple[TaskFigures, ...], after: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("task")
-    for name in ("base", "tuned", "change"):
+    for name in ("base", after, "change"):
         table.add_column(name, justify="right")
     for task in tasks:
         change = "" if task.difference is None else _change(task.difference)

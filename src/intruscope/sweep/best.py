@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from intruscope.fitting.table import FITS, FIXES
+from intruscope.fitting.table import FITS, FIXES, GUIDANCE
+from intruscope.forgetting.losses import PROTOCOLS
 from intruscope.sweep.choice import FEWEST_SEQUENCES, model_stem, repair_command
 from intruscope.sweep.records import BestFix
 from intruscope.sweep.words import best_sentence
@@ -60,7 +61,7 @@ def best_fix(
             sentence=best_sentence(None, None, None, measured.metric, settings.max_task_cost),
         )
     best = min(usable, key=_rank)
-    edits = [choice for choice in usable if choice.control != REPLAY]
+    edits = [choice for choice in usable if choice.control not in (REPLAY, GUIDANCE.name)]
     edit = min(edits, key=_rank) if edits else None
     replay = next((choice for choice in usable if choice.control == REPLAY), None)
     gain = _gain(measured, edit, replay, evaluation)
@@ -79,7 +80,14 @@ def best_fix(
             best, seconds, _comparison(edit, replay, gain), measured.metric, settings.max_task_cost,
             too_few=too_few,
         ),
-        command=_command(models, best, settings, fitted),
+        command=fix_command(
+            models,
+            best,
+            settings,
+            text=fitted.text.name,
+            task=fitted.task.name,
+            protocol=measured.protocol,
+        ),
     )  # fmt: skip
 
 
@@ -107,9 +115,31 @@ def _comparison(
     return verdict, FIXES[edit.control].title
 
 
-def _command(
-    models: Sequence[str], best: ChosenStrength, settings: SweepSettings, fitted: Fitted
+def fix_command(
+    models: Sequence[str],
+    best: ChosenStrength,
+    settings: SweepSettings,
+    *,
+    text: str,
+    task: str,
+    protocol: str,
 ) -> str | None:
+    """The shell command that applies a choice: an intervention, a fit or guidance.
+
+    Args:
+        models: As the user named them: base and tuned model, or an adapter alone.
+        best: The fix, and its strength or weight.
+        settings: Settings of the sweep.
+        text: Names of the text that a fit was fitted on, separated by commas.
+        task: Name of the task that a fit was fitted on.
+        protocol: How losses on the text were computed: only causal models can be guided in generation.
+
+    Returns:
+        None where there is nothing to name or to apply.
+    """
+    if best.control == GUIDANCE.name:
+        words = ["intruscope", "guide", *models, "--gamma", f"{best.strength:g}", "--prompt", "TEXT"]
+        return shlex.join(words) if models and protocol == PROTOCOLS["causal"] else None
     if best.control not in FITS:
         return repair_command(models, best, settings)
     if not models or best.weight is None:
@@ -117,7 +147,7 @@ def _command(
     stem = model_stem(models)
     words = ["intruscope", "repair", *models, "-o", f"{stem}-{best.control}"]
     words += [{"fitted": "--fit", "fitted_matrix": "--fit-matrix", REPLAY: "--replay"}[best.control]]
-    words += ["--weight", f"{best.weight:g}", "--task", fitted.task.name]
-    for name in fitted.text.name.split(", "):
+    words += ["--weight", f"{best.weight:g}", "--task", task]
+    for name in text.split(", "):
         words += ["--text", name]
     return shlex.join(words)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from intruscope.fitting.table import FIXES
+from intruscope.fitting.table import FIXES, GUIDANCE
 from intruscope.sweep.figures import Measured, cell_report, forgetting_of
 from intruscope.sweep.records import ChosenStrength, Recommendation, SweepCell, SweepCellReport, SweepSettings
 from intruscope.sweep.statistics import gain
@@ -84,7 +84,9 @@ def _choice(
     best: tuple[float, float] | None = None
     taken: SweepCell | None = None
     for cell in cells:
-        if (cell.strength is not None and cell.strength >= 1.0) or not cell.change_norm:
+        if cell.strength is not None and cell.strength >= 1.0:
+            continue
+        if not cell.change_norm and control != GUIDANCE.name:
             continue
         found = cell_report(measured, cell, beside, choosing)
         change = found.forgetting_change.estimate

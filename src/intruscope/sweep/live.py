@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from intruscope.forgetting.guided import Guided, checked_gamma
 from intruscope.forgetting.losses import PROTOCOLS, measure
 from intruscope.forgetting.scores import score
 from intruscope.forgetting.settings import DEFAULT_BATCH_TOKENS
@@ -96,23 +97,34 @@ class LiveBench:
         with self._pair.interpolated(fraction):
             return self._measurement()
 
-    def _losses(self) -> SequenceLosses:
+    def guided(self, gamma: float) -> Measurement:
+        """Adapter guidance: log p = log p_base + gamma (log p_tuned - log p_base).
+
+        Raises:
+            IntruscopeError: a gamma out of range, or a loss that is not finite.
+        """
+        with self._pair.as_tuned():
+            return self._measurement(Guided(pair=self._pair, gamma=checked_gamma(gamma)))
+
+    def _losses(self, guided: Guided | None = None) -> SequenceLosses:
         return measure(
             self._pair.language_model(),
             self._sequences,
             protocol=self._protocol,
             seed=self._seed,
             batch_tokens=self._batch_tokens,
+            guided=guided,
         )
 
-    def _measurement(self) -> Measurement:
-        losses = self._losses()
+    def _measurement(self, guided: Guided | None = None) -> Measurement:
+        losses = self._losses(guided)
         scored = score(
             self._pair,
             self._task,
             batch_tokens=self._batch_tokens,
             max_tokens=self._max_tokens,
             max_sequences=self._max_sequences,
+            guided=guided,
         )
         scores = scored.nats_N if scored.right_N is None else scored.right_N
         return Measurement(

@@ -123,7 +123,7 @@ def sweep(
     pair.language_model()
     check_task(pair, task)
     needs_updates = "fitted" in fits or any(
-        INTERVENTIONS[control].needs_update_vectors for control in settings.controls if control not in FITS
+        INTERVENTIONS[name].needs_update_vectors for name in settings.controls if name in INTERVENTIONS
     )
     found = survey_pair(
         opened,

@@ -48,8 +48,8 @@ class SweepSettings:
         STRENGTHS,
         help="Strengths to try, separated by commas: the fraction of an intruder's singular value that is "
         "kept. 0 removes it, 1 keeps it.",
-        about="Strengths to try: the fraction of an intruder's singular value that is kept. 1 is the tuned "
-        "model itself and needs no cell.",
+        about="Strengths to try: the fraction of an intruder's singular value that is kept, or the gamma of "
+        "guidance. 1 is the tuned model itself and needs no cell.",
         minimum=0,
         comma=True,
         metavar="X,X,...",
@@ -58,7 +58,8 @@ class SweepSettings:
         tuple(INTERVENTIONS),
         help="Fixes to compare, separated by commas, or 'all'. 'intruders' is the repair itself; "
         "docs/controls.md describes the other interventions, docs/fixes.md those that are fitted to data "
-        "(fitted, fitted_matrix, replay), which the default leaves out.",
+        "(fitted, fitted_matrix, replay), and docs/guidance.md 'guidance', whose strength is gamma. The "
+        "default leaves out these four.",
         about="Names in :data:`intruscope.fitting.table.FIXES`, the repair itself among them.",
         comma=True,
         choices=tuple(FIXES),
@@ -120,7 +121,7 @@ class SweepCell:
     Attributes:
         control: Name of the fix.
         which: The intruders it depends on; None where it does not depend on them.
-        strength: Fraction that is kept; None for a fitted fix.
+        strength: Fraction that is kept, or the gamma of guidance; None for a fitted fix.
         num_matrices: Number of matrices that change.
         change_norm: ‖W' − W_tuned‖_F over all of them.
         weight: Of the loss on text, in the fit; None for an intervention.
@@ -307,7 +308,7 @@ class BestFix:
         weight: Of a fitted fix.
         seconds: How long the fit took; None for an intervention.
         report: Its figures.
-        best_edit: The best fix that changes the weights as they are (everything but replay).
+        best_edit: The best fix that edits the weights as they are (everything but replay and guidance).
         replay_gain: Forgetting of that edit minus that of replay, in nats per token; positive where replay
             forgets less. None without both.
         sentence: All of this in words.

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from intruscope.errors import UsageError, printable
-from intruscope.fitting.table import FITS, find_fix
+from intruscope.fitting.table import FITS, GUIDANCE, find_fix
 from intruscope.progress import OnProgress, Progress, ignore_progress
 from intruscope.repair.interventions import INTERVENTIONS, change_norm, checked_strength, intervene
 from intruscope.sweep.figures import Measured
@@ -51,6 +51,9 @@ class Bench(Protocol):
 
     def interpolated(self, fraction: float) -> Measurement:
         """The model with everything that the fine-tune changed moved towards the base."""
+
+    def guided(self, gamma: float) -> Measurement:
+        """Base and tuned model predicting together."""
 
 
 class Fitter(Protocol):
@@ -232,6 +235,8 @@ def _cell(
     if cell.strength is None:
         assert cell.weight is not None
         return bench.edited(fits[cell.control, cell.weight].edits)
+    if cell.control == GUIDANCE.name:
+        return bench.guided(cell.strength)
     if INTERVENTIONS[cell.control].moves_everything:
         return bench.interpolated(cell.strength)
     return bench.edited(_edits(survey, settings, cell.control, cell.which, cell.strength))
@@ -240,7 +245,7 @@ def _cell(
 def _planned(
     survey: Survey, settings: SweepSettings, fits: Mapping[tuple[str, float], Fit]
 ) -> Iterator[tuple[SweepCell, str]]:
-    """Every cell with a digest of what it does to the weights; the edits of interventions are not kept."""
+    """Every cell with a digest of what it does; the edits of interventions are not kept."""
     for control in settings.controls:
         if control in FITS:
             for weight in map(float, settings.weights):
@@ -254,6 +259,11 @@ def _planned(
                     weight=weight,
                 )
                 yield cell, _digest(edits)
+            continue
+        if control == GUIDANCE.name:
+            for gamma in map(float, settings.strengths):
+                cell = SweepCell(control=control, which=None, strength=gamma, num_matrices=0, change_norm=0.0)
+                yield cell, cell.key
             continue
         for which in settings.which if INTERVENTIONS[control].uses_selection else (None,):
             for strength in settings.strengths:

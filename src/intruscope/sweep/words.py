@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.fitting.table import FIXES
+from intruscope.fitting.table import FIXES, GUIDANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +116,8 @@ def best_sentence(
         )
     setting = f"weight {best.weight:g}" if best.strength is None else f"strength {best.strength:g}"
     takes = "needs no fit" if seconds is None else f"takes {duration(seconds)} to fit"
+    if best.control == GUIDANCE.name:
+        setting, takes = f"gamma {best.strength:g}", "needs both models for every token"
     said = (
         f"The best fix at a cost of at most {limit} is {FIXES[best.control].action} ({setting}): on the "
         f"evaluation half of the data it {effect(best.report, metric)}, and {takes}."

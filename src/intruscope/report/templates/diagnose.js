@@ -71,9 +71,9 @@ function fixes(section) {
     element("div", { class: "card" },
       legend(shown.map(index => [look(index).colour, MARKS[MARK_PATHS.indexOf(look(index).path)], DATA.series[index].name])),
       responsive(element("div", {}), width => tradeChart(shown, forgettingAxis, null, () => {}, width)).node),
-    DATA.fixes.length ? element("div", { class: "scroll" }, table(["Fix", "Strength", "Forgetting, nats/token", isAccuracy ? "Accuracy, points" : "Task loss, nats/token", "Certain"], DATA.fixes.map(fix => ({
+    DATA.fixes.length ? element("div", { class: "scroll" }, table(["Fix", "Strength or weight", "Forgetting, nats/token", isAccuracy ? "Accuracy, points" : "Task loss, nats/token", "Certain"], DATA.fixes.map(fix => ({
       class: fix.isCertain ? "best" : null,
-      cells: [fix.title, String(fix.strength), withInterval(fix.change, { digits: 3, unit: "" }), withInterval(isAccuracy ? times(100, fix.task) : fix.task, { digits: isAccuracy ? 1 : 3, unit }), fix.isCertain ? "yes" : "no"],
+      cells: [fix.title, fix.setting, withInterval(fix.change, { digits: 3, unit: "" }), withInterval(isAccuracy ? times(100, fix.task) : fix.task, { digits: isAccuracy ? 1 : 3, unit }), fix.isCertain ? "yes" : "no"],
     })))) : element("p", {}, "No fix lowers forgetting at an acceptable cost to the task."));
 }
 
