@@ -49,7 +49,7 @@ def logits(model, text):
 class TestOplora:
     def test_leading_triplets_of_the_base_stay_exactly(self, make, setting, tmp_path):
         plain = attached("lora", make, setting, rank=4, alpha=8)
-        done = attached("oplora", make, setting, rank=4, alpha=8, preserved=3)
+        done = attached("oplora", make, setting, rank=4, alpha=8, num_preserved=3)
         for each in (done, plain):
             train(each.model)
         for name in done.names:
@@ -76,7 +76,7 @@ class TestOplora:
 
 
 def test_oplora_refuses_to_leave_everything_alone():
-    with pytest.raises(UsageError, match="preserved = 16 leaves nothing to train in a matrix of 16 x 16"):
+    with pytest.raises(UsageError, match="num_preserved = 16 leaves nothing to train in a matrix of 16 x 16"):
         attached("oplora", llama, LINEAR)
 
 

@@ -25,7 +25,7 @@ from intruscope.forgetting.tasks import load_task
 from intruscope.forgetting.texts import read_texts
 from intruscope.forgetting.windows import Sequences, Window
 from intruscope.methods.registry import find, registered
-from intruscope.train.encoding import encode
+from intruscope.train.encoding import encode, kept_batches
 from intruscope.train.loading import load_for
 from intruscope.train.plan import plan_of, training_arguments
 from intruscope.train.replay import ReplayOrder, check_apart, make_replay
@@ -124,12 +124,15 @@ def prepared(kind, method, target, parts, folder):
     source, found = open_model(str(base)), find(method)
     loaded = load_for(source, data, seed=0)
     training = encode(loaded, data, 16, at_most=BATCH)
-    names = [parameter.name for parameter in found.parameters]
-    options = found.options({"dropout": 0.0} if "dropout" in names else {})
+    small = {"dropout": 0.0, "num_preserved": 2}
+    options = found.options({p.name: small[p.name] for p in found.parameters if p.name in small})
     plan = plan_of(source, chosen, found, options, data, None, (), 1)
     arguments = training_arguments(plan, folder / "run", len(training.examples))
     arguments.max_grad_norm, arguments.save_strategy = 0.0, "no"
-    attached = attach(loaded, found, options, training, arguments)
+    kept = (
+        kept_batches(loaded, data, 16) if found.needs_kept else None
+    )  # the replayed text itself would hardly move
+    attached = attach(loaded, found, options, training, arguments, kept=kept)
     with torch.no_grad():  # so that the adapter, and what is new, are not at their start
         generator = torch.Generator().manual_seed(5)
         for _, parameter in attached.trainable():
