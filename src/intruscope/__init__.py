@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
+    from intruscope.fitting.repair import fitted_repair
+    from intruscope.fitting.settings import FitSettings
     from intruscope.forgetting.forget import forget, forget_fleet
     from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
     from intruscope.forgetting.settings import SkillSettings
@@ -60,6 +62,7 @@ __all__ = [
     "DiagnoseReport",
     "DiagnoseSettings",
     "ExtractPlan",
+    "FitSettings",
     "FleetForgettingReport",
     "ForgettingReport",
     "InspectReport",
@@ -87,6 +90,7 @@ __all__ = [
     "compare",
     "diagnose",
     "extract",
+    "fitted_repair",
     "forget",
     "forget_fleet",
     "inspect",
@@ -110,6 +114,7 @@ _HOMES = {
     "DiagnoseReport": "intruscope.diagnose.records",
     "DiagnoseSettings": "intruscope.diagnose.settings",
     "ExtractPlan": "intruscope.extract.plan",
+    "FitSettings": "intruscope.fitting.settings",
     "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
     "InspectReport": "intruscope.inspect.records",
@@ -137,6 +142,7 @@ _HOMES = {
     "compare": "",
     "diagnose": "",
     "extract": "",
+    "fitted_repair": "intruscope.fitting.repair",
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",
     "inspect": "",
