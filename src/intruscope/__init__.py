@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from intruscope.errors import IntruscopeError
     from intruscope.extract import extract
     from intruscope.extract.plan import ExtractPlan
+    from intruscope.fitting.repair import fitted_repair
+    from intruscope.fitting.settings import FitSettings
     from intruscope.forgetting.forget import forget, forget_fleet
     from intruscope.forgetting.records import FleetForgettingReport, ForgettingReport
     from intruscope.forgetting.settings import SkillSettings
@@ -68,6 +70,7 @@ __all__ = [
     "DiagnoseReport",
     "DiagnoseSettings",
     "ExtractPlan",
+    "FitSettings",
     "FleetForgettingReport",
     "ForgettingReport",
     "GuideReport",
@@ -100,6 +103,7 @@ __all__ = [
     "compare",
     "diagnose",
     "extract",
+    "fitted_repair",
     "forget",
     "forget_fleet",
     "forget_where",
@@ -127,6 +131,7 @@ _HOMES = {
     "DiagnoseReport": "intruscope.diagnose.records",
     "DiagnoseSettings": "intruscope.diagnose.settings",
     "ExtractPlan": "intruscope.extract.plan",
+    "FitSettings": "intruscope.fitting.settings",
     "FleetForgettingReport": "intruscope.forgetting.records",
     "ForgettingReport": "intruscope.forgetting.records",
     "GuideReport": "intruscope.guidance.records",
@@ -159,6 +164,7 @@ _HOMES = {
     "compare": "",
     "diagnose": "",
     "extract": "",
+    "fitted_repair": "intruscope.fitting.repair",
     "forget": "intruscope.forgetting.forget",
     "forget_fleet": "intruscope.forgetting.forget",
     "forget_where": "intruscope.attribution.where",
