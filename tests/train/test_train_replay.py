@@ -129,9 +129,8 @@ def prepared(kind, method, target, parts, folder):
     plan = plan_of(source, chosen, found, options, data, None, (), 1)
     arguments = training_arguments(plan, folder / "run", len(training.examples))
     arguments.max_grad_norm, arguments.save_strategy = 0.0, "no"
-    kept = (
-        kept_batches(loaded, data, 16) if found.needs_kept else None
-    )  # the replayed text itself would hardly move
+    # Not the replayed text, on which such a method hardly moves.
+    kept = kept_batches(loaded, data, 16) if found.needs_kept else None
     attached = attach(loaded, found, options, training, arguments, kept=kept)
     with torch.no_grad():  # so that the adapter, and what is new, are not at their start
         generator = torch.Generator().manual_seed(5)
@@ -192,7 +191,7 @@ def test_the_gradient_of_a_step_is_that_of_the_sum_by_hand(kind, method, target,
         with torch.no_grad():
             then, _ = log_probabilities(before, rows, mask_id)
         general = (then.exp() * (then - now)).sum(1).mean()
-        assert float(general.detach()) > 1e-3
+        assert float(general.detach()) > 1e-4
     (task.double() + WEIGHT * general).backward()
     task, general = float(task.detach()), float(general.detach())
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
