@@ -81,9 +81,10 @@ def _fix_table(fixes: tuple[Fix, ...], metric: Metric) -> Table:
     """The fixes, best first, on the half of the data that did not choose their strengths."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("fix")
-    table.add_column("strength or weight", justify="right")
+    has_fits = any(fix.weight is not None for fix in fixes)
+    table.add_column("strength or weight" if has_fits else "strength", justify="right")
     for name in ("forgetting", f"task, {metric}"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for fix in fixes:
         scale, unit = (100.0, " points") if metric == "accuracy" else (1.0, "")
         task = interval_text(
