@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def test_every_option_of_the_page_exists():
     known = {
         option
-        for name in ("guide", "forget", "sweep")
+        for name in ("guide", "forget", "sweep", "repair")
         for parameter in app.commands[name].params
         for option in parameter.opts
     }
