@@ -40,18 +40,18 @@ def cost(control, strength):
     return 0.1 * (1.0 - strength) ** 2
 
 
-def report_with(fits):
+def report_with(fits, *, price=1.0):
     """A simulated sweep with fits: (fix, weight) to the share of the forgetting it removes, and its cost."""
-    measured = world(removed, cost, metric="loss")
+    measured = world(removed, lambda *cell: price * cost(*cell), metric="loss")
     cells, by_key, made = list(measured.cells), dict(measured.by_key), {}
     draw = np.random.default_rng(5)
     harm = np.array(measured.tuned.text_nats) - np.array(measured.base_text.text_nats)
-    for (fix, weight), (share, price) in fits.items():
+    for (fix, weight), (share, worse) in fits.items():
         cell = SweepCell(
             control=fix, which=None, strength=None, num_matrices=3, change_norm=weight, weight=weight
         )
         noise = 0.02 * 50.0 * draw.standard_normal(len(harm))
-        task = tuple(np.array(measured.tuned.task_nats) + price * 50.0)
+        task = tuple(np.array(measured.tuned.task_nats) + worse * 50.0)
         cells.append(cell)
         by_key[cell.key] = replace(
             measured.tuned,
@@ -93,6 +93,12 @@ CASES = {
         "forgets more than the best edit: one fitted factor per direction.",
         "intruscope repair base tuned -o tuned-fitted --fit --weight 0.3 --task fit.txt --text fit.txt",
     ),
+    "alone": (
+        {("replay", 1.0): (0.6, -0.01)},
+        ("replay", 1.0, None),
+        "No edit lowers forgetting at that cost.",
+        "intruscope repair base tuned -o tuned-replay --replay --weight 1 --task fit.txt --text fit.txt",
+    ),
     "neither": (
         {("fitted", 0.3): (0.9, 0.05), ("replay", 1.0): (0.9, 0.05)},
         ("uniform", None, "uniform"),
@@ -105,7 +111,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_best_fix_is_the_planted_one(name):
     fits, (fix, weight, edit), said, command = CASES[name]
-    report = report_with(fits)
+    report = report_with(fits, price=10.0 if name == "alone" else 1.0)
     best = report.fitting.best
     assert (best.fix, best.weight, best.best_edit) == (fix, weight, edit)
     assert said in best.sentence

@@ -109,6 +109,8 @@ def _comparison(
     edit: ChosenStrength | None, replay: ChosenStrength | None, gain: Interval | None
 ) -> tuple[str, str] | None:
     """What replay does against the best edit, in a word, and the edit's title."""
+    if edit is None and replay is not None:
+        return "alone", ""
     if gain is None or edit is None or replay is None:
         return None
     verdict = "beats" if gain.low > 0.0 else ("loses" if gain.high < 0.0 else "equals")

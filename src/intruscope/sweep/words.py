@@ -103,7 +103,8 @@ def best_sentence(
     Args:
         best: What the rule chose for the best fix; None where it chose nothing for any.
         seconds: How long its fit took; None for an intervention.
-        comparison: Whether replay ``beats``, ``loses`` to or ``equals`` the best edit, and that edit's title.
+        comparison: Whether replay ``beats``, ``loses`` to or ``equals`` the best edit, and that edit's title;
+            ``alone`` where no edit lowers forgetting at that cost.
         metric: The metric of the task.
         max_task_cost: Largest acceptable cost.
         too_few: The evaluation half has too few sequences for a verdict.
@@ -130,6 +131,7 @@ def best_sentence(
     return (
         said
         + {
+            "alone": " No edit lowers forgetting at that cost.",
             "beats": f" Replay beats every edit, the best of which is: {title}.",
             "loses": f" Training the adapter on (replay) forgets more than the best edit: {title}.",
             "equals": f" Replay and the best edit ({title}) cannot be told apart.",
