@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from intruscope.cli.main import app
-from intruscope.fitting import data
 from intruscope.fitting.fit import fit
 from intruscope.fitting.parts import MAX_DIRECTIONS
 from intruscope.fitting.settings import WEIGHTS, FitSettings
 from intruscope.fitting.table import FITS
+from intruscope.forgetting.disjoint import MAX_SHARED_LINES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "fixes.md").read_text(encoding="utf-8")
 
@@ -35,7 +35,7 @@ def test_the_defaults_are_those_of_the_page():
     assert f"about {settings.fit_tokens} tokens" in TEXT
     assert ",".join(f"{weight:g}" for weight in WEIGHTS) in TEXT
     assert f"{MAX_DIRECTIONS} largest directions" in TEXT
-    assert f"more than {data._MAX_SHARED_LINES:.0%}" in TEXT
+    assert f"more than {MAX_SHARED_LINES:.0%}" in TEXT
     assert {FITS["fitted"].learning_rate, FITS["fitted_matrix"].learning_rate} == {0.03}
     assert FITS["replay"].learning_rate == 0.002
     assert inspect.signature(fit).parameters["seed"].default == 0
