@@ -89,7 +89,7 @@ def minor(base, _, rank):
 def least(base, inputs, rank):
     """CorDA: the last directions of base times covariance, and back."""
     covariance = inputs.T @ inputs
-    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    covariance = covariance / covariance.diagonal().mean() + 0.01 * torch.eye(len(covariance))
     left, values, right = torch.linalg.svd(base @ covariance, full_matrices=False)
     return left[:, -rank:], values[-rank:], right[-rank:] @ torch.linalg.inv(covariance)
 

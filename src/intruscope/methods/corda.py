@@ -4,9 +4,9 @@ Yang et al., "CorDA: Context-Oriented Decomposition Adaptation of Large Language
 Parameter-Efficient Fine-tuning", arXiv 2406.05223, in its knowledge-preserved mode. With C the uncentred
 covariance of a layer's inputs on text to keep, ``W0 C = U diag(S) V.T``. The last ``rank`` components of
 ``U diag(S) (V.T C^-1)`` are moved from the base to the adapter as ``s B0 A0``, with ``B0 = U sqrt(S / s)``
-and ``A0 = sqrt(S / s) V.T C^-1``. C gains 0.01 of its mean diagonal, as in the authors' program; the paper
-takes it from 256 texts. Here the base stays as it is and ``s (B A - B0 A0)`` is added to it, which is the
-same.
+and ``A0 = sqrt(S / s) V.T C^-1``. C is divided by its mean diagonal, which is ours, and its diagonal gains
+0.01, as in the authors' program. The paper takes it from 256 texts. Here the base stays as it is and
+``s (B A - B0 A0)`` is added to it, which is the same.
 
 PEFT has this start as well, but for single texts without padding, weighted by their largest input, and its
 module imports a package that PEFT does not require (attrs).
@@ -58,10 +58,10 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAtta
     attached = attach_factored(model, setting, options, method=METHOD, prepare=_prepare)
     last = slice(-int(options["rank"]), None)
     for name, layer in tuner_layers(attached.model).items():
-        # Of the covariance's scale nothing is left in the start.
+        # The scale of the covariance cancels in B0 A0, but decides how large B0 is beside A0.
         covariance_II = moments.pop(name)
-        diagonal = covariance_II.diagonal()
-        diagonal += _DAMPING * diagonal.mean()
+        covariance_II /= covariance_II.diagonal().mean()
+        covariance_II.diagonal().add_(_DAMPING)
         left, values, right = svd(weight_of(layer.get_base_layer()).double() @ covariance_II)
         inverse_IR = torch.linalg.solve(covariance_II, right[:, last])
         begin_at(layer, ADAPTER, left[:, last], values[last], inverse_IR)
