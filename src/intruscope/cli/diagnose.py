@@ -44,8 +44,8 @@ def diagnose(
 ) -> None:
     """Did the fine-tune break the model, and what now? A scan, the forgetting and the best fixes in one go.
 
-    Runs every part that its data allow (--text for forgetting, --skills for skills, --text and --task for
-    fixes), gives the reason for every other one, and prints the commands to run next. Writes no model.
+    Each part runs if its data are given: forgetting needs a text, skills need harness tasks, and fixes need a
+    text and a task. Prints the commands to run next, and writes no model.
     """
     outputs.check(
         pair.names, others=[options.work_dir], files=[*text, *([task] if task else []), *skills.skills]
