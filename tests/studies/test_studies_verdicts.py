@@ -199,7 +199,9 @@ def test_who_hardly_fits_does_not_count_whatever_trained_it():
         "not watched": {**run("full", (2.0, 9.0), (0, 0), task="v"), "looks": None},
         "diverged": run("full", (2.0, 2.1), (0, 0), status="diverged"),
     }
-    found = {key: record["status"] for key, record in without_unfit(records).items()}
+    kept = without_unfit(records)
+    assert "gained 0.200 nats" in kept["lora"]["reason"] and "best run 1.000" in kept["lora"]["reason"]
+    found = {key: record["status"] for key, record in kept.items()}
     assert found == {
         "best": "ok", "fine": "ok", "lora": "unfit", "full": "unfit", "other task": "ok", "not watched": "ok",
         "diverged": "diverged",

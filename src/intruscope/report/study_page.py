@@ -21,6 +21,7 @@ from intruscope.studies.origins import origin_lines
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.recipes import MERGING
 from intruscope.studies.scales import find_scale
+from intruscope.studies.lives import without_unfit
 from intruscope.studies.verdicts import OUTCOMES
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def study_page(
         pictures: What its script draws.
     """
     scale = find_scale(scale_name)
+    records = without_unfit(records)
     return render_page(
         "study.html.j2",
         styles=("page.css", "sweep.css", "study.css"),

@@ -230,15 +230,17 @@ def without_unfit(records: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, 
         if loss is not None:
             best[where] = min(loss, best.get(where, math.inf))
 
-    def is_unfit(record: Mapping[str, Any]) -> bool:
+    def judged(record: dict[str, Any]) -> dict[str, Any]:
         where, loss = _place(record), record.get("held_out_loss")
         if record["status"] != "ok" or loss is None or where not in before:
-            return False
-        return bool(before[where] - loss < LEAST_FIT * (before[where] - best[where]))
+            return record
+        gain, most = before[where] - loss, before[where] - best[where]
+        if gain >= LEAST_FIT * most:
+            return record
+        reason = f"gained {gain:.3f} nats on the held-out loss of the base, the best run {most:.3f}"
+        return {**record, "status": "unfit", "reason": reason}
 
-    return {
-        key: {**record, "status": "unfit"} if is_unfit(record) else record for key, record in records.items()
-    }
+    return {key: judged(record) for key, record in records.items()}
 
 
 def _place(record: Mapping[str, Any]) -> tuple[str, str]:
