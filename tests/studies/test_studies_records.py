@@ -100,11 +100,11 @@ def test_diverged_runs_are_left_out_and_counted(records):
             record["status"], record["count"] = "diverged", 10_000
     found = outcomes(records)["C1"]
     assert found.verdict.outcome == "holds"
-    assert found.num_diverged == 4  # three tasks of one base, and one of the other
-    assert "4 runs diverged and are excluded" in found.reason
+    assert found.num_left_out == 4  # three tasks of one base, and one of the other
+    assert "4 runs learned too little and are left out" in found.reason
     # They have figures, which would turn the verdict.
     assert found.outcome_with_all not in (None, "holds")
-    assert f"excluded; including them would change it to “{found.outcome_with_all}”." in found.reason
+    assert f"left out; including them would change it to “{found.outcome_with_all}”." in found.reason
     for record in records.values():
         if record["status"] == "diverged":
             record["count"], record["counts"] = 0, {"0.9": 0}
@@ -116,7 +116,7 @@ def test_diverged_runs_are_left_out_and_counted(records):
             del record["count"]  # as where the loss became NaN
     found = outcomes(records)["C1"]
     assert found.outcome_with_all is None
-    assert found.reason.endswith("4 runs diverged and are excluded.")
+    assert found.reason.endswith("4 runs learned too little and are left out.")
 
 
 def test_a_verdict_on_part_of_its_runs_says_so(records):
@@ -131,7 +131,7 @@ def test_a_verdict_on_part_of_its_runs_says_so(records):
     assert not part.is_whole
     assert part.reason.startswith(f"Preliminary, from {finished} of {len(records)} planned runs. ")
     assert (found.outcome_text, part.outcome_text) == ("holds", f"{part.verdict.outcome} so far")
-    assert part.runs_text == f"{finished - 1} of {len(records)} (+1 diverged)"
+    assert part.runs_text == f"{finished - 1} of {len(records)} (+1 left out)"
 
 
 def test_runs_of_another_seed_do_not_stand_for_those_that_are_missing(records):

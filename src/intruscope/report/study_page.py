@@ -16,12 +16,12 @@ from intruscope.report.study_merging import merge_tables
 from intruscope.report.study_strips import strip
 from intruscope.report.study_tables import COLUMNS, arm_tables, edit_table
 from intruscope.report.words import printable_text
+from intruscope.studies.lives import without_unfit
 from intruscope.studies.measure import STRENGTHS
 from intruscope.studies.origins import origin_lines
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.recipes import MERGING
 from intruscope.studies.scales import find_scale
-from intruscope.studies.lives import without_unfit
 from intruscope.studies.verdicts import OUTCOMES
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def study_page(
 
 def _subtitle(scale_name: str, records: Mapping[str, Record]) -> str:
     hours = sum(record.get("core_seconds", 0.0) for record in records.values()) / 3600.0
-    diverged = sum(record["status"] != "ok" for record in records.values())
+    left_out = sum(record["status"] != "ok" for record in records.values())
     claims = _HEADINGS.get(scale_name, _OF_THE_PAPER)[1]
     return (
         f"{claims} at the scale {scale_name}: {len(records)} runs, {hours:.1f} core-hours, "
-        f"{diverged} excluded by the rules"
+        f"{left_out} left out by the rules"
     )
 
 
@@ -108,7 +108,7 @@ def _claim(each: Judged, pictures: Sequence[Picture]) -> dict[str, Any]:
         "style": "none" if each.verdict is None else each.verdict.outcome.replace(" ", "-"),
         "runs": each.num_runs,
         "planned": None if each.is_whole else each.num_planned,
-        "diverged": each.num_diverged,
+        "left_out": each.num_left_out,
         "with_all": each.with_all_text,
         "seeds": len(each.seeds),
         "level": " and ".join(sorted(levels)),

@@ -38,7 +38,7 @@ class Judged:
         claim: The claim.
         verdict: None where nothing of its study was run.
         num_runs: Number of runs that count.
-        num_diverged: Number of runs excluded by the rules.
+        num_left_out: Number of runs excluded by the rules.
         num_planned: Of its study at this scale, and those of other seeds that are there besides.
         seeds: Of those that count.
         outcome_with_all: The verdict if the runs that learned nothing did count; None where there are none.
@@ -49,7 +49,7 @@ class Judged:
     claim: Claim
     verdict: ClaimVerdict | None
     num_runs: int
-    num_diverged: int
+    num_left_out: int
     num_planned: int
     seeds: tuple[int, ...]
     outcome_with_all: str | None = None
@@ -59,7 +59,7 @@ class Judged:
     @property
     def is_whole(self) -> bool:
         """Whether every run that was planned is there."""
-        return self.num_runs + self.num_diverged == self.num_planned
+        return self.num_runs + self.num_left_out == self.num_planned
 
     @property
     def reason(self) -> str:
@@ -88,19 +88,19 @@ class Judged:
     def runs_text(self) -> str:
         """Runs that count, as a table shows them."""
         planned = "" if self.is_whole or self.verdict is None else f" of {self.num_planned}"
-        diverged = f" (+{self.num_diverged} diverged)" if self.num_diverged else ""
-        return f"{self.num_runs}{planned}{diverged}"
+        left_out = f" (+{self.num_left_out} left out)" if self.num_left_out else ""
+        return f"{self.num_runs}{planned}{left_out}"
 
     def _what_is_left_out(self) -> str:
-        if not self.num_diverged:
+        if not self.num_left_out:
             return ""
-        left_out = f"; {self.with_all_text}" if self.with_all_text else ""
-        return f" {self.num_diverged} runs diverged and are excluded{left_out}."
+        with_all = f"; {self.with_all_text}" if self.with_all_text else ""
+        return f" {self.num_left_out} runs learned too little and are left out{with_all}."
 
     def _what_is_missing(self) -> str:
         if self.is_whole:
             return ""
-        finished = self.num_runs + self.num_diverged
+        finished = self.num_runs + self.num_left_out
         return f"Preliminary, from {finished} of {self.num_planned} planned runs. "
 
 
@@ -155,13 +155,13 @@ def _judged(
     plain = rows_of(found, records)
     rows = with_equal_fit(plain)
     once: dict[str, Record] = {row["key"]: row for row in rows}
-    num_runs, seeds, num_diverged = number_of_runs(list(once.values()))
+    num_runs, seeds, num_left_out = number_of_runs(list(once.values()))
     outcome, by_task = over_tasks(claim.judge, rows) if rows else (None, {})
     return Judged(
         claim=claim,
         verdict=outcome,
         num_runs=num_runs,
-        num_diverged=num_diverged,
+        num_left_out=num_left_out,
         num_planned=len(planned & {place.work.key for place in found}),
         seeds=seeds,
         outcome_with_all=_outcome_with_all(claim, plain),

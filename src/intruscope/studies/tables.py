@@ -47,7 +47,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "arms": {"recipe": _TEXT, "arm": _TEXT, "task": _TEXT, "seed": _WHOLE, "key": _TEXT},
     "verdicts": {
         **dict.fromkeys(("claim", "text", "paper_version", "recipe", "verdict", "reason"), _TEXT),
-        **dict.fromkeys(("num_runs", "num_diverged", "num_planned", "num_seeds"), _WHOLE),
+        **dict.fromkeys(("num_runs", "num_left_out", "num_planned", "num_seeds"), _WHOLE),
     },
     "statements": {
         **dict.fromkeys(("claim", "statement", "finding"), _TEXT),
@@ -131,7 +131,7 @@ def _verdict(each: Judged) -> Row:
         "verdict": None if each.verdict is None else each.verdict.outcome,
         "reason": each.reason,
         "num_runs": each.num_runs,
-        "num_diverged": each.num_diverged,
+        "num_left_out": each.num_left_out,
         "num_planned": each.num_planned,
         "num_seeds": len(each.seeds),
     }
