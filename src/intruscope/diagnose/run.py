@@ -16,7 +16,6 @@ from intruscope.engine.settings import RunOptions
 from intruscope.errors import (
     IntruscopeError,
     MalformedInput,
-    OutputConflict,
     ResourceExhausted,
     UsageError,
     allocation_failure,
@@ -71,11 +70,6 @@ class _Run:
     options: RunOptions
     on_progress: OnProgress
     on_notice: Callable[[str], None]
-
-    def within(self, name: str) -> RunOptions:
-        """The options, with a folder of the part's own in ``--work``."""
-        work = self.options.work_dir
-        return self.options if work is None else replace(self.options, work_dir=work / name)
 
 
 def diagnose(
@@ -145,12 +139,12 @@ def diagnose(
         on_progress=on_progress,
         on_notice=on_notice,
     )
-    _make_work(run.options.work_dir)
+    run.options.make_work_dir()
     wanted = run.settings
     scanned = scan(
         run.opened,
         settings=ScanSettings(k=wanted.k, epsilon=wanted.epsilon, seed=wanted.seed),
-        options=run.within("scan"),
+        options=run.options.within("scan"),
         outputs=outputs,
         on_progress=on_progress,
         on_notice=on_notice,
@@ -181,17 +175,6 @@ def diagnose(
         skipped=skipped,
         commands=next_commands(asked, fixes, skipped, forgot=verdict == "forgot"),
     )
-
-
-def _make_work(work: Path | None) -> None:
-    if work is None:
-        return
-    try:
-        work.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputConflict(
-            f"cannot make this folder ({error.strerror})", remedy="choose another --work", file=work
-        ) from error
 
 
 def _live_parts(
@@ -339,7 +322,7 @@ def _forgetting(run: _Run, pair: LivePair) -> ForgettingReport:
     }
     journal = None
     if not run.opened.in_memory:
-        journal = open_journal(identity, run.within("forgetting"), run.on_notice)
+        journal = open_journal(identity, run.options.within("forgetting"), run.on_notice)
     try:
         known = None if journal is None else journal.records.get("report")
         if known is not None:
@@ -370,7 +353,7 @@ def _swept(run: _Run, pair: LivePair) -> SweepReport:
         field=run.field,
         settings=SweepSettings(**asdict(wanted)),
         measuring=run.measuring,
-        options=run.within("fixes"),
+        options=run.options.within("fixes"),
         live=pair,
         on_progress=run.on_progress,
         on_notice=run.on_notice,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from intruscope.errors import OutputConflict
 from intruscope.options import documented, option
 
 
@@ -51,3 +52,24 @@ class RunOptions:
     fresh: bool = option(
         False, help="Start over: discard the results of an interrupted run.", panel="How it runs"
     )
+
+    def make_work_dir(self) -> None:
+        """Make the folder of a run that keeps several journals in it, if one is named.
+
+        Raises:
+            OutputConflict: it cannot be made.
+        """
+        if self.work_dir is None:
+            return
+        try:
+            self.work_dir.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputConflict(
+                f"cannot make this folder ({error.strerror})",
+                remedy="choose another --work",
+                file=self.work_dir,
+            ) from error
+
+    def within(self, name: str) -> RunOptions:
+        """The same for a part of the run, with its own folder inside the work folder, if one is named."""
+        return self if self.work_dir is None else replace(self, work_dir=self.work_dir / name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intruscope.engine.tasks import Outcome, Task
@@ -169,9 +168,7 @@ class Runner:
         purpose: str,
         folder: str,
     ) -> dict[str, dict[str, Any]]:
-        options = self._options
-        if options.work_dir is not None:  # a journal holds one pass
-            options = replace(options, work_dir=options.work_dir / folder)
+        options = self._options.within(folder)  # a journal holds one pass
         executor = executor_for(function, self._settings, options)
         executor.start()
         outcomes = run_planned(

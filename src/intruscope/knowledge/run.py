@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.opening import open_pair
 from intruscope.engine.environment import CORE, environment
 from intruscope.engine.settings import RunOptions
-from intruscope.errors import MalformedInput, OutputConflict, UsageError, printable
+from intruscope.errors import MalformedInput, UsageError, printable
 from intruscope.knowledge.answers import Answerer
 from intruscope.knowledge.facts import read_facts
 from intruscope.knowledge.figures import answer_figures, category_of, figures_of, most_frequent, reliability
@@ -86,8 +86,7 @@ def knowledge(
     sets = _prompt_sets(prompts, settings)
     opened = open_pair(base, tuned, allow_pickle=allow_pickle)
     check_outputs(opened.pairing, [*outputs, *([options.work_dir] if options.work_dir else [])])
-    if options.work_dir is not None:
-        _make(options.work_dir)
+    options.make_work_dir()
     pair = load_pair(opened, device=settings.device, dtype=settings.dtype, tokenizer=settings.tokenizer)
     language = pair.language_model()
     if language.kind != "causal":
@@ -108,7 +107,7 @@ def knowledge(
         own = {**identity, "inputs": list(inputs), "stage": stage}
         journal = None
         if not opened.in_memory:
-            journal = open_journal(own, _within(options, stage), on_notice)
+            journal = open_journal(own, options.within(stage.replace(", ", "-").replace(" ", "-")), on_notice)
         try:
             with state():
                 cells[stage] = bench.run(asked, stage, journal, on_progress)
@@ -129,20 +128,6 @@ def _prompt_sets(prompts: str | Path | None, settings: KnowledgeSettings) -> Pro
             remedy="raise --shots, or give several wordings with --prompts",
         )
     return few_shot_prompts(settings.num_prompts)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        fact = f"cannot make this folder ({error.strerror})"
-        raise OutputConflict(fact, remedy="choose another --work", file=folder) from error
-
-
-def _within(options: RunOptions, stage: str) -> RunOptions:
-    if options.work_dir is None:
-        return options
-    return replace(options, work_dir=options.work_dir / stage.replace(", ", "-").replace(" ", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)

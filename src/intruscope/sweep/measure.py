@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from intruscope.adapters.opening import open_pair
 from intruscope.engine.environment import CORE, environment
 from intruscope.engine.settings import RunOptions
-from intruscope.errors import OutputConflict, UsageError
+from intruscope.errors import UsageError
 from intruscope.fitting.table import FITS
 from intruscope.progress import OnProgress, ignore_progress
 from intruscope.repair.interventions import INTERVENTIONS
@@ -108,15 +108,7 @@ def sweep(
     work = options.work_dir
     opened = open_pair(base, tuned, allow_pickle=allow_pickle)
     check_outputs(opened.pairing, [*outputs, *([work] if work else [])])
-    if work is not None:
-        try:
-            work.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputConflict(
-                f"cannot make this folder ({error.strerror})",
-                remedy="choose another --work",
-                file=work,
-            ) from error
+    options.make_work_dir()
     # Before the survey, which takes longer: whatever cannot be measured is refused at once.
     loading: dict[str, Any] = {name: getattr(measuring, name) for name in ("device", "dtype", "tokenizer")}
     pair = live if live is not None else load_pair(opened, **loading)
@@ -128,7 +120,7 @@ def sweep(
     found = survey_pair(
         opened,
         settings=ScanSettings(k=settings.k, epsilon=settings.epsilon, seed=settings.seed),
-        options=_within(options, "survey-with-updates" if needs_updates else "survey"),
+        options=options.within("survey-with-updates" if needs_updates else "survey"),
         update_spectra=needs_updates,
         on_progress=on_progress,
         on_notice=on_notice,
@@ -147,7 +139,7 @@ def sweep(
         settings=settings,
         measuring=measuring,
         fitting=fitting,
-        options=_within(options, "sweep"),
+        options=options.within("sweep"),
         on_progress=on_progress,
         on_notice=on_notice,
     )
@@ -385,10 +377,6 @@ def _fitter(
 
 def _named(tokenizer: str | Path | None) -> str | None:
     return None if tokenizer is None else str(tokenizer)
-
-
-def _within(options: RunOptions, name: str) -> RunOptions:
-    return options if options.work_dir is None else replace(options, work_dir=options.work_dir / name)
 
 
 def _environment(measuring: MeasureOptions, device: str) -> dict[str, Any]:
