@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intruscope.report.study import study_rows
 from intruscope.report.study_docs import filled, merging_filled
-from intruscope.studies.judge import committed, judge_committed
+from intruscope.studies.judge import committed, judge_committed, study_rows
 from intruscope.studies.recipes import MERGING
 from intruscope.studies.records import Record, read_results
 

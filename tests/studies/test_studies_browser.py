@@ -12,10 +12,9 @@ from browser import find_browser, look
 
 from intruscope.plots.study import study_pictures
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.report.study import study_rows
 from intruscope.report.study_charts import pictures_data
 from intruscope.report.study_page import study_page
-from intruscope.studies.judge import judge
+from intruscope.studies.judge import judge, study_rows
 from intruscope.studies.measure import CONTROLS
 
 NAMES = {control: INTERVENTIONS[control].title for control in CONTROLS}

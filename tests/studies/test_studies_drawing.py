@@ -12,7 +12,7 @@ from intruscope.plots.study_draw import DASHES, legend_names, picture_figure
 from intruscope.plots.study_layout import layout
 from intruscope.plots.study_picture import Axis, Line, LineStyle, MapPanel, Panel, Picture, Point, mean_point
 from intruscope.plots.style import MARKERS, SERIES, picture_style
-from intruscope.report.study import study_rows
+from intruscope.studies.judge import study_rows
 
 NAMES = {"intruders": "the edit", "uniform": "whole update shrunk", "matched_change": "same change"}
 

@@ -14,13 +14,12 @@ from intruscope.forgetting.texts import read_texts
 from intruscope.linalg.dense import DenseSides
 from intruscope.linalg.forms import dense_of as dense
 from intruscope.plots.study_merging import FIGURES, merging_pictures
-from intruscope.report.study import study_rows
 from intruscope.report.study_merging import MERGE_COLUMNS, markdown, merge_tables, merged_sets
 from intruscope.report.study_page import study_page
 from intruscope.studies.claims_merging import EMR, LINEAR, OWN_STARTS, RANDOM, SAME_START, SUM, chosen
 from intruscope.studies.grid import MergeSet, label_of, settings_of
 from intruscope.studies.inputs import digests, inputs_of, passages
-from intruscope.studies.judge import judge
+from intruscope.studies.judge import judge, study_rows
 from intruscope.studies.merging import ALL_METHODS, merge_set_figures, sides, text_scores
 from intruscope.studies.merging_parts import train_parts
 from intruscope.studies.merging_rules import in_random_directions, merged

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from simulated_runs import CANDIDATES
 
-from intruscope.report.study import study_rows
 from intruscope.report.study_docs import filled, merging_filled, merging_tables, tables
 from intruscope.report.study_page import study_page
 from intruscope.report.study_strips import WIDTH, strip
 from intruscope.studies.claims import CLAIMS
-from intruscope.studies.judge import committed, judge, judge_committed
+from intruscope.studies.judge import committed, judge, judge_committed, study_rows
 from intruscope.studies.paper_numbers import REPORTED
 from intruscope.studies.recipes import MERGING, places
 from intruscope.studies.records import read_results, records_of

@@ -13,8 +13,8 @@ from intruscope.plots.study_captions import ABOUT
 from intruscope.plots.study_forgetting import edits_pictures
 from intruscope.plots.study_picture import MapPanel
 from intruscope.repair.interventions import INTERVENTIONS
-from intruscope.report.study import study_rows
 from intruscope.studies.claims import CLAIMS
+from intruscope.studies.judge import study_rows
 from intruscope.studies.measure import CONTROLS, STRENGTHS
 from intruscope.studies.scales import MINI
 

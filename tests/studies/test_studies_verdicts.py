@@ -8,7 +8,9 @@ import pytest
 from scipy import stats
 
 from intruscope.studies.estimates import Estimate, heterogeneity, reliability, stratified_mean
+from intruscope.studies.judge import committed, study_rows
 from intruscope.studies.lives import equal_fit_difference, without_unfit
+from intruscope.studies.records import read_results
 from intruscope.studies.verdicts import Statement, over_tasks, verdict
 
 SEEN = {"sst2": (-0.056, 0.050), "mnli": (-0.085, 0.010), "reference": (-0.319, 0.016)}
@@ -206,3 +208,10 @@ def test_who_hardly_fits_does_not_count_whatever_trained_it():
         "best": "ok", "fine": "ok", "lora": "unfit", "full": "unfit", "other task": "ok", "not watched": "ok",
         "diverged": "diverged",
     }  # fmt: skip
+
+
+def test_what_verdicts_leave_out_is_in_no_table_or_picture_either():
+    records, _ = read_results(committed(scale_name="mini")[1])
+    unfit = {key for key, record in without_unfit(records).items() if record["status"] == "unfit"}
+    rows = [row for recipe in study_rows("mini", records).values() for row in recipe]
+    assert unfit and {row["key"] for row in rows if row["status"] == "unfit"} == unfit

@@ -18,21 +18,19 @@ from intruscope.report.study_merging import merged_sets
 from intruscope.report.study_page import study_page
 from intruscope.studies.folder import study_records
 from intruscope.studies.grid import settings_of
-from intruscope.studies.judge import Judged, judge, places_with, studies_json
-from intruscope.studies.lives import with_equal_fit
+from intruscope.studies.judge import Judged, judge, studies_json, study_rows
 from intruscope.studies.measure import CONTROLS
 from intruscope.studies.recipes import MERGING
-from intruscope.studies.records import FILE, rows_of, write_results
+from intruscope.studies.records import FILE, write_results
 from intruscope.studies.sizes import kinds, sizes
 from intruscope.weights.output import write_json_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from intruscope.studies.claims import Claim
     from intruscope.studies.recipes import RecipePlace
-    from intruscope.studies.records import Record
     from intruscope.studies.scale import Scale
 
 _STYLE = {
@@ -140,14 +138,3 @@ def write_study(out: Path, *, first: Sequence[Claim] = ()) -> list[Path]:
     ordered = sorted(judged, key=lambda each: (each.claim not in first, each.verdict is None))
     write_page(study_page(scale_name, records, ordered, rows, pictures), out / "report.html")
     return [out / "report.html", out / "pictures", results]
-
-
-def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list[Record]]:
-    """Rows of every recipe that has some, those of seeds outside the scale's included, as in the verdicts."""
-    planned = places_with(scale_name, records)
-    found = {}
-    for recipe in dict.fromkeys(place.recipe for place in planned):
-        rows = with_equal_fit(rows_of([p for p in planned if p.recipe == recipe], records))
-        if rows:
-            found[recipe] = rows
-    return found

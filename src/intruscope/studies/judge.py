@@ -115,10 +115,15 @@ def judge(
         claims: Those of the scale by default.
     """
     every = places_with(scale_name, records)
-    records = without_unfit(records)
+    rows = study_rows(scale_name, records)
     planned = {place.work.key for place in places(find_scale(scale_name))} | records.keys()
     return [
-        _judged(claim, [place for place in every if place.recipe == claim.recipe], records, planned)
+        _judged(
+            claim,
+            [place for place in every if place.recipe == claim.recipe],
+            rows.get(claim.recipe, []),
+            planned,
+        )
         for claim in (claims_of(scale_name) if claims is None else claims)
     ]
 
@@ -149,22 +154,31 @@ def places_with(scale_name: str, records: Mapping[str, Record]) -> list[RecipePl
     return usual + (places(scale, of_seeds=further) if further else [])
 
 
-def _judged(
-    claim: Claim, found: Sequence[RecipePlace], records: Mapping[str, Record], planned: Set[str]
-) -> Judged:
-    plain = rows_of(found, records)
-    rows = with_equal_fit(plain)
+def study_rows(scale_name: str, records: Mapping[str, Record]) -> dict[str, list[Record]]:
+    """Rows of every recipe that has some, those of seeds outside the scale's included.
+
+    Verdicts, tables and pictures are of these rows, so that what does not count in one counts in none.
+    """
+    fit = without_unfit(records)
+    by_recipe: dict[str, list[RecipePlace]] = {}
+    for place in places_with(scale_name, records):
+        by_recipe.setdefault(place.recipe, []).append(place)
+    found = {recipe: with_equal_fit(rows_of(own, fit)) for recipe, own in by_recipe.items()}
+    return {recipe: rows for recipe, rows in found.items() if rows}
+
+
+def _judged(claim: Claim, found: Sequence[RecipePlace], rows: Sequence[Record], planned: Set[str]) -> Judged:
     once: dict[str, Record] = {row["key"]: row for row in rows}
     num_runs, seeds, num_left_out = number_of_runs(list(once.values()))
-    outcome, by_task = over_tasks(claim.judge, rows) if rows else (None, {})
+    whole, by_task = over_tasks(claim.judge, rows) if rows else (None, {})
     return Judged(
         claim=claim,
-        verdict=outcome,
+        verdict=whole,
         num_runs=num_runs,
         num_left_out=num_left_out,
         num_planned=len(planned & {place.work.key for place in found}),
         seeds=seeds,
-        outcome_with_all=_outcome_with_all(claim, plain),
+        outcome_with_all=_outcome_with_all(claim, rows),
         by_task=by_task,
         bases={place.task: place.work.base for place in found},
     )
@@ -256,7 +270,7 @@ def studies_json(judged: Sequence[Judged], results: str | None) -> dict[str, Any
 
 
 def _heterogeneity(found: ClaimVerdict | None) -> dict[str, float] | None:
-    """Of the statement whose tasks differ most, its p times the number of statements (Bonferroni)."""
+    """The test of the statement whose tasks differ most; p is multiplied by the number of statements."""
     counted = () if found is None else [each for each in found.statements if not each.is_aside]
     tests = [test for each in counted if (test := each.heterogeneity) is not None]
     if not tests:
