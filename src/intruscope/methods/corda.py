@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import ADAPTER, tuner_layers
 from intruscope.methods.contract import Method
-from intruscope.methods.factored import attach_factored, load_factored
+from intruscope.methods.factored import attach_factored, count_from_start, load_factored
 from intruscope.methods.lora import LORA_PARAMETERS, doubled_rank, lora_numbers
 from intruscope.methods.targets import targets_of, weight_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from torch import nn
 
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
     from intruscope.methods.factored import FactoredAttached
 
 _DAMPING = 0.01
-
-
-def _prepare(config: Any, options: Options) -> Any:  # noqa: ARG001  # as of all methods
-    from intruscope.methods.offset_layers import use_offsets
-
-    return use_offsets(config)
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAttached:
@@ -55,7 +48,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAtta
 
     names = targets_of(model, setting, METHOD)
     moments = input_moments(model, names, kept_batches(setting, METHOD.title))
-    attached = attach_factored(model, setting, options, method=METHOD, prepare=_prepare)
+    attached = attach_factored(model, setting, options, method=METHOD, prepare=count_from_start)
     last = slice(-int(options["rank"]), None)
     for name, layer in tuner_layers(attached.model).items():
         # The scale of the covariance cancels in B0 A0, but decides how large B0 is beside A0.
@@ -70,7 +63,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAtta
 
 def load(model: nn.Module, folder: Path) -> FactoredAttached:
     """Put a saved one on its base, to train on."""
-    return load_factored(model, folder, method=METHOD, prepare=_prepare)
+    return load_factored(model, folder, method=METHOD, prepare=count_from_start)
 
 
 METHOD = Method(

@@ -169,6 +169,13 @@ def load_factored(
     return kind(peft_model, method_name=method.name, options=options, seed=seed)
 
 
+def count_from_start(config: Any, options: Options) -> Any:  # noqa: ARG001  # as of all methods
+    """For ``prepare``: layers whose factors count from where they start."""
+    from intruscope.methods.offset_layers import use_offsets
+
+    return use_offsets(config)
+
+
 def write_options(folder: Path, method_name: str, options: Options, seed: int) -> None:
     """Note beside an adapter by which method, with which options and seed, it is trained."""
     record = {"method": method_name, "options": options, "seed": seed}

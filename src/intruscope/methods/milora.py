@@ -13,24 +13,17 @@ from typing import TYPE_CHECKING
 
 from intruscope.methods.attached import ADAPTER, tuner_layers
 from intruscope.methods.contract import Method
-from intruscope.methods.factored import attach_factored, load_factored
+from intruscope.methods.factored import attach_factored, count_from_start, load_factored
 from intruscope.methods.lora import LORA_PARAMETERS, doubled_rank, lora_numbers
 from intruscope.methods.targets import weight_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from torch import nn
 
     from intruscope.methods.contract import Options, Setting
     from intruscope.methods.factored import FactoredAttached
-
-
-def _prepare(config: Any, options: Options) -> Any:  # noqa: ARG001  # as of all methods
-    from intruscope.methods.offset_layers import use_offsets
-
-    return use_offsets(config)
 
 
 def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAttached:
@@ -42,7 +35,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAtta
     from intruscope.linalg.dense import svd
     from intruscope.methods.offset_layers import begin_at
 
-    attached = attach_factored(model, setting, options, method=METHOD, prepare=_prepare)
+    attached = attach_factored(model, setting, options, method=METHOD, prepare=count_from_start)
     last = slice(-int(options["rank"]), None)
     for layer in tuner_layers(attached.model).values():
         left, values, right = svd(weight_of(layer.get_base_layer()).double())
@@ -52,7 +45,7 @@ def attach(model: nn.Module, setting: Setting, options: Options) -> FactoredAtta
 
 def load(model: nn.Module, folder: Path) -> FactoredAttached:
     """Put a saved one on its base, to train on."""
-    return load_factored(model, folder, method=METHOD, prepare=_prepare)
+    return load_factored(model, folder, method=METHOD, prepare=count_from_start)
 
 
 METHOD = Method(
