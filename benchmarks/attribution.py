@@ -11,18 +11,18 @@ Reports are kept in the work folder, and an interrupted run resumes there.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.interventions import demo_cases, minilm_cases
+from benchmarks.interventions import case_parser, learned_cases
 from intruscope.attribution.where import forget_where
 from intruscope.forgetting.records import ForgettingReport
 from intruscope.studies.claims_attribution import c26
 from intruscope.studies.verdicts import verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.interventions import Case
     from intruscope.forgetting.where import WhereReport
 
@@ -63,34 +63,13 @@ def row_of(case: Case, where: WhereReport) -> dict[str, Any]:
         }
         for span in where.spans
     }
-    task, _, rank = case.group.rpartition(" r=")
-    return {
-        "arm": f"lora_r{rank}",
-        "task": task,
-        "seed": case.seed,
-        "status": "ok",
-        "where": spans if is_complete else {},
-    }
+    return {**case.row, "where": spans if is_complete else {}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="the masked MiniLM")
-    parser.add_argument("--runs", type=Path, help="output folder of examples/train_minilm.py")
-    parser.add_argument("--tasks", type=Path)
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--demo", action="store_true", help="the demo model")
-    parser.add_argument("--only", default="", help="only fine-tunes whose name contains this")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    cases = demo_cases(given.work) if given.demo else []
-    if given.runs is not None:
-        cases += minilm_cases(given.base, given.runs, given.tasks, given.text, given.work)
+    given = case_parser(__doc__).parse_args()
     rows = []
-    for case in cases:
-        if given.only not in case.name or not case.learned:
-            continue
+    for case in learned_cases(given):
         where = report_of(case, given.work).where
         assert where is not None
         for name, total in (("forgetting", where.total), ("gain", where.gain_total)):

@@ -13,13 +13,11 @@ Measurements and fits are kept in the work folder, and an interrupted run resume
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.interventions import demo_cases, minilm_cases
+from benchmarks.interventions import case_parser, learned_cases
 from intruscope.engine.settings import RunOptions
 from intruscope.forgetting.tasks import Task, load_task
 from intruscope.studies.claims_fits import c25
@@ -31,6 +29,8 @@ from intruscope.sweep.settings import MeasureOptions
 from intruscope.sweep.words import effect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.interventions import Case
 
 GRID = SweepSettings(
@@ -126,28 +126,13 @@ def row_of(case: Case, report: SweepReport) -> dict[str, Any]:
                 "mean_factor": sum(factors) / len(factors),
                 "forgetting_share": share.estimate,
             }
-    task, _, rank = case.group.rpartition(" r=")
-    return {"arm": f"lora_r{rank}", "task": task, "seed": case.seed, "status": "ok", "fits": fits}
+    return {**case.row, "fits": fits}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="the masked MiniLM")
-    parser.add_argument("--runs", type=Path, help="output folder of examples/train_minilm.py")
-    parser.add_argument("--tasks", type=Path)
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--demo", action="store_true", help="the demo model")
-    parser.add_argument("--only", default="", help="only fine-tunes whose name contains this")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    cases = demo_cases(given.work) if given.demo else []
-    if given.runs is not None:
-        cases += minilm_cases(given.base, given.runs, given.tasks, given.text, given.work)
+    given = case_parser(__doc__).parse_args()
     rows = []
-    for case in cases:
-        if given.only not in case.name or not case.learned:
-            continue
+    for case in learned_cases(given):
         is_demo = case.name.startswith("demo")
         data = demo_data(given.work, case.seed) if is_demo else minilm_data(case, given.tasks, given.text)
         report = report_of(case, data, given.work)

@@ -65,6 +65,12 @@ class Case:
     training: dict[str, Any]
     learned: bool = True
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the judges of the studies read of a run, before any figure."""
+        task, _, rank = self.group.rpartition(" r=")
+        return {"arm": f"lora_r{rank}", "task": task, "seed": self.seed, "status": "ok"}
+
 
 def minilm_cases(base: Path, runs: Path, tasks: Path, text: Path, work: Path) -> list[Case]:
     """The LoRA runs that exist, ordered by seed."""
@@ -206,8 +212,9 @@ def measure_case(case: Case, work: Path) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def case_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that name fine-tunes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="the masked MiniLM")
     parser.add_argument("--runs", type=Path, help="output folder of examples/train_minilm.py")
@@ -217,6 +224,20 @@ def main() -> None:
         "--only", default="", help="only runs whose name contains this; lets several processes share the work"
     )
     parser.add_argument("--demo", action="store_true", help="measure the shipped model")
+    return parser
+
+
+def learned_cases(given: argparse.Namespace) -> list[Case]:
+    """The fine-tunes that the options name and that learned something, those of the shipped model first."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    cases = demo_cases(given.work) if given.demo else []
+    if given.runs is not None:
+        cases += minilm_cases(given.base, given.runs, given.tasks, given.text, given.work)
+    return [case for case in cases if given.only in case.name and case.learned]
+
+
+def main() -> None:
+    parser = case_parser(__doc__)
     parser.add_argument("--publish", action="store_true", help="pool the measurements and write the results")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

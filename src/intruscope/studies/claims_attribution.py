@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.studies.evidence import mean_of
+from intruscope.studies.evidence import at, less, mean_of
 from intruscope.studies.verdicts import PERCENT, Statement, shared_level
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ ARMS = ("lora_r8", "lora_r16")
 SMALLEST_EXCESS = 0.1
 """A tenth of what a part weighs: with half of the squared norm, five points between the two shares."""
 FEWEST_INTRUDERS = 0.05
-"""Of the squared norm of the update; with less in the intruders' span, their shares say nothing about it."""
+"""If the intruders' span holds less of the squared norm of the update, its other shares say nothing."""
 INTRUDERS, OTHERS = "intruders", "other top vectors"
 
 
@@ -50,7 +50,7 @@ def c26(rows: Rows) -> list[Statement]:
         ),
         Statement(
             text="the same of the intruders minus that of the other top vectors",
-            estimate=mean_of(rows, _lead, ARMS, level=level),
+            estimate=mean_of(rows, less(_excess(INTRUDERS), _excess(OTHERS)), ARMS, level=level),
             above=0.0,
             smallest=SMALLEST_EXCESS,
         ),
@@ -64,11 +64,7 @@ def c26(rows: Rows) -> list[Statement]:
 
 
 def _of(span: str, figure: str) -> Callable[[Row], float | None]:
-    def value(row: Row) -> float | None:
-        found = row.get("where", {}).get(span, {}).get(figure)
-        return None if found is None else float(found)
-
-    return value
+    return at("where", span, figure)
 
 
 def _excess(span: str) -> Callable[[Row], float | None]:
@@ -79,8 +75,3 @@ def _excess(span: str) -> Callable[[Row], float | None]:
         return None if not weight or forgotten is None or gained is None else (forgotten - gained) / weight
 
     return value
-
-
-def _lead(row: Row) -> float | None:
-    first, second = _excess(INTRUDERS)(row), _excess(OTHERS)(row)
-    return None if first is None or second is None else first - second

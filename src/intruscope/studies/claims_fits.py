@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intruscope.studies.evidence import mean_of
+from intruscope.studies.evidence import at, mean_of
 from intruscope.studies.verdicts import PERCENT, Statement, shared_level
 
 if TYPE_CHECKING:
-    from intruscope.studies.evidence import Figure, Row, Rows
+    from intruscope.studies.evidence import Figure, Rows
 
 ARMS = ("lora_r8",)
 """Rank 1 has one direction per matrix, and at mini too few for strata."""
 WEIGHT = 1.0
-"""Of the loss on text: at it, the prototype's fit won two thirds of the forgetting back."""
+"""The weight of the loss on text. With it, the prototype's fit won back two thirds of the forgetting."""
 SMALLEST_DIFFERENCE = 0.05
 """Of two factors: a twentieth of a direction."""
 SMALLEST_CORRELATION = 0.1
@@ -64,8 +64,4 @@ def c25(rows: Rows) -> list[Statement]:
 
 
 def _at(figure: str) -> Figure:
-    def value(row: Row) -> float | None:
-        found = row.get("fits", {}).get(f"{WEIGHT:g}", {}).get(figure)
-        return None if found is None else float(found)
-
-    return value
+    return at("fits", f"{WEIGHT:g}", figure)

@@ -16,18 +16,22 @@ import numpy as np
 from intruscope.studies.claims_weights import FEW, ONE_PER_RUN, SAME_ACCURACY, counts_differ, share_of
 from intruscope.studies.estimates import Estimate, mean_share, rank_correlation, stratified_mean
 from intruscope.studies.evidence import (
+    at,
     by_run,
     by_task,
     count_difference,
     count_of,
     difference_of,
+    less,
     mean_of,
 )
 from intruscope.studies.lives import equal_fit_difference
 from intruscope.studies.verdicts import NATS, PERCENT, POINTS, Statement, shared_level
 
 if TYPE_CHECKING:
-    from intruscope.studies.evidence import Figure, Row, Rows
+    from collections.abc import Callable
+
+    from intruscope.studies.evidence import Row, Rows
 
 WORTH_HAVING = 0.1
 """'A large drop of forgetting': a tenth of it. The paper's at strength 0.7: 9% to 33% (its table 3)."""
@@ -221,14 +225,9 @@ def _correlation(
     )
 
 
-def _at(strength: float, control: str, figure: str) -> Figure:
-    """A figure of one cell of a run's interventions: ``interventions[control][strength][figure]``."""
-
-    def value(row: Row) -> float | None:
-        found = row.get("interventions", {}).get(control, {}).get(f"{strength:g}", {}).get(figure)
-        return None if found is None else float(found)
-
-    return value
+def _at(strength: float, control: str, figure: str) -> Callable[[Row], float | None]:
+    """A figure of one cell of a run's interventions."""
+    return at("interventions", control, f"{strength:g}", figure)
 
 
 LORA = ("lora_r1", "lora_r8")
@@ -278,7 +277,7 @@ def c16(rows: Rows) -> list[Statement]:
         ),
         Statement(
             text="the edit minus that control",
-            estimate=mean_of(rows, _less(edit, matched), LORA, level=level),
+            estimate=mean_of(rows, less(edit, matched), LORA, level=level),
             below=0.0,
             is_aside=True,
             unit=PERCENT,
@@ -327,7 +326,7 @@ def c18(rows: Rows) -> list[Statement]:
 
     def beyond_edit(figure: str) -> Estimate | None:
         below, edit = (_at(0.7, control, figure) for control in ("neighbour_below", "intruders"))
-        return mean_of(rows, _less(below, edit), LORA, level=level)
+        return mean_of(rows, less(below, edit), LORA, level=level)
 
     return [
         Statement(
@@ -358,17 +357,6 @@ def c18(rows: Rows) -> list[Statement]:
             unit=NATS,
         ),
     ]
-
-
-def _less(first: Figure, second: Figure) -> Figure:
-    assert callable(first)
-    assert callable(second)
-
-    def value(row: Row) -> float | None:
-        a, b = first(row), second(row)
-        return None if a is None or b is None else a - b
-
-    return value
 
 
 def c21(rows: Rows) -> list[Statement]:

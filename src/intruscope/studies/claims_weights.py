@@ -20,6 +20,7 @@ import numpy as np
 
 from intruscope.studies.estimates import relative_spread, reliability, stratified_mean
 from intruscope.studies.evidence import (
+    at,
     by_run,
     by_task,
     cells,
@@ -44,9 +45,9 @@ FEW_AT_HIGH_EPSILON = 0.05
 SAME_ACCURACY = 0.01
 """'Equal accuracy': within one point."""
 A_QUARTER_MORE = math.log2(1.25)
-"""Of ratios, as logarithms to the base 2: less than this is about equal."""
+"""Two figures whose log2 ratio is smaller are about equal."""
 LITTLE_GROWTH = 0.05
-"""Of a singular value during training: 5%."""
+"""A singular value that grows by less than 5% during training hardly grows."""
 LOW_RANKS = ("lora_r1", "lora_r8", "lora_r16")
 
 
@@ -67,7 +68,7 @@ def log_of(name: str) -> Callable[[Row], float | None]:
 
 def count_at(epsilon: str) -> Callable[[Row], float | None]:
     """The count of a run at another epsilon."""
-    return lambda row: row.get("counts", {}).get(epsilon)
+    return at("counts", epsilon)
 
 
 def share_of(rows: Rows, figure: Figure, arms: Arms, *, level: float) -> Estimate | None:

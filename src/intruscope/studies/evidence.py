@@ -19,6 +19,30 @@ Figure = str | Callable[[Row], float | None]
 Arms = str | tuple[str, ...]
 
 
+def at(*path: str) -> Callable[[Row], float | None]:
+    """The figure at a path of names inside a row; None where the path ends early."""
+
+    def value(row: Row) -> float | None:
+        found: Any = row
+        for name in path:
+            found = None if found is None else found.get(name)
+        return None if found is None else float(found)
+
+    return value
+
+
+def less(
+    first: Callable[[Row], float | None], second: Callable[[Row], float | None]
+) -> Callable[[Row], float | None]:
+    """One figure less another; None where either is missing."""
+
+    def value(row: Row) -> float | None:
+        a, b = first(row), second(row)
+        return None if a is None or b is None else a - b
+
+    return value
+
+
 def by_run(rows: Rows, figure: Figure, arms: Arms) -> dict[tuple[str, int], float]:
     """A figure per task and seed, averaged over the arms; only where every arm has it."""
     wanted = (arms,) if isinstance(arms, str) else arms
