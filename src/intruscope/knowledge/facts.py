@@ -239,7 +239,7 @@ def _united(facts: Iterable[Fact]) -> list[Fact]:
 
 
 def _limited(facts: list[Fact], max_facts: int | None) -> list[Fact]:
-    """At most so many, spread evenly over the trained ones and over the others, in their shares."""
+    """At most ``max_facts``, evenly spread; trained and other facts keep their shares."""
     if max_facts is None or len(facts) <= max_facts:
         return facts
     ordered = sorted(range(len(facts)), key=lambda place: bool(facts[place].trained))

@@ -89,7 +89,7 @@ def _cells(report: CompareReport, pair: PairReport) -> Cells:
 
 
 def _inflations(report: CompareReport) -> list[Inflation]:
-    """Of the matrices that several fine-tunes change: of one, it is 1."""
+    """The inflation of each matrix that several fine-tunes change; with one, it is always 1."""
     return [
         Inflation(
             layer=module.layer,
